@@ -1,0 +1,1 @@
+//! Device fleet and measured comparison with TLS.

@@ -1,0 +1,1 @@
+//! The two messages and the record layer: what a device links.
