@@ -1,1 +1,24 @@
-//! The two messages and the record layer: what a device links.
+//! Duet's two messages and its record layer.
+//!
+//! This crate is the whole of what a device links, and the part of the gateway that knows the
+//! protocol. It is sans-IO: bytes, time and randomness are arguments, messages are results. It
+//! never allocates, never reads a clock, and contains no `unsafe`.
+//!
+//! `docs/protocol.md` specifies every byte; comments cite its requirements as R1, R2, ….
+//!
+//! * [`wire`]: what stands where in a message; decoding without secrets.
+//! * [`profile`], [`identity`]: what a device is registered with.
+//! * [`initiator`]: the device's half of the handshake; [`responder`]: the gateway's.
+//!   Neither performs an elliptic-curve operation itself: it asks for one and is resumed with the
+//!   answer, so that a gateway can answer a crowd in batches. [`ec`] answers one at a time.
+//! * [`record`]: sealing and opening after the handshake; [`replay`]: the receiver's window.
+//! * [`message`]: what a record carries (readings, acknowledgements, commands).
+//! * [`device`]: a device's complete state machine, with retransmission, on a caller's clock.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod identity;
+pub mod profile;
