@@ -62,6 +62,17 @@ impl Fingerprint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PublicKey(pub [u8; 65]);
 
+/// The gateway as both sides know it: its preset certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Which of the gateway's keys: one byte in HELLO, so that two may overlap in rotation.
+    pub key_id: u8,
+    /// `cS`: the certificate's fingerprint.
+    pub fingerprint: Fingerprint,
+    /// `pkS`: the certificate's key.
+    pub key: PublicKey,
+}
+
 /// A secret that device and gateway share since registration (mode `registered-id`).
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct RegistrationKey(pub [u8; 32]);

@@ -20,5 +20,15 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod aead;
+pub mod ec;
+pub mod hpke;
 pub mod identity;
+pub mod initiator;
 pub mod profile;
+pub mod reason;
+pub mod record;
+pub mod replay;
+pub mod responder;
+pub mod schedule;
+pub mod wire;

@@ -1,0 +1,89 @@
+//! Why an input was discarded: one reason an input, each with a static label for metrics.
+//!
+//! A peer never learns which one (R40): a datagram is met with silence, a stream with a close.
+
+use thiserror::Error;
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])* $name:ident = $label:literal,)*) => {
+        /// The one reason for which a message from outside was discarded.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+        pub enum DropReason {
+            $($(#[doc = $doc])* #[error($label)] $name,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of the variants.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The label under which metrics count it.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Not a whole message of any kind: wrong length for its kind, or empty.
+    Malformed = "malformed",
+    /// The version nibble is not ours.
+    Version = "version",
+    /// A kind that this side does not take.
+    Kind = "kind",
+    /// The profile byte names no profile, or one for another transport.
+    Profile = "profile",
+    /// The gateway key id is not one that this gateway holds.
+    GatewayKey = "gateway_key",
+    /// An elliptic-curve point that does not exist.
+    Point = "point",
+    /// HELLO did not open under the gateway's key.
+    HelloOpen = "hello_open",
+    /// The clear slot is not the sealed identity's.
+    Slot = "slot",
+    /// The proof did not verify, or the identity is unknown, revoked or not valid today.
+    Proof = "proof",
+    /// The registry does not allow this device this profile.
+    NotAllowed = "not_allowed",
+    /// The echoed challenge is not the one that was given, or it is too old.
+    Challenge = "challenge",
+    /// A HELLO whose session is already confirmed, or pending under a newer HELLO.
+    Stale = "stale",
+    /// The address-validation cookie is wrong or too old.
+    Cookie = "cookie",
+    /// More hellos were waiting than the gateway takes.
+    HelloQueueFull = "hello_queue_full",
+    /// No memory set aside for another session.
+    SessionsFull = "sessions_full",
+    /// A record for a session that does not exist, met with a RESET.
+    UnknownSession = "unknown_session",
+    /// A record for a session that does not exist, and no RESET because of the rate limit.
+    UnknownSessionQuiet = "unknown_session_quiet",
+    /// A record whose sequence number was already taken, or is below the window.
+    Replay = "replay",
+    /// A record that did not open.
+    RecordOpen = "record_open",
+    /// A record that opened, but whose content is not a message.
+    Message = "message",
+    /// A record sealed by a peer that no longer may: its lifetime is over.
+    Expired = "expired",
+    /// ACCEPT, RETRY or RESET that nobody waits for, or that is not authentic.
+    Unexpected = "unexpected",
+    /// ACCEPT that did not open or whose signature is wrong.
+    AcceptOpen = "accept_open",
+    /// The mark inside a challenge is beyond every honest one.
+    Mark = "mark",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_distinct() {
+        for (i, a) in DropReason::ALL.iter().enumerate() {
+            assert!(DropReason::ALL[..i].iter().all(|b| a.label() != b.label()));
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The receiver's window over sequence numbers (R30): each number is taken once.
+
+/// How far behind the newest record a late one may arrive.
+pub const WINDOW: u32 = 128;
+
+/// What was received: the newest number and the 128 numbers up to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplayWindow {
+    next: u32,
+    seen: u128,
+}
+
+/// Where a sequence number stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Newer than everything before.
+    Newest,
+    /// Within the window and not seen.
+    Late,
+    /// Within the window and already taken.
+    Repeated,
+    /// Below the window.
+    TooOld,
+}
+
+impl ReplayWindow {
+    /// A window that has seen nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { next: 0, seen: 0 }
+    }
+
+    /// Where this number stands. Changes nothing: the record is not yet authentic.
+    #[must_use]
+    pub const fn place(&self, sequence: u32) -> Place {
+        if sequence >= self.next {
+            return Place::Newest;
+        }
+        let behind = self.next - 1 - sequence;
+        if behind >= WINDOW {
+            Place::TooOld
+        } else if self.seen >> behind & 1 == 1 {
+            Place::Repeated
+        } else {
+            Place::Late
+        }
+    }
+
+    /// Takes the number of an authentic record. Numbers are closed at 2³² − 1 (R31), which a
+    /// sender never uses.
+    pub const fn take(&mut self, sequence: u32) {
+        if sequence >= self.next {
+            let forward = sequence - self.next + 1;
+            self.seen = if forward >= WINDOW { 1 } else { self.seen << forward | 1 };
+            self.next = sequence.saturating_add(1);
+        } else {
+            let behind = self.next - 1 - sequence;
+            if behind < WINDOW {
+                self.seen |= 1 << behind;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn agrees_with_a_set_over_a_random_walk() {
+        let mut window = ReplayWindow::new();
+        let mut taken = HashSet::new();
+        let mut newest: Option<u32> = None;
+        let mut state = 1u64;
+        for _ in 0..200_000 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let base = newest.map_or(0, |n| n + 1);
+            let sequence = (base + ((state >> 33) % 200) as u32).saturating_sub(180);
+            let expected = match newest {
+                Some(n) if sequence > n => Place::Newest,
+                None => Place::Newest,
+                Some(n) if n - sequence >= WINDOW => Place::TooOld,
+                Some(_) if taken.contains(&sequence) => Place::Repeated,
+                Some(_) => Place::Late,
+            };
+            assert_eq!(window.place(sequence), expected, "{sequence} after {newest:?}");
+            if matches!(expected, Place::Newest | Place::Late) {
+                window.take(sequence);
+                taken.insert(sequence);
+                newest = Some(newest.map_or(sequence, |n| n.max(sequence)));
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_number_is_taken_once() {
+        let mut window = ReplayWindow::new();
+        window.take(u32::MAX - 1);
+        assert_eq!(window.place(u32::MAX - 1), Place::Repeated);
+        assert_eq!(window.place(u32::MAX - 2), Place::Late);
+        assert_eq!(window.place(0), Place::TooOld);
+    }
+}

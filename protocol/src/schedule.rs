@@ -1,0 +1,299 @@
+//! The key schedule, with the specification's names. `‖` joins fixed-length fields; every label is
+//! ASCII without a NUL; Extract and Expand are RFC 5869 with SHA-256.
+
+use hkdf::{GenericHkdf, HkdfExtract};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::{Digest as _, Sha256};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::{
+    ec::SecretScalar,
+    identity::{Fingerprint, PublicKey, RegistrationKey},
+    wire::{GRANT, HELLO_HEADER, SessionId},
+};
+
+type Hkdf = GenericHkdf<Hmac<Sha256>>;
+
+/// A 32-byte secret of the schedule (`ex`, `hs`, `master`, …).
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Secret(pub(crate) [u8; 32]);
+
+/// An AES-128-GCM key with the IV that its nonces are made from.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct KeyIv {
+    pub(crate) key: [u8; 16],
+    pub(crate) iv: [u8; 12],
+}
+
+impl KeyIv {
+    /// The key: secret.
+    #[must_use]
+    pub const fn key(&self) -> &[u8; 16] {
+        &self.key
+    }
+
+    /// The IV: secret, too.
+    #[must_use]
+    pub const fn iv(&self) -> &[u8; 12] {
+        &self.iv
+    }
+}
+
+/// The keys of both directions of a session.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct SessionKeys {
+    /// Device to gateway.
+    pub up: KeyIv,
+    /// Gateway to device.
+    pub down: KeyIv,
+}
+
+/// What the gateway grants inside ACCEPT (P in the specification).
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Grant {
+    /// The session's name on this gateway.
+    #[zeroize(skip)]
+    pub session: SessionId,
+    /// How long the session may live, seconds.
+    pub lifetime_s: u32,
+    /// By which a later RESET proves that it comes from this gateway.
+    pub reset_token: [u8; 12],
+}
+
+impl Grant {
+    pub(crate) fn encode(&self) -> [u8; GRANT] {
+        let mut out = [0; GRANT];
+        out[..4].copy_from_slice(&self.session.0.to_be_bytes());
+        out[4..8].copy_from_slice(&self.lifetime_s.to_be_bytes());
+        out[8..].copy_from_slice(&self.reset_token);
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8; GRANT]) -> Self {
+        let [s0, s1, s2, s3, l0, l1, l2, l3, token @ ..] = *bytes;
+        Self {
+            session: SessionId(u32::from_be_bytes([s0, s1, s2, s3])),
+            lifetime_s: u32::from_be_bytes([l0, l1, l2, l3]),
+            reset_token: token,
+        }
+    }
+}
+
+pub(crate) fn expand_parts(prk: &Hkdf, info: &[&[u8]], out: &mut [u8]) {
+    if prk.expand_multi_info(info, out).is_err() {
+        unreachable!("every output is far below 255 blocks");
+    }
+}
+
+fn hkdf_from(secret: &Secret) -> Hkdf {
+    let Ok(prk) = Hkdf::from_prk(&secret.0) else { unreachable!("32 bytes are a PRK") };
+    prk
+}
+
+fn expand(secret: &Secret, info: &[&[u8]], out: &mut [u8]) {
+    expand_parts(&hkdf_from(secret), info, out);
+}
+
+fn extract(salt: &[u8], ikm: &[u8]) -> Secret {
+    let mut extract = HkdfExtract::<Sha256>::new(Some(salt));
+    extract.input_ikm(ikm);
+    let (mut prk, _) = extract.finalize();
+    let secret = Secret(prk.into());
+    prk.zeroize();
+    secret
+}
+
+fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else {
+        unreachable!("HMAC takes keys of any length")
+    };
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().into()
+}
+
+fn head<const N: usize>(bytes: &[u8; 32]) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&bytes[..N]);
+    out
+}
+
+/// `e_c`: the device's ephemeral scalar, safe even when `random` is bad, since the device's own
+/// secret `d` (private key or registration key) and the ever-rising `fresh` enter too (R12).
+#[must_use]
+pub fn hedged_scalar(
+    random: &[u8; 32],
+    d: &[u8; 32],
+    gateway: &Fingerprint,
+    fresh: u64,
+) -> SecretScalar {
+    let prk = extract(random, d);
+    let mut wide = Zeroizing::new([0; 48]);
+    let info: [&[u8]; 3] = [b"duet1 hedge", &gateway.0, &fresh.to_be_bytes()];
+    expand(&prk, &info, wide.as_mut_slice());
+    SecretScalar::from_wide(&wide)
+}
+
+/// `hs`: the HPKE exporter's secret, bound to the registration key where there is one.
+#[must_use]
+pub fn handshake_secret(ex: &Secret, registration: Option<&RegistrationKey>) -> Secret {
+    extract(&ex.0, registration.map_or(&[0; 32], |key| &key.0))
+}
+
+/// The fields of M, the text that the device's proof covers.
+pub(crate) struct Claim<'a> {
+    pub(crate) header: [u8; HELLO_HEADER],
+    pub(crate) gateway: &'a Fingerprint,
+    pub(crate) enc: &'a PublicKey,
+    pub(crate) device: &'a Fingerprint,
+    pub(crate) id: [u8; 8],
+    pub(crate) fresh: u64,
+    pub(crate) challenge: [u8; 16],
+    pub(crate) random: &'a [u8],
+}
+
+impl Claim<'_> {
+    fn parts<'p>(&'p self, label: &'p [u8], fresh: &'p [u8; 8]) -> [&'p [u8]; 9] {
+        [
+            label,
+            &self.header,
+            &self.gateway.0,
+            &self.enc.0,
+            &self.device.0,
+            &self.id,
+            fresh,
+            &self.challenge,
+            self.random,
+        ]
+    }
+
+    /// What the device signs: SHA-256("duet1 device sig" ‖ M).
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        let fresh = self.fresh.to_be_bytes();
+        self.parts(b"duet1 device sig", &fresh).iter().for_each(|part| hash.update(part));
+        hash.finalize().into()
+    }
+
+    /// The proof by registration key: HMAC(binder key, "duet1 binder" ‖ M)\[0..8].
+    pub(crate) fn binder(&self, hs: &Secret) -> [u8; 8] {
+        let mut key = Zeroizing::new([0; 32]);
+        expand(hs, &[b"duet1 binder"], key.as_mut_slice());
+        let fresh = self.fresh.to_be_bytes();
+        head(&mac(key.as_slice(), &self.parts(b"duet1 binder", &fresh)))
+    }
+}
+
+/// `th`: everything both sides have seen when ACCEPT is made.
+#[must_use]
+pub(crate) fn transcript(
+    hello: &[u8],
+    clear: &[u8; 33],
+    gateway: &Fingerprint,
+    device: &Fingerprint,
+) -> [u8; 32] {
+    let Ok(len) = u16::try_from(hello.len()) else { unreachable!("HELLO is short") };
+    Sha256::new()
+        .chain_update(b"duet1 transcript")
+        .chain_update(len.to_be_bytes())
+        .chain_update(hello)
+        .chain_update(clear)
+        .chain_update(gateway.0)
+        .chain_update(device.0)
+        .finalize()
+        .into()
+}
+
+/// What the gateway signs in the method's own profiles: SHA-256("duet1 gateway sig" ‖ th ‖ …).
+#[must_use]
+pub(crate) fn gateway_digest(th: &[u8; 32], ikm_part: &[u8], grant: &[u8; GRANT]) -> [u8; 32] {
+    Sha256::new()
+        .chain_update(b"duet1 gateway sig")
+        .chain_update(th)
+        .chain_update(ikm_part)
+        .chain_update(grant)
+        .finalize()
+        .into()
+}
+
+/// `master`, from which the session's keys come.
+#[must_use]
+pub(crate) fn master(hs: &Secret, th: &[u8; 32], ikm: &[u8]) -> Secret {
+    let mut salt = Zeroizing::new([0; 32]);
+    expand(hs, &[b"duet1 salt", th], salt.as_mut_slice());
+    extract(salt.as_slice(), ikm)
+}
+
+/// The key that seals ACCEPT in key source `ephemeral`.
+#[must_use]
+pub(crate) fn accept_key(master: &Secret) -> KeyIv {
+    let prk = hkdf_from(master);
+    let mut out = KeyIv { key: [0; 16], iv: [0; 12] };
+    expand_parts(&prk, &[b"duet1 accept key"], &mut out.key);
+    expand_parts(&prk, &[b"duet1 accept iv"], &mut out.iv);
+    out
+}
+
+/// The key that seals ACCEPT in the method's own profiles with a registered id.
+#[must_use]
+pub(crate) fn accept_key_registered(hs: &Secret, th: &[u8; 32]) -> KeyIv {
+    let prk = hkdf_from(hs);
+    let mut out = KeyIv { key: [0; 16], iv: [0; 12] };
+    expand_parts(&prk, &[b"duet1 accept key", th], &mut out.key);
+    expand_parts(&prk, &[b"duet1 accept iv", th], &mut out.iv);
+    out
+}
+
+/// The session's keys in both directions.
+#[must_use]
+pub(crate) fn session_keys(master: &Secret) -> SessionKeys {
+    let prk = hkdf_from(master);
+    let empty = || KeyIv { key: [0; 16], iv: [0; 12] };
+    let mut keys = SessionKeys { up: empty(), down: empty() };
+    expand_parts(&prk, &[b"duet1 up key"], &mut keys.up.key);
+    expand_parts(&prk, &[b"duet1 up iv"], &mut keys.up.iv);
+    expand_parts(&prk, &[b"duet1 down key"], &mut keys.down.key);
+    expand_parts(&prk, &[b"duet1 down iv"], &mut keys.down.iv);
+    keys
+}
+
+/// The key that seals a CHALLENGE: only the sender of the HELLO can open it.
+#[must_use]
+pub(crate) fn challenge_key(hs: &Secret, nonce: &[u8; 16]) -> KeyIv {
+    let prk = hkdf_from(&extract(nonce, &hs.0));
+    let mut out = KeyIv { key: [0; 16], iv: [0; 12] };
+    expand_parts(&prk, &[b"duet1 retry key"], &mut out.key);
+    expand_parts(&prk, &[b"duet1 retry iv"], &mut out.iv);
+    out
+}
+
+/// The MAC inside RESET: HMAC(token, the record that triggered it)\[0..16].
+#[must_use]
+pub fn reset_mac(token: &[u8; 12], record: &[u8]) -> [u8; 16] {
+    head(&mac(token, &[record]))
+}
+
+/// A gateway node's reset token for a session: HMAC(node key, session id)\[0..12]. The session
+/// id's first byte is its slot.
+#[must_use]
+pub fn reset_token(node_key: &[u8; 32], session: SessionId) -> [u8; 12] {
+    head(&mac(node_key, &[b"duet1 reset token", &session.0.to_be_bytes()]))
+}
+
+/// A gateway node's cookie for an address and a HELLO in an epoch.
+#[must_use]
+pub fn cookie(node_key: &[u8; 32], epoch: u32, address: &[u8], hello: &[u8; 32]) -> [u8; 16] {
+    head(&mac(node_key, &[b"duet1 cookie", &epoch.to_be_bytes(), hello, address]))
+}
+
+/// A gateway node's challenge to a device.
+#[must_use]
+pub fn challenge(
+    node_key: &[u8; 32],
+    id: [u8; 8],
+    credential: &Fingerprint,
+    hello: &[u8; 32],
+    now_us: u64,
+) -> [u8; 16] {
+    let now = now_us.to_be_bytes();
+    head(&mac(node_key, &[b"duet1 challenge", &id, &credential.0, hello, &now]))
+}
