@@ -4,13 +4,14 @@
 //! the rounds are compared: on a shared machine only such ratios mean anything.
 //!
 //! `cargo bench -p duet-aead [-- --quick]`
+#![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use std::{array, hint::black_box, time::Instant};
 
 use aes_gcm::{Aes128Gcm, KeyInit, aead::AeadInOut};
 use duet_aead::{Backend, Gcm, Key, Record, Verdict};
 
-/// Keys of the cold case. Theirs are 3.2 MB here, and more for the peers: third-level cache.
+/// Keys of the second case. They are 3.2 MB here, and more for the peers: third-level cache.
 const KEYS: usize = 10_000;
 /// Records sealed or opened between two looks at the clock.
 const CHUNK: usize = 64;
@@ -168,9 +169,7 @@ fn with_aes_gcm(case: &Case, keys: &[Aes128Gcm]) -> f64 {
         let tag: &mut [u8; 16] = tag.first_chunk_mut().unwrap();
         if case.open {
             let tag = (*tag).into();
-            keys[key]
-                .decrypt_inout_detached(&nonce.into(), &AAD, payload.into(), &tag)
-                .unwrap();
+            keys[key].decrypt_inout_detached(&nonce.into(), &AAD, payload.into(), &tag).unwrap();
         } else {
             let sealed = keys[key].encrypt_inout_detached(&nonce.into(), &AAD, payload.into());
             *tag = sealed.unwrap().into();
@@ -191,8 +190,13 @@ fn chunks(case: &Case, mut f: impl FnMut(&[usize], &[[u8; 12]], &mut [Buffer])) 
     let mut buffers = [[1_u8; 320]; CHUNK];
     let mut nonces = [[0; 12]; CHUNK];
     let mut sequence = 0_u64;
-    let (mut seconds, mut count) = (0.0, 0.0);
-    for chunk in case.order.chunks_exact(CHUNK) {
+    let mut seconds = [0.0; 2];
+    // The first pass finds the caches full of the previous implementation's keys. Only the second
+    // counts: it has its own keys as far up as they fit, whoever went before.
+    for (pass, chunk) in [0, 1]
+        .into_iter()
+        .flat_map(|pass| case.order.chunks_exact(CHUNK).map(move |chunk| (pass, chunk)))
+    {
         for (i, &key) in chunk.iter().enumerate() {
             if case.open {
                 buffers[i][..case.len + 16].copy_from_slice(&case.sealed[key][..case.len + 16]);
@@ -203,11 +207,10 @@ fn chunks(case: &Case, mut f: impl FnMut(&[usize], &[[u8; 12]], &mut [Buffer])) 
         }
         let start = Instant::now();
         f(chunk, &nonces, &mut buffers);
-        seconds += start.elapsed().as_secs_f64();
-        count += CHUNK as f64;
+        seconds[pass] += start.elapsed().as_secs_f64();
         black_box(&buffers);
     }
-    seconds * 1e9 / count
+    seconds[1] * 1e9 / (case.order.len() / CHUNK * CHUNK) as f64
 }
 
 fn seal_all(keys: &[Aes128Gcm], len: usize) -> Vec<Buffer> {

@@ -12,7 +12,7 @@
 //! features never go away while a process runs. Memory is touched through `memory` alone.
 #![allow(unsafe_code, reason = "entering functions whose instructions `AesNi` proves present")]
 
-use core::arch::x86_64::*;
+use core::{arch::x86_64::*, hint::black_box};
 use std::arch::is_x86_feature_detected;
 
 use super::{
@@ -23,14 +23,14 @@ use super::{
 };
 use crate::{
     FAST_AAD, KEY_LEN, Nonce, Record, Verdict,
-    key::{State, wipe_stack},
+    key::{State, wipe_if_spilled, wipe_stack},
 };
 
 /// How many records ahead keys are fetched.
 const AHEAD: usize = 4;
 
-/// More than key expansion spills.
-const EXPANSION_FRAME: usize = 512;
+/// More than key expansion spills, in units of 16 bytes.
+const EXPANSION_FRAME: usize = 32;
 
 /// Evidence of AES-NI, PCLMULQDQ, SSSE3 and SSE4.1.
 #[derive(Clone, Copy, Debug)]
@@ -54,11 +54,13 @@ impl AesNi {
     pub(crate) fn seal_batch(self, records: &mut [Record<'_>]) {
         // SAFETY: `self` proves the instructions.
         unsafe { seal_batch(records) }
+        wipe_if_spilled();
     }
 
     pub(crate) fn open_batch(self, records: &mut [Record<'_>], verdicts: &mut [Verdict]) {
         // SAFETY: `self` proves the instructions.
         unsafe { open_batch(records, verdicts) }
+        wipe_if_spilled();
     }
 }
 
@@ -84,7 +86,7 @@ fn seal_batch(records: &mut [Record<'_>]) {
         let record = &mut records[i];
         match &record.key.state {
             State::Hardware(schedule) => _ = one::<false>(schedule, record),
-            State::Portable(key) => portable::seal(key, record),
+            State::Portable(key) => portable::seal_alone(key, record),
             State::Vacant => portable::vacant(),
         }
     }
@@ -102,7 +104,7 @@ fn open_batch(records: &mut [Record<'_>], verdicts: &mut [Verdict]) {
         let record = &mut records[i];
         verdicts[i] = match &record.key.state {
             State::Hardware(schedule) => one::<true>(schedule, record).into(),
-            State::Portable(key) => portable::open(key, record),
+            State::Portable(key) => portable::open_alone(key, record),
             State::Vacant => portable::vacant(),
         };
     }
@@ -236,6 +238,7 @@ pub(super) fn any_length<const OPEN: bool>(schedule: &Schedule, record: &mut Rec
 #[target_feature(enable = "aes,pclmulqdq,ssse3,sse4.1")]
 fn absorb(schedule: &Schedule, mut hash: __m128i, bytes: &[u8]) -> __m128i {
     for chunk in bytes.chunks(16 * POWERS) {
+        let schedule = black_box(schedule);
         let (blocks, rest) = chunk.as_chunks::<16>();
         let count = chunk.len().div_ceil(16);
         let mut sum = Sum::zero();
@@ -260,6 +263,7 @@ fn add_keystream(schedule: &Schedule, nonce: &Nonce, payload: &mut [u8]) {
     let nonce = load_partial(nonce);
     let mut first = 2_u32;
     for chunk in payload.chunks_mut(128) {
+        let schedule = black_box(schedule);
         // All eight even for a short rest: they cost no more than a loop of unknown length.
         let mut stream = [nonce; 8];
         for (block, index) in stream.iter_mut().zip(0..) {

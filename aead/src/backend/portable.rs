@@ -15,13 +15,13 @@ use crate::{
 /// A key as `aes-gcm` holds it; wipes itself when dropped.
 pub(crate) type Portable = Aes128Gcm;
 
-/// More than `aes-gcm` uses of the stack to expand a key.
-const EXPANSION_FRAME: usize = 8 << 10;
+/// More than `aes-gcm` uses of the stack, in units of 16 bytes. It returns keys by value and keeps
+/// round keys in its frames, and wipes neither.
+const FRAME: usize = 1024;
 
 pub(crate) fn expand(bytes: &[u8; KEY_LEN], state: &mut State) {
     expand_unwiped(bytes, state);
-    // `aes-gcm` returns keys by value: the copies it moved from are still on the stack.
-    wipe_stack::<EXPANSION_FRAME>();
+    wipe_stack::<FRAME>();
 }
 
 #[inline(never)]
@@ -36,6 +36,7 @@ pub(crate) fn seal_batch(records: &mut [Record<'_>]) {
             other => seal_foreign(other, record),
         }
     }
+    wipe_stack::<FRAME>();
 }
 
 pub(crate) fn open_batch(records: &mut [Record<'_>], verdicts: &mut [Verdict]) {
@@ -45,16 +46,17 @@ pub(crate) fn open_batch(records: &mut [Record<'_>], verdicts: &mut [Verdict]) {
             other => open_foreign(other, record),
         };
     }
+    wipe_stack::<FRAME>();
 }
 
-pub(super) fn seal(key: &Portable, record: &mut Record<'_>) {
+fn seal(key: &Portable, record: &mut Record<'_>) {
     let tag = key
         .encrypt_inout_detached(&record.nonce.into(), record.aad, (&mut *record.payload).into())
         .expect("the length was checked before the batch began");
     *record.tag = tag.into();
 }
 
-pub(super) fn open(key: &Portable, record: &mut Record<'_>) -> Verdict {
+fn open(key: &Portable, record: &mut Record<'_>) -> Verdict {
     let tag = (*record.tag).into();
     key.decrypt_inout_detached(
         &record.nonce.into(),
@@ -64,6 +66,21 @@ pub(super) fn open(key: &Portable, record: &mut Record<'_>) -> Verdict {
     )
     .is_ok()
     .into()
+}
+
+/// A portable key in a batch of a hardware backend.
+#[cold]
+pub(super) fn seal_alone(key: &Portable, record: &mut Record<'_>) {
+    seal(key, record);
+    wipe_stack::<FRAME>();
+}
+
+/// A portable key in a batch of a hardware backend.
+#[cold]
+pub(super) fn open_alone(key: &Portable, record: &mut Record<'_>) -> Verdict {
+    let verdict = open(key, record);
+    wipe_stack::<FRAME>();
+    verdict
 }
 
 /// A hardware key under a portable token: the key could only be made where AES-NI is present.
@@ -83,7 +100,8 @@ fn open_foreign(state: &State, record: &mut Record<'_>) -> Verdict {
         #[cfg(target_arch = "x86_64")]
         State::Hardware(_) => {
             let mut verdict = Verdict::Rejected;
-            hardware().open_batch(core::slice::from_mut(record), core::slice::from_mut(&mut verdict));
+            hardware()
+                .open_batch(core::slice::from_mut(record), core::slice::from_mut(&mut verdict));
             verdict
         }
         State::Portable(key) => open(key, record),

@@ -27,7 +27,10 @@ use super::{
     portable,
     schedule::{POWERS, Schedule},
 };
-use crate::{FAST_AAD, FAST_PAYLOAD, Record, Verdict, key::State};
+use crate::{
+    FAST_AAD, FAST_PAYLOAD, Record, Verdict,
+    key::{State, wipe_if_spilled},
+};
 
 /// How many records ahead keys are fetched.
 const AHEAD: usize = 4;
@@ -55,11 +58,13 @@ impl Vaes {
     pub(crate) fn seal_batch(self, records: &mut [Record<'_>]) {
         // SAFETY: `self` proves the instructions.
         unsafe { seal_batch(records) }
+        wipe_if_spilled();
     }
 
     pub(crate) fn open_batch(self, records: &mut [Record<'_>], verdicts: &mut [Verdict]) {
         // SAFETY: `self` proves the instructions.
         unsafe { open_batch(records, verdicts) }
+        wipe_if_spilled();
     }
 }
 
@@ -75,7 +80,7 @@ fn seal_batch(records: &mut [Record<'_>]) {
         let record = &mut records[i];
         match &record.key.state {
             State::Hardware(schedule) => _ = one::<false>(schedule, record),
-            State::Portable(key) => portable::seal(key, record),
+            State::Portable(key) => portable::seal_alone(key, record),
             State::Vacant => portable::vacant(),
         }
     }
@@ -93,7 +98,7 @@ fn open_batch(records: &mut [Record<'_>], verdicts: &mut [Verdict]) {
         let record = &mut records[i];
         verdicts[i] = match &record.key.state {
             State::Hardware(schedule) => one::<true>(schedule, record).into(),
-            State::Portable(key) => portable::open(key, record),
+            State::Portable(key) => portable::open_alone(key, record),
             State::Vacant => portable::vacant(),
         };
     }
@@ -178,7 +183,22 @@ fn keystream<const N: usize>(schedule: &Schedule, nonce: &[u8; 12]) -> ([__m512i
         *register = _mm512_xor_si512(
             *register,
             _mm512_set_epi32(
-                counter(3), 0, 0, 0, counter(2), 0, 0, 0, counter(1), 0, 0, 0, counter(0), 0, 0, 0,
+                counter(3),
+                0,
+                0,
+                0,
+                counter(2),
+                0,
+                0,
+                0,
+                counter(1),
+                0,
+                0,
+                0,
+                counter(0),
+                0,
+                0,
+                0,
             ),
         );
     }
@@ -221,10 +241,7 @@ fn ghash<const N: usize>(
 ) -> __m128i {
     if N == 1 || (N == 2 && blocks + 2 <= POWERS) {
         let mut sum = WideSum::of(schedule, ciphertext, blocks + 1);
-        sum.add_pair(
-            pair(aad, lengths),
-            pair(schedule.power(blocks + 2), schedule.power(1)),
-        );
+        sum.add_pair(pair(aad, lengths), pair(schedule.power(blocks + 2), schedule.power(1)));
         return sum.reduce();
     }
 
