@@ -55,7 +55,7 @@ const VEILED_H: [[u8; 16]; 9] = {
 };
 
 const fn times_x(a: u128) -> u128 {
-    (a << 1) ^ (a >> 127) * 0xc200_0000_0000_0000_0000_0000_0000_0001
+    (a << 1) ^ ((a >> 127) * 0xc200_0000_0000_0000_0000_0000_0000_0001)
 }
 
 /// a·b·x⁻¹²⁸, a bit at a time.
@@ -66,7 +66,7 @@ const fn dot(a: u128, b: u128) -> u128 {
         product ^= (b >> bit & 1) * a;
         // Times x⁻¹: an odd polynomial becomes even by adding the field's own.
         let odd = product & 1;
-        product = (product ^ odd) >> 1 ^ odd * 0xe100_0000_0000_0000_0000_0000_0000_0000;
+        product = (product >> 1) ^ (odd * 0xe100_0000_0000_0000_0000_0000_0000_0000);
         bit += 1;
     }
     product
