@@ -14,7 +14,7 @@
 //! while a process runs. Memory is touched through `memory` alone.
 #![allow(unsafe_code, reason = "entering functions whose instructions `Vaes` proves present")]
 
-use core::{arch::x86_64::*, array};
+use core::arch::x86_64::*;
 use std::arch::is_x86_feature_detected;
 
 use super::{
@@ -70,123 +70,72 @@ impl Vaes {
 
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
 fn seal_batch(records: &mut [Record<'_>]) {
-    batch::<false>(records, |_, _| ());
+    for record in records.iter().take(AHEAD) {
+        prefetch(record.key);
+    }
+    for i in 0..records.len() {
+        if let Some(later) = records.get(i + AHEAD) {
+            prefetch(later.key);
+        }
+        let record = &mut records[i];
+        match &record.key.state {
+            State::Hardware(schedule) => _ = one::<false>(schedule, record),
+            State::Portable(key) => portable::seal_alone(key, record),
+            State::Vacant => portable::vacant(),
+        }
+    }
 }
 
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
 fn open_batch(records: &mut [Record<'_>], verdicts: &mut [Verdict]) {
-    batch::<true>(records, |i, authentic| verdicts[i] = authentic.into());
-}
-
-/// Every record in order, two at once where neighbours are alike; `note` is told of each.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-fn batch<const OPEN: bool>(records: &mut [Record<'_>], mut note: impl FnMut(usize, bool)) {
     for record in records.iter().take(AHEAD) {
         prefetch(record.key);
     }
-    let mut i = 0;
-    while i < records.len() {
-        for later in records.iter().skip(i + AHEAD).take(2) {
+    for i in 0..records.len() {
+        if let Some(later) = records.get(i + AHEAD) {
             prefetch(later.key);
         }
-        let alone = match records[i..].first_chunk_mut::<2>() {
-            Some(pair) => match (shape(&pair[0]), shape(&pair[1])) {
-                (Some((n, a)), Some((m, b))) if n == m => {
-                    let keys = [a, b];
-                    let authentic = match n {
-                        1 => in_registers::<1, 2, OPEN>(keys, pair),
-                        2 => in_registers::<2, 2, OPEN>(keys, pair),
-                        3 => in_registers::<3, 2, OPEN>(keys, pair),
-                        _ => in_registers::<4, 2, OPEN>(keys, pair),
-                    };
-                    note(i, authentic[0]);
-                    note(i + 1, authentic[1]);
-                    i += 2;
-                    continue;
-                }
-                _ => &mut records[i],
-            },
-            None => &mut records[i],
+        let record = &mut records[i];
+        verdicts[i] = match &record.key.state {
+            State::Hardware(schedule) => one::<true>(schedule, record).into(),
+            State::Portable(key) => portable::open_alone(key, record),
+            State::Vacant => portable::vacant(),
         };
-        note(i, one::<OPEN>(alone));
-        i += 1;
-    }
-}
-
-/// For a record that fits in registers: how many its payload fills, and its key.
-#[inline]
-fn shape<'a>(record: &Record<'a>) -> Option<(usize, &'a Schedule)> {
-    let len = record.payload.len();
-    match &record.key.state {
-        State::Hardware(key) if len <= FAST_PAYLOAD && record.aad.len() <= FAST_AAD => {
-            Some((len.max(1).div_ceil(64), key))
-        }
-        _ => None,
     }
 }
 
 /// One record by whichever path fits it; false if rejected.
-#[inline(never)]
+#[inline]
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-fn one<const OPEN: bool>(record: &mut Record<'_>) -> bool {
+fn one<const OPEN: bool>(schedule: &Schedule, record: &mut Record<'_>) -> bool {
     const { assert!(FAST_PAYLOAD == 4 * 64 && FAST_AAD == 16) }
-    if let Some((n, key)) = shape(record) {
-        let record = array::from_mut(record);
-        let [authentic] = match n {
-            1 => in_registers::<1, 1, OPEN>([key], record),
-            2 => in_registers::<2, 1, OPEN>([key], record),
-            3 => in_registers::<3, 1, OPEN>([key], record),
-            _ => in_registers::<4, 1, OPEN>([key], record),
-        };
-        return authentic;
+    if record.aad.len() > FAST_AAD {
+        return aesni::any_length::<OPEN>(schedule, record);
     }
-    match &record.key.state {
-        State::Hardware(key) => aesni::any_length::<OPEN>(key, record),
-        State::Portable(key) if OPEN => portable::open_alone(key, record).is_authentic(),
-        State::Portable(key) => {
-            portable::seal_alone(key, record);
-            true
-        }
-        State::Vacant => portable::vacant(),
+    match record.payload.len() {
+        0..=64 => in_registers::<1, OPEN>(schedule, record),
+        65..=128 => in_registers::<2, OPEN>(schedule, record),
+        129..=192 => in_registers::<3, OPEN>(schedule, record),
+        193..=256 => in_registers::<4, OPEN>(schedule, record),
+        _ => aesni::any_length::<OPEN>(schedule, record),
     }
 }
 
-/// `K` records whose payloads fill `N` registers each, the last one perhaps partly, with at most
-/// one block of associated data. Returns which are authentic.
-///
-/// Their rounds alternate. The core would overlap consecutive records by itself if its window
-/// held two of them, which it does not when another thread shares the core.
+/// A record whose payload fills `N` registers, the last one perhaps partly, with at most one block
+/// of associated data.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-fn in_registers<const N: usize, const K: usize, const OPEN: bool>(
-    keys: [&Schedule; K],
-    records: &mut [Record<'_>; K],
-) -> [bool; K] {
-    let streams = keystreams::<N, K>(keys, records);
-    let mut authentic = [false; K];
-    for k in 0..K {
-        let (stream, tag_mask) = &streams[k];
-        authentic[k] = finish::<N, OPEN>(keys[k], &mut records[k], stream, *tag_mask);
-    }
-    authentic
-}
-
-/// What remains of a record once its keystream is known.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-fn finish<const N: usize, const OPEN: bool>(
+fn in_registers<const N: usize, const OPEN: bool>(
     schedule: &Schedule,
     record: &mut Record<'_>,
-    stream: &[__m512i; N],
-    tag_mask: __m128i,
 ) -> bool {
     let len = record.payload.len();
     let (full, rest) = record.payload.split_at_mut(64 * (N - 1));
     let full = full.as_chunks_mut::<64>().0;
 
-    let mut output = *stream;
-    let mut ciphertext = *stream;
+    let (stream, tag_mask) = keystream::<N>(schedule, &record.nonce);
+    let mut output = stream;
+    let mut ciphertext = stream;
     for i in 0..N {
         let whole = i + 1 < N;
         let input = if whole { load_wide(&full[i]) } else { load_wide_partial(rest) };
@@ -222,45 +171,30 @@ fn finish<const N: usize, const OPEN: bool>(
     true
 }
 
-/// `N` registers of keystream and E(J0), of `K` records.
+/// `N` registers of keystream and E(J0).
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-fn keystreams<const N: usize, const K: usize>(
-    keys: [&Schedule; K],
-    records: &[Record<'_>; K],
-) -> [([__m512i; N], __m128i); K] {
-    let zero = ([_mm512_setzero_si512(); N], _mm_setzero_si128());
-    let mut streams = [zero; K];
-    for k in 0..K {
-        let whitened = _mm_xor_si128(load_partial(&records[k].nonce), keys[k].round_key(0));
-        let wide = _mm512_broadcast_i32x4(whitened);
-        let (stream, tag_mask) = &mut streams[k];
-        *tag_mask = _mm_xor_si128(whitened, _mm_set_epi32(1 << 24, 0, 0, 0));
-        for (register, first) in stream.iter_mut().zip((2..).step_by(4)) {
-            *register = _mm512_xor_si512(wide, counters(first));
-        }
+fn keystream<const N: usize>(schedule: &Schedule, nonce: &[u8; 12]) -> ([__m512i; N], __m128i) {
+    let whitened = _mm_xor_si128(load_partial(nonce), schedule.round_key(0));
+    let mut tag_mask = _mm_xor_si128(whitened, _mm_set_epi32(1 << 24, 0, 0, 0));
+    let mut stream = [_mm512_broadcast_i32x4(whitened); N];
+    for (register, first) in stream.iter_mut().zip((2_u32..).step_by(4)) {
+        *register = _mm512_xor_si512(*register, counters(first));
     }
     for round in 1..10 {
-        for k in 0..K {
-            let key = keys[k].round_key(round);
-            let wide = _mm512_broadcast_i32x4(key);
-            let (stream, tag_mask) = &mut streams[k];
-            for register in stream {
-                *register = _mm512_aesenc_epi128(*register, wide);
-            }
-            *tag_mask = _mm_aesenc_si128(*tag_mask, key);
-        }
-    }
-    for k in 0..K {
-        let key = keys[k].round_key(10);
+        let key = schedule.round_key(round);
         let wide = _mm512_broadcast_i32x4(key);
-        let (stream, tag_mask) = &mut streams[k];
-        for register in stream {
-            *register = _mm512_aesenclast_epi128(*register, wide);
+        for register in &mut stream {
+            *register = _mm512_aesenc_epi128(*register, wide);
         }
-        *tag_mask = _mm_aesenclast_si128(*tag_mask, key);
+        tag_mask = _mm_aesenc_si128(tag_mask, key);
     }
-    streams
+    let key = schedule.round_key(10);
+    let wide = _mm512_broadcast_i32x4(key);
+    for register in &mut stream {
+        *register = _mm512_aesenclast_epi128(*register, wide);
+    }
+    (stream, _mm_aesenclast_si128(tag_mask, key))
 }
 
 /// Counters `first` to `first + 3`, each in the last four bytes of a block of zeros.
