@@ -3,7 +3,7 @@
 use crate::backend::{Backend, Kind};
 use crate::context::Context;
 use crate::keys::{PublicKey, SecretScalar, SharedSecret, Verdict};
-use crate::ops::agree::{Agreed, Decapsulated, EcdhItem};
+use crate::ops::agree::{Agreed, Decapsulated, EcdhItem, Kept};
 use crate::ops::sign::SignItem;
 use crate::ops::verify::{Key, VerifyItem};
 use crate::portable::Portable;
@@ -105,9 +105,39 @@ impl Engine {
         dispatch!(self, context => context.agree_preset(items, out));
     }
 
+    /// For each key P that has a table: x(k·P).
+    ///
+    /// # Panics
+    /// If a table belongs to another backend.
+    pub fn ecdh_preset(
+        &self,
+        items: &[(Table<'_>, &SecretScalar)],
+        out: &mut Vec<SharedSecret>,
+    ) {
+        for (table, _) in items {
+            self.assert_own(table);
+        }
+        dispatch!(self, context => context.ecdh_preset(items, out));
+    }
+
     /// x(kᵢ·Pᵢ) for each item; `None` where Pᵢ is not a point of the curve.
     pub fn ecdh(&self, items: &[EcdhItem<'_>], out: &mut Vec<Option<SharedSecret>>) {
         dispatch!(self, context => context.ecdh(items, out));
+    }
+
+    /// As [`Engine::ecdh`], keeping each point's table for a second multiple.
+    pub fn ecdh_keep(&self, items: &[EcdhItem<'_>], out: &mut Vec<Option<Kept>>) {
+        dispatch!(self, context => context.ecdh_keep(items, out));
+    }
+
+    /// x(kᵢ·Pᵢ) for points whose tables this engine kept: less than half the price of the first
+    /// multiple.
+    pub fn ecdh_again(
+        &self,
+        items: &[(&PointTable, &SecretScalar)],
+        out: &mut Vec<SharedSecret>,
+    ) {
+        dispatch!(self, context => context.ecdh_again(items, out));
     }
 
     /// The public keys of secret ones.

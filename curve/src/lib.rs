@@ -45,7 +45,7 @@ mod table;
 pub use backend::{BACKEND_VARIABLE, Backend};
 pub use engine::Engine;
 pub use keys::{InvalidPoint, PublicKey, SecretScalar, SharedSecret, Verdict};
-pub use ops::agree::{Agreed, Decapsulated, EcdhItem};
+pub use ops::agree::{Agreed, Decapsulated, EcdhItem, Kept};
 pub use ops::sign::SignItem;
 pub use ops::verify::{Key, VerifyItem};
 pub use table::{PointTable, Table, TableArena, TableSlot, TableWidth};

@@ -25,6 +25,14 @@ pub struct Decapsulated {
     pub table: PointTable,
 }
 
+/// A shared secret, and the table of the point it was made with.
+pub struct Kept {
+    /// x(k·P).
+    pub shared: SharedSecret,
+    /// P's table, for [`ecdh_again`](crate::Engine::ecdh_again) and [`agree`](crate::Engine::agree).
+    pub table: PointTable,
+}
+
 /// A fresh key pair's public half, and what it agrees on.
 pub struct Agreed {
     /// e·G.
@@ -48,30 +56,108 @@ type Coordinates = [[u64; 4]; MAX_WIDTH];
 impl<L: Lanes> Context<L> {
     /// Appends x(kᵢ·Pᵢ) for each item, `None` where Pᵢ is not on the curve.
     pub(crate) fn ecdh(&self, items: &[EcdhItem<'_>], out: &mut Vec<Option<SharedSecret>>) {
+        self.multiply_checked(items, |_, results| {
+            for (ok, x) in results {
+                out.push(ok.then(|| SharedSecret(order::bytes(x))));
+            }
+        });
+    }
+
+    /// As [`Context::ecdh`], and keeps each point's table.
+    pub(crate) fn ecdh_keep(&self, items: &[EcdhItem<'_>], out: &mut Vec<Option<Kept>>) {
+        self.multiply_checked(items, |entries, results| {
+            let tables = self.point_tables(entries);
+            for ((ok, x), table) in results.zip(tables) {
+                out.push(ok.then(|| Kept { shared: SharedSecret(order::bytes(x)), table }));
+            }
+        });
+    }
+
+    /// Hands each group's table, and for each of its items whether the point is valid and x(kᵢ·Pᵢ),
+    /// to `take`.
+    fn multiply_checked(
+        &self,
+        items: &[EcdhItem<'_>],
+        mut take: impl FnMut(&[Entry<L>], &mut dyn Iterator<Item = (bool, &[u64; 4])>),
+    ) {
         for chunk in items.chunks(CHUNK) {
-            let mut points = Vec::with_capacity(CHUNK / L::WIDTH + 1);
-            let mut good = Vec::with_capacity(CHUNK / L::WIDTH + 1);
+            let mut points = Vec::with_capacity(CHUNK / L::WIDTH);
+            let mut good = Vec::with_capacity(CHUNK / L::WIDTH);
             for group in chunk.chunks(L::WIDTH) {
                 let (point, ok) = self.checked_points(group);
                 points.push(point);
                 good.push(ok);
             }
             let entries = comb::tables(self.lanes, &points, TRANSIENT);
-            let mut results = Vec::with_capacity(points.len());
-            for (g, group) in chunk.chunks(L::WIDTH).enumerate() {
-                let k = self.load_secrets(group, |item| item.secret);
-                let table = &entries[g * TRANSIENT_ENTRIES..(g + 1) * TRANSIENT_ENTRIES];
-                results.push(self.walk(table, TRANSIENT, &k));
-            }
+            let tables = entries.chunks_exact(TRANSIENT_ENTRIES);
+            let results: Vec<Point<L>> = chunk
+                .chunks(L::WIDTH)
+                .zip(tables.clone())
+                .map(|(group, table)| {
+                    let k = self.load_secrets(group, |item| item.secret);
+                    self.walk(table, TRANSIENT, &k)
+                })
+                .collect();
             let xs = self.affine_x(&results);
-            for (i, item) in chunk.chunks(L::WIDTH).enumerate() {
-                for lane in 0..item.len() {
-                    let ok = good[i] >> lane & 1 == 1;
-                    out.push(ok.then(|| SharedSecret(order::bytes(&xs[i][lane]))));
-                }
+            for (g, (group, table)) in chunk.chunks(L::WIDTH).zip(tables).enumerate() {
+                let valid = (0..group.len()).map(|lane| good[g] >> lane & 1 == 1);
+                take(table, &mut valid.zip(&xs[g]));
             }
             erase(xs);
         }
+    }
+
+    /// One group's table, a lane each.
+    fn point_tables(&self, entries: &[Entry<L>]) -> [PointTable; MAX_WIDTH] {
+        let mut rows = [[Row([0; 8]); MAX_WIDTH]; TRANSIENT_ENTRIES];
+        for (row, entry) in rows.iter_mut().zip(entries) {
+            *row = fixed::rows(self.lanes, entry);
+        }
+        core::array::from_fn(|lane| PointTable(core::array::from_fn(|j| rows[j][lane])))
+    }
+
+    /// Appends x(kᵢ·Pᵢ) for points whose tables were kept.
+    pub(crate) fn ecdh_again(
+        &self,
+        items: &[(&PointTable, &SecretScalar)],
+        out: &mut Vec<SharedSecret>,
+    ) {
+        self.again_with(items, out, |group| (self.load_point_tables(group), TRANSIENT));
+    }
+
+    fn again_with<T>(
+        &self,
+        items: &[(T, &SecretScalar)],
+        out: &mut Vec<SharedSecret>,
+        table: impl Fn(&[(T, &SecretScalar)]) -> (Vec<Entry<L>>, comb::Shape),
+    ) {
+        for chunk in items.chunks(CHUNK) {
+            let results: Vec<Point<L>> = chunk
+                .chunks(L::WIDTH)
+                .map(|group| {
+                    let k = self.load_secrets(group, |item| item.1);
+                    let (entries, shape) = table(group);
+                    self.walk(&entries, shape, &k)
+                })
+                .collect();
+            let xs = self.affine_x(&results);
+            for (group, xs) in chunk.chunks(L::WIDTH).zip(&xs) {
+                out.extend(group.iter().zip(xs).map(|(_, x)| SharedSecret(order::bytes(x))));
+            }
+            erase(xs);
+        }
+    }
+
+    fn load_point_tables(&self, group: &[(&PointTable, &SecretScalar)]) -> Vec<Entry<L>> {
+        (0..TRANSIENT_ENTRIES)
+            .map(|j| {
+                let mut rows = [&group[0].0.0[j]; MAX_WIDTH];
+                for (row, item) in rows.iter_mut().zip(group) {
+                    *row = &item.0.0[j];
+                }
+                load_entry(self.lanes, &rows)
+            })
+            .collect()
     }
 
     /// The points of a group, and the lanes where they are valid; the generator elsewhere.
@@ -118,18 +204,16 @@ impl<L: Lanes> Context<L> {
                 .map(|table| self.walk(table, TRANSIENT, &k))
                 .collect();
             let shared = self.affine_x(&results);
-            for (g, group) in chunk.chunks(L::WIDTH).enumerate() {
-                let mut rows = [[Row([0; 8]); MAX_WIDTH]; TRANSIENT_ENTRIES];
-                for (row, entry) in rows.iter_mut().zip(&entries[g * TRANSIENT_ENTRIES..]) {
-                    *row = fixed::rows(self.lanes, entry);
-                }
+            let tables = entries.chunks_exact(TRANSIENT_ENTRIES);
+            for (g, (group, table)) in chunk.chunks(L::WIDTH).zip(tables).enumerate() {
+                let tables = self.point_tables(table);
                 let (ys, ok) = &lifted[g];
-                for lane in 0..group.len() {
+                for ((lane, table), _) in tables.into_iter().enumerate().zip(group) {
                     let ok = ok >> lane & 1 == 1;
                     out.push(ok.then(|| Decapsulated {
                         shared: SharedSecret(order::bytes(&shared[g][lane])),
                         y: order::bytes(&ys[lane]),
-                        table: PointTable(core::array::from_fn(|j| rows[j][lane])),
+                        table,
                     }));
                 }
             }
@@ -173,35 +257,47 @@ impl<L: Lanes> Context<L> {
 
     /// Appends eᵢ·G and x(eᵢ·Eᵢ) for points whose tables were kept.
     pub(crate) fn agree(&self, items: &[(&PointTable, &SecretScalar)], out: &mut Vec<Agreed>) {
-        self.agree_with(items, out, |group| {
-            let mut entries = Vec::with_capacity(TRANSIENT_ENTRIES);
-            for j in 0..TRANSIENT_ENTRIES {
-                let mut rows = [&group[0].0.0[j]; MAX_WIDTH];
-                for (row, item) in rows.iter_mut().zip(group) {
-                    *row = &item.0.0[j];
-                }
-                entries.push(load_entry(self.lanes, &rows));
-            }
-            (entries, TRANSIENT)
-        });
+        self.agree_with(items, out, |group| (self.load_point_tables(group), TRANSIENT));
     }
 
-    /// Appends fᵢ·G and x(fᵢ·Pᵢ) for keys with tables, all of one width.
-    pub(crate) fn agree_preset(&self, items: &[(Table<'_>, &SecretScalar)], out: &mut Vec<Agreed>) {
+    /// Appends fᵢ·G and x(fᵢ·Pᵢ) for keys with tables.
+    pub(crate) fn agree_preset(
+        &self,
+        items: &[(Table<'_>, &SecretScalar)],
+        out: &mut Vec<Agreed>,
+    ) {
         for run in items.chunk_by(|a, b| a.0.width == b.0.width) {
             let shape = run[0].0.width.shape();
-            self.agree_with(run, out, |group| {
-                let mut entries = Vec::with_capacity(shape.entries());
-                for j in 0..shape.entries() {
-                    let mut rows = [&group[0].0.rows[j]; MAX_WIDTH];
-                    for (row, item) in rows.iter_mut().zip(group) {
-                        *row = &item.0.rows[j];
-                    }
-                    entries.push(load_entry(self.lanes, &rows));
-                }
-                (entries, shape)
-            });
+            self.agree_with(run, out, |group| (self.load_tables(group, shape), shape));
         }
+    }
+
+    /// Appends x(kᵢ·Pᵢ) for keys with tables.
+    pub(crate) fn ecdh_preset(
+        &self,
+        items: &[(Table<'_>, &SecretScalar)],
+        out: &mut Vec<SharedSecret>,
+    ) {
+        for run in items.chunk_by(|a, b| a.0.width == b.0.width) {
+            let shape = run[0].0.width.shape();
+            self.again_with(run, out, |group| (self.load_tables(group, shape), shape));
+        }
+    }
+
+    fn load_tables(
+        &self,
+        group: &[(Table<'_>, &SecretScalar)],
+        shape: comb::Shape,
+    ) -> Vec<Entry<L>> {
+        (0..shape.entries())
+            .map(|j| {
+                let mut rows = [&group[0].0.rows[j]; MAX_WIDTH];
+                for (row, item) in rows.iter_mut().zip(group) {
+                    *row = &item.0.rows[j];
+                }
+                load_entry(self.lanes, &rows)
+            })
+            .collect()
     }
 
     fn agree_with<T>(
