@@ -109,11 +109,7 @@ impl Engine {
     ///
     /// # Panics
     /// If a table belongs to another backend.
-    pub fn ecdh_preset(
-        &self,
-        items: &[(Table<'_>, &SecretScalar)],
-        out: &mut Vec<SharedSecret>,
-    ) {
+    pub fn ecdh_preset(&self, items: &[(Table<'_>, &SecretScalar)], out: &mut Vec<SharedSecret>) {
         for (table, _) in items {
             self.assert_own(table);
         }
@@ -132,11 +128,7 @@ impl Engine {
 
     /// x(kᵢ·Pᵢ) for points whose tables this engine kept: less than half the price of the first
     /// multiple.
-    pub fn ecdh_again(
-        &self,
-        items: &[(&PointTable, &SecretScalar)],
-        out: &mut Vec<SharedSecret>,
-    ) {
+    pub fn ecdh_again(&self, items: &[(&PointTable, &SecretScalar)], out: &mut Vec<SharedSecret>) {
         dispatch!(self, context => context.ecdh_again(items, out));
     }
 

@@ -68,7 +68,10 @@ impl<L: Lanes> Context<L> {
         self.multiply_checked(items, |entries, results| {
             let tables = self.point_tables(entries);
             for ((ok, x), table) in results.zip(tables) {
-                out.push(ok.then(|| Kept { shared: SharedSecret(order::bytes(x)), table }));
+                out.push(ok.then(|| Kept {
+                    shared: SharedSecret(order::bytes(x)),
+                    table,
+                }));
             }
         });
     }
@@ -122,7 +125,9 @@ impl<L: Lanes> Context<L> {
         items: &[(&PointTable, &SecretScalar)],
         out: &mut Vec<SharedSecret>,
     ) {
-        self.again_with(items, out, |group| (self.load_point_tables(group), TRANSIENT));
+        self.again_with(items, out, |group| {
+            (self.load_point_tables(group), TRANSIENT)
+        });
     }
 
     fn again_with<T>(
@@ -142,7 +147,12 @@ impl<L: Lanes> Context<L> {
                 .collect();
             let xs = self.affine_x(&results);
             for (group, xs) in chunk.chunks(L::WIDTH).zip(&xs) {
-                out.extend(group.iter().zip(xs).map(|(_, x)| SharedSecret(order::bytes(x))));
+                out.extend(
+                    group
+                        .iter()
+                        .zip(xs)
+                        .map(|(_, x)| SharedSecret(order::bytes(x))),
+                );
             }
             erase(xs);
         }
@@ -257,15 +267,13 @@ impl<L: Lanes> Context<L> {
 
     /// Appends eᵢ·G and x(eᵢ·Eᵢ) for points whose tables were kept.
     pub(crate) fn agree(&self, items: &[(&PointTable, &SecretScalar)], out: &mut Vec<Agreed>) {
-        self.agree_with(items, out, |group| (self.load_point_tables(group), TRANSIENT));
+        self.agree_with(items, out, |group| {
+            (self.load_point_tables(group), TRANSIENT)
+        });
     }
 
     /// Appends fᵢ·G and x(fᵢ·Pᵢ) for keys with tables.
-    pub(crate) fn agree_preset(
-        &self,
-        items: &[(Table<'_>, &SecretScalar)],
-        out: &mut Vec<Agreed>,
-    ) {
+    pub(crate) fn agree_preset(&self, items: &[(Table<'_>, &SecretScalar)], out: &mut Vec<Agreed>) {
         for run in items.chunk_by(|a, b| a.0.width == b.0.width) {
             let shape = run[0].0.width.shape();
             self.agree_with(run, out, |group| (self.load_tables(group, shape), shape));
