@@ -284,12 +284,13 @@ impl World {
         let ifma = name == "ifma";
         let goal =
             |of_ifma: f64, of_portable: Option<f64>| if ifma { Some(of_ifma) } else { of_portable };
-        // Other items in each round, so that tables and signatures come from memory.
-        let first = round * n % (DEVICES - n);
-        let signed = &self.signed[first..first + n];
         let mut verdicts = Vec::with_capacity(n);
+        let mut turn = round * 9;
         let mut go = |bench: &mut Bench, label: &str, goal, batch: usize, width: Option<usize>| {
-            let items: Vec<_> = signed
+            // Other items each time, so that tables and signatures come from memory for all alike.
+            let first = turn * n % (DEVICES - n);
+            turn += 1;
+            let items: Vec<_> = self.signed[first..first + n]
                 .iter()
                 .map(|(device, digest, signature)| {
                     let key = match width {

@@ -9,6 +9,7 @@
 use crate::lanes::{Lanes, Words};
 use crate::point::{
     Affine, Entry, Point, add_last, add_mixed, add_sub_block, double, double_times, normalise,
+    point_of,
 };
 
 /// The parameters of a comb.
@@ -128,7 +129,7 @@ pub(crate) fn tables<L: Lanes>(lanes: L, points: &[Affine<L>], shape: Shape) -> 
 
 /// The signed sums of one comb; sums 2i and 2i + 1 share Z.
 fn push_sums<L: Lanes>(lanes: L, point: &Affine<L>, shape: Shape, out: &mut Vec<Point<L>>) {
-    let mut tooth = point.to_point(0);
+    let mut tooth = point_of(lanes, point);
     let mut teeth = Vec::with_capacity(shape.w * shape.v);
     teeth.push(tooth);
     for _ in 1..shape.w * shape.v {

@@ -4,7 +4,9 @@
 
 use crate::comb::Digits;
 use crate::lanes::{Lanes, MAX_WIDTH, Words};
-use crate::point::{Affine, Entry, Point, add_last, add_mixed, double, double_times, normalise};
+use crate::point::{
+    Affine, Entry, Point, add_last, add_mixed, double, double_times, normalise, point_of,
+};
 use crate::table::Row;
 
 /// Digits a window of the constant-time table.
@@ -62,7 +64,7 @@ pub(crate) fn rows<L: Lanes>(lanes: L, entry: &Entry<L>) -> [Row; MAX_WIDTH] {
 pub(crate) fn window_rows<L: Lanes>(lanes: L, w: usize) -> Vec<Row> {
     let (count, entries) = (windows(w), 1usize << (w - 1));
     let mut bases = Vec::with_capacity(count);
-    let mut base = generator(lanes).to_point(0);
+    let mut base = point_of(lanes, &generator(lanes));
     for _ in 0..count {
         bases.push(base);
         base = double_times(lanes, &base, w);
@@ -85,7 +87,7 @@ pub(crate) fn window_rows<L: Lanes>(lanes: L, w: usize) -> Vec<Row> {
         let mut step = Vec::with_capacity(1);
         normalise(lanes, &[twice], 1, &mut step);
         let mut odd = Vec::with_capacity(entries);
-        odd.push(base.to_point(0));
+        odd.push(point_of(lanes, &base));
         lanes.call(
             #[inline(always)]
             || {

@@ -210,14 +210,14 @@ pub(crate) fn add_sub<L: Lanes>(p: &Point<L>, q: &Cached<L>) -> (Point<L>, Point
     let v = L::mul(&u1, &hh);
     let minus_hhh = L::tight(L::add_p(L::neg(hhh), 2));
     let common = L::add_p(L::sub(L::neg(hhh), L::double(v)), 5);
-    let x_of = |r: &L::Fe| L::reduce(L::add(L::sqr(r), common));
-    let y_of = |r: &L::Fe, x: &L::Fe| {
-        let t = L::tight(L::add_p(L::sub(v, L::loose(x)), 3));
-        L::tight(L::mul_add_mul(r, &t, &s1, &minus_hhh))
+    let branch = Branch {
+        h3: minus_hhh,
+        v,
+        s1,
+        common,
     };
-    let (x_plus, x_minus) = (x_of(&r_plus), x_of(&r_minus));
-    let y_plus = y_of(&r_plus, &x_plus);
-    let y_minus = y_of(&r_minus, &x_minus);
+    let (x_plus, y_plus) = branch.finish(&r_plus);
+    let (x_minus, y_minus) = branch.finish(&r_minus);
     (
         Point {
             x: x_plus,
@@ -230,6 +230,26 @@ pub(crate) fn add_sub<L: Lanes>(p: &Point<L>, q: &Cached<L>) -> (Point<L>, Point
             z: z3,
         },
     )
+}
+
+/// What the two halves of [`add_sub`] share.
+struct Branch<L: Lanes> {
+    /// −H³.
+    h3: L::Fe,
+    /// U₁·H².
+    v: L::Loose,
+    s1: L::Fe,
+    /// −H³ − 2·U₁·H².
+    common: L::Loose,
+}
+
+impl<L: Lanes> Branch<L> {
+    #[inline(always)]
+    fn finish(&self, r: &L::Fe) -> (L::Fe, L::Fe) {
+        let x = L::reduce(L::add(L::sqr(r), self.common));
+        let t = L::tight(L::add_p(L::sub(self.v, L::loose(&x)), 3));
+        (x, L::tight(L::mul_add_mul(r, &t, &self.s1, &self.h3)))
+    }
 }
 
 /// −P.
@@ -255,6 +275,14 @@ pub(crate) fn double_times<L: Lanes>(lanes: L, p: &Point<L>, k: usize) -> Point<
             }
             r
         },
+    )
+}
+
+/// [`Affine::to_point`], out of line.
+pub(crate) fn point_of<L: Lanes>(lanes: L, q: &Affine<L>) -> Point<L> {
+    lanes.call(
+        #[inline(always)]
+        || q.to_point(0),
     )
 }
 

@@ -312,15 +312,18 @@ impl<L: Lanes> Context<L> {
     }
 }
 
+/// Lanes where X = r·Z².
+#[inline(always)]
+fn x_is<L: Lanes>(p: &Point<L>, r: &Words<L>, zz: &L::Fe) -> u8 {
+    let product = L::mul(&L::to_montgomery(r), zz);
+    L::is_zero(&L::tight(L::add_p(L::sub(L::loose(&p.x), product), 2)))
+}
+
 /// Lanes where x(P) mod n = r.
 #[inline(always)]
 fn matches<L: Lanes>(p: &Point<L>, r: &Words<L>) -> u8 {
     let zz = L::tight(L::sqr(&p.z));
-    let equals = |r: &Words<L>| {
-        let product = L::mul(&L::to_montgomery(r), &zz);
-        L::is_zero(&L::tight(L::add_p(L::sub(L::loose(&p.x), product), 2)))
-    };
-    let mut ok = equals(r);
+    let mut ok = x_is(p, r, &zz);
     // x(P) may be r + n, where that is below p: for r < p − n only, which chance does not produce.
     let mut lanes = [[0u64; MAX_WIDTH]; 4];
     for (l, w) in lanes.iter_mut().zip(r) {
@@ -347,7 +350,7 @@ fn matches<L: Lanes>(p: &Point<L>, r: &Words<L>) -> u8 {
             L::from_lanes(&lanes[2]),
             L::from_lanes(&lanes[3]),
         ];
-        ok |= equals(&words) & small;
+        ok |= x_is(p, &words, &zz) & small;
     }
     ok
 }
