@@ -210,7 +210,7 @@ pub(crate) fn add_sub<L: Lanes>(p: &Point<L>, q: &Cached<L>) -> (Point<L>, Point
     let v = L::mul(&u1, &hh);
     let minus_hhh = L::tight(L::add_p(L::neg(hhh), 2));
     let common = L::add_p(L::sub(L::neg(hhh), L::double(v)), 5);
-    let branch = Branch {
+    let branch = Branch::<L> {
         h3: minus_hhh,
         v,
         s1,
