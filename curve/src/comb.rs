@@ -6,6 +6,9 @@
 //! costs e − 1 doublings and v·e additions. `MATHS.md` has the derivation, and the proof that an
 //! incomplete addition meets no exception before the last column.
 
+// Digits, lane numbers and table indices are far below the limits of the types they pass through.
+#![allow(clippy::cast_possible_truncation)]
+
 use crate::lanes::{Lanes, Words};
 use crate::point::{
     Affine, Entry, Point, add_last, add_mixed, add_sub_block, double, double_times, normalise,

@@ -1,5 +1,8 @@
 //! Inverses and square roots by addition chains, and inversion of many values at the price of one.
 
+// Digits, lane numbers and table indices are far below the limits of the types they pass through.
+#![allow(clippy::cast_possible_truncation)]
+
 use crate::lanes::{Lanes, Words};
 use crate::order;
 use p256::elliptic_curve::{PrimeField, ops::Invert};

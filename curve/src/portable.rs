@@ -3,6 +3,9 @@
 //! Elements are always reduced, so tight and loose forms coincide and the bounds annotations of the
 //! formulas cost nothing.
 
+// Digits, lane numbers and table indices are far below the limits of the types they pass through.
+#![allow(clippy::cast_possible_truncation)]
+
 mod field;
 mod scalar;
 

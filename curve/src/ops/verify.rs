@@ -10,6 +10,9 @@
 //! choose (r, s) so that a partial sum meets an exception of the incomplete addition, and every such
 //! item would take the slow path.
 
+// Digits, lane numbers and table indices are far below the limits of the types they pass through.
+#![allow(clippy::cast_possible_truncation)]
+
 use crate::comb::{self, Digits, MAX_STEPS, Shape, TRANSIENT, TRANSIENT_ENTRIES};
 use crate::context::{CHUNK, Context, G_WIDTH, G_WINDOWS, load4};
 use crate::fixed;
