@@ -186,6 +186,22 @@ pub(crate) fn walk<L: Lanes, const K: usize>(
     scalars: &[Words<L>; K],
 ) -> [Point<L>; K] {
     assert_eq!(table.len(), shape.entries());
+    match (shape.w, shape.v, shape.e) {
+        (4, 1, 64) => walk_shape::<L, K, 4, 1, 64>(lanes, table, scalars),
+        (4, 2, 32) => walk_shape::<L, K, 4, 2, 32>(lanes, table, scalars),
+        (5, 2, 26) => walk_shape::<L, K, 5, 2, 26>(lanes, table, scalars),
+        (6, 2, 22) => walk_shape::<L, K, 6, 2, 22>(lanes, table, scalars),
+        _ => unreachable!("no table has another shape"),
+    }
+}
+
+/// [`walk`] for one shape, so that loops over teeth and entries unroll.
+fn walk_shape<L: Lanes, const K: usize, const W: usize, const V: usize, const E: usize>(
+    lanes: L,
+    table: &[Entry<L>],
+    scalars: &[Words<L>; K],
+) -> [Point<L>; K] {
+    let shape = const { Shape { w: W, v: V, e: E } };
     lanes.call(
         #[inline(always)]
         || {
