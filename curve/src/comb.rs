@@ -1,0 +1,245 @@
+//! Signed combs: how a scalar becomes digits ±1, the tables they select from, and the walks over them.
+//!
+//! A comb of width w, v blocks and spacing e writes an odd scalar in L = w·v·e digits, all ±1:
+//! k = Σ dᵢ·2ⁱ. Tooth t of block s has weight 2^(t·v·e + s·e); block s of the table holds the
+//! 2^(w−1) signed sums of its teeth with the top tooth positive. Walking the e columns from the top
+//! costs e − 1 doublings and v·e additions. `MATHS.md` has the derivation, and the proof that an
+//! incomplete addition meets no exception before the last column.
+
+// Digits, lane numbers and table indices are far below the limits of the types they pass through.
+#![allow(clippy::cast_possible_truncation)]
+
+use crate::lanes::{Lanes, Words};
+use crate::point::{
+    Affine, Entry, Point, add_last, add_mixed, add_sub_block, double, double_times, normalise,
+    point_of,
+};
+
+/// The parameters of a comb.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Teeth: digits that select one entry.
+    pub(crate) w: usize,
+    /// Blocks.
+    pub(crate) v: usize,
+    /// Spacing: columns a block.
+    pub(crate) e: usize,
+}
+
+/// The comb made on the fly for a point that is used once or twice.
+pub(crate) const TRANSIENT: Shape = Shape { w: 4, v: 1, e: 64 };
+/// Entries of a [`TRANSIENT`] comb.
+pub(crate) const TRANSIENT_ENTRIES: usize = TRANSIENT.entries();
+/// No comb has more additions than this.
+pub(crate) const MAX_STEPS: usize = 64;
+
+impl Shape {
+    /// Entries of a block.
+    pub(crate) const fn block(self) -> usize {
+        1 << (self.w - 1)
+    }
+    /// Entries of a table.
+    pub(crate) const fn entries(self) -> usize {
+        self.v * self.block()
+    }
+    /// Additions of a walk.
+    pub(crate) const fn steps(self) -> usize {
+        self.v * self.e
+    }
+    /// Digits.
+    const fn digits(self) -> usize {
+        self.w * self.v * self.e
+    }
+}
+
+/// A scalar in digits ±1, bit i set where digit i is +1. Even scalars are replaced by n − k with all
+/// digits flipped.
+#[derive(Clone, Copy)]
+pub(crate) struct Digits<L: Lanes>([L::Word; 6]);
+
+impl<L: Lanes> Digits<L> {
+    /// A place for digits.
+    #[inline(always)]
+    pub(crate) fn unset() -> Self {
+        Self([L::splat(0); 6])
+    }
+
+    /// `length` digits of canonical scalars; 2^length must exceed n.
+    #[inline(always)]
+    pub(crate) fn new(scalar: &Words<L>, length: usize) -> Self {
+        let (odd, flipped) = L::scalar_odd(scalar);
+        // Σ dᵢ2ⁱ with dᵢ = 2bᵢ − 1 and i < length is 2b − 2^length + 1; hence b = (k − 1)/2 + 2^(length−1).
+        let mut k = [L::splat(0); 6];
+        for i in 0..3 {
+            k[i] = L::or(L::shr(odd[i], 1), L::shl(odd[i + 1], 63));
+        }
+        k[3] = L::shr(odd[3], 1);
+        let top = length - 1;
+        k[top / 64] = L::or(k[top / 64], L::splat(1 << (top % 64)));
+        for x in &mut k {
+            *x = L::select(flipped, *x, L::xor(*x, L::splat(u64::MAX)));
+        }
+        Self(k)
+    }
+
+    #[inline(always)]
+    pub(crate) fn for_comb(scalar: &Words<L>, shape: Shape) -> Self {
+        Self::new(scalar, shape.digits())
+    }
+
+    /// Entry and sign (lanes to negate) of column `r`, block `s`.
+    #[inline(always)]
+    pub(crate) fn comb(&self, shape: Shape, r: usize, s: usize) -> (L::Word, u8) {
+        let offset = s * shape.e + r;
+        let mut index = L::splat(0);
+        for t in 0..shape.w - 1 {
+            let at = t * shape.steps() + offset;
+            let bit = L::and(L::shr(self.0[at / 64], (at % 64) as u32), L::splat(1));
+            index = L::or(index, L::shl(bit, t as u32));
+        }
+        let at = (shape.w - 1) * shape.steps() + offset;
+        let negative = !L::test(self.0[at / 64], L::splat(1 << (at % 64)));
+        let all = L::splat(shape.block() as u64 - 1);
+        (L::select(negative, index, L::xor(index, all)), negative)
+    }
+
+    /// Entry and sign of window `i` of `w` digits: entry j stands for 2j + 1.
+    #[inline(always)]
+    pub(crate) fn window(&self, w: usize, i: usize) -> (L::Word, u8) {
+        let at = w * i;
+        let shift = (at % 64) as u32;
+        let x = L::or(
+            L::shr(self.0[at / 64], shift),
+            L::shl(self.0[at / 64 + 1], 64 - shift),
+        );
+        let negative = !L::test(x, L::splat(1 << (w - 1)));
+        let index = L::select(negative, x, L::xor(x, L::splat(u64::MAX)));
+        (L::and(index, L::splat((1 << (w - 1)) - 1)), negative)
+    }
+}
+
+/// The tables of `points`, one after the other, `shape.entries()` entries each. The points must be
+/// on the curve.
+pub(crate) fn tables<L: Lanes>(lanes: L, points: &[Affine<L>], shape: Shape) -> Vec<Entry<L>> {
+    let mut sums = Vec::with_capacity(points.len() * shape.entries());
+    for point in points {
+        push_sums(lanes, point, shape, &mut sums);
+    }
+    let mut out = Vec::with_capacity(sums.len());
+    normalise(lanes, &sums, 2, &mut out);
+    out
+}
+
+/// The signed sums of one comb; sums 2i and 2i + 1 share Z.
+fn push_sums<L: Lanes>(lanes: L, point: &Affine<L>, shape: Shape, out: &mut Vec<Point<L>>) {
+    let mut tooth = point_of(lanes, point);
+    let mut teeth = Vec::with_capacity(shape.w * shape.v);
+    teeth.push(tooth);
+    for _ in 1..shape.w * shape.v {
+        tooth = double_times(lanes, &tooth, shape.e);
+        teeth.push(tooth);
+    }
+    for s in 0..shape.v {
+        let start = out.len();
+        out.resize(start + shape.block(), teeth[(shape.w - 1) * shape.v + s]);
+        let block = &mut out[start..];
+        let mut have = 1;
+        for t in (0..shape.w - 1).rev() {
+            let other = lanes.call(
+                #[inline(always)]
+                || teeth[t * shape.v + s].cached(),
+            );
+            for i in (0..have).rev() {
+                let (plus, minus) = add_sub_block(lanes, &block[i], &other);
+                block[2 * i + 1] = plus;
+                block[2 * i] = minus;
+            }
+            have *= 2;
+        }
+    }
+}
+
+/// Entry `index` (secret, one a lane) of `block`, by reading all of it.
+#[inline(always)]
+fn scan<L: Lanes, const K: usize>(block: &[Entry<L>], index: &[L::Word; K]) -> [Entry<L>; K] {
+    let mut out = [[L::splat(0); 8]; K];
+    for (j, entry) in block.iter().enumerate() {
+        let mut hit = [0u8; K];
+        for k in 0..K {
+            hit[k] = L::eq(index[k], L::splat(j as u64));
+        }
+        for (q, word) in entry.iter().enumerate() {
+            for k in 0..K {
+                out[k][q] = L::select(hit[k], out[k][q], *word);
+            }
+        }
+    }
+    out
+}
+
+/// K multiples of the points of one table, in constant time: the table is read whole at each step,
+/// once for all K.
+pub(crate) fn walk<L: Lanes, const K: usize>(
+    lanes: L,
+    table: &[Entry<L>],
+    shape: Shape,
+    scalars: &[Words<L>; K],
+) -> [Point<L>; K] {
+    assert_eq!(table.len(), shape.entries());
+    match (shape.w, shape.v, shape.e) {
+        (4, 1, 64) => walk_shape::<L, K, 4, 1, 64>(lanes, table, scalars),
+        (4, 2, 32) => walk_shape::<L, K, 4, 2, 32>(lanes, table, scalars),
+        (5, 2, 26) => walk_shape::<L, K, 5, 2, 26>(lanes, table, scalars),
+        (6, 2, 22) => walk_shape::<L, K, 6, 2, 22>(lanes, table, scalars),
+        _ => unreachable!("no table has another shape"),
+    }
+}
+
+/// [`walk`] for one shape, so that loops over teeth and entries unroll.
+fn walk_shape<L: Lanes, const K: usize, const W: usize, const V: usize, const E: usize>(
+    lanes: L,
+    table: &[Entry<L>],
+    scalars: &[Words<L>; K],
+) -> [Point<L>; K] {
+    let shape = const { Shape { w: W, v: V, e: E } };
+    lanes.call(
+        #[inline(always)]
+        || {
+            let mut digits = [Digits::<L>::for_comb(&scalars[0], shape); K];
+            for k in 1..K {
+                digits[k] = Digits::for_comb(&scalars[k], shape);
+            }
+            let one = L::one();
+            let mut acc = [Point {
+                x: one,
+                y: one,
+                z: one,
+            }; K];
+            for r in (0..shape.e).rev() {
+                for (s, block) in table.chunks_exact(shape.block()).enumerate() {
+                    let (mut index, mut negate) = ([L::splat(0); K], [0u8; K]);
+                    for k in 0..K {
+                        (index[k], negate[k]) = digits[k].comb(shape, r, s);
+                    }
+                    let found = scan::<L, K>(block, &index);
+                    for k in 0..K {
+                        let q = Affine::from_entry(&found[k]);
+                        if r == shape.e - 1 && s == 0 {
+                            acc[k] = q.to_point(negate[k]);
+                            continue;
+                        }
+                        if s == 0 {
+                            acc[k] = double(&acc[k]);
+                        }
+                        acc[k] = if r == 0 {
+                            add_last(lanes, &acc[k], &q, negate[k])
+                        } else {
+                            add_mixed(&acc[k], &q, negate[k])
+                        };
+                    }
+                }
+            }
+            acc
+        },
+    )
+}

@@ -1,0 +1,230 @@
+//! Inverses and square roots by addition chains, and inversion of many values at the price of one.
+
+// Digits, lane numbers and table indices are far below the limits of the types they pass through.
+#![allow(clippy::cast_possible_truncation)]
+
+use crate::lanes::{Lanes, Words};
+use crate::order;
+use p256::elliptic_curve::{PrimeField, ops::Invert};
+
+/// a·b, out of line.
+fn mul<L: Lanes>(lanes: L, a: &L::Fe, b: &L::Fe) -> L::Fe {
+    lanes.call(
+        #[inline(always)]
+        || L::tight(L::mul(a, b)),
+    )
+}
+
+/// a^(2ᵏ), out of line.
+fn sqr_times<L: Lanes>(lanes: L, a: &L::Fe, k: usize) -> L::Fe {
+    lanes.call(
+        #[inline(always)]
+        || {
+            let mut x = *a;
+            for _ in 0..k {
+                x = L::tight(L::sqr(&x));
+            }
+            x
+        },
+    )
+}
+
+/// a^(p−2): the inverse of each lane, 0 for 0. The sequence of operations is fixed.
+pub(crate) fn field<L: Lanes>(lanes: L, a: &L::Fe) -> L::Fe {
+    // p − 2 = ffffffff 00000001 00000000 00000000 00000000 ffffffff ffffffff fffffffd;
+    // xK is a to the power of K one bits.
+    let times = |x: &L::Fe, k: usize, y: &L::Fe| mul(lanes, &sqr_times(lanes, x, k), y);
+    let x2 = times(a, 1, a);
+    let x3 = times(&x2, 1, a);
+    let x6 = times(&x3, 3, &x3);
+    let x12 = times(&x6, 6, &x6);
+    let x15 = times(&x12, 3, &x3);
+    let x30 = times(&x15, 15, &x15);
+    let x32 = times(&x30, 2, &x2);
+    let r = times(&x32, 32, a);
+    let r = times(&r, 128, &x32);
+    let r = times(&r, 32, &x32);
+    let r = times(&r, 30, &x30);
+    times(&r, 2, a)
+}
+
+/// a^((p+1)/4): a square root of each lane that has one.
+pub(crate) fn field_sqrt<L: Lanes>(lanes: L, a: &L::Fe) -> L::Fe {
+    // (p + 1)/4 = 2²⁵⁴ − 2²²² + 2¹⁹⁰ + 2⁹⁴
+    let times = |x: &L::Fe, k: usize, y: &L::Fe| mul(lanes, &sqr_times(lanes, x, k), y);
+    let x2 = times(a, 1, a);
+    let x4 = times(&x2, 2, &x2);
+    let x8 = times(&x4, 4, &x4);
+    let x16 = times(&x8, 8, &x8);
+    let x32 = times(&x16, 16, &x16);
+    let r = times(&x32, 32, a);
+    let r = times(&r, 96, a);
+    sqr_times(lanes, &r, 94)
+}
+
+/// Replaces each value by its inverse, one exponentiation in all (Montgomery's trick). No value may
+/// be zero: a zero would spoil its lane in every other value.
+pub(crate) fn batch<L: Lanes>(lanes: L, values: &mut [L::Fe]) {
+    let Some(first) = values.first() else { return };
+    let mut products = Vec::with_capacity(values.len());
+    let mut product = *first;
+    products.push(product);
+    lanes.call(
+        #[inline(always)]
+        || {
+            for x in &values[1..] {
+                product = L::tight(L::mul(&product, x));
+                products.push(product);
+            }
+        },
+    );
+    let mut inverse = field(lanes, &product);
+    lanes.call(
+        #[inline(always)]
+        || {
+            for i in (1..values.len()).rev() {
+                let x = values[i];
+                values[i] = L::tight(L::mul(&inverse, &products[i - 1]));
+                inverse = L::tight(L::mul(&inverse, &x));
+            }
+        },
+    );
+    values[0] = inverse;
+}
+
+fn scalar_mul<L: Lanes>(lanes: L, a: &L::Scalar, b: &L::Scalar) -> L::Scalar {
+    lanes.call(
+        #[inline(always)]
+        || L::scalar_mul(a, b),
+    )
+}
+
+fn scalar_sqr_times<L: Lanes>(lanes: L, a: &L::Scalar, k: usize) -> L::Scalar {
+    lanes.call(
+        #[inline(always)]
+        || {
+            let mut x = *a;
+            for _ in 0..k {
+                x = L::scalar_sqr(&x);
+            }
+            x
+        },
+    )
+}
+
+/// a^(n−2), in and out in Montgomery form. The sequence of operations is fixed.
+fn scalar<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
+    // n − 2 = ffffffff 00000000 ffffffff ffffffff bce6faad a7179e84 f3b9cac2 fc63254f: runs of ones
+    // in the upper half, windows of four bits in the lower.
+    const LOW: [u64; 2] = [0xbce6_faad_a717_9e84, 0xf3b9_cac2_fc63_254f];
+    let times = |x: &L::Scalar, k: usize, y: &L::Scalar| {
+        scalar_mul(lanes, &scalar_sqr_times(lanes, x, k), y)
+    };
+    let mut powers = [*a; 16];
+    for i in 2..16 {
+        powers[i] = scalar_mul(lanes, &powers[i - 1], a);
+    }
+    let x4 = powers[15];
+    let x8 = times(&x4, 4, &x4);
+    let x16 = times(&x8, 8, &x8);
+    let x32 = times(&x16, 16, &x16);
+    let r = times(&x32, 64, &x32);
+    let mut r = times(&r, 32, &x32);
+    for word in LOW {
+        for i in (0..16).rev() {
+            // The digits are those of a public constant.
+            r = match (word >> (4 * i)) & 15 {
+                0 => scalar_sqr_times(lanes, &r, 4),
+                digit => times(&r, 4, &powers[digit as usize]),
+            };
+        }
+    }
+    r
+}
+
+/// The inverse of each lane, variable time: for public values only. In and out in Montgomery form;
+/// no lane may be zero.
+fn scalar_public<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
+    let (words, others) = lanes.call(
+        #[inline(always)]
+        || {
+            // Multiply the lanes together, keeping for each lane the product of all others.
+            let (mut product, mut others) = (*a, L::scalar_one());
+            let mut step = 1;
+            while step < L::WIDTH {
+                let swapped = L::scalar_swap(&product, step);
+                others = L::scalar_mul(&others, &swapped);
+                product = L::scalar_mul(&product, &swapped);
+                step *= 2;
+            }
+            (L::scalar_words(&product), others)
+        },
+    );
+    let mut limbs = [0; 4];
+    for (limb, w) in limbs.iter_mut().zip(words) {
+        *limb = L::to_lanes(w)[0];
+    }
+    let inverse = invert_public(&limbs);
+    lanes.call(
+        #[inline(always)]
+        || {
+            let w: Words<L> = [
+                L::splat(inverse[0]),
+                L::splat(inverse[1]),
+                L::splat(inverse[2]),
+                L::splat(inverse[3]),
+            ];
+            // (T·R)⁻¹ → T⁻¹·R → T⁻¹·others·R
+            L::scalar_mul(&L::scalar_mul(&L::scalar(&w), &L::scalar_r3()), &others)
+        },
+    )
+}
+
+/// a⁻¹ mod n of a public number, 0 for 0.
+fn invert_public(a: &[u64; 4]) -> [u64; 4] {
+    let inverse = Option::<p256::Scalar>::from(p256::Scalar::from_repr(order::bytes(a).into()))
+        .and_then(|s| Option::<p256::Scalar>::from(Invert::invert_vartime(&s)))
+        .unwrap_or_default();
+    order::limbs(&inverse.to_repr().into())
+}
+
+/// What may be learnt from the time an inversion takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Secrecy {
+    /// The values are secret: fixed sequence of operations.
+    Secret,
+    /// The values are public: the fastest way.
+    Public,
+}
+
+/// Replaces each scalar (Montgomery form, not zero) by its inverse, one inversion in all.
+pub(crate) fn scalar_batch<L: Lanes>(lanes: L, values: &mut [L::Scalar], secrecy: Secrecy) {
+    let Some(first) = values.first() else { return };
+    let mut products = Vec::with_capacity(values.len());
+    let mut product = *first;
+    products.push(product);
+    lanes.call(
+        #[inline(always)]
+        || {
+            for x in &values[1..] {
+                product = L::scalar_mul(&product, x);
+                products.push(product);
+            }
+        },
+    );
+    let mut inverse = match secrecy {
+        Secrecy::Secret => scalar(lanes, &product),
+        Secrecy::Public => scalar_public(lanes, &product),
+    };
+    lanes.call(
+        #[inline(always)]
+        || {
+            for i in (1..values.len()).rev() {
+                let x = values[i];
+                values[i] = L::scalar_mul(&inverse, &products[i - 1]);
+                inverse = L::scalar_mul(&inverse, &x);
+            }
+        },
+    );
+    values[0] = inverse;
+}

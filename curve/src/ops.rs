@@ -1,0 +1,5 @@
+//! The batched operations, each written once for all backends.
+
+pub(crate) mod agree;
+pub(crate) mod sign;
+pub(crate) mod verify;

@@ -1,0 +1,410 @@
+//! Batched ECDSA verification.
+//!
+//! For each item: w = s⁻¹, R = (z·w)·G + (r·w)·Q, and the test x(R) ≡ r (mod n), made without leaving
+//! Jacobian coordinates as X = r·Z². The inversions of a chunk are one; items are grouped by the kind
+//! of their key's table, eight to a group where there are eight lanes, and padded with copies.
+//!
+//! Everything here is public, so rows are fetched by address, one group ahead of their use.
+//!
+//! The sum starts from a secret point S that is taken out at the end. Without it a signer could
+//! choose (r, s) so that a partial sum meets an exception of the incomplete addition, and every such
+//! item would take the slow path.
+
+// Digits, lane numbers and table indices are far below the limits of the types they pass through.
+#![allow(clippy::cast_possible_truncation)]
+
+use crate::comb::{self, Digits, MAX_STEPS, Shape, TRANSIENT, TRANSIENT_ENTRIES};
+use crate::context::{CHUNK, Context, G_WIDTH, G_WINDOWS, load4};
+use crate::fixed;
+use crate::invert::{Secrecy, scalar_batch};
+use crate::keys::{PublicKey, Verdict};
+use crate::lanes::{Lanes, MAX_WIDTH, Words};
+use crate::order;
+use crate::point::{Affine, Point, add_mixed, add_mixed_complete, double};
+use crate::table::{Row, Table, TableWidth};
+
+/// Whose signature it should be.
+#[derive(Clone, Copy, Debug)]
+pub enum Key<'a> {
+    /// A key without a table: the generic path.
+    Plain(&'a PublicKey),
+    /// A key with a table.
+    Table(Table<'a>),
+}
+
+/// One signature to verify.
+#[derive(Clone, Copy, Debug)]
+pub struct VerifyItem<'a> {
+    /// Whose signature it should be.
+    pub key: Key<'a>,
+    /// The message's digest.
+    pub digest: &'a [u8; 32],
+    /// r, then s, 32 bytes each, big-endian (IEEE P1363).
+    pub signature: &'a [u8; 64],
+}
+
+/// Items of one kind of key, a lane each.
+struct Group {
+    /// The width of the keys' tables; `None` for keys without.
+    width: Option<TableWidth>,
+    /// The item of each lane; lanes from `len` on repeat the first.
+    items: [usize; MAX_WIDTH],
+    len: usize,
+}
+
+/// A group's scalars.
+struct Prepared<L: Lanes> {
+    /// u₁ = z/s.
+    g: Digits<L>,
+    /// u₂ = r/s.
+    q: Digits<L>,
+    r: Words<L>,
+    /// Lanes whose r or s is out of range.
+    invalid: u8,
+}
+
+/// Which rows each step adds: found, and asked for, one group ahead.
+struct Plan {
+    q: [([u64; MAX_WIDTH], u8); MAX_STEPS],
+    g: [([u64; MAX_WIDTH], u8); G_WINDOWS],
+}
+
+impl Plan {
+    fn new() -> Box<Self> {
+        let none = ([0; MAX_WIDTH], 0);
+        Box::new(Self {
+            q: [none; MAX_STEPS],
+            g: [none; G_WINDOWS],
+        })
+    }
+}
+
+type Tables<'a> = [&'a [Row]; MAX_WIDTH];
+
+impl<L: Lanes> Context<L> {
+    /// One verdict an item, appended to `verdicts`.
+    pub(crate) fn verify(&self, items: &[VerifyItem<'_>], verdicts: &mut Vec<Verdict>) {
+        for chunk in items.chunks(CHUNK) {
+            self.verify_chunk(chunk, verdicts);
+        }
+    }
+
+    fn verify_chunk(&self, items: &[VerifyItem<'_>], verdicts: &mut Vec<Verdict>) {
+        let groups = group::<L>(items);
+        let prepared = self.prepare(items, &groups);
+        let transient = self.transient_tables(items, &groups);
+
+        let mut plain = transient.chunks_exact(MAX_WIDTH);
+        let tables: Vec<Tables<'_>> = groups
+            .iter()
+            .map(|group| match group.width {
+                Some(_) => core::array::from_fn(|lane| match items[group.items[lane]].key {
+                    Key::Table(t) => t.rows,
+                    Key::Plain(_) => &[],
+                }),
+                None => {
+                    let rows = plain.next().unwrap_or_default();
+                    core::array::from_fn(|lane| &rows[lane][..])
+                }
+            })
+            .collect();
+
+        let base = verdicts.len();
+        verdicts.resize(base + items.len(), Verdict::Invalid);
+        let (mut plan, mut next) = (Plan::new(), Plan::new());
+        let shape = |g: usize| groups[g].width.map_or(TRANSIENT, TableWidth::shape);
+        if let Some(first) = prepared.first() {
+            self.plan(first, &tables[0], shape(0), &mut plan);
+        }
+        for (g, group) in groups.iter().enumerate() {
+            if let Some(p) = prepared.get(g + 1) {
+                self.plan(p, &tables[g + 1], shape(g + 1), &mut next);
+            }
+            let valid = self.run(&prepared[g], &tables[g], shape(g), group.width, &plan);
+            for lane in 0..group.len {
+                if valid >> lane & 1 == 1 {
+                    verdicts[base + group.items[lane]] = Verdict::Valid;
+                }
+            }
+            core::mem::swap(&mut plan, &mut next);
+        }
+    }
+
+    /// Scalars of all groups, one inversion in all.
+    fn prepare(&self, items: &[VerifyItem<'_>], groups: &[Group]) -> Vec<Prepared<L>> {
+        let mut out = Vec::with_capacity(groups.len());
+        let mut inverses = Vec::with_capacity(groups.len());
+        let mut digests = Vec::with_capacity(groups.len());
+        for group in groups {
+            let mut rs = [[[0u64; 4]; 2]; MAX_WIDTH];
+            let mut invalid = 0u8;
+            for (lane, rs) in rs.iter_mut().enumerate().take(L::WIDTH) {
+                let halves = items[group.items[lane]].signature.as_chunks::<32>().0;
+                let (r, s) = (order::limbs(&halves[0]), order::limbs(&halves[1]));
+                if order::is_scalar(&r) && order::is_scalar(&s) {
+                    *rs = [r, s];
+                } else {
+                    // Any valid numbers keep the lane from disturbing its neighbours.
+                    *rs = [[1, 0, 0, 0]; 2];
+                    invalid |= 1 << lane;
+                }
+            }
+            let r = load4(self.lanes, |lane| rs[lane][0]);
+            let s = load4(self.lanes, |lane| rs[lane][1]);
+            digests.push(load4(self.lanes, |lane| {
+                order::limbs(items[group.items[lane]].digest)
+            }));
+            self.lanes.call(
+                #[inline(always)]
+                || inverses.push(L::scalar_mul(&L::scalar(&s), &L::scalar_r2())),
+            );
+            let unset = Digits::unset();
+            out.push(Prepared {
+                g: unset,
+                q: unset,
+                r,
+                invalid,
+            });
+        }
+        scalar_batch(self.lanes, &mut inverses, Secrecy::Public);
+        for (i, p) in out.iter_mut().enumerate() {
+            let shape = groups[i].width.map_or(TRANSIENT, TableWidth::shape);
+            self.lanes.call(
+                #[inline(always)]
+                || {
+                    let u1 = L::scalar_mul(&L::scalar(&digests[i]), &inverses[i]);
+                    let u2 = L::scalar_mul(&L::scalar(&p.r), &inverses[i]);
+                    p.g = Digits::new(&L::scalar_words(&u1), G_WIDTH * G_WINDOWS);
+                    p.q = Digits::for_comb(&L::scalar_words(&u2), shape);
+                },
+            );
+        }
+        out
+    }
+
+    /// Tables of the keys that have none, eight rows a lane, for the groups that need them.
+    fn transient_tables(
+        &self,
+        items: &[VerifyItem<'_>],
+        groups: &[Group],
+    ) -> Vec<[Row; TRANSIENT_ENTRIES]> {
+        let points: Vec<Affine<L>> = groups
+            .iter()
+            .filter(|group| group.width.is_none())
+            .map(|group| {
+                self.points(|lane| match items[group.items[lane]].key {
+                    Key::Plain(key) => *key,
+                    Key::Table(t) => *t.key,
+                })
+            })
+            .collect();
+        let mut out = vec![[Row([0; 8]); TRANSIENT_ENTRIES]; points.len() * MAX_WIDTH];
+        let entries = comb::tables(self.lanes, &points, TRANSIENT);
+        for (i, entry) in entries.iter().enumerate() {
+            let rows = fixed::rows(self.lanes, entry);
+            for (lane, row) in rows.iter().enumerate() {
+                out[i / TRANSIENT_ENTRIES * MAX_WIDTH + lane][i % TRANSIENT_ENTRIES] = *row;
+            }
+        }
+        out
+    }
+
+    /// Works out the rows of a group and asks the cache for them.
+    fn plan(&self, p: &Prepared<L>, tables: &Tables<'_>, shape: Shape, plan: &mut Plan) {
+        self.lanes.call(
+            #[inline(always)]
+            || {
+                let mut steps = plan.q.iter_mut();
+                for r in (0..shape.e).rev() {
+                    for s in 0..shape.v {
+                        let Some(step) = steps.next() else { break };
+                        let (index, negate) = p.q.comb(shape, r, s);
+                        let mut at = L::to_lanes(index);
+                        for lane in 0..L::WIDTH {
+                            at[lane] += (s * shape.block()) as u64;
+                            L::prefetch(&tables[lane][at[lane] as usize]);
+                        }
+                        *step = (at, negate);
+                    }
+                }
+                for (i, step) in plan.g.iter_mut().enumerate() {
+                    let (index, negate) = p.g.window(G_WIDTH, i);
+                    let mut at = L::to_lanes(index);
+                    for x in at.iter_mut().take(L::WIDTH) {
+                        *x += (i << (G_WIDTH - 1)) as u64;
+                        L::prefetch(&self.g_rows[*x as usize]);
+                    }
+                    *step = (at, negate);
+                }
+            },
+        );
+    }
+
+    /// Lanes whose signature is valid.
+    fn run(
+        &self,
+        p: &Prepared<L>,
+        tables: &Tables<'_>,
+        shape: Shape,
+        width: Option<TableWidth>,
+        plan: &Plan,
+    ) -> u8 {
+        // A transient comb has the shape of the narrowest table.
+        let correction = self.correction(width.unwrap_or(TableWidth::Bytes512));
+        let (valid, exceptional) = self.lanes.call(
+            #[inline(always)]
+            || {
+                let start = Affine::<L>::from_entry(&L::load_rows(&[&self.start; MAX_WIDTH]));
+                let mut acc = start.to_point(0);
+                for (i, (at, negate)) in plan.q[..shape.steps()].iter().enumerate() {
+                    if i % shape.v == 0 && i > 0 {
+                        acc = double(&acc);
+                    }
+                    let q = table_rows::<L>(tables, at);
+                    acc = add_mixed(&acc, &q, *negate);
+                }
+                for (at, negate) in &plan.g {
+                    let q = shared_rows::<L>(&self.g_rows, at);
+                    acc = add_mixed(&acc, &q, *negate);
+                }
+                let c = Affine::<L>::from_entry(&L::load_rows(&[correction; MAX_WIDTH]));
+                let before = acc;
+                acc = add_mixed(&acc, &c, 0);
+                let mut exceptional = L::is_zero(&acc.z);
+                if exceptional != 0 {
+                    // Z became zero in this very addition because R is infinity (anyone can sign so):
+                    // invalid, and known without the slow path.
+                    let (h, r) = crate::point::differences(&before, &c, 0);
+                    exceptional &= L::is_zero(&before.z) | (L::is_zero(&h) & L::is_zero(&r));
+                }
+                (matches(&acc, &p.r) & !L::is_zero(&acc.z), exceptional)
+            },
+        );
+        let mut valid = valid;
+        if exceptional & !p.invalid != 0 {
+            let again = self.run_complete(p, tables, shape, plan);
+            valid = (valid & !exceptional) | (again & exceptional);
+        }
+        valid & !p.invalid
+    }
+
+    /// [`Context::run`] with additions that have no exceptions.
+    #[cold]
+    fn run_complete(&self, p: &Prepared<L>, tables: &Tables<'_>, shape: Shape, plan: &Plan) -> u8 {
+        self.lanes.call(
+            #[inline(always)]
+            || {
+                let zero = L::tight(L::sub(L::loose(&L::one()), L::loose(&L::one())));
+                let mut acc = Point {
+                    x: L::one(),
+                    y: L::one(),
+                    z: zero,
+                };
+                for (i, (at, negate)) in plan.q[..shape.steps()].iter().enumerate() {
+                    if i % shape.v == 0 {
+                        acc = double(&acc);
+                    }
+                    acc = add_mixed_complete(&acc, &table_rows::<L>(tables, at), *negate);
+                }
+                for (at, negate) in &plan.g {
+                    acc = add_mixed_complete(&acc, &shared_rows::<L>(&self.g_rows, at), *negate);
+                }
+                matches(&acc, &p.r) & !L::is_zero(&acc.z)
+            },
+        )
+    }
+}
+
+/// Lanes where X = r·Z².
+#[inline(always)]
+fn x_is<L: Lanes>(p: &Point<L>, r: &Words<L>, zz: &L::Fe) -> u8 {
+    let product = L::mul(&L::to_montgomery(r), zz);
+    L::is_zero(&L::tight(L::add_p(L::sub(L::loose(&p.x), product), 2)))
+}
+
+/// Lanes where x(P) mod n = r.
+#[inline(always)]
+fn matches<L: Lanes>(p: &Point<L>, r: &Words<L>) -> u8 {
+    let zz = L::tight(L::sqr(&p.z));
+    let mut ok = x_is(p, r, &zz);
+    // x(P) may be r + n, where that is below p: for r < p − n only, which chance does not produce.
+    let mut lanes = [[0u64; MAX_WIDTH]; 4];
+    for (l, w) in lanes.iter_mut().zip(r) {
+        *l = L::to_lanes(*w);
+    }
+    let mut small = 0u8;
+    for lane in 0..L::WIDTH {
+        if lanes[3][lane] | lanes[2][lane] != 0 {
+            continue;
+        }
+        let limbs = [lanes[0][lane], lanes[1][lane], 0, 0];
+        if order::less(&limbs, &order::P_MINUS_N) {
+            small |= 1 << lane;
+            let sum = order::wrapping_add(&limbs, &order::N);
+            for (word, x) in lanes.iter_mut().zip(sum) {
+                word[lane] = x;
+            }
+        }
+    }
+    if small & !ok != 0 {
+        let words = [
+            L::from_lanes(&lanes[0]),
+            L::from_lanes(&lanes[1]),
+            L::from_lanes(&lanes[2]),
+            L::from_lanes(&lanes[3]),
+        ];
+        ok |= x_is(p, &words, &zz) & small;
+    }
+    ok
+}
+
+/// The rows of one step, a table a lane.
+#[inline(always)]
+fn table_rows<L: Lanes>(tables: &Tables<'_>, at: &[u64; MAX_WIDTH]) -> Affine<L> {
+    let mut rows = [&tables[0][at[0] as usize]; MAX_WIDTH];
+    for lane in 1..L::WIDTH {
+        rows[lane] = &tables[lane][at[lane] as usize];
+    }
+    Affine::from_entry(&L::load_rows(&rows))
+}
+
+/// The rows of one step, all from one table.
+#[inline(always)]
+fn shared_rows<L: Lanes>(table: &[Row], at: &[u64; MAX_WIDTH]) -> Affine<L> {
+    let mut rows = [&table[at[0] as usize]; MAX_WIDTH];
+    for lane in 1..L::WIDTH {
+        rows[lane] = &table[at[lane] as usize];
+    }
+    Affine::from_entry(&L::load_rows(&rows))
+}
+
+/// Items in groups of one kind of key each.
+fn group<L: Lanes>(items: &[VerifyItem<'_>]) -> Vec<Group> {
+    let kind = |item: &VerifyItem<'_>| match item.key {
+        Key::Plain(_) => None,
+        Key::Table(t) => Some(t.width),
+    };
+    let mut groups: Vec<Group> = Vec::with_capacity(items.len() / L::WIDTH + 5);
+    // The last group of each kind, if it has lanes free.
+    let mut open: [Option<usize>; TableWidth::ALL.len() + 1] = [None; 5];
+    for (i, item) in items.iter().enumerate() {
+        let width = kind(item);
+        let slot = &mut open[width.map_or(0, |w| w as usize + 1)];
+        match *slot {
+            Some(g) if groups[g].len < L::WIDTH => {
+                let group = &mut groups[g];
+                group.items[group.len] = i;
+                group.len += 1;
+            }
+            _ => {
+                *slot = Some(groups.len());
+                groups.push(Group {
+                    width,
+                    items: [i; MAX_WIDTH],
+                    len: 1,
+                });
+            }
+        }
+    }
+    groups
+}

@@ -1,0 +1,176 @@
+//! Integers modulo p in four 64-bit limbs, Montgomery form with R = 2²⁵⁶, always reduced.
+//!
+//! p = 2²⁵⁶ − 2²²⁴ + 2¹⁹² + 2⁹⁶ − 1, so −p⁻¹ mod 2⁶⁴ = 1: the quotient digit of each reduction step
+//! is the lowest limb itself, and its product with p is a handful of shifts and additions.
+//! No branch depends on a value.
+
+/// Four limbs, least significant first.
+pub(crate) type Limbs = [u64; 4];
+
+pub(crate) const P: Limbs = [
+    0xffff_ffff_ffff_ffff,
+    0x0000_0000_ffff_ffff,
+    0,
+    0xffff_ffff_0000_0001,
+];
+/// R mod p.
+pub(super) const ONE: Limbs = [
+    1,
+    0xffff_ffff_0000_0000,
+    0xffff_ffff_ffff_ffff,
+    0x0000_0000_ffff_fffe,
+];
+/// R² mod p.
+pub(super) const R2: Limbs = [
+    0x0000_0000_0000_0003,
+    0xffff_fffb_ffff_ffff,
+    0xffff_ffff_ffff_fffe,
+    0x0000_0004_ffff_fffd,
+];
+/// b·R mod p.
+pub(super) const B: Limbs = [
+    0xd89c_df62_29c4_bddf,
+    0xacf0_05cd_7884_3090,
+    0xe5a2_20ab_f721_2ed6,
+    0xdc30_061d_0487_4834,
+];
+
+/// `b` where `take` is 1, `a` where it is 0.
+#[inline(always)]
+pub(super) fn select(take: u64, a: &Limbs, b: &Limbs) -> Limbs {
+    let m = 0u64.wrapping_sub(take);
+    [
+        a[0] ^ (m & (a[0] ^ b[0])),
+        a[1] ^ (m & (a[1] ^ b[1])),
+        a[2] ^ (m & (a[2] ^ b[2])),
+        a[3] ^ (m & (a[3] ^ b[3])),
+    ]
+}
+
+/// Subtracts `m` once from the five-limb value (t, top) if it is at least `m`.
+#[inline(always)]
+pub(super) fn reduce_once(t: &Limbs, top: u64, m: &Limbs) -> Limbs {
+    let (d0, c) = t[0].borrowing_sub(m[0], false);
+    let (d1, c) = t[1].borrowing_sub(m[1], c);
+    let (d2, c) = t[2].borrowing_sub(m[2], c);
+    let (d3, c) = t[3].borrowing_sub(m[3], c);
+    let (_, c) = top.borrowing_sub(0, c);
+    select(u64::from(c), &[d0, d1, d2, d3], t)
+}
+
+#[inline(always)]
+pub(super) fn add(a: &Limbs, b: &Limbs) -> Limbs {
+    let (x0, c) = a[0].carrying_add(b[0], false);
+    let (x1, c) = a[1].carrying_add(b[1], c);
+    let (x2, c) = a[2].carrying_add(b[2], c);
+    let (x3, c) = a[3].carrying_add(b[3], c);
+    reduce_once(&[x0, x1, x2, x3], u64::from(c), &P)
+}
+
+#[inline(always)]
+pub(super) fn sub(a: &Limbs, b: &Limbs) -> Limbs {
+    let (x0, c) = a[0].borrowing_sub(b[0], false);
+    let (x1, c) = a[1].borrowing_sub(b[1], c);
+    let (x2, c) = a[2].borrowing_sub(b[2], c);
+    let (x3, c) = a[3].borrowing_sub(b[3], c);
+    let m = 0u64.wrapping_sub(u64::from(c));
+    let (x0, c) = x0.carrying_add(m, false);
+    let (x1, c) = x1.carrying_add(m & P[1], c);
+    let (x2, c) = x2.carrying_add(0, c);
+    let (x3, _) = x3.carrying_add(m & P[3], c);
+    [x0, x1, x2, x3]
+}
+
+/// One digit of the reduction: (t + t₀·p) / 2⁶⁴.
+#[inline(always)]
+fn reduce_digit(t: [u64; 5]) -> [u64; 5] {
+    let m = t[0];
+    // m·p = m·2²⁵⁶ − m·2²²⁴ + m·2¹⁹² + m·2⁹⁶ − m; the low limb cancels.
+    let (low, borrow) = m.borrowing_sub(m << 32, false);
+    let high = m - (m >> 32) - u64::from(borrow);
+    let (t1, c) = t[1].carrying_add(m << 32, false);
+    let (t2, c) = t[2].carrying_add(m >> 32, c);
+    let (t3, c) = t[3].carrying_add(low, c);
+    let (t4, c) = t[4].carrying_add(high, c);
+    [t1, t2, t3, t4, u64::from(c)]
+}
+
+#[inline(always)]
+pub(super) fn mul(a: &Limbs, b: &Limbs) -> Limbs {
+    let mut t = [0u64; 5];
+    for &digit in b {
+        let (u0, c) = a[0].carrying_mul_add(digit, t[0], 0);
+        let (u1, c) = a[1].carrying_mul_add(digit, t[1], c);
+        let (u2, c) = a[2].carrying_mul_add(digit, t[2], c);
+        let (u3, c) = a[3].carrying_mul_add(digit, t[3], c);
+        let (u4, carry) = t[4].carrying_add(c, false);
+        t = reduce_digit([u0, u1, u2, u3, u4]);
+        t[4] += u64::from(carry);
+    }
+    reduce_once(&[t[0], t[1], t[2], t[3]], t[4], &P)
+}
+
+#[inline(always)]
+pub(super) fn sqr(a: &Limbs) -> Limbs {
+    let (r1, c) = a[0].carrying_mul_add(a[1], 0, 0);
+    let (r2, c) = a[0].carrying_mul_add(a[2], 0, c);
+    let (r3, r4) = a[0].carrying_mul_add(a[3], 0, c);
+    let (r3, c) = a[1].carrying_mul_add(a[2], r3, 0);
+    let (r4, r5) = a[1].carrying_mul_add(a[3], r4, c);
+    let (r5, r6) = a[2].carrying_mul_add(a[3], r5, 0);
+    let r7 = r6 >> 63;
+    let r6 = (r6 << 1) | (r5 >> 63);
+    let r5 = (r5 << 1) | (r4 >> 63);
+    let r4 = (r4 << 1) | (r3 >> 63);
+    let r3 = (r3 << 1) | (r2 >> 63);
+    let r2 = (r2 << 1) | (r1 >> 63);
+    let r1 = r1 << 1;
+    let (r0, h) = a[0].carrying_mul(a[0], 0);
+    let (r1, c) = r1.carrying_add(h, false);
+    let (l, h) = a[1].carrying_mul(a[1], 0);
+    let (r2, c) = r2.carrying_add(l, c);
+    let (r3, c) = r3.carrying_add(h, c);
+    let (l, h) = a[2].carrying_mul(a[2], 0);
+    let (r4, c) = r4.carrying_add(l, c);
+    let (r5, c) = r5.carrying_add(h, c);
+    let (l, h) = a[3].carrying_mul(a[3], 0);
+    let (r6, c) = r6.carrying_add(l, c);
+    let (r7, _) = r7.carrying_add(h, c);
+    let mut t = [r0, r1, r2, r3, 0];
+    for _ in 0..4 {
+        t = reduce_digit(t);
+    }
+    let (x0, c) = t[0].carrying_add(r4, false);
+    let (x1, c) = t[1].carrying_add(r5, c);
+    let (x2, c) = t[2].carrying_add(r6, c);
+    let (x3, c) = t[3].carrying_add(r7, c);
+    reduce_once(&[x0, x1, x2, x3], t[4] + u64::from(c), &P)
+}
+
+/// 1 where a = 0.
+#[inline(always)]
+pub(super) fn is_zero(a: &Limbs) -> u64 {
+    let x = a[0] | a[1] | a[2] | a[3];
+    1 ^ ((x | x.wrapping_neg()) >> 63)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants() {
+        let plain = [1, 0, 0, 0];
+        assert_eq!(mul(&R2, &plain), ONE);
+        assert_eq!(mul(&ONE, &plain), plain);
+        let b = [
+            0x3bce_3c3e_27d2_604b,
+            0x651d_06b0_cc53_b0f6,
+            0xb3eb_bd55_7698_86bc,
+            0x5ac6_35d8_aa3a_93e7,
+        ];
+        assert_eq!(mul(&b, &R2), B);
+        assert_eq!(sqr(&R2), mul(&R2, &R2));
+        assert_eq!(add(&sub(&ONE, &B), &B), ONE);
+    }
+}
