@@ -11,6 +11,7 @@
 //! ring                       raw io_uring
 //! ```
 
+pub mod admin;
 pub mod config;
 pub mod hex;
 pub mod identity;
