@@ -29,7 +29,7 @@ pub use certificate::{Certificate, MAX_CERTIFICATE_LEN, Role};
 pub use create::{Created, create};
 
 /// No certificate or key file is larger.
-const MAX_FILE_LEN: u64 = 64 * 1024;
+const MAX_FILE_LEN: usize = 64 * 1024;
 
 /// Why a file was refused. The message says what to do about it.
 #[derive(Debug, Error)]
@@ -154,11 +154,7 @@ impl GatewayIdentity {
 ///
 /// # Errors
 /// [`IdentityError`] with the file and the reason.
-pub fn load_certificate(
-    path: &Path,
-    role: Role,
-    now_s: i64,
-) -> Result<Certificate, IdentityError> {
+pub fn load_certificate(path: &Path, role: Role, now_s: i64) -> Result<Certificate, IdentityError> {
     let bytes = read(path).map_err(|reason| reason.at(path))?;
     Certificate::parse(&bytes, role)
         .and_then(|certificate| certificate.check(role, now_s).map(|()| certificate))
@@ -206,9 +202,9 @@ fn key_block(text: &str) -> Result<&str, Reason> {
 /// Reads a small file into memory that is wiped afterwards: it may hold a key.
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Reason> {
     // Reserved up front: a growing vector would leave unwiped copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_LEN as usize + 1));
-    File::open(path)?.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE_LEN { Err(Reason::TooLarge) } else { Ok(bytes) }
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_LEN + 1));
+    File::open(path)?.take(MAX_FILE_LEN as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_FILE_LEN { Err(Reason::TooLarge) } else { Ok(bytes) }
 }
 
 /// Writes a file that must not exist yet, with exactly this mode, and syncs it.

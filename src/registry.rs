@@ -453,7 +453,8 @@ impl Registry {
     fn refusals(&self, name: &Name, record: &Record) -> Result<Vec<[u8; 32]>, RegistryError> {
         let mut refused = vec![record.fingerprint().0];
         if let Some(certificate) = record.certificate().transpose() {
-            let certificate = certificate.map_err(|_| self.damaged(Damage::Record(name.clone())))?;
+            let certificate =
+                certificate.map_err(|_| self.damaged(Damage::Record(name.clone())))?;
             let key = Sha256::new_with_prefix(b"duet key").chain_update(certificate.key.0);
             refused.push(key.finalize().into());
         }
@@ -477,8 +478,7 @@ impl Registry {
         marks: &impl ReadableTable<[u8; 40], u64>,
     ) -> Result<Entry, RegistryError> {
         let certificate = record.certificate();
-        let certificate =
-            certificate.map_err(|_| self.damaged(Damage::Record(name.clone())))?;
+        let certificate = certificate.map_err(|_| self.damaged(Damage::Record(name.clone())))?;
         Ok(Entry {
             name,
             mode: record.mode(),

@@ -1,10 +1,10 @@
 //! Answers to the requests that concern the registry: the same code in the running gateway and,
 //! while none runs, in the command itself.
 
-use super::wire::{self, DeviceLine, Request, Response};
 use super::Gateway;
+use super::wire::{DeviceLine, Request, Response};
 use crate::identity::now_s;
-use crate::registry::{Name, NewDevice, Registry, RegistryError};
+use crate::registry::{BadName, Name, NewDevice, Registry, RegistryError};
 
 /// Devices in one answer to a list; one takes less than 700 bytes of a line.
 const PAGE: usize = 500;
@@ -70,13 +70,10 @@ fn ended(
     })
 }
 
-fn with_name(
-    text: &str,
-    answer: impl FnOnce(Name) -> Result<Response, RegistryError>,
-) -> Response {
-    match wire::name(text) {
+fn with_name(text: &str, answer: impl FnOnce(Name) -> Result<Response, RegistryError>) -> Response {
+    match text.parse() {
         Ok(name) => respond(answer(name)),
-        Err(refused) => refused,
+        Err(BadName) => Response::refused(&BadName),
     }
 }
 

@@ -65,9 +65,9 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; a refusal is an answer.
     pub fn import(&mut self, lines: &[DeviceLine]) -> Result<Response, ClientError> {
-        let sent = self.write(&Request::Import { count: lines.len() }).and_then(|()| {
-            lines.iter().try_for_each(|line| self.write(line))
-        });
+        let sent = self
+            .write(&Request::Import { count: lines.len() })
+            .and_then(|()| lines.iter().try_for_each(|line| self.write(line)));
         // A gateway that refuses early closes early: what it said is still there to be read.
         match (sent, self.read()) {
             (_, Ok(response)) => Ok(response),

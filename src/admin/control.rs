@@ -14,11 +14,11 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::wire::{
-    self, DeviceLine, MAX_COMMAND_TIMEOUT_MS, MAX_IMPORT, MAX_LINE_LEN, Request, Response,
+    DeviceLine, MAX_COMMAND_TIMEOUT_MS, MAX_IMPORT, MAX_LINE_LEN, Request, Response,
 };
 use super::{CommandError, Gateway, Plane, answer, import};
 use crate::hex::{self, Hex};
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{BadName, Name, Registry, RegistryError};
 
 const MAX_CONNECTIONS: u32 = 16;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -118,9 +118,9 @@ async fn blocking(
 }
 
 async fn command(name: &str, payload: &str, timeout_ms: u64, plane: &Plane) -> Response {
-    let name = match wire::name(name) {
+    let name: Name = match name.parse() {
         Ok(name) => name,
-        Err(refused) => return refused,
+        Err(BadName) => return Response::refused(&BadName),
     };
     let Some(payload) = hex::decode(payload) else {
         return Response::refused(&"the payload is not hexadecimal");

@@ -9,7 +9,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::Status;
 use crate::hex::{self, Hex};
 use crate::identity::{Certificate, Reason, Role};
-use crate::registry::{BadName, Enrolment, Entry, Name, NewDevice, SourceSet, UnknownSource};
+use crate::registry::{BadName, Enrolment, Entry, NewDevice, SourceSet, UnknownSource};
 
 /// The longest line in either direction.
 pub const MAX_LINE_LEN: usize = 512 * 1024;
@@ -268,9 +268,4 @@ impl Response {
     pub(super) fn refused(reason: &dyn std::fmt::Display) -> Self {
         Self::Refused { message: reason.to_string() }
     }
-}
-
-/// Reads the name in a request.
-pub(super) fn name(text: &str) -> Result<Name, Response> {
-    text.parse().map_err(|bad: BadName| Response::refused(&bad))
 }

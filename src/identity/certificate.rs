@@ -73,8 +73,7 @@ impl Certificate {
         if der.len() > MAX_CERTIFICATE_LEN {
             return Err(Reason::TooLarge);
         }
-        let (rest, parsed) =
-            X509Certificate::from_der(der).map_err(|_| Reason::NotACertificate)?;
+        let (rest, parsed) = X509Certificate::from_der(der).map_err(|_| Reason::NotACertificate)?;
         if !rest.is_empty() {
             return Err(Reason::NotACertificate);
         }
