@@ -2,6 +2,8 @@
 //!
 //! Certificates come from the `openssl` command, an implementation that shares no code with ours.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
