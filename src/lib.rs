@@ -10,3 +10,9 @@
 //! protocol (own crate)       sans-IO: wire, handshake, records, replay
 //! ring                       raw io_uring
 //! ```
+
+pub mod admin;
+pub mod config;
+pub mod hex;
+pub mod identity;
+pub mod registry;

@@ -1,0 +1,297 @@
+//! The control plane's thread: commands over `<state>/control.sock`, metrics and health over
+//! HTTP, and the freshness marks' way to the disk.
+//!
+//! It never touches the data path: it changes the registry, asks the [`Gateway`] and reads
+//! counters. The thread runs a tokio-uring runtime, as the rest of the control plane does, but its
+//! sockets are tokio's, driven by readiness: they may be dropped and their operations cancelled,
+//! which tokio-uring's must not be. Nothing in here starts a ring operation. Where io_uring is
+//! refused the same code runs on a plain tokio runtime.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use duet_protocol::identity::DeviceId;
+use thiserror::Error;
+use tokio::sync::{oneshot, watch};
+
+mod answer;
+mod client;
+mod control;
+mod http;
+mod marks;
+mod status;
+mod telemetry;
+mod wire;
+
+pub use answer::{answer, import};
+pub use client::{Client, ClientError};
+pub use status::{Fault, Phase, Status, Transport};
+pub use telemetry::{Telemetry, install as install_telemetry};
+pub use wire::{
+    BadLine, DeviceInfo, DeviceLine, MAX_COMMAND_TIMEOUT_MS, MAX_IMPORT, MAX_LINE_LEN, Request,
+    Response,
+};
+
+use crate::registry::{Registry, RegistryError};
+
+/// The control socket's name in the state directory.
+pub const SOCKET: &str = "control.sock";
+
+/// What the control plane asks of the running gateway. Every method returns at once.
+pub trait Gateway: Send + Sync {
+    /// The device was revoked or removed, on disk and in the view: end its sessions.
+    fn revoked(&self, device: DeviceId);
+
+    /// Sends a command to a connected device. The answer arrives within `timeout`, or the error
+    /// does.
+    fn command(
+        &self,
+        device: DeviceId,
+        payload: Vec<u8>,
+        timeout: Duration,
+    ) -> oneshot::Receiver<Result<Vec<u8>, CommandError>>;
+
+    /// How the gateway is. `devices` is filled in by the caller.
+    fn status(&self) -> Status;
+}
+
+/// Why a command has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum CommandError {
+    /// The device has no session.
+    #[error("the device is not connected")]
+    NotConnected,
+    /// No result within the time given; the command may have been carried out.
+    #[error("no result in time; the device may have carried the command out")]
+    TimedOut,
+    /// Longer than a record carries.
+    #[error("the payload is longer than a command can be")]
+    TooLong,
+    /// Too many commands wait for this device.
+    #[error("too many commands are waiting for the device")]
+    Busy,
+    /// The session ended while the command was under way.
+    #[error("the session ended before the result; the device may have carried the command out")]
+    SessionEnded,
+}
+
+/// Why the control plane did not start or did not end well.
+#[derive(Debug, Error)]
+pub enum AdminError {
+    /// The control socket cannot be made.
+    #[error("{}: cannot listen on the control socket: {error}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The HTTP address cannot be bound.
+    #[error("metrics.listen {address}: {error}")]
+    Http {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// No thread, or no runtime on it.
+    #[error("the control plane cannot start: {0}")]
+    Start(io::Error),
+    /// The last marks could not be saved.
+    #[error("the last freshness marks were not saved: {0}")]
+    Marks(#[from] RegistryError),
+    /// The thread panicked.
+    #[error("the control plane's thread failed")]
+    Panicked,
+}
+
+/// What [`start`] needs to know.
+pub struct Options {
+    /// The state directory: the socket is made in it.
+    pub state: PathBuf,
+    /// Address of the HTTP endpoint; port 0 lets the system choose.
+    pub http: SocketAddr,
+    /// How often marks are saved.
+    pub save_marks_every: Duration,
+}
+
+impl Options {
+    /// The options that the settings imply.
+    #[must_use]
+    pub fn new(config: &crate::config::Config) -> Self {
+        let (state, http) = (config.state.clone(), config.metrics.listen);
+        Self { state, http, save_marks_every: Duration::from_secs(5) }
+    }
+}
+
+/// The running control plane.
+pub struct Admin {
+    http: SocketAddr,
+    socket: PathBuf,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<Result<(), AdminError>>>,
+}
+
+/// All that requests are answered from.
+struct Plane {
+    registry: Arc<Registry>,
+    gateway: Arc<dyn Gateway>,
+    telemetry: Telemetry,
+    stop: watch::Receiver<bool>,
+}
+
+/// Binds the control socket and the HTTP address, then serves both on a thread of its own.
+///
+/// The caller holds the registry open, so no other gateway runs on this state directory and a
+/// socket found there is a dead one's: it is replaced.
+///
+/// # Errors
+/// [`AdminError`]; nothing runs then.
+pub fn start(
+    options: Options,
+    registry: Arc<Registry>,
+    gateway: Arc<dyn Gateway>,
+    telemetry: Telemetry,
+) -> Result<Admin, AdminError> {
+    let http_error = |error| AdminError::Http { address: options.http, error };
+    let http = TcpListener::bind(options.http).map_err(http_error)?;
+    http.set_nonblocking(true).map_err(http_error)?;
+    let address = http.local_addr().map_err(http_error)?;
+    let path = options.state.join(SOCKET);
+    let control = bind_private(&options.state, &path)
+        .map_err(|error| AdminError::Socket { path: path.clone(), error })?;
+
+    let (stop, stopped) = watch::channel(false);
+    let plane = Plane { registry, gateway, telemetry, stop: stopped };
+    let every = options.save_marks_every;
+    let (ready, started) = std::sync::mpsc::channel();
+    let thread = thread::Builder::new()
+        .name("duet-admin".into())
+        .spawn(move || serve(plane, control, http, every, &ready))
+        .map_err(AdminError::Start)?;
+    let mut admin = Admin { http: address, socket: path, stop, thread: Some(thread) };
+    match started.recv() {
+        Ok(()) => Ok(admin),
+        Err(_) => Err(admin.end().err().unwrap_or(AdminError::Panicked)),
+    }
+}
+
+impl Admin {
+    /// The address that HTTP is served on.
+    #[must_use]
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Ends the thread: requests under way get a moment to finish, then the last marks are saved.
+    /// Call it after the shards have stopped, so that no mark moves later.
+    ///
+    /// # Errors
+    /// [`AdminError::Marks`] if the last marks were not saved.
+    pub fn shutdown(mut self) -> Result<(), AdminError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), AdminError> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        // Fails only when the thread has ended, which the join finds out.
+        let _ = self.stop.send(true);
+        let ended = thread.join().unwrap_or(Err(AdminError::Panicked));
+        // A socket that is already gone is what was wanted.
+        let _ = fs::remove_file(&self.socket);
+        ended
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        // Not reached after `shutdown`; on a panic's way out there is nobody to tell.
+        let _ = self.end();
+    }
+}
+
+/// Binds a socket that no other user could connect to at any moment: it gets its mode in a
+/// directory of its own and moves into place afterwards.
+fn bind_private(state: &Path, path: &Path) -> io::Result<UnixListener> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::other("something that is no socket is in its place"));
+        }
+        _ => {}
+    }
+    let nest = state.join(".sock");
+    // Left by a process that died just here.
+    let _ = fs::remove_dir_all(&nest);
+    fs::DirBuilder::new().mode(0o700).create(&nest)?;
+    let bind = || {
+        let inside = nest.join("s");
+        let listener = UnixListener::bind(&inside)?;
+        fs::set_permissions(&inside, fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        fs::rename(&inside, path)?;
+        Ok(listener)
+    };
+    let bound = bind();
+    let _ = fs::remove_dir_all(&nest);
+    bound
+}
+
+/// The thread's body.
+fn serve(
+    plane: Plane,
+    control: UnixListener,
+    http: TcpListener,
+    every: Duration,
+    ready: &std::sync::mpsc::Sender<()>,
+) -> Result<(), AdminError> {
+    let body = async move {
+        let control = tokio::net::UnixListener::from_std(control).map_err(AdminError::Start)?;
+        let http = tokio::net::TcpListener::from_std(http).map_err(AdminError::Start)?;
+        // The receiver waits for exactly this.
+        let _ = ready.send(());
+        let plane = std::rc::Rc::new(plane);
+        let ((), (), saved) = tokio::join!(
+            control::serve(control, &plane),
+            http::serve(http, &plane),
+            marks::keep(&plane, every),
+        );
+        saved
+    };
+    match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+        Ok(runtime) => runtime.block_on(body),
+        Err(_refused) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(AdminError::Start)?;
+            tokio::task::LocalSet::new().block_on(&runtime, body)
+        }
+    }
+}
+
+impl Plane {
+    fn status(&self) -> Status {
+        let mut status = self.gateway.status();
+        status.devices = self.registry.view().map_or(0, |view| view.len() as u64);
+        if self.telemetry.marks_failed() {
+            status.faults.push(Fault::MarksUnsaved);
+        }
+        status
+    }
+
+    /// Ends when the control plane is to stop.
+    async fn stopped(&self) {
+        // An error means that the `Admin` is gone, which is a reason to stop as well.
+        let _ = self.stop.clone().wait_for(|stop| *stop).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

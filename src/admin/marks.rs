@@ -1,0 +1,42 @@
+//! Saves the freshness marks that moved, every few seconds and once more at the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{AdminError, Plane};
+use crate::registry::{Mark, Registry, RegistryError};
+
+/// Runs until the control plane stops, then saves what is left.
+pub(super) async fn keep(plane: &Plane, every: Duration) -> Result<(), AdminError> {
+    loop {
+        let stop = tokio::time::timeout(every, plane.stopped()).await.is_ok();
+        let registry = Arc::clone(&plane.registry);
+        // The disk may take its time; requests go on meanwhile.
+        let saved = tokio::task::spawn_blocking(move || save(&registry)).await;
+        let saved = saved.map_err(|_| AdminError::Panicked)?;
+        plane.telemetry.marks_saved(saved.as_ref().ok().copied());
+        if let Ok(view) = plane.registry.view() {
+            plane.telemetry.set_devices(view.len());
+        }
+        plane.telemetry.run_upkeep();
+        if stop {
+            return saved.map(drop).map_err(AdminError::Marks);
+        }
+    }
+}
+
+/// Saves the marks that moved; those that could not be saved stay queued.
+fn save(registry: &Registry) -> Result<usize, RegistryError> {
+    let view = registry.view()?;
+    let moved = view.take_moved();
+    if moved.is_empty() {
+        return Ok(0);
+    }
+    match registry.save_marks(moved.iter().map(|device| Mark::from(&**device))) {
+        Ok(()) => Ok(moved.len()),
+        Err(error) => {
+            view.put_back(moved);
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! How the gateway is, for `duet status`, `/health` and `/ready`.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// A snapshot of the gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Where in its life the gateway is.
+    pub phase: Phase,
+    /// What is wrong at the moment.
+    pub faults: Vec<Fault>,
+    /// The address devices reach it at; `None` before it is bound.
+    pub listen: Option<SocketAddr>,
+    /// How its shards do I/O.
+    pub transport: Option<Transport>,
+    /// Data-plane threads.
+    pub shards: u32,
+    /// Seconds since start.
+    pub uptime_s: u64,
+    /// Devices that may connect.
+    pub devices: u64,
+    /// Sessions that a record has confirmed.
+    pub sessions: u64,
+    /// Sessions that wait for their first record.
+    pub pending: u64,
+    /// TCP connections.
+    pub streams: u64,
+}
+
+/// Where in its life a gateway is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Not yet taking devices.
+    Starting,
+    /// Taking devices.
+    Running,
+    /// Ending: no new sessions.
+    Draining,
+}
+
+/// Something that an operator has to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// A write or fsync failed: nothing is acknowledged any more.
+    SpoolFailed,
+    /// The spool reached its size limit.
+    SpoolFull,
+    /// An upstream has not acknowledged anything for too long.
+    UpstreamStalled,
+    /// A shard's thread has ended or does not turn.
+    ShardStalled,
+    /// Freshness marks could not be saved.
+    MarksUnsaved,
+}
+
+/// How shards do I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// io_uring.
+    Uring,
+    /// `recvmmsg` and epoll, where io_uring is refused.
+    Epoll,
+}
+
+impl Status {
+    /// A gateway that has just begun to start.
+    #[must_use]
+    pub fn starting(shards: u32) -> Self {
+        Self {
+            phase: Phase::Starting,
+            faults: Vec::new(),
+            listen: None,
+            transport: None,
+            shards,
+            uptime_s: 0,
+            devices: 0,
+            sessions: 0,
+            pending: 0,
+            streams: 0,
+        }
+    }
+
+    /// Whether nothing is wrong: what `/health` answers 200 to.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.faults.is_empty() && self.phase != Phase::Draining
+    }
+
+    /// Whether devices should be sent here: what `/ready` answers 200 to.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.phase == Phase::Running && !self.faults.contains(&Fault::SpoolFailed)
+    }
+}

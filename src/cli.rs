@@ -1,0 +1,142 @@
+//! The command line: reads arguments, does one thing, says what became of it.
+//!
+//! Results go to standard output, everything else to standard error. Only here and in `main` are
+//! errors made into sentences for people.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use duet::config::{Config, Overrides};
+
+mod control;
+mod device;
+mod init;
+mod run;
+mod talk;
+
+/// Where `--state` points if it is not given.
+const DEFAULT_STATE: &str = "duet-state";
+
+/// An edge aggregation gateway: a mutually authenticated channel in two messages.
+#[derive(Parser)]
+#[command(
+    name = "duet",
+    version,
+    max_term_width = 98,
+    after_help = "First steps:\n  \
+        duet init                                        make a state directory and a certificate\n  \
+        duet device add boiler-1 --registered-id --out boiler-1.json\n  \
+        duet run                                         take devices\n  \
+        duet status                                      how is it?\n\n\
+        Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage."
+)]
+struct Cli {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Which gateway is meant.
+#[derive(Args)]
+struct Place {
+    /// State directory: settings, certificate, registry, control socket [default: $DUET_STATE, or
+    /// duet-state]
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Settings file [default: duet.toml in the state directory]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a state directory with a certificate, settings and an empty registry
+    Init(init::Init),
+    /// Run the gateway until SIGTERM or SIGINT
+    Run(Run),
+    /// Register, list and revoke devices, whether or not the gateway is running
+    #[command(subcommand)]
+    Device(device::Device),
+    /// Send a command to a connected device and print its result
+    #[command(name = "command")]
+    Send(talk::SendCommand),
+    /// Show how the running gateway is; exit code 1 if something is wrong
+    Status(talk::ShowStatus),
+}
+
+/// Flags of `duet run`: each stands above its setting in the file.
+#[derive(Args)]
+#[command(after_help = "The settings are checked whole before anything is bound. On SIGTERM or \
+    SIGINT the gateway ends its sessions, saves what it must and exits with 0.")]
+struct Run {
+    /// Address for UDP and TCP, for example [::]:23838
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// Address for /metrics, /health and /ready; port 0 lets the system choose
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
+    /// Data-plane threads
+    #[arg(long, value_name = "N")]
+    shards: Option<usize>,
+}
+
+/// How results are shown.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// For programs: one JSON object a line
+    Json,
+}
+
+impl Place {
+    /// The state directory, for commands that need no settings.
+    fn state(&self) -> Result<PathBuf> {
+        match (&self.state, &self.config) {
+            (None, Some(_)) => Ok(self.load(&Overrides::default())?.state),
+            _ => Ok(self.chosen()),
+        }
+    }
+
+    /// The settings.
+    fn load(&self, flags: &Overrides) -> Result<Config> {
+        let state = match (&self.state, &self.config) {
+            (None, Some(_)) => None,
+            _ => Some(self.chosen()),
+        };
+        Ok(Config::load(state.as_deref(), self.config.as_deref(), flags)?)
+    }
+
+    fn chosen(&self) -> PathBuf {
+        let environment = || std::env::var_os("DUET_STATE").map(PathBuf::from);
+        self.state.clone().or_else(environment).unwrap_or_else(|| DEFAULT_STATE.into())
+    }
+}
+
+/// Does what the command line asks.
+pub(crate) fn run() -> Result<ExitCode> {
+    let Cli { place, command } = Cli::parse();
+    match command {
+        Command::Init(init) => init.run(&place.chosen()),
+        Command::Run(Run { listen, metrics, shards }) => {
+            run::run(place.load(&Overrides { listen, metrics, shards })?)
+        }
+        Command::Device(device) => device.run(&place),
+        Command::Send(command) => command.run(&place.state()?),
+        Command::Status(status) => status.run(&place.state()?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

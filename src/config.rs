@@ -1,0 +1,473 @@
+//! The gateway's settings: one TOML file, flags on top, validated whole before anything binds.
+//!
+//! Every key is optional and an unknown key is an error, so a misspelt setting never falls back
+//! to its default in silence. Paths in the file are relative to the state directory. This module
+//! reads files and nothing else: whether an address can be bound is found out by binding it.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+/// The file's name in the state directory.
+pub const FILE: &str = "duet.toml";
+
+/// UDP and TCP port of the gateway: 2, and DUET on a telephone's keys. Both it and its successor
+/// are unassigned in IANA's registry, in a gap (23547–23999) of the registered range, and below
+/// Linux's ephemeral ports (32768 and up), so that no outgoing connection can have taken it.
+pub const PORT: u16 = 23838;
+
+/// Port of metrics and health.
+pub const METRICS_PORT: u16 = 23839;
+
+/// What `duet init` writes: every key with its default, commented out.
+pub const TEMPLATE: &str = include_str!("config/duet.toml");
+
+/// Validated settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where registry, control socket and, by default, everything else lives.
+    pub state: PathBuf,
+    /// UDP and TCP address.
+    pub listen: SocketAddr,
+    /// Data-plane threads, 1 to 256.
+    pub shards: usize,
+    /// Certificate and key that new devices are given.
+    pub gateway: KeyFiles,
+    /// The certificate before it, accepted as long as devices hold it.
+    pub retiring: Option<KeyFiles>,
+    /// Durable store of readings.
+    pub spool: Spool,
+    /// Metrics and health over HTTP.
+    pub metrics: Metrics,
+    /// Lives of sessions.
+    pub session: Session,
+    /// Bounds on memory.
+    pub limits: Limits,
+}
+
+/// One certificate of the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyFiles {
+    /// The byte by which HELLO names this certificate.
+    pub key_id: u8,
+    /// Certificate, PEM or DER.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+}
+
+/// `[spool]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spool {
+    /// Directory of the segments.
+    pub dir: PathBuf,
+    /// Size of one segment.
+    pub segment_bytes: u64,
+    /// Size of all segments together.
+    pub max_bytes: u64,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// Address of `/metrics`, `/health` and `/ready`.
+    pub listen: SocketAddr,
+}
+
+/// `[session]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// A session without records for this long ends.
+    pub idle_timeout_s: u32,
+    /// A session that no record confirms ends after this.
+    pub pending_timeout_ms: u32,
+    /// A session ends after this in any case, and the device makes a new one.
+    pub lifetime_s: u32,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions on all shards together.
+    pub max_sessions: u32,
+    /// Unconfirmed sessions on all shards together.
+    pub max_pending: u32,
+    /// TCP connections on all shards together.
+    pub max_streams: u32,
+}
+
+/// Flags that stand above the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--listen`
+    pub listen: Option<SocketAddr>,
+    /// `--metrics`
+    pub metrics: Option<SocketAddr>,
+    /// `--shards`
+    pub shards: Option<usize>,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the file system said.
+        error: io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong kind. The detail has line and column.
+    #[error("{}: {error}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Place and expectation.
+        error: Box<toml::de::Error>,
+    },
+    /// Values out of range, all of them at once.
+    #[error("{}: settings cannot be used{}", path.display(), Lines(problems))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Each setting at fault.
+        problems: Vec<Problem>,
+    },
+}
+
+/// One setting that cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key, with its table.
+    pub key: &'static str,
+    /// What it must be.
+    pub must: &'static str,
+}
+
+struct Lines<'a>(&'a [Problem]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {} {}", problem.key, problem.must))
+    }
+}
+
+/// The file as it is written: nothing is required.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    state: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    shards: Option<usize>,
+    gateway: FileGateway,
+    spool: FileSpool,
+    metrics: FileMetrics,
+    session: FileSession,
+    limits: FileLimits,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileGateway {
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    key_id: Option<u8>,
+    retiring: Option<FileRetiring>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRetiring {
+    certificate: PathBuf,
+    key: PathBuf,
+    key_id: u8,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileSpool {
+    dir: Option<PathBuf>,
+    segment_bytes: Option<u64>,
+    max_bytes: Option<u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileMetrics {
+    listen: Option<SocketAddr>,
+    allow_remote: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileSession {
+    idle_timeout_s: Option<u32>,
+    pending_timeout_ms: Option<u32>,
+    lifetime_s: Option<u32>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileLimits {
+    max_sessions: Option<u32>,
+    max_pending: Option<u32>,
+    max_streams: Option<u32>,
+}
+
+impl Config {
+    /// Reads `file`, or else `duet.toml` in the state directory if there is one, and puts the
+    /// flags on top. The state directory is `state`, else the file's key, else the directory that
+    /// `file` lies in.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with every setting at fault.
+    pub fn load(
+        state: Option<&Path>,
+        file: Option<&Path>,
+        flags: &Overrides,
+    ) -> Result<Self, ConfigError> {
+        let path = match (file, state) {
+            (Some(file), _) => file.to_owned(),
+            (None, state) => state.unwrap_or(Path::new(".")).join(FILE),
+        };
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && file.is_none() => {
+                String::new()
+            }
+            read => read.map_err(|error| ConfigError::Io { path: path.clone(), error })?,
+        };
+        let parsed: File = toml::from_str(&text)
+            .map_err(|error| ConfigError::Syntax { path: path.clone(), error: Box::new(error) })?;
+        let beside = path.parent().unwrap_or(Path::new("."));
+        let state = match (state, &parsed.state) {
+            (Some(state), _) => state.to_owned(),
+            (None, Some(state)) => beside.join(state),
+            (None, None) => beside.to_owned(),
+        };
+        Self::resolve(parsed, state, flags)
+            .map_err(|problems| ConfigError::Invalid { path, problems })
+    }
+
+    fn resolve(file: File, state: PathBuf, flags: &Overrides) -> Result<Self, Vec<Problem>> {
+        let mut check = Check::default();
+        let allow_remote = file.metrics.allow_remote.unwrap_or(false);
+        let metrics = flags.metrics.or(file.metrics.listen);
+        let metrics = metrics.unwrap_or((IpAddr::from(Ipv4Addr::LOCALHOST), METRICS_PORT).into());
+        check.that(
+            metrics.ip().is_loopback() || allow_remote,
+            "metrics.listen",
+            "must be a loopback address, or set metrics.allow_remote = true (it has no password)",
+        );
+        let listen = flags.listen.or(file.listen);
+        let listen = listen.unwrap_or((IpAddr::from(Ipv6Addr::UNSPECIFIED), PORT).into());
+        check.that(
+            listen.port() == 0 || listen != metrics,
+            "metrics.listen",
+            "must differ from listen, which uses TCP as well",
+        );
+        let shards = flags.shards.or(file.shards).unwrap_or_else(cpus);
+        check.that((1..=256).contains(&shards), "shards", "must be 1 to 256");
+
+        let gateway = KeyFiles {
+            key_id: file.gateway.key_id.unwrap_or(0),
+            certificate: state.join(file.gateway.certificate.unwrap_or("gateway.pem".into())),
+            key: state.join(file.gateway.key.unwrap_or("gateway.key".into())),
+        };
+        let retiring = file.gateway.retiring.map(|retiring| KeyFiles {
+            key_id: retiring.key_id,
+            certificate: state.join(retiring.certificate),
+            key: state.join(retiring.key),
+        });
+        check.that(
+            retiring.as_ref().is_none_or(|retiring| retiring.key_id != gateway.key_id),
+            "gateway.retiring.key_id",
+            "must differ from gateway.key_id: HELLO names the certificate by it",
+        );
+        let config = Self {
+            listen,
+            shards,
+            gateway,
+            retiring,
+            spool: Spool {
+                dir: state.join(file.spool.dir.unwrap_or("spool".into())),
+                segment_bytes: file.spool.segment_bytes.unwrap_or(64 << 20),
+                max_bytes: file.spool.max_bytes.unwrap_or(4 << 30),
+            },
+            metrics: Metrics { listen: metrics },
+            session: Session {
+                idle_timeout_s: file.session.idle_timeout_s.unwrap_or(3_600),
+                pending_timeout_ms: file.session.pending_timeout_ms.unwrap_or(5_000),
+                lifetime_s: file.session.lifetime_s.unwrap_or(86_400),
+            },
+            limits: Limits {
+                max_sessions: file.limits.max_sessions.unwrap_or(1_000_000),
+                max_pending: file.limits.max_pending.unwrap_or(65_536),
+                max_streams: file.limits.max_streams.unwrap_or(65_536),
+            },
+            state,
+        };
+        config.check_ranges(&mut check);
+        if check.0.is_empty() { Ok(config) } else { Err(check.0) }
+    }
+
+    fn check_ranges(&self, check: &mut Check) {
+        let Self { spool, session, limits, .. } = self;
+        check.that(
+            (1 << 20..=1 << 30).contains(&spool.segment_bytes)
+                && spool.segment_bytes.is_multiple_of(4096),
+            "spool.segment_bytes",
+            "must be 1048576 (1 MiB) to 1073741824 (1 GiB), a multiple of 4096",
+        );
+        check.that(
+            spool.max_bytes / 2 >= spool.segment_bytes,
+            "spool.max_bytes",
+            "must be at least two segments (spool.segment_bytes)",
+        );
+        check.that(
+            (500..=60_000).contains(&session.pending_timeout_ms),
+            "session.pending_timeout_ms",
+            "must be 500 to 60000: a confirmation takes one round trip and a retry",
+        );
+        check.that(
+            (60..=30 * 86_400).contains(&session.lifetime_s),
+            "session.lifetime_s",
+            "must be 60 to 2592000 (30 days)",
+        );
+        check.that(
+            (10..=session.lifetime_s).contains(&session.idle_timeout_s),
+            "session.idle_timeout_s",
+            "must be 10 to session.lifetime_s",
+        );
+        check.that(
+            (1..=1 << 24).contains(&limits.max_sessions),
+            "limits.max_sessions",
+            "must be 1 to 16777216",
+        );
+        check.that(
+            (1..=1 << 20).contains(&limits.max_pending),
+            "limits.max_pending",
+            "must be 1 to 1048576",
+        );
+        check.that(
+            (1..=1 << 20).contains(&limits.max_streams),
+            "limits.max_streams",
+            "must be 1 to 1048576",
+        );
+    }
+}
+
+/// Collects what is wrong instead of stopping at the first.
+#[derive(Default)]
+struct Check(Vec<Problem>);
+
+impl Check {
+    fn that(&mut self, holds: bool, key: &'static str, must: &'static str) {
+        if !holds {
+            self.0.push(Problem { key, must });
+        }
+    }
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(256))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), text).unwrap();
+        let loaded = Config::load(Some(dir.path()), None, &Overrides::default());
+        loaded.map(|config| Config { state: "state".into(), ..config })
+    }
+
+    fn message(text: &str) -> String {
+        load(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_template_says_the_defaults() {
+        let uncommented = |line: &str| match line.strip_prefix('#') {
+            // A setting is commented without a space; prose has one.
+            Some(rest) if !rest.starts_with(' ') => rest.to_owned(),
+            _ => line.to_owned(),
+        };
+        let all: Vec<_> = TEMPLATE.lines().map(uncommented).collect();
+        let state = Path::new("/nonexistent");
+        let parse = |text: &str| {
+            Config::resolve(toml::from_str(text).unwrap(), state.into(), &Overrides::default())
+        };
+        let defaults = parse(TEMPLATE).unwrap();
+        assert_eq!(parse("").unwrap(), defaults);
+        assert_eq!(Config { shards: cpus(), ..parse(&all.join("\n")).unwrap() }, defaults);
+        assert!(all.iter().filter(|line| line.contains(" = ")).count() >= 15);
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_kinds_are_refused_with_their_place() {
+        let unknown = message("shards = 2\nlisten_address = \"[::]:1\"\n");
+        assert!(unknown.contains("duet.toml") && unknown.contains("line 2"), "{unknown}");
+        assert!(unknown.contains("listen_address"), "{unknown}");
+        assert!(message("[session]\nidle = 3").contains("line 2"));
+        assert!(message("listen = \"localhost\"").contains("line 1"));
+        assert!(message("shards = \"two\"").contains("line 1"));
+        assert!(message("shards = ").contains("line 1"));
+        assert!(message("shards = -1").contains("line 1"));
+    }
+
+    #[test]
+    fn every_value_out_of_range_is_named_at_once() {
+        let all = message(
+            "shards = 0\n[spool]\nsegment_bytes = 5\nmax_bytes = 6\n\
+             [metrics]\nlisten = \"192.0.2.1:9\"\n\
+             [session]\nidle_timeout_s = 1\npending_timeout_ms = 1\nlifetime_s = 1\n\
+             [limits]\nmax_sessions = 0\nmax_pending = 0\nmax_streams = 0\n",
+        );
+        for key in [
+            "shards must",
+            "spool.segment_bytes must",
+            "spool.max_bytes must",
+            "metrics.listen must",
+            "session.idle_timeout_s must",
+            "session.pending_timeout_ms must",
+            "session.lifetime_s must",
+            "limits.max_sessions must",
+            "limits.max_pending must",
+            "limits.max_streams must",
+        ] {
+            assert!(all.contains(key), "{key}: {all}");
+        }
+        let same = "listen = \"127.0.0.1:5\"\n[metrics]\nlisten = \"127.0.0.1:5\"";
+        assert!(message(same).contains("must differ"));
+        let twice = "[gateway.retiring]\ncertificate = \"a\"\nkey = \"b\"\nkey_id = 0";
+        assert!(message(twice).contains("gateway.retiring.key_id must differ"));
+        assert!(load("[metrics]\nlisten = \"192.0.2.1:9\"\nallow_remote = true").is_ok());
+    }
+
+    #[test]
+    fn flags_stand_above_the_file_and_paths_below_the_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("other.toml");
+        std::fs::write(&file, "shards = 3\nstate = \"here\"\n[spool]\ndir = \"/spool\"").unwrap();
+        let flags = Overrides {
+            listen: Some("127.0.0.1:0".parse().unwrap()),
+            metrics: Some("[::1]:0".parse().unwrap()),
+            shards: Some(7),
+        };
+        let config = Config::load(None, Some(&file), &flags).unwrap();
+        assert_eq!((config.shards, config.listen.port()), (7, 0));
+        assert_eq!(config.state, dir.path().join("here"));
+        assert_eq!(config.gateway.key, dir.path().join("here/gateway.key"));
+        assert_eq!(config.spool.dir, Path::new("/spool"));
+        let missing = Config::load(None, Some(&dir.path().join("none.toml")), &flags);
+        assert!(matches!(missing, Err(ConfigError::Io { .. })));
+        assert_eq!(Config::load(Some(dir.path()), None, &flags).unwrap().shards, 7);
+    }
+}

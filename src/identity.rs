@@ -1,0 +1,259 @@
+//! Certificates and private keys as files: what makes one acceptable, and how to make one.
+//!
+//! Duet pins certificates. A device holds the gateway's certificate and the gateway holds each
+//! device's before the first message, and what is compared is the SHA-256 of the whole
+//! certificate. So there is no chain to build and no issuer to trust: a self-signed certificate
+//! is as good as one from a CA, the CA flag is of no interest, and the issuer's signature is not
+//! verified. What is checked is what the handshake relies on: exactly one P-256 key in its
+//! uncompressed form, a validity window that contains the present, and a key usage that allows
+//! signing. The gateway's key also opens HELLOs (HPKE), which strictly is key agreement; since
+//! many tools set `digitalSignature` alone, `keyAgreement` may be absent.
+//!
+//! This module never prints a secret and never changes an existing file.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use duet_protocol::identity::{Fingerprint, PublicKey};
+use thiserror::Error;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+mod certificate;
+mod create;
+
+pub use certificate::{Certificate, MAX_CERTIFICATE_LEN, Role};
+pub use create::{Created, create};
+
+/// No certificate or key file is larger.
+const MAX_FILE_LEN: usize = 64 * 1024;
+
+/// Why a file was refused. The message says what to do about it.
+#[derive(Debug, Error)]
+#[error("{}: {reason}", path.display())]
+pub struct IdentityError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: Reason,
+}
+
+/// What is wrong with a certificate or a key.
+#[derive(Debug, Error)]
+pub enum Reason {
+    /// The file system refused.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Over 64 KiB.
+    #[error("is larger than 64 KiB, so it is no single certificate or key")]
+    TooLarge,
+    /// Neither PEM nor DER of a certificate.
+    #[error("is not an X.509 certificate (expected PEM `BEGIN CERTIFICATE` or DER)")]
+    NotACertificate,
+    /// A chain or a bundle.
+    #[error("holds {0} certificates; Duet pins one, without its chain: keep only the first")]
+    SeveralCertificates(usize),
+    /// A device's private key has no business on the gateway.
+    #[error("holds a private key, which must stay on the device: give only the certificate")]
+    PrivateKeyInside,
+    /// Not `id-ecPublicKey`.
+    #[error("the key is not an elliptic-curve key; Duet needs P-256 (prime256v1)")]
+    NotEllipticCurve,
+    /// Another curve.
+    #[error("the key is on another curve; Duet needs P-256 (prime256v1)")]
+    WrongCurve,
+    /// Compressed or hybrid point encoding.
+    #[error("the key's point is not in uncompressed form; make the certificate again with it")]
+    NotUncompressed,
+    /// Not a point of the curve.
+    #[error("the key is not a point on the curve P-256")]
+    NotOnCurve,
+    /// After the validity window.
+    #[error("the certificate expired on {0}; make a new one and register it")]
+    Expired(Utc),
+    /// Before the validity window.
+    #[error("the certificate is not valid before {0}; check this machine's clock")]
+    NotYetValid(Utc),
+    /// Key usage is present and does not allow signing.
+    #[error("the certificate's key usage lacks digitalSignature, which the handshake needs")]
+    NotForSigning,
+    /// Neither PKCS#8 nor SEC 1 PEM.
+    #[error("is not a P-256 private key in PEM (PKCS#8 or SEC 1)")]
+    NotAKey,
+    /// `ENCRYPTED PRIVATE KEY` and its kin.
+    #[error("the key is encrypted with a passphrase; store it decrypted with mode 0600")]
+    EncryptedKey,
+    /// Key and certificate do not belong together.
+    #[error("the private key does not belong to the certificate")]
+    KeyMismatch,
+    /// Others on the machine could read the key.
+    #[error("mode {0:04o} lets others use the private key; run `chmod 600` on it")]
+    OpenToOthers(u32),
+}
+
+impl Reason {
+    fn at(self, path: &Path) -> IdentityError {
+        IdentityError { path: path.to_owned(), reason: self }
+    }
+}
+
+/// The window in which a certificate may be used, both ends included. Checked when a device is
+/// registered and again at every handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// First second, Unix time.
+    pub not_before_s: i64,
+    /// Last second, Unix time.
+    pub not_after_s: i64,
+}
+
+impl Validity {
+    /// Whether the window contains `now_s`.
+    #[must_use]
+    pub const fn contains(&self, now_s: i64) -> bool {
+        self.not_before_s <= now_s && now_s <= self.not_after_s
+    }
+}
+
+/// A P-256 private scalar, big-endian, in `1..n`. Wiped when dropped; never shown.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct SecretScalar([u8; 32]);
+
+impl SecretScalar {
+    /// The scalar's bytes, for the code that computes with it.
+    #[must_use]
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// The gateway's own identity: its certificate and the key that belongs to it.
+pub struct GatewayIdentity {
+    /// The certificate that devices hold.
+    pub certificate: Certificate,
+    /// Its private key.
+    pub secret: SecretScalar,
+}
+
+impl GatewayIdentity {
+    /// Loads both files and checks them against each other and against the clock.
+    ///
+    /// # Errors
+    /// [`IdentityError`] naming the file at fault.
+    pub fn load(certificate: &Path, key: &Path, now_s: i64) -> Result<Self, IdentityError> {
+        let certificate = load_certificate(certificate, Role::Gateway, now_s)?;
+        let secret = load_secret(key, &certificate.key)?;
+        Ok(Self { certificate, secret })
+    }
+}
+
+/// Reads one certificate, PEM or DER, and checks that it can be used in `role` now.
+///
+/// # Errors
+/// [`IdentityError`] with the file and the reason.
+pub fn load_certificate(path: &Path, role: Role, now_s: i64) -> Result<Certificate, IdentityError> {
+    let bytes = read(path).map_err(|reason| reason.at(path))?;
+    Certificate::parse(&bytes, role)
+        .and_then(|certificate| certificate.check(role, now_s).map(|()| certificate))
+        .map_err(|reason| reason.at(path))
+}
+
+/// Reads the private key that belongs to `public`: PEM, PKCS#8 or SEC 1, readable by its owner
+/// only.
+///
+/// # Errors
+/// [`IdentityError`] with the file and the reason.
+pub fn load_secret(path: &Path, public: &PublicKey) -> Result<SecretScalar, IdentityError> {
+    let load = || {
+        let mode = std::fs::metadata(path)?.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(Reason::OpenToOthers(mode));
+        }
+        let bytes = read(path)?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| Reason::NotAKey)?;
+        let secret = p256::SecretKey::from_pem(key_block(text)?).map_err(|_| Reason::NotAKey)?;
+        if secret.public_key().to_sec1_bytes().as_ref() != public.0 {
+            return Err(Reason::KeyMismatch);
+        }
+        Ok(SecretScalar((*Zeroizing::new(secret.to_bytes())).into()))
+    };
+    load().map_err(|reason: Reason| reason.at(path))
+}
+
+/// The PEM block with the private key. `openssl ecparam -genkey` puts the curve's parameters in
+/// a block of their own in front of it.
+fn key_block(text: &str) -> Result<&str, Reason> {
+    if text.contains("ENCRYPTED") {
+        return Err(Reason::EncryptedKey);
+    }
+    for label in ["PRIVATE KEY", "EC PRIVATE KEY"] {
+        let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
+        if let Some(start) = text.find(&begin) {
+            let stop = text[start..].find(&end).ok_or(Reason::NotAKey)?;
+            return Ok(&text[start..start + stop + end.len()]);
+        }
+    }
+    Err(Reason::NotAKey)
+}
+
+/// Reads a small file into memory that is wiped afterwards: it may hold a key.
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Reason> {
+    // Reserved up front: a growing vector would leave unwiped copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_LEN + 1));
+    File::open(path)?.take(MAX_FILE_LEN as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_FILE_LEN { Err(Reason::TooLarge) } else { Ok(bytes) }
+}
+
+/// Writes a file that must not exist yet, with exactly this mode, and syncs it.
+///
+/// # Errors
+/// Those of the file system, `AlreadyExists` among them.
+pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Seconds since the Unix epoch; negative if the clock stands before it.
+#[must_use]
+pub fn now_s() -> i64 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        Err(before) => -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX),
+    }
+}
+
+/// Shows Unix seconds as `2031-02-28T12:00:00Z`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Utc(pub i64);
+
+impl fmt::Display for Utc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, second) = (self.0.div_euclid(86_400), self.0.rem_euclid(86_400));
+        // Days to a date in eras of 400 years that begin on 1 March, so that the leap day is
+        // the last of its year.
+        let shifted = days + 719_468;
+        let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+        let year_of_era =
+            (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let month_from_march = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+        let month = (month_from_march + 2) % 12 + 1;
+        let year = era * 400 + year_of_era + i64::from(month <= 2);
+        let (hour, minute) = (second / 3600, second / 60 % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}Z", second % 60)
+    }
+}
+
+/// Shows a fingerprint as hexadecimal digits.
+#[must_use]
+pub fn fingerprint_text(fingerprint: &Fingerprint) -> String {
+    crate::hex::Hex(&fingerprint.0).to_string()
+}
+
+#[cfg(test)]
+mod tests;

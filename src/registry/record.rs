@@ -1,0 +1,254 @@
+//! One device as it lies on disk, and as it is handed in.
+//!
+//! ```text
+//! version 1 │ mode 1 │ sources 1 │ revoked? 1 │ id 8 │ created 8 │ revoked 8 │ credential …
+//! ```
+//! Integers are big-endian. The credential is the certificate (DER), or 32 bytes of registration
+//! key.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use duet_protocol::identity::{Credential, DeviceId, Fingerprint, RegistrationKey};
+use duet_protocol::profile::Mode;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use super::{Device, SourceSet};
+use crate::identity::{Certificate, Reason, Role};
+
+const VERSION: u8 = 1;
+const HEAD_LEN: usize = 28;
+
+/// A device's name: 1 to 64 of the characters `A–Z a–z 0–9 . _ -`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(Arc<str>);
+
+/// Not a device's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a device's name is 1 to 64 of the characters A-Z a-z 0-9 . _ -")]
+pub struct BadName;
+
+impl Name {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(super) fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl FromStr for Name {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
+            Ok(Self(text.into()))
+        } else {
+            Err(BadName)
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// How a device is to be known.
+pub enum Enrolment {
+    /// By its certificate's fingerprint.
+    Certificate {
+        /// The certificate, DER.
+        der: Vec<u8>,
+    },
+    /// By an id that maps to its certificate.
+    RegisteredCertificate {
+        /// The id, random.
+        id: DeviceId,
+        /// The certificate, DER.
+        der: Vec<u8>,
+    },
+    /// By an id and a registration key.
+    RegisteredId {
+        /// The id, random.
+        id: DeviceId,
+        /// The key, random.
+        key: RegistrationKey,
+    },
+}
+
+/// A device that is to be registered. It may hold a secret, so it has no `Debug`.
+pub struct NewDevice {
+    /// Its name.
+    pub name: Name,
+    /// How it is to be known.
+    pub enrolment: Enrolment,
+    /// The key sources it may use.
+    pub sources: SourceSet,
+}
+
+/// What is stored under a device's name.
+pub(super) struct Record {
+    pub(super) id: DeviceId,
+    pub(super) sources: SourceSet,
+    pub(super) created_s: i64,
+    pub(super) revoked_s: Option<i64>,
+    secret: Stored,
+}
+
+enum Stored {
+    Certificate(Vec<u8>),
+    RegisteredCertificate(Vec<u8>),
+    RegisteredId(RegistrationKey),
+}
+
+impl Record {
+    /// The record of a device registered now. A certificate is checked as a device's.
+    pub(super) fn new(device: NewDevice, now_s: i64) -> Result<Self, Reason> {
+        let checked = |der: &[u8]| {
+            let certificate = Certificate::from_der(der)?;
+            certificate.check(Role::Device, now_s)?;
+            Ok::<_, Reason>(certificate)
+        };
+        let (id, secret) = match device.enrolment {
+            Enrolment::Certificate { der } => {
+                let id = DeviceId::of_certificate(&checked(&der)?.fingerprint);
+                (id, Stored::Certificate(der))
+            }
+            Enrolment::RegisteredCertificate { id, der } => {
+                checked(&der)?;
+                (id, Stored::RegisteredCertificate(der))
+            }
+            Enrolment::RegisteredId { id, key } => (id, Stored::RegisteredId(key)),
+        };
+        Ok(Self { id, sources: device.sources, created_s: now_s, revoked_s: None, secret })
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        match self.secret {
+            Stored::Certificate(_) => Mode::Certificate,
+            Stored::RegisteredCertificate(_) => Mode::RegisteredCertificate,
+            Stored::RegisteredId(_) => Mode::RegisteredId,
+        }
+    }
+
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        match &self.secret {
+            Stored::Certificate(der) | Stored::RegisteredCertificate(der) => {
+                Fingerprint::of_certificate(der)
+            }
+            Stored::RegisteredId(_) => Fingerprint::of_registered_id(&self.id),
+        }
+    }
+
+    pub(super) fn certificate(&self) -> Result<Option<Certificate>, Reason> {
+        match &self.secret {
+            Stored::Certificate(der) | Stored::RegisteredCertificate(der) => {
+                Certificate::from_der(der).map(Some)
+            }
+            Stored::RegisteredId(_) => Ok(None),
+        }
+    }
+
+    /// The device as shards see it. An expired certificate is no fault here: the handshake
+    /// refuses it.
+    pub(super) fn device(&self, name: &Name) -> Result<Device, Reason> {
+        let certificate = self.certificate()?;
+        let credential = match (&self.secret, &certificate) {
+            (Stored::RegisteredId(key), _) => Credential::registered_id(self.id, key.clone()),
+            (Stored::Certificate(_), Some(c)) => Credential::certificate(&c.der, c.key),
+            (_, Some(c)) => Credential::registered_certificate(self.id, &c.der, c.key),
+            (_, None) => return Err(Reason::NotACertificate),
+        };
+        let validity = certificate.map(|certificate| certificate.validity);
+        Ok(Device::new(name.shared(), credential, self.sources, validity))
+    }
+
+    /// The bytes on disk, wiped when dropped.
+    pub(super) fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let credential: &[u8] = match &self.secret {
+            Stored::Certificate(der) | Stored::RegisteredCertificate(der) => der,
+            Stored::RegisteredId(key) => &key.0,
+        };
+        let mut bytes = Zeroizing::new(Vec::with_capacity(HEAD_LEN + credential.len()));
+        let revoked = u8::from(self.revoked_s.is_some());
+        bytes.extend([VERSION, self.mode() as u8, self.sources.bits(), revoked]);
+        bytes.extend(self.id.0);
+        bytes.extend(self.created_s.to_be_bytes());
+        bytes.extend(self.revoked_s.unwrap_or(0).to_be_bytes());
+        bytes.extend(credential);
+        bytes
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote; `None` for anything else.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (head, rest) = bytes.split_at_checked(4)?;
+        let (id, rest) = rest.split_first_chunk::<8>()?;
+        let (created, rest) = rest.split_first_chunk::<8>()?;
+        let (revoked, credential) = rest.split_first_chunk::<8>()?;
+        let &[VERSION, mode, sources, is_revoked] = head else { return None };
+        let secret = match mode {
+            0 => Stored::Certificate(credential.to_vec()),
+            1 => Stored::RegisteredCertificate(credential.to_vec()),
+            2 => Stored::RegisteredId(RegistrationKey(credential.try_into().ok()?)),
+            _ => return None,
+        };
+        let revoked_s = match (is_revoked, i64::from_be_bytes(*revoked)) {
+            (0, 0) => None,
+            (1, at) => Some(at),
+            _ => return None,
+        };
+        Some(Self {
+            id: DeviceId(*id),
+            sources: SourceSet::from_bits(sources)?,
+            created_s: i64::from_be_bytes(*created),
+            revoked_s,
+            secret,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_plain() {
+        for good in ["a", "Boiler-3.north_wing", &"x".repeat(64)] {
+            assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
+        }
+        for bad in ["", " ", "a b", "a/b", "é", "a\n", &"x".repeat(65)] {
+            assert_eq!(bad.parse::<Name>(), Err(BadName), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_reads_back_and_nothing_shorter_does() {
+        let key = RegistrationKey([7; 32]);
+        let enrolment = Enrolment::RegisteredId { id: DeviceId([3; 8]), key };
+        let name: Name = "d".parse().unwrap();
+        let device = NewDevice { name, enrolment, sources: SourceSet::ALL };
+        let mut record = Record::new(device, 55).ok().unwrap();
+        record.revoked_s = Some(0);
+        let bytes = record.encode();
+        let read = Record::decode(&bytes).unwrap();
+        assert_eq!((read.id, read.sources), (DeviceId([3; 8]), SourceSet::ALL));
+        assert_eq!((read.created_s, read.revoked_s), (55, Some(0)));
+        assert_eq!(*read.encode(), *bytes);
+        for end in 0..bytes.len() {
+            assert!(Record::decode(&bytes[..end]).is_none());
+        }
+        for (place, value) in [(0, 2), (1, 3), (2, 0), (2, 32), (3, 2)] {
+            let mut changed = bytes.clone();
+            changed[place] = value;
+            assert!(Record::decode(&changed).is_none(), "byte {place}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The registry as a whole, on real files.
+
+use duet_protocol::identity::RegistrationKey;
+use duet_protocol::profile::Mode;
+
+use super::*;
+use crate::identity::create;
+
+const NOW_S: i64 = 1_800_000_000;
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn keyed(text: &str, id: u64) -> NewDevice {
+    let (id, key) = (DeviceId(id.to_be_bytes()), RegistrationKey([9; 32]));
+    let enrolment = Enrolment::RegisteredId { id, key };
+    NewDevice { name: name(text), enrolment, sources: SourceSet::default() }
+}
+
+fn certified(text: &str, der: &[u8]) -> NewDevice {
+    let enrolment = Enrolment::Certificate { der: der.to_vec() };
+    NewDevice { name: name(text), enrolment, sources: SourceSet::default() }
+}
+
+fn scratch() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    drop(Registry::create(&path).unwrap());
+    (dir, path)
+}
+
+#[test]
+fn what_was_added_is_there_after_a_restart() {
+    let (_dir, path) = scratch();
+    let der = create("d", 1, NOW_S).unwrap().certificate_der;
+    let registry = Registry::open(&path).unwrap();
+    registry.add(keyed("a", 1), NOW_S).unwrap();
+    registry.add(certified("b", &der), NOW_S).unwrap();
+    assert!(matches!(Registry::open(&path), Err(RegistryError::InUse(_))));
+    assert!(matches!(Registry::create(&path), Err(RegistryError::Exists(_))));
+    drop(registry);
+
+    let registry = Registry::open(&path).unwrap();
+    let entries = registry.list(None, 10).unwrap();
+    assert_eq!(entries.iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(entries[1].mode, Mode::Certificate);
+    assert_eq!(entries[1].fingerprint, Fingerprint::of_certificate(&der));
+    assert!(entries[1].validity.unwrap().contains(NOW_S));
+    assert_eq!(registry.list(Some(&name("a")), 10).unwrap().len(), 1);
+    let view = registry.view().unwrap();
+    assert_eq!(view.len(), 2);
+    assert!(view.lookup(&DeviceId(1u64.to_be_bytes())).is_some());
+}
+
+#[test]
+fn the_view_follows_each_change() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    let view = registry.view().unwrap();
+    registry.add(keyed("a", 1), NOW_S).unwrap();
+    let device = view.lookup(&DeviceId(1u64.to_be_bytes())).unwrap();
+    assert_eq!(registry.revoke(&name("a"), NOW_S).unwrap(), device.credential.id);
+    assert!(device.is_revoked() && view.is_empty());
+    registry.add(keyed("b", 2), NOW_S).unwrap();
+    registry.remove(&name("b")).unwrap();
+    assert!(view.is_empty());
+    assert!(matches!(registry.show(&name("b")), Err(RegistryError::Unknown(_))));
+}
+
+#[test]
+fn duplicates_are_refused_whole() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    let der = create("d", 1, NOW_S).unwrap().certificate_der;
+    registry.add(certified("a", &der), NOW_S).unwrap();
+    registry.add(keyed("k", 7), NOW_S).unwrap();
+    let add = |devices: Vec<NewDevice>| registry.add_all(devices, NOW_S).unwrap_err();
+    assert!(matches!(add(vec![keyed("a", 1)]), RegistryError::NameTaken(_)));
+    assert!(matches!(add(vec![certified("b", &der)]), RegistryError::IdTaken { .. }));
+    let enrolment = Enrolment::RegisteredCertificate { id: DeviceId([5; 8]), der };
+    let again = NewDevice { name: name("b"), enrolment, sources: SourceSet::ALL };
+    assert!(matches!(add(vec![again]), RegistryError::CertificateTaken { .. }));
+    let error = add(vec![keyed("x", 2), keyed("y", 3), keyed("z", 7)]);
+    assert_eq!(error.to_string(), "z: id 0000000000000007 belongs to device k");
+    assert_eq!(registry.len().unwrap(), 2);
+}
+
+#[test]
+fn a_revoked_credential_never_returns_but_its_name_may() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    let view = registry.view().unwrap();
+    let der = create("d", 1, NOW_S).unwrap().certificate_der;
+    registry.add(certified("a", &der), NOW_S).unwrap();
+    registry.revoke(&name("a"), NOW_S).unwrap();
+    let again = registry.revoke(&name("a"), NOW_S);
+    assert!(matches!(again, Err(RegistryError::RevokedAlready(..))));
+    let back = |text: &str| registry.add(certified(text, &der), NOW_S).unwrap_err().to_string();
+    assert!(back("a").contains("was revoked on 2027-01-15"), "{}", back("a"));
+    assert!(back("b").contains("stays refused"));
+    registry.remove(&name("a")).unwrap();
+    assert!(back("a").contains("stays refused"));
+    let new = create("d", 1, NOW_S).unwrap().certificate_der;
+    registry.add(certified("a", &new), NOW_S).unwrap();
+    assert_eq!((view.len(), registry.show(&name("a")).unwrap().revoked_s), (1, None));
+}
+
+#[test]
+fn a_new_certificate_over_a_revoked_key_is_refused() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let over = |cn: &str| {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, cn);
+        params.self_signed(&key).unwrap().der().to_vec()
+    };
+    registry.add(certified("a", &over("one")), NOW_S).unwrap();
+    registry.revoke(&name("a"), NOW_S).unwrap();
+    let error = registry.add(certified("a", &over("two")), NOW_S).unwrap_err();
+    assert!(matches!(error, RegistryError::Refused { .. }));
+}
+
+#[test]
+fn expired_certificates_are_refused_at_the_door_but_load() {
+    let (_dir, path) = scratch();
+    let der = create("d", 1, NOW_S).unwrap().certificate_der;
+    let registry = Registry::open(&path).unwrap();
+    let late = registry.add(certified("a", &der), NOW_S + 90_000).unwrap_err();
+    assert!(late.to_string().starts_with("a: the certificate expired on"), "{late}");
+    registry.add(certified("a", &der), NOW_S).unwrap();
+    let view = registry.view().unwrap();
+    let id = DeviceId::of_certificate(&Fingerprint::of_certificate(&der));
+    assert!(!view.lookup(&id).unwrap().validity.unwrap().contains(NOW_S + 90_000));
+}
+
+#[test]
+fn marks_survive_removal_and_never_fall() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    let view = registry.view().unwrap();
+    registry.add(keyed("a", 1), NOW_S).unwrap();
+    let id = DeviceId(1u64.to_be_bytes());
+    view.raise_mark(&view.lookup(&id).unwrap(), 100);
+    let marks = || view.take_moved().iter().map(|d| Mark::from(&**d)).collect::<Vec<_>>();
+    registry.save_marks(marks()).unwrap();
+    let fingerprint = Fingerprint::of_registered_id(&id);
+    registry.save_marks([Mark { id, fingerprint, value: 50 }]).unwrap();
+    assert_eq!(registry.show(&name("a")).unwrap().mark, 100);
+    registry.remove(&name("a")).unwrap();
+    registry.add(keyed("a", 1), NOW_S).unwrap();
+    assert_eq!(view.lookup(&id).unwrap().mark(), 100);
+    drop(registry);
+    let view = Registry::open(&path).unwrap().view().unwrap();
+    assert_eq!(view.lookup(&id).unwrap().mark(), 100);
+}
+
+#[test]
+fn ten_thousand_devices_are_one_transaction() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    let devices = (0..10_000).map(|i| keyed(&format!("d{i}"), i));
+    assert_eq!(registry.add_all(devices, NOW_S).unwrap(), 10_000);
+    drop(registry);
+    assert_eq!(Registry::open(&path).unwrap().view().unwrap().len(), 10_000);
+}
+
+#[test]
+fn a_damaged_file_is_reported_and_left_alone() {
+    let (dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    registry.add_all((0..500).map(|i| keyed(&format!("d{i}"), i)), NOW_S).unwrap();
+    drop(registry);
+    let good = std::fs::read(&path).unwrap();
+    let hurt = dir.path().join("hurt.redb");
+    let reopen = |bytes: &[u8]| {
+        std::fs::write(&hurt, bytes).unwrap();
+        let opened = Registry::open(&hurt).and_then(|r| r.view().map(|view| view.len()));
+        (opened, std::fs::read(&hurt).unwrap())
+    };
+    for part in 0..16 {
+        let bytes = &good[..good.len() * part / 16];
+        let (opened, after) = reopen(bytes);
+        let Err(error) = opened else { panic!("opened {part}/16 of the file") };
+        assert!(error.to_string().contains("hurt.redb: the registry is damaged"), "{error}");
+        assert!(after == bytes, "{part}/16 of the file was changed");
+    }
+    let (opened, _) = reopen(b"this is not a registry, whatever its name says");
+    assert!(matches!(opened, Err(RegistryError::Damaged { .. })));
+    // One changed page: found, or outside what is in use; never a panic, never a wrong record.
+    for page in 0..good.len() / 4096 {
+        let mut bytes = good.clone();
+        bytes[page * 4096 + 700..page * 4096 + 800].fill(0xa5);
+        match reopen(&bytes).0 {
+            Ok(len) => assert_eq!(len, 500),
+            Err(RegistryError::Damaged { .. } | RegistryError::Storage(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let missing = Registry::open(&dir.path().join("none.redb"));
+    assert!(matches!(missing, Err(RegistryError::Missing(_))));
+}

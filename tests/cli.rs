@@ -1,0 +1,379 @@
+//! The real `duet` process: its commands, its refusals and its control plane.
+//!
+//! Certificates come from the `openssl` command, an implementation that shares no code with ours.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+struct Scratch {
+    dir: tempfile::TempDir,
+}
+
+impl Scratch {
+    fn empty() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn initialised() -> Self {
+        let scratch = Self::empty();
+        scratch.good(&["init"]);
+        scratch
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn state(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_duet"));
+        command.current_dir(self.dir.path()).env_remove("DUET_STATE");
+        command.arg("--state").arg("state").args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    fn duet(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs what must succeed; its standard output.
+    fn good(&self, arguments: &[&str]) -> String {
+        let output = self.duet(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// Runs what must fail with exit code 1; its standard error.
+    fn bad(&self, arguments: &[&str]) -> String {
+        let output = self.duet(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", text(&output.stdout));
+        text(&output.stderr)
+    }
+
+    fn openssl(&self, line: &str) {
+        let output = Command::new("openssl")
+            .args(line.split_whitespace())
+            .current_dir(self.dir.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "openssl {line}: {}", text(&output.stderr));
+    }
+
+    /// Makes `name.key` and `name.pem`.
+    fn certificate(&self, name: &str, key: &str, more: &str) {
+        self.openssl(&format!(
+            "req -x509 {key} -nodes -subj /CN={name} -keyout {name}.key -out {name}.pem {more}"
+        ));
+    }
+
+    fn run(&self) -> Gateway {
+        let mut child = self
+            .command(&["run", "--metrics", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut http = String::new();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while out.read_line(&mut line).unwrap() > 0 {
+            if let Some((_, url)) = line.trim_end().split_once("http://") {
+                http = url.trim_end_matches("/metrics").to_owned();
+            }
+            if line.trim_end() == "running" {
+                return Gateway { child, http, _out: out };
+            }
+            line.clear();
+        }
+        let mut why = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut why).unwrap();
+        child.wait().unwrap();
+        panic!("the gateway did not start: {why}");
+    }
+}
+
+/// A running gateway; killed, by its handle, when the test forgets it.
+struct Gateway {
+    child: Child,
+    http: String,
+    /// Kept open: the gateway says more when it ends.
+    _out: BufReader<std::process::ChildStdout>,
+}
+
+impl Gateway {
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.http).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: duet\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn stop(mut self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // Fails when it has ended, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+const P256: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1";
+
+fn has_openssl() -> bool {
+    let found = Command::new("openssl").arg("version").output().is_ok();
+    if !found {
+        eprintln!("SKIPPED: the openssl command is missing, certificates were not tested");
+    }
+    found
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn init_makes_private_files_and_never_overwrites() {
+    let scratch = Scratch::empty();
+    let said = scratch.good(&["init", "--name", "north", "--days", "30"]);
+    assert!(said.contains("fingerprint"), "{said}");
+    assert_eq!(mode(&scratch.state()), 0o700);
+    assert_eq!(mode(&scratch.state().join("gateway.key")), 0o600);
+    assert_eq!(mode(&scratch.state().join("registry.redb")), 0o600);
+    let before = fs::read(scratch.state().join("gateway.key")).unwrap();
+    assert!(scratch.bad(&["init"]).contains("exists already"));
+    assert_eq!(fs::read(scratch.state().join("gateway.key")).unwrap(), before);
+    fs::set_permissions(scratch.state(), fs::Permissions::from_mode(0o755)).unwrap();
+    for name in ["gateway.key", "gateway.pem", "duet.toml", "registry.redb"] {
+        fs::remove_file(scratch.state().join(name)).unwrap();
+    }
+    assert!(scratch.bad(&["init"]).contains("chmod 700"));
+}
+
+#[test]
+fn wrong_usage_is_2_and_help_teaches() {
+    let scratch = Scratch::empty();
+    for wrong in [&["fly"][..], &["device", "add", "a"], &["init", "--days", "0"], &["device"]] {
+        assert_eq!(scratch.duet(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    assert!(scratch.good(&["--help"]).contains("First steps"));
+    let bad_profile = ["device", "add", "a", "--registered-id", "--profile", "best"];
+    assert_eq!(scratch.duet(&bad_profile).status.code(), Some(2));
+}
+
+#[test]
+fn a_missing_or_impossible_state_directory_is_named() {
+    let scratch = Scratch::empty();
+    assert!(scratch.bad(&["run"]).contains("duet init"));
+    assert!(scratch.bad(&["device", "list"]).contains("duet init"));
+    assert!(scratch.bad(&["status"]).contains("no gateway is running"));
+    // A file in the directory's place stops even root, unlike a mode.
+    fs::write(scratch.state(), "").unwrap();
+    assert!(scratch.bad(&["init"]).contains("state"));
+    assert!(scratch.bad(&["run"]).contains("state"));
+}
+
+#[test]
+fn certificates_are_judged() {
+    if !has_openssl() {
+        return;
+    }
+    let scratch = Scratch::initialised();
+    scratch.certificate("good", P256, "-days 2");
+    scratch.certificate("signing", P256, "-addext keyUsage=digitalSignature");
+    scratch.certificate("agreeing", P256, "-addext keyUsage=keyAgreement");
+    scratch.certificate("rsa", "-newkey rsa:2048", "");
+    scratch.certificate("p384", "-newkey ec -pkeyopt ec_paramgen_curve:secp384r1", "");
+    scratch.openssl("ecparam -name prime256v1 -genkey -noout -conv_form compressed -out c.key");
+    scratch.openssl("ec -in c.key -conv_form compressed -out compressed.key");
+    scratch.openssl("req -x509 -new -key compressed.key -subj /CN=c -out compressed.pem");
+    scratch.openssl("req -new -key good.key -subj /CN=old -out old.csr");
+    scratch.openssl("x509 -req -in old.csr -signkey good.key -days -1 -out expired.pem");
+    scratch.openssl("x509 -in good.pem -outform DER -out good.der");
+    fs::write(scratch.path("garbage.pem"), "-----BEGIN CERTIFICATE-----\nhello\n").unwrap();
+    let both =
+        [fs::read(scratch.path("good.pem")).unwrap(), fs::read(scratch.path("good.key")).unwrap()];
+    fs::write(scratch.path("both.pem"), both.concat()).unwrap();
+    let refused = |file: &str, why: &str| {
+        let said = scratch.bad(&["device", "add", "x", "--cert", file]);
+        assert!(said.contains(file) && said.contains(why), "{said}");
+    };
+    refused("agreeing.pem", "digitalSignature");
+    refused("rsa.pem", "not an elliptic-curve key");
+    refused("p384.pem", "another curve");
+    refused("compressed.pem", "uncompressed");
+    refused("expired.pem", "expired on");
+    refused("garbage.pem", "not an X.509 certificate");
+    refused("both.pem", "private key");
+    refused("none.pem", "No such file");
+    for (name, file) in [("a", "good.der"), ("b", "signing.pem")] {
+        let said = scratch.good(&["device", "add", name, "--cert", file]);
+        assert!(said.contains("\"mode\":\"certificate\""), "{said}");
+        assert!(!said.contains("registration_key"), "{said}");
+    }
+    let again = scratch.bad(&["device", "add", "c", "--registered-cert", "good.pem"]);
+    assert!(again.contains("belongs to device a"), "{again}");
+    scratch.good(&["device", "revoke", "a"]);
+    let back = scratch.bad(&["device", "add", "a", "--cert", "good.pem"]);
+    assert!(back.contains("stays refused"), "{back}");
+}
+
+#[test]
+fn the_gateways_own_key_and_certificate_are_judged() {
+    if !has_openssl() {
+        return;
+    }
+    let scratch = Scratch::initialised();
+    let (pem, key) = (scratch.state().join("gateway.pem"), scratch.state().join("gateway.key"));
+    scratch.certificate("other", P256, "");
+    let original = fs::read(&key).unwrap();
+    fs::copy(scratch.path("other.key"), &key).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(scratch.bad(&["run"]).contains("does not belong to the certificate"));
+    fs::copy(scratch.path("other.pem"), &pem).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o604)).unwrap();
+    assert!(scratch.bad(&["run"]).contains("chmod 600"));
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    scratch.run().stop("-TERM");
+    // SEC 1, with the parameters in a block of their own in front.
+    scratch.openssl("ecparam -name prime256v1 -genkey -out sec1.key");
+    scratch.openssl("req -x509 -new -key sec1.key -subj /CN=sec1 -out sec1.pem");
+    fs::copy(scratch.path("sec1.key"), &key).unwrap();
+    fs::copy(scratch.path("sec1.pem"), &pem).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    scratch.run().stop("-INT");
+    scratch.openssl("ec -in sec1.key -aes128 -passout pass:secret -out locked.key");
+    fs::write(&key, fs::read(scratch.path("locked.key")).unwrap()).unwrap();
+    assert!(scratch.bad(&["run"]).contains("passphrase"));
+    fs::write(&key, &original[..40]).unwrap();
+    assert!(scratch.bad(&["run"]).contains("not a P-256 private key"));
+}
+
+#[test]
+fn settings_are_checked_whole() {
+    let scratch = Scratch::initialised();
+    let settings = scratch.state().join("duet.toml");
+    fs::write(&settings, "shards = 1\nlisen = \"[::]:1\"\n").unwrap();
+    let said = scratch.bad(&["run"]);
+    assert!(said.contains("duet.toml") && said.contains("line 2"), "{said}");
+    fs::write(&settings, "listen = \"somewhere\"\n").unwrap();
+    assert!(scratch.bad(&["run"]).contains("line 1"));
+    fs::write(&settings, "shards = 0\n[session]\nlifetime_s = 1\n").unwrap();
+    let said = scratch.bad(&["run"]);
+    assert!(said.contains("shards must") && said.contains("session.lifetime_s must"), "{said}");
+    assert!(scratch.bad(&["run", "--config", "none.toml"]).contains("none.toml"));
+}
+
+#[test]
+fn a_damaged_registry_is_named_and_left_alone() {
+    let scratch = Scratch::initialised();
+    let registry = scratch.state().join("registry.redb");
+    let whole = fs::read(&registry).unwrap();
+    for length in [0, 100, whole.len() / 2] {
+        fs::write(&registry, &whole[..length]).unwrap();
+        for command in [&["run"][..], &["device", "list"]] {
+            let said = scratch.bad(command);
+            assert!(said.contains("registry.redb: the registry is damaged"), "{said}");
+        }
+        assert!(fs::read(&registry).unwrap() == whole[..length]);
+    }
+}
+
+#[test]
+fn a_running_gateway_answers_on_its_socket_and_over_http() {
+    let scratch = Scratch::initialised();
+    scratch.good(&["device", "add", "before", "--registered-id", "--out", "before.json"]);
+    let gateway = scratch.run();
+    assert!(scratch.bad(&["run", "--metrics", "127.0.0.1:0"]).contains("in use"));
+    scratch.good(&["device", "add", "a", "--registered-id", "--out", "a.json"]);
+    assert_eq!(mode(&scratch.path("a.json")), 0o600);
+    let credential: serde_json::Value =
+        serde_json::from_slice(&fs::read(scratch.path("a.json")).unwrap()).unwrap();
+    let secret = credential["registration_key"].as_str().unwrap();
+    assert_eq!((secret.len(), credential["id"].as_str().unwrap().len()), (64, 16));
+    // Refused: the credential's file goes away again, and one that exists stays.
+    let taken = scratch.bad(&["device", "add", "a", "--registered-id", "--out", "b.json"]);
+    assert!(taken.contains("revoke or remove"), "{taken}");
+    assert!(!scratch.path("b.json").exists());
+    scratch.bad(&["device", "add", "c", "--registered-id", "--out", "a.json"]);
+
+    let lines: String = (0..1_000)
+        .map(|i| format!("{{\"name\":\"fleet-{i}\",\"mode\":\"registered-id\"}}\n"))
+        .collect();
+    fs::write(scratch.path("fleet.ndjson"), lines).unwrap();
+    assert!(scratch.bad(&["device", "import", "fleet.ndjson"]).contains("--out"));
+    let import = ["device", "import", "fleet.ndjson", "--out", "fleet.json"];
+    assert_eq!(scratch.good(&import), "registered 1000 devices\n");
+    assert_eq!(fs::read_to_string(scratch.path("fleet.json")).unwrap().lines().count(), 1_000);
+    let list = scratch.good(&["device", "list", "--format", "json"]);
+    assert_eq!(list.lines().count(), 1_002);
+    for shown in [list, scratch.good(&["device", "show", "a"]), gateway.get("/metrics")] {
+        assert!(!shown.contains(secret));
+    }
+    scratch.good(&["device", "revoke", "a"]);
+    assert!(scratch.good(&["device", "show", "a"]).contains("revoked"));
+    assert!(scratch.bad(&["device", "revoke", "a"]).contains("revoked already"));
+    assert!(scratch.bad(&["device", "show", "nobody"]).contains("no device of this name"));
+    assert!(scratch.bad(&["command", "before", "hello"]).contains("not connected"));
+    assert!(scratch.good(&["status"]).contains("running"));
+
+    assert!(gateway.get("/metrics").contains("duet_devices 1001"));
+    assert!(gateway.get("/health").starts_with("HTTP/1.1 200"));
+    assert!(gateway.get("/ready").starts_with("HTTP/1.1 200"));
+    gateway.stop("-TERM");
+    assert!(!scratch.state().join("control.sock").exists());
+    assert!(scratch.bad(&["status"]).contains("no gateway is running"));
+    // The same answers without a gateway, and after a kill.
+    assert_eq!(scratch.good(&["device", "list"]).lines().count(), 1_003);
+    let gateway = scratch.run();
+    drop(gateway);
+    assert!(scratch.state().join("control.sock").exists());
+    assert!(scratch.good(&["device", "show", "a"]).contains("revoked"));
+    scratch.run().stop("-INT");
+}
+
+#[test]
+fn commands_at_the_same_time_all_succeed() {
+    let scratch = Scratch::initialised();
+    let add = |round: &str| {
+        let running: Vec<_> = (0..8)
+            .map(|i| {
+                let name = format!("{round}{i}");
+                scratch
+                    .command(&["device", "add", &name, "--registered-id"])
+                    .stdout(Stdio::null())
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        for mut child in running {
+            assert!(child.wait().unwrap().success());
+        }
+    };
+    add("direct");
+    let gateway = scratch.run();
+    add("socket");
+    gateway.stop("-TERM");
+    assert_eq!(scratch.good(&["device", "list", "--format", "json"]).lines().count(), 16);
+}
