@@ -10,3 +10,7 @@
 //! protocol (own crate)       sans-IO: wire, handshake, records, replay
 //! ring                       raw io_uring
 //! ```
+
+pub mod mailbox;
+pub mod ring;
+pub mod transport;
