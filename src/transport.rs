@@ -87,6 +87,8 @@ pub trait Handler {
     fn handle_message(&mut self, now: Now, stream: StreamId, bytes: &[u8]);
 
     /// A stream that delivered at least one message is closed, for whatever reason. Called exactly once for each.
+    ///
+    /// A peer that ends its direction counts as closed: what is queued by then is flushed, later output is not sent.
     fn handle_stream_closed(&mut self, now: Now, stream: StreamId);
 
     /// Something from another thread.

@@ -1,6 +1,7 @@
 //! The transport over loopback: two shards with a handler that echoes, against plain sockets.
 //!
 //! A message is a kind, a slot and a body. The echo is the message with the number of the shard that handled it.
+#![allow(clippy::unwrap_used, reason = "a failing step fails the test")]
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};
@@ -597,8 +598,18 @@ fn mail_wakes_a_sleeping_shard() {
     gateway.finish();
 }
 
+/// Open descriptors, once tests that are just ending have closed theirs.
 fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
+    let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mut last = count();
+    let mut steady = 0;
+    while steady < 20 {
+        std::thread::sleep(Duration::from_millis(10));
+        let now = count();
+        steady = if now == last { steady + 1 } else { 0 };
+        last = now;
+    }
+    last
 }
 
 #[test]

@@ -218,16 +218,12 @@ pub fn bind<M: Send>(settings: Settings) -> Result<Bound<M>, TransportError> {
     let sockets: Arc<[Sockets]> = sockets.into();
     let senders: Arc<[_]> = senders.into();
     let settings = Arc::new(settings);
-    let mut shards = Vec::new();
-    for (shard, mailbox) in receivers.into_iter().enumerate() {
-        let files = [
-            sockets[shard].datagrams.as_raw_fd(),
-            sockets[shard].listener.as_raw_fd(),
-            mailbox.event().as_raw_fd(),
-        ];
+    let mut shards = Vec::with_capacity(settings.shards);
+    let rings = make_rings(&settings, &sockets, &receivers)?;
+    for (shard, (mailbox, ring)) in receivers.into_iter().zip(rings).enumerate() {
         shards.push(ShardIo {
             shard,
-            ring: Ring::new(&settings.sizes(), &files)?,
+            ring,
             mailbox,
             shards: Arc::clone(&senders),
             settings: Arc::clone(&settings),
@@ -241,6 +237,25 @@ pub fn bind<M: Send>(settings: Settings) -> Result<Bound<M>, TransportError> {
     }
     let mail = senders.iter().cloned().map(MailSender).collect();
     Ok(Bound { local, shards, mail, stop, warnings })
+}
+
+/// Makes the rings on a thread of their own, which ends at once. The kernel remembers who made a ring and, when the ring
+/// is closed, interrupts that thread's system calls (`EINTR`): here nobody is left to be interrupted.
+fn make_rings<M: Send>(
+    settings: &Settings,
+    sockets: &[Sockets],
+    mailboxes: &[Receiver<Parcel<M>>],
+) -> Result<Vec<Ring>, RingError> {
+    let events: Vec<_> = mailboxes.iter().map(|mailbox| mailbox.event().as_raw_fd()).collect();
+    let make = || {
+        let files = sockets
+            .iter()
+            .zip(&events)
+            .map(|(pair, event)| [pair.datagrams.as_raw_fd(), pair.listener.as_raw_fd(), *event]);
+        files.map(|files| Ring::new(&settings.sizes(), &files)).collect()
+    };
+    std::thread::scope(|scope| scope.spawn(make).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn bind_all(
