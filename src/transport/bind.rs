@@ -378,8 +378,14 @@ mod tests {
 
     #[test]
     fn a_port_that_becomes_free_is_taken() {
-        let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let listen = taken.local_addr().unwrap();
+        // A port that only UDP is in the way of: old TCP connections may linger on an arbitrary one.
+        let (taken, listen) = std::iter::repeat_with(|| {
+            let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            let listen = taken.local_addr().unwrap();
+            (taken, listen)
+        })
+        .find(|(_, listen)| open(*listen, Type::STREAM, true).is_ok())
+        .unwrap();
         let thread = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(50));
             drop(taken);

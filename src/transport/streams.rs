@@ -277,8 +277,7 @@ impl Streams {
                         if let Some(stream) = self.stream(id) {
                             stream.phase = Phase::First;
                         }
-                        let kept = std::mem::take(self.framer(id)).into_bytes(bytes);
-                        self.deliver(counters, id, &kept, deliver)
+                        self.deliver(counters, id, bytes, deliver)
                     }
                     Err(fault) => Err(fault),
                 },
