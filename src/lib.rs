@@ -15,4 +15,7 @@ pub mod admin;
 pub mod config;
 pub mod hex;
 pub mod identity;
+pub mod mailbox;
 pub mod registry;
+pub mod ring;
+pub mod transport;

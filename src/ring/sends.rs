@@ -1,0 +1,131 @@
+//! Memory lent to the kernel for sending: a slab of datagram slots and the vectors of stream sends in flight.
+//!
+//! Owns the memory and who has it. Must not look into the bytes.
+#![allow(unsafe_code)]
+
+use std::io;
+
+use super::region::Region;
+
+/// The bytes of one send slot: the largest datagram that can be sent.
+pub const SEND_CAPACITY: usize = 2_048;
+
+/// Room for a socket address in front of each slot's bytes, one cache line.
+const ADDRESS_CAPACITY: usize = 64;
+const STRIDE: usize = ADDRESS_CAPACITY + SEND_CAPACITY;
+
+/// The right to write one send slot; [`Ring::send_datagram`](super::Ring::send_datagram) takes it.
+#[derive(Debug)]
+#[must_use = "a slot that is dropped is lost: send it or release it"]
+pub struct SendSlot(u32);
+
+/// A fixed number of datagram buffers, each with room for its destination.
+#[derive(Debug)]
+pub(super) struct SendSlots {
+    memory: Region,
+    free: Vec<u32>,
+    /// True for each slot that is with the kernel.
+    lent: Box<[bool]>,
+}
+
+impl SendSlots {
+    pub(super) fn new(count: u32) -> io::Result<Self> {
+        assert!(count > 0, "at least one send slot");
+        Ok(Self {
+            memory: Region::new(count as usize * STRIDE)?,
+            free: (0..count).rev().collect(),
+            lent: vec![false; count as usize].into(),
+        })
+    }
+
+    pub(super) fn acquire(&mut self) -> Option<SendSlot> {
+        self.free.pop().map(SendSlot)
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "releasing ends the right to write")]
+    pub(super) fn release(&mut self, slot: SendSlot) {
+        self.free.push(slot.0);
+    }
+
+    pub(super) fn bytes_mut(&mut self, slot: &mut SendSlot) -> &mut [u8] {
+        let start = self.memory.at(slot.0 as usize * STRIDE + ADDRESS_CAPACITY, SEND_CAPACITY);
+        // SAFETY: inside the mapping (`at` checks); slots do not overlap; holding the `SendSlot` means the kernel does
+        // not have it, and both borrows are exclusive.
+        unsafe { std::slice::from_raw_parts_mut(start, SEND_CAPACITY) }
+    }
+
+    /// Hands the slot to the kernel: its index, the address of its destination and of its bytes.
+    #[expect(clippy::needless_pass_by_value, reason = "lending ends the right to write")]
+    pub(super) fn lend(&mut self, slot: SendSlot, to: &[u8]) -> (u32, *const u8, *const u8) {
+        assert!(to.len() <= ADDRESS_CAPACITY, "a socket address fits");
+        self.lent[slot.0 as usize] = true;
+        let base = self.memory.at(slot.0 as usize * STRIDE, STRIDE);
+        // SAFETY: the first ADDRESS_CAPACITY bytes of the slot are inside the mapping, belong to this slot alone, and
+        // `to` fits them; it cannot overlap, being borrowed from elsewhere.
+        unsafe { std::ptr::copy_nonoverlapping(to.as_ptr(), base, to.len()) };
+        // SAFETY: still inside the same slot.
+        (slot.0, base, unsafe { base.add(ADDRESS_CAPACITY) })
+    }
+
+    /// The kernel is done with slot `index`.
+    pub(super) fn take_back(&mut self, index: u32) {
+        let lent = &mut self.lent[index as usize];
+        assert!(*lent, "a slot comes back once");
+        *lent = false;
+        self.free.push(index);
+    }
+}
+
+/// Vectors the kernel reads from until their send completes, with the caller's tag.
+#[derive(Debug, Default)]
+pub(super) struct StreamSends {
+    lent: Vec<Option<(Vec<u8>, u64)>>,
+    free: Vec<u32>,
+}
+
+impl StreamSends {
+    /// Keeps `bytes` until [`take_back`](Self::take_back). Moving the vector does not move its heap bytes.
+    pub(super) fn lend(&mut self, bytes: Vec<u8>, tag: u64) -> (u32, *const u8) {
+        let address = bytes.as_ptr();
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.lent.push(None);
+            u32::try_from(self.lent.len() - 1).expect("fewer sends than 2³²")
+        });
+        self.lent[index as usize] = Some((bytes, tag));
+        (index, address)
+    }
+
+    pub(super) fn take_back(&mut self, index: u32) -> (Vec<u8>, u64) {
+        let lent = self.lent[index as usize].take().expect("a send comes back once");
+        self.free.push(index);
+        lent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_run_out_and_come_back() {
+        let mut slots = SendSlots::new(2).unwrap();
+        let mut first = slots.acquire().unwrap();
+        slots.bytes_mut(&mut first)[SEND_CAPACITY - 1] = 7;
+        let second = slots.acquire().unwrap();
+        assert!(slots.acquire().is_none());
+        let (index, to, bytes) = slots.lend(first, &[1; 28]);
+        assert_eq!(bytes as usize - to as usize, ADDRESS_CAPACITY);
+        slots.take_back(index);
+        slots.release(second);
+        assert!(slots.acquire().is_some() && slots.acquire().is_some());
+    }
+
+    #[test]
+    #[should_panic(expected = "comes back once")]
+    fn a_send_comes_back_once() {
+        let mut sends = StreamSends::default();
+        let (index, _) = sends.lend(vec![1, 2, 3], 9);
+        assert_eq!(sends.take_back(index), (vec![1, 2, 3], 9));
+        sends.take_back(index);
+    }
+}

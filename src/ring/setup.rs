@@ -1,0 +1,126 @@
+//! Making a ring: disabled first, probed, restricted to the operations this program uses, then enabled by its thread.
+//!
+//! Owns the order of those steps. Must not submit anything.
+#![allow(unsafe_code)]
+
+use std::os::fd::RawFd;
+
+use io_uring::register::{Probe, Restriction};
+use io_uring::{IoUring, opcode, squeue};
+
+use super::buffers::{BufferRing, Group};
+use super::core::{Memory, Ring};
+use super::error::RingError;
+use super::sends::SendSlots;
+
+/// How large a ring and its memory are.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Submission queue entries, rounded up to a power of two by the kernel. More can be pushed; they wait.
+    pub submissions: u32,
+    /// Completion queue entries, at least as many as submissions. An overflow is kept by the kernel, at a cost.
+    pub completions: u32,
+    /// Buffers for datagrams, a power of two.
+    pub datagram_buffers: u16,
+    /// Bytes of each.
+    pub datagram_buffer_len: usize,
+    /// Buffers for streams, a power of two.
+    pub stream_buffers: u16,
+    /// Bytes of each.
+    pub stream_buffer_len: usize,
+    /// Datagrams that can be on their way out at once.
+    pub send_slots: u32,
+}
+
+/// Every operation this program submits: the probe demands them and the restrictions allow no other.
+const OPERATIONS: [(u8, &str); 6] = [
+    (opcode::RecvMsgMulti::CODE, "IORING_OP_RECVMSG"),
+    (opcode::Recv::CODE, "IORING_OP_RECV"),
+    (opcode::Send::CODE, "IORING_OP_SEND"),
+    (opcode::Accept::CODE, "IORING_OP_ACCEPT"),
+    (opcode::PollAdd::CODE, "IORING_OP_POLL_ADD"),
+    (opcode::AsyncCancel::CODE, "IORING_OP_ASYNC_CANCEL"),
+];
+
+/// What is registered or unregistered after enabling: the values of `enum io_uring_register_op`.
+pub(super) const UNREGISTER_FILES: u8 = 3;
+pub(super) const REGISTER_RING_FDS: u8 = 20;
+pub(super) const UNREGISTER_RING_FDS: u8 = 21;
+
+impl Ring {
+    /// Makes a disabled ring with `files` registered, in the order of [`Registered`](super::Registered). Any thread may
+    /// do this; the thread that then calls [`enable`](Self::enable) owns the ring.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the error says why.
+    pub fn new(sizes: &Sizes, files: &[RawFd]) -> Result<Self, RingError> {
+        let inner = IoUring::builder()
+            .dontfork()
+            .setup_r_disabled()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_submit_all()
+            .setup_cqsize(sizes.completions.max(sizes.submissions))
+            .build(sizes.submissions)
+            .map_err(RingError::of_setup)?;
+        for (present, missing) in [
+            (inner.params().is_feature_nodrop(), "IORING_FEAT_NODROP"),
+            (inner.params().is_feature_ext_arg(), "IORING_FEAT_EXT_ARG"),
+            (inner.params().is_feature_submit_stable(), "IORING_FEAT_SUBMIT_STABLE"),
+        ] {
+            if !present {
+                return Err(RingError::TooOld { missing });
+            }
+        }
+        probe(&inner)?;
+
+        let memory = Memory::new(
+            BufferRing::new(Group::Datagrams, sizes.datagram_buffers, sizes.datagram_buffer_len)
+                .map_err(RingError::failed("map datagram buffers"))?,
+            BufferRing::new(Group::Streams, sizes.stream_buffers, sizes.stream_buffer_len)
+                .map_err(RingError::failed("map stream buffers"))?,
+            SendSlots::new(sizes.send_slots).map_err(RingError::failed("map send slots"))?,
+        );
+        for group in Group::ALL {
+            let buffers = memory.buffers(group);
+            // SAFETY: address and count describe a mapping owned by `memory`, which the ring keeps until the kernel's
+            // ring is gone.
+            unsafe {
+                inner.submitter().register_buf_ring_with_flags(
+                    buffers.address(),
+                    buffers.count(),
+                    group.id(),
+                    0,
+                )
+            }
+            .map_err(RingError::failed("register a buffer ring"))?;
+        }
+        inner.submitter().register_files(files).map_err(RingError::failed("register files"))?;
+        let restricted = restrict(&inner);
+        Ok(Self::assemble(inner, memory, restricted))
+    }
+}
+
+fn probe(inner: &IoUring) -> Result<(), RingError> {
+    let mut probe = Probe::new();
+    inner
+        .submitter()
+        .register_probe(&mut probe)
+        .map_err(|_| RingError::TooOld { missing: "IORING_REGISTER_PROBE" })?;
+    match OPERATIONS.iter().find(|(code, _)| !probe.is_supported(*code)) {
+        Some((_, missing)) => Err(RingError::TooOld { missing }),
+        None => Ok(()),
+    }
+}
+
+/// Narrows the ring to [`OPERATIONS`]. A kernel or a policy may refuse that; the ring works without, and says so.
+fn restrict(inner: &IoUring) -> bool {
+    let mut allowed: Vec<_> =
+        OPERATIONS.iter().map(|(code, _)| Restriction::sqe_op(*code)).collect();
+    for register in [UNREGISTER_FILES, REGISTER_RING_FDS, UNREGISTER_RING_FDS] {
+        allowed.push(Restriction::register_op(register));
+    }
+    let flags = squeue::Flags::FIXED_FILE | squeue::Flags::BUFFER_SELECT;
+    allowed.push(Restriction::sqe_flags_allowed(flags.bits()));
+    inner.submitter().register_restrictions(&mut allowed).is_ok()
+}

@@ -1,0 +1,483 @@
+//! The loop of a shard's thread: the order of a turn, and datagrams.
+//!
+//! Owns the ring while it runs. Must not block anywhere but in the ring, nor allocate for a datagram when warm.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::bind::{Parcel, ShardIo, TransportError, Warning};
+use super::counters::{Counters, Exporter};
+use super::settings::MESSAGE_MAX;
+use super::steering::shard_of;
+use super::streams::{Context, Reason, Streams};
+use super::{Handler, Now, Path, StreamId, Transmit, socket};
+use crate::ring::{
+    Completion, DATAGRAM_HEADER_LEN, EncodedAddress, Payload, Registered, received_datagram,
+};
+
+/// How long the kernel may take to let go of a stopping shard's memory.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a finished handler's output may take to flush, µs.
+const FINISH_PATIENCE_US: u64 = 1_000_000;
+
+/// Messages asked of the handler in one turn before input gets its turn again.
+const TRANSMITS_A_TURN: usize = 4_096;
+
+/// Completions in one turn that count as load: then the next wait gathers a batch.
+const BUSY_COMPLETIONS: usize = 2;
+
+/// How many completions end the gathering of a batch early.
+const BATCH: u32 = 64;
+
+/// What an operation was for, in its tag beside the stream's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operation {
+    Accept,
+    Datagrams,
+    Wake,
+    Receive,
+    Send,
+    Cancel,
+}
+
+impl Operation {
+    const ALL: [Self; 6] =
+        [Self::Accept, Self::Datagrams, Self::Wake, Self::Receive, Self::Send, Self::Cancel];
+    const SHIFT: u32 = 52;
+
+    pub(super) fn tag(self, stream: u64) -> u64 {
+        debug_assert!(stream < 1 << Self::SHIFT);
+        (self as u64) << Self::SHIFT | stream
+    }
+
+    fn of(tag: u64) -> (Option<Self>, StreamId) {
+        let stream = StreamId(tag & ((1 << Self::SHIFT) - 1));
+        let operation = usize::try_from(tag >> Self::SHIFT).ok();
+        (operation.and_then(|index| Self::ALL.get(index).copied()), stream)
+    }
+}
+
+/// A shard whose loop has ended.
+#[derive(Debug)]
+pub struct Finished<H> {
+    /// The handler, as it was at the end.
+    pub handler: H,
+    /// Everything the shard counted.
+    pub counters: Counters,
+    /// What did not work as asked.
+    pub warnings: Vec<Warning>,
+}
+
+struct Shard<H: Handler> {
+    io: ShardIo<H::Mail>,
+    handler: H,
+    streams: Streams,
+    counters: Counters,
+    now: Now,
+    output: Output,
+}
+
+/// How far the handler's output was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    /// To the end.
+    Taken,
+    /// Until the send slots ran out: the next completion frees one.
+    Stalled,
+    /// Until it was time for input again.
+    Cut,
+}
+
+/// Runs a shard on the calling thread until its handler has finished or [`Stop`](super::Stop) is used.
+///
+/// # Errors
+/// When the kernel refuses to enable or enter the ring.
+pub fn run_shard<H: Handler>(
+    io: ShardIo<H::Mail>,
+    handler: H,
+) -> Result<Finished<H>, TransportError> {
+    let mut warnings = Vec::new();
+    if let Some(core) = io.settings.cores.get(io.shard).copied()
+        && let Err(source) = socket::pin_to(core)
+    {
+        warnings.push(Warning::NotPinned { shard: io.shard, core, source });
+    }
+    let mut shard = Shard {
+        io,
+        handler,
+        streams: Streams::default(),
+        counters: Counters::default(),
+        now: socket::now(),
+        output: Output::Taken,
+    };
+    shard.io.ring.enable()?;
+    let mut exporter = Exporter::new(shard.io.shard);
+    let result = shard.run(&mut exporter);
+    shard.end();
+    exporter.export(&shard.counters);
+    result.map(|()| Finished { handler: shard.handler, counters: shard.counters, warnings })
+}
+
+impl<H: Handler> Shard<H> {
+    fn run(&mut self, exporter: &mut Exporter) -> Result<(), TransportError> {
+        let ring = &mut self.io.ring;
+        ring.receive_datagrams(Registered::Datagrams, Operation::Datagrams.tag(0));
+        ring.accept_streams(Registered::Listener, Operation::Accept.tag(0));
+        ring.poll_readable(Registered::Wake, Operation::Wake.tag(0));
+        let mut completions = Vec::new();
+        let mut export_us = self.now.mono_us + self.io.settings.export_us;
+        let mut finish_by_us = None;
+        loop {
+            let busy = self.turn(&mut completions);
+            if self.now.mono_us >= export_us {
+                exporter.export(&self.counters);
+                export_us = self.now.mono_us + self.io.settings.export_us;
+            }
+            if self.io.stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            if self.handler.is_finished() {
+                let by = *finish_by_us.get_or_insert(self.now.mono_us + FINISH_PATIENCE_US);
+                let flushed = self.output == Output::Taken && self.streams.is_flushed();
+                if flushed || self.now.mono_us >= by {
+                    // The last datagrams are pushed but not submitted.
+                    self.io.ring.enter(0, Some(Duration::ZERO), 0)?;
+                    return Ok(());
+                }
+            }
+            let no_later_us = finish_by_us.map_or(export_us, |by| export_us.min(by));
+            self.wait(no_later_us, busy)?;
+            self.io.ring.reap(&mut completions);
+            self.now = socket::now();
+        }
+    }
+
+    /// Sleeps until there is input, or until something is due.
+    fn wait(&mut self, no_later_us: u64, busy: bool) -> Result<(), TransportError> {
+        let due_us = [self.handler.poll_timeout(), self.streams.next_us()]
+            .into_iter()
+            .flatten()
+            .fold(no_later_us, u64::min);
+        let left = Duration::from_micros(due_us.saturating_sub(self.now.mono_us));
+        let ring = &mut self.io.ring;
+        if left.is_zero() || self.output == Output::Cut || !self.io.mailbox.begin_sleep() {
+            return Ok(ring.enter(0, Some(Duration::ZERO), 0)?);
+        }
+        let gather_us =
+            self.io.settings.min_wait_us.min(u32::try_from(left.as_micros()).unwrap_or(u32::MAX));
+        let gather = busy && gather_us > 0 && ring.can_wait_for_a_batch();
+        let result = if gather {
+            ring.enter(BATCH, Some(left), gather_us)
+        } else {
+            ring.enter(1, Some(left), 0)
+        };
+        self.io.mailbox.woke();
+        Ok(result?)
+    }
+
+    /// One turn; true if there was enough input to call it load.
+    fn turn(&mut self, completions: &mut Vec<Completion>) -> bool {
+        self.counters.turns += 1;
+        let busy = completions.len() >= BUSY_COMPLETIONS;
+        for completion in completions.drain(..) {
+            self.complete(completion);
+        }
+        for _ in 0..self.io.settings.mailbox {
+            match self.io.mailbox.try_recv() {
+                Some(parcel) => self.open(parcel),
+                None => break,
+            }
+        }
+        self.with_streams(|streams, context, _| streams.expire(context));
+        self.tell_closed();
+        self.handler.handle_turn(self.now);
+        self.transmit();
+        if self.output == Output::Taken {
+            while let Some(id) = self.handler.poll_close() {
+                self.with_streams(|streams, context, _| {
+                    streams.finish(context, id, Reason::Handler);
+                });
+            }
+        }
+        self.with_streams(|streams, context, _| streams.flush(context));
+        self.tell_closed();
+        busy
+    }
+
+    fn with_streams<R>(
+        &mut self,
+        act: impl FnOnce(&mut Streams, &mut Context<'_>, &mut H) -> R,
+    ) -> R {
+        let mut context = Context {
+            ring: &mut self.io.ring,
+            counters: &mut self.counters,
+            settings: &self.io.settings,
+            now: self.now,
+            shard: self.io.shard,
+        };
+        act(&mut self.streams, &mut context, &mut self.handler)
+    }
+
+    fn tell_closed(&mut self) {
+        while let Some(id) = self.streams.pop_closed() {
+            self.handler.handle_stream_closed(self.now, id);
+        }
+    }
+
+    // ---- input
+
+    fn complete(&mut self, completion: Completion) {
+        if let Payload::SentDatagram = completion.payload {
+            return count_sent(&mut self.counters, completion.result);
+        }
+        let now = self.now;
+        let (operation, id) = Operation::of(completion.tag);
+        match operation.expect("a tag of ours") {
+            Operation::Accept => {
+                self.with_streams(|streams, context, _| streams.accepted(context, completion));
+            }
+            Operation::Datagrams => self.received_datagram(completion),
+            Operation::Wake => {
+                if !completion.more {
+                    self.io.ring.poll_readable(Registered::Wake, Operation::Wake.tag(0));
+                }
+            }
+            Operation::Receive => {
+                let moved = self.with_streams(|streams, context, handler| {
+                    streams.received(context, id, completion, |stream, message| {
+                        handler.handle_message(now, stream, message);
+                    })
+                });
+                if let Some((owner, moved)) = moved {
+                    match self.io.shards[owner].try_send(Parcel::Stream(moved)) {
+                        Ok(()) => self.counters.streams_handed_over += 1,
+                        Err(_) => self.counters.closed_hand_over += 1,
+                    }
+                }
+            }
+            Operation::Send => {
+                let Payload::Sent(bytes) = completion.payload else {
+                    unreachable!("a stream send returns its bytes")
+                };
+                self.with_streams(|streams, context, _| {
+                    streams.sent(context, id, bytes, completion.result);
+                });
+            }
+            Operation::Cancel => self.streams.cancelled(id),
+        }
+    }
+
+    fn received_datagram(&mut self, completion: Completion) {
+        if let Payload::Received(lease) = completion.payload {
+            self.counters.datagrams_in += 1;
+            let buffer = self.io.ring.read(&lease);
+            self.counters.datagram_bytes_in +=
+                buffer.len().saturating_sub(DATAGRAM_HEADER_LEN) as u64;
+            match received_datagram(buffer) {
+                None => self.counters.drop_malformed += 1,
+                Some((_, bytes, cut)) if cut || bytes.len() > MESSAGE_MAX => {
+                    self.counters.drop_oversize += 1;
+                }
+                Some((from, bytes, _)) => match shard_of(bytes, self.io.settings.shards) {
+                    None => self.counters.drop_short += 1,
+                    Some(owner) if owner == self.io.shard => {
+                        self.handler.handle_datagram(self.now, from, bytes);
+                    }
+                    Some(owner) => {
+                        let parcel = Parcel::Datagram { from, bytes: bytes.into() };
+                        match self.io.shards[owner].try_send(parcel) {
+                            Ok(()) => self.counters.datagrams_forwarded += 1,
+                            Err(_) => self.counters.drop_forward += 1,
+                        }
+                    }
+                },
+            }
+            self.io.ring.give_back(lease);
+        } else if completion.result == -libc::ENOBUFS {
+            self.counters.enobufs += 1;
+        } else if completion.result < 0 {
+            self.counters.receive_failed += 1;
+        }
+        if !completion.more {
+            self.io.ring.receive_datagrams(Registered::Datagrams, Operation::Datagrams.tag(0));
+        }
+    }
+
+    fn open(&mut self, parcel: Parcel<H::Mail>) {
+        let now = self.now;
+        match parcel {
+            Parcel::Mail(mail) => self.handler.handle_mail(now, mail),
+            Parcel::Datagram { from, bytes } => self.handler.handle_datagram(now, from, &bytes),
+            Parcel::Stream(moved) => self.with_streams(|streams, context, handler| {
+                streams.adopt(context, moved, |stream, message| {
+                    handler.handle_message(now, stream, message);
+                });
+            }),
+        }
+    }
+
+    // ---- output
+
+    /// Takes the handler's output until it has none, the slots run out, or it is time for input again.
+    fn transmit(&mut self) {
+        self.output = Output::Taken;
+        for _ in 0..TRANSMITS_A_TURN {
+            let Some(mut slot) = self.io.ring.send_slot() else {
+                self.counters.send_stalls += 1;
+                self.output = Output::Stalled;
+                return;
+            };
+            let out = &mut self.io.ring.slot_bytes(&mut slot)[..MESSAGE_MAX];
+            let Some(Transmit { to, len }) = self.handler.poll_transmit(out) else {
+                return self.io.ring.release_slot(slot);
+            };
+            assert!((1..=MESSAGE_MAX).contains(&len), "a handler writes 1 to MESSAGE_MAX bytes");
+            match to {
+                Path::Datagram(to) => match self.encode(to) {
+                    Some(to) => {
+                        let ring = &mut self.io.ring;
+                        ring.send_datagram(Registered::Datagrams, slot, len, to.bytes());
+                    }
+                    None => {
+                        self.counters.send_failed += 1;
+                        self.io.ring.release_slot(slot);
+                    }
+                },
+                Path::Stream(id) => {
+                    let mut message = [0; MESSAGE_MAX];
+                    message[..len].copy_from_slice(&self.io.ring.slot_bytes(&mut slot)[..len]);
+                    self.io.ring.release_slot(slot);
+                    self.with_streams(|streams, context, _| {
+                        streams.queue(context, id, &message[..len]);
+                    });
+                }
+            }
+        }
+        self.output = Output::Cut;
+    }
+
+    fn encode(&self, to: SocketAddr) -> Option<EncodedAddress> {
+        EncodedAddress::new(to, self.io.local.is_ipv6())
+    }
+
+    // ---- the end
+
+    /// Takes everything back from the kernel, closes all streams and tells the handler.
+    fn end(&mut self) {
+        let counters = &mut self.counters;
+        self.io.ring.drain(DRAIN_PATIENCE, |completion| match &completion.payload {
+            Payload::SentDatagram => count_sent(counters, completion.result),
+            Payload::Received(_)
+                if Operation::of(completion.tag).0 == Some(Operation::Datagrams) =>
+            {
+                counters.datagrams_in += 1;
+                counters.drop_stop += 1;
+            }
+            Payload::Accepted(_) => {
+                counters.streams_accepted += 1;
+                counters.closed_stop += 1;
+            }
+            _ => (),
+        });
+        while let Some(parcel) = self.io.mailbox.try_recv() {
+            match parcel {
+                Parcel::Stream(_) => {
+                    counters.streams_adopted += 1;
+                    counters.closed_stop += 1;
+                }
+                Parcel::Datagram { .. } => counters.drop_stop += 1,
+                Parcel::Mail(_) => (),
+            }
+        }
+        for id in self.streams.clear(&mut self.counters) {
+            self.handler.handle_stream_closed(self.now, id);
+        }
+    }
+}
+
+fn count_sent(counters: &mut Counters, result: i32) {
+    if let Ok(len) = u64::try_from(result) {
+        counters.datagrams_out += 1;
+        counters.datagram_bytes_out += len;
+    } else {
+        counters.send_failed += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use super::super::{MailSender, Settings, bind, steering};
+    use super::*;
+
+    #[test]
+    fn tags_come_back_whole() {
+        let tag = Operation::Cancel.tag(0x000f_edcb_a987_6543);
+        assert_eq!(Operation::of(tag), (Some(Operation::Cancel), StreamId(0x000f_edcb_a987_6543)));
+        assert_eq!(Operation::of(15 << Operation::SHIFT).0, None);
+    }
+
+    /// Counts datagrams and finishes on mail.
+    #[derive(Debug, Default)]
+    struct Sink {
+        datagrams: usize,
+        finished: bool,
+    }
+
+    impl Handler for Sink {
+        type Mail = ();
+        fn handle_datagram(&mut self, _: Now, _: SocketAddr, _: &[u8]) {
+            self.datagrams += 1;
+        }
+        fn handle_message(&mut self, _: Now, _: StreamId, _: &[u8]) {}
+        fn handle_stream_closed(&mut self, _: Now, _: StreamId) {}
+        fn handle_mail(&mut self, _: Now, (): ()) {
+            self.finished = true;
+        }
+        fn handle_turn(&mut self, _: Now) {}
+        fn poll_transmit(&mut self, _: &mut [u8]) -> Option<Transmit> {
+            None
+        }
+        fn poll_close(&mut self) -> Option<StreamId> {
+            None
+        }
+        fn poll_timeout(&self) -> Option<u64> {
+            None
+        }
+        fn is_finished(&self) -> bool {
+            self.finished
+        }
+    }
+
+    /// The kernel steers everything to shard 0; shard 1 still gets what is its own.
+    #[test]
+    fn a_datagram_at_the_wrong_shard_is_forwarded() {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let bound = bind::<()>(Settings { listen, shards: 2, ..Settings::default() }).unwrap();
+        bound.steer(&steering::program(1)).unwrap();
+        let threads: Vec<_> = bound
+            .shards
+            .into_iter()
+            .map(|io| std::thread::spawn(move || run_shard(io, Sink::default()).unwrap()))
+            .collect();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for slot in 0..100u8 {
+            socket.send_to(&[0, slot, 0], bound.local).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        bound.mail.iter().for_each(|mail: &MailSender<()>| mail.try_send(()).unwrap());
+        let [first, second] = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect::<Vec<_>>()
+            .try_into()
+            .unwrap();
+        assert_eq!([first.handler.datagrams, second.handler.datagrams], [50, 50]);
+        assert_eq!([first.counters.datagrams_in, second.counters.datagrams_in], [100, 0]);
+        assert_eq!(first.counters.datagrams_forwarded, 50);
+    }
+}

@@ -1,0 +1,541 @@
+//! The streams of one shard: accepted or adopted, read, written, closed.
+//!
+//! Owns every connected descriptor and what is queued on it. Must not know what a message says.
+//!
+//! A stream goes *sorting* (reading singly until its owner is known) → *first* (ours, first message not whole) →
+//! *serving* → *finishing* (only flushing) → *closing* (waiting for the kernel to let go) → gone. Any state may go to
+//! closing. The descriptor is closed, and the place in the table freed, only with no operation in flight: neither the
+//! kernel nor a late completion can meet a reused one.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use super::bind::Moved;
+use super::counters::Counters;
+use super::deadlines::{Deadlines, Due};
+use super::event_loop::Operation;
+use super::framing::{Fault, Framer, LENGTH_LEN, Owner};
+use super::settings::Settings;
+use super::{Now, StreamId};
+use crate::ring::{Completion, Payload, Registered, Ring};
+
+/// Bits of a stream's number that are its place in the table; the rest counts the place's uses.
+const INDEX_BITS: u32 = 20;
+
+/// Spare send buffers kept, and the largest worth keeping.
+const SPARES_MAX: usize = 256;
+const SPARE_CAPACITY_MAX: usize = 8_192;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Sorting,
+    First,
+    Serving,
+    Finishing(Reason),
+    Closing,
+}
+
+/// Why a stream is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    Peer,
+    Handler,
+    Fault(Fault),
+    FirstMessage,
+    QueueFull,
+    Flush,
+    Error,
+}
+
+impl Reason {
+    fn count(self, counters: &mut Counters) {
+        *match self {
+            Self::Peer => &mut counters.closed_peer,
+            Self::Handler => &mut counters.closed_handler,
+            Self::Fault(Fault::Short) => &mut counters.closed_short,
+            Self::Fault(Fault::Long) => &mut counters.closed_long,
+            Self::FirstMessage => &mut counters.closed_first_message,
+            Self::QueueFull => &mut counters.closed_queue_full,
+            Self::Flush => &mut counters.closed_flush,
+            Self::Error => &mut counters.closed_error,
+        } += 1;
+    }
+
+    /// Whether what the kernel still holds for the peer is not worth keeping.
+    fn is_abrupt(self) -> bool {
+        matches!(self, Self::QueueFull | Self::Flush)
+    }
+}
+
+#[derive(Debug)]
+struct Stream {
+    fd: OwnedFd,
+    phase: Phase,
+    framer: Framer,
+    deadline_us: u64,
+    /// Operations whose last completion is outstanding.
+    operations: u32,
+    /// Whether the handler has heard of it.
+    known: bool,
+    /// Whether it is listed in `Streams::dirty`.
+    dirty: bool,
+    /// Framed output that no send carries yet.
+    queue: Vec<u8>,
+    /// Bytes of the send in flight, and how many of them went out.
+    lent: usize,
+    sent: usize,
+}
+
+#[derive(Debug)]
+struct Place {
+    generation: u32,
+    stream: Option<Stream>,
+}
+
+/// What the loop lends for a call.
+pub(super) struct Context<'a> {
+    pub(super) ring: &'a mut Ring,
+    pub(super) counters: &'a mut Counters,
+    pub(super) settings: &'a Settings,
+    pub(super) now: Now,
+    pub(super) shard: usize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    table: Vec<Place>,
+    free: Vec<u32>,
+    live: usize,
+    deadlines: Deadlines,
+    /// Accepting resumes then, µs.
+    accept_at_us: Option<u64>,
+    /// Streams with output and no send in flight.
+    dirty: Vec<StreamId>,
+    /// Known streams that closed and that the handler has not been told of.
+    closed: Vec<StreamId>,
+    spares: Vec<Vec<u8>>,
+}
+
+impl StreamId {
+    fn new(index: u32, generation: u32) -> Self {
+        Self(u64::from(generation) << INDEX_BITS | u64::from(index))
+    }
+
+    fn index(self) -> usize {
+        (self.0 & ((1 << INDEX_BITS) - 1)) as usize
+    }
+
+    fn generation(self) -> u64 {
+        self.0 >> INDEX_BITS
+    }
+}
+
+impl Streams {
+    // ---- lookups
+
+    fn stream(&mut self, id: StreamId) -> Option<&mut Stream> {
+        find(&mut self.table, id)
+    }
+
+    /// The earliest time at which [`expire`](Self::expire) has something to do, µs.
+    pub(super) fn next_us(&self) -> Option<u64> {
+        self.deadlines.next_us().into_iter().chain(self.accept_at_us).min()
+    }
+
+    /// A closed stream the handler has not been told of.
+    pub(super) fn pop_closed(&mut self) -> Option<StreamId> {
+        self.closed.pop()
+    }
+
+    /// Whether output waits or is on its way.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.table.iter().filter_map(|place| place.stream.as_ref()).all(|stream| {
+            stream.phase == Phase::Closing || stream.queue.is_empty() && stream.lent == 0
+        })
+    }
+
+    // ---- arriving
+
+    /// A completion of the accept operation.
+    pub(super) fn accepted(&mut self, context: &mut Context<'_>, completion: Completion) {
+        if let Payload::Accepted(fd) = completion.payload {
+            context.counters.streams_accepted += 1;
+            let deadline_us = context.now.mono_us + context.settings.first_message_us;
+            if let Some(id) = self.insert(context, fd, Phase::Sorting, deadline_us) {
+                self.receive(context, id);
+            }
+        } else if completion.result != -libc::ECANCELED {
+            context.counters.accept_failed += 1;
+            let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+            if !completion.more && exhausted.contains(&-completion.result) {
+                self.accept_at_us = Some(context.now.mono_us + context.settings.accept_pause_us);
+                return;
+            }
+        }
+        if !completion.more {
+            context.ring.accept_streams(Registered::Listener, Operation::Accept.tag(0));
+        }
+    }
+
+    /// A stream that another shard accepted for us.
+    pub(super) fn adopt(
+        &mut self,
+        context: &mut Context<'_>,
+        moved: Moved,
+        deliver: impl FnMut(StreamId, &[u8]),
+    ) {
+        context.counters.streams_adopted += 1;
+        let Some(id) = self.insert(context, moved.fd, Phase::First, moved.deadline_us) else {
+            return;
+        };
+        match self.deliver(context.counters, id, &moved.bytes, deliver) {
+            Ok(()) => self.receive(context, id),
+            Err(fault) => self.close(context, id, Reason::Fault(fault)),
+        }
+    }
+
+    fn insert(
+        &mut self,
+        context: &mut Context<'_>,
+        fd: OwnedFd,
+        phase: Phase,
+        deadline_us: u64,
+    ) -> Option<StreamId> {
+        if self.live >= context.settings.streams_max {
+            context.counters.closed_refused += 1;
+            return None;
+        }
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.table.push(Place { generation: 0, stream: None });
+            u32::try_from(self.table.len() - 1).expect("fewer streams than 2²⁰")
+        });
+        let place = &mut self.table[index as usize];
+        let id = StreamId::new(index, place.generation);
+        place.stream = Some(Stream {
+            fd,
+            phase,
+            framer: Framer::default(),
+            deadline_us,
+            operations: 0,
+            known: false,
+            dirty: false,
+            queue: Vec::new(),
+            lent: 0,
+            sent: 0,
+        });
+        self.live += 1;
+        self.deadlines.add(deadline_us, id, Due::FirstMessage);
+        Some(id)
+    }
+
+    // ---- reading
+
+    fn receive(&mut self, context: &mut Context<'_>, id: StreamId) {
+        let Some(stream) = self.stream(id) else { return };
+        let tag = Operation::Receive.tag(id.0);
+        match stream.phase {
+            Phase::Closing => return,
+            // Singly: a stream about to move must have nothing in flight.
+            Phase::Sorting => context.ring.receive_stream_once(stream.fd.as_fd(), tag),
+            _ => context.ring.receive_stream(stream.fd.as_fd(), tag),
+        }
+        stream.operations += 1;
+    }
+
+    /// A completion of a receive. Returns the stream with its owner if that is another shard.
+    pub(super) fn received(
+        &mut self,
+        context: &mut Context<'_>,
+        id: StreamId,
+        completion: Completion,
+        deliver: impl FnMut(StreamId, &[u8]),
+    ) -> Option<(usize, Moved)> {
+        let phase = self.completed(id, completion.more);
+        let mut moved = None;
+        if let Payload::Received(lease) = completion.payload {
+            let bytes = context.ring.read(&lease);
+            let counters = &mut *context.counters;
+            counters.stream_bytes_in += bytes.len() as u64;
+            let shards = context.settings.shards;
+            let result = match phase {
+                _ if bytes.is_empty() => Ok(()),
+                Phase::Closing | Phase::Finishing(_) => {
+                    counters.drop_closing += 1;
+                    Ok(())
+                }
+                Phase::First | Phase::Serving => self.deliver(counters, id, bytes, deliver),
+                Phase::Sorting => match self.owner(id, bytes, shards) {
+                    Ok(Owner::Unknown) => {
+                        self.framer(id).keep(bytes);
+                        Ok(())
+                    }
+                    Ok(Owner::Shard(shard)) if shard != context.shard => {
+                        moved = self.take_out(id, bytes).map(|stream| (shard, stream));
+                        Ok(())
+                    }
+                    Ok(Owner::Shard(_)) => {
+                        if let Some(stream) = self.stream(id) {
+                            stream.phase = Phase::First;
+                        }
+                        self.deliver(counters, id, bytes, deliver)
+                    }
+                    Err(fault) => Err(fault),
+                },
+            };
+            context.ring.give_back(lease);
+            if let Err(fault) = result {
+                self.close(context, id, Reason::Fault(fault));
+            }
+        }
+        if moved.is_some() {
+            return moved;
+        }
+        match completion.result {
+            0 => self.finish(context, id, Reason::Peer),
+            error if error == -libc::ENOBUFS => context.counters.enobufs += 1,
+            error if error < 0 => self.close(context, id, Reason::Error),
+            _ => (),
+        }
+        if !completion.more && completion.result != 0 {
+            self.receive(context, id);
+        }
+        self.settle(id);
+        None
+    }
+
+    fn framer(&mut self, id: StreamId) -> &mut Framer {
+        &mut self.stream(id).expect("a stream being read").framer
+    }
+
+    fn owner(&mut self, id: StreamId, bytes: &[u8], shards: usize) -> Result<Owner, Fault> {
+        self.framer(id).owner(bytes, shards)
+    }
+
+    fn deliver(
+        &mut self,
+        counters: &mut Counters,
+        id: StreamId,
+        bytes: &[u8],
+        mut deliver: impl FnMut(StreamId, &[u8]),
+    ) -> Result<(), Fault> {
+        let before = counters.messages_in;
+        let stream = self.stream(id).expect("a stream being read");
+        let result = stream.framer.feed(bytes, |message| {
+            counters.messages_in += 1;
+            deliver(id, message);
+        });
+        if counters.messages_in > before {
+            stream.known = true;
+            if stream.phase == Phase::First {
+                stream.phase = Phase::Serving;
+            }
+        }
+        result
+    }
+
+    /// Removes a stream that nothing is in flight on, to give it to its owner.
+    fn take_out(&mut self, id: StreamId, bytes: &[u8]) -> Option<Moved> {
+        let place = self.table.get_mut(id.index())?;
+        let stream = place.stream.take()?;
+        assert_eq!(stream.operations, 0, "a stream moves with nothing in flight");
+        self.vacate(id);
+        let bytes = stream.framer.into_bytes(bytes);
+        Some(Moved { fd: stream.fd, bytes, deadline_us: stream.deadline_us })
+    }
+
+    // ---- writing
+
+    /// Queues a message; closes a stream whose queue is full.
+    pub(super) fn queue(&mut self, context: &mut Context<'_>, id: StreamId, message: &[u8]) {
+        let max = context.settings.stream_queue_max;
+        let serving = |stream: &&mut Stream| stream.phase == Phase::Serving;
+        let Some(stream) = find(&mut self.table, id).filter(serving) else {
+            context.counters.send_gone += 1;
+            return;
+        };
+        let len = u16::try_from(message.len()).expect("a message of at most MESSAGE_MAX bytes");
+        let queued = stream.queue.len() + stream.lent - stream.sent;
+        if queued + LENGTH_LEN + message.len() > max {
+            return self.close(context, id, Reason::QueueFull);
+        }
+        if stream.queue.capacity() == 0 {
+            stream.queue = self.spares.pop().unwrap_or_default();
+        }
+        stream.queue.extend_from_slice(&len.to_be_bytes());
+        stream.queue.extend_from_slice(message);
+        if !stream.dirty && stream.lent == 0 {
+            stream.dirty = true;
+            self.dirty.push(id);
+        }
+        context.counters.messages_out += 1;
+    }
+
+    /// Starts sending what was queued in this turn, one send a stream.
+    pub(super) fn flush(&mut self, context: &mut Context<'_>) {
+        while let Some(id) = self.dirty.pop() {
+            let Some(stream) = self.stream(id) else { continue };
+            stream.dirty = false;
+            start_send(stream, context.ring, id);
+        }
+    }
+
+    /// A completion of a send.
+    pub(super) fn sent(
+        &mut self,
+        context: &mut Context<'_>,
+        id: StreamId,
+        bytes: Vec<u8>,
+        result: i32,
+    ) {
+        let phase = self.completed(id, false);
+        let Some(stream) = self.stream(id) else { return };
+        let written = usize::try_from(result).unwrap_or(0);
+        context.counters.stream_bytes_out += written as u64;
+        stream.sent += written;
+        if phase != Phase::Closing && written > 0 && stream.sent < stream.lent {
+            let tag = Operation::Send.tag(id.0);
+            context.ring.send_stream(stream.fd.as_fd(), bytes, stream.sent, tag);
+            stream.operations += 1;
+            return;
+        }
+        (stream.lent, stream.sent) = (0, 0);
+        if phase == Phase::Closing {
+            // Nothing more to send.
+        } else if written == 0 {
+            self.close(context, id, Reason::Error);
+        } else if !stream.queue.is_empty() {
+            start_send(stream, context.ring, id);
+        } else if let Phase::Finishing(reason) = phase {
+            self.close(context, id, reason);
+        }
+        if self.spares.len() < SPARES_MAX && bytes.capacity() <= SPARE_CAPACITY_MAX {
+            let mut spare = bytes;
+            spare.clear();
+            self.spares.push(spare);
+        }
+        self.settle(id);
+    }
+
+    // ---- leaving
+
+    /// Deals with everything that is due.
+    pub(super) fn expire(&mut self, context: &mut Context<'_>) {
+        let now_us = context.now.mono_us;
+        while let Some((id, due)) = self.deadlines.pop(now_us) {
+            let Some(stream) = self.stream(id) else { continue };
+            match (due, stream.phase) {
+                (Due::FirstMessage, Phase::Sorting | Phase::First) => {
+                    self.close(context, id, Reason::FirstMessage);
+                }
+                (Due::Flush, Phase::Finishing(_)) => self.close(context, id, Reason::Flush),
+                _ => (),
+            }
+        }
+        if self.accept_at_us.is_some_and(|at| at <= now_us) {
+            self.accept_at_us = None;
+            context.ring.accept_streams(Registered::Listener, Operation::Accept.tag(0));
+        }
+    }
+
+    /// Closes a stream once its output is flushed.
+    pub(super) fn finish(&mut self, context: &mut Context<'_>, id: StreamId, reason: Reason) {
+        let Some(stream) = self.stream(id) else { return };
+        if matches!(stream.phase, Phase::Closing | Phase::Finishing(_)) && reason != Reason::Peer {
+            return;
+        }
+        if stream.queue.is_empty() && stream.lent == 0 {
+            return self.close(context, id, reason);
+        }
+        if matches!(stream.phase, Phase::Sorting | Phase::First | Phase::Serving) {
+            stream.phase = Phase::Finishing(reason);
+            self.deadlines.add(context.now.mono_us + context.settings.flush_us, id, Due::Flush);
+        }
+    }
+
+    /// Closes a stream now: cancels what is in flight; the descriptor goes after the last completion.
+    fn close(&mut self, context: &mut Context<'_>, id: StreamId, reason: Reason) {
+        let Some(stream) = self.stream(id) else { return };
+        if stream.phase == Phase::Closing {
+            return;
+        }
+        reason.count(context.counters);
+        stream.phase = Phase::Closing;
+        stream.queue = Vec::new();
+        if reason.is_abrupt() {
+            let _ = socket2::SockRef::from(&stream.fd).set_linger(Some(Duration::ZERO));
+        }
+        if stream.operations > 0 {
+            context.ring.cancel_stream(stream.fd.as_fd(), Operation::Cancel.tag(id.0));
+            stream.operations += 1;
+        }
+        if stream.known {
+            self.closed.push(id);
+        }
+        self.settle(id);
+    }
+
+    /// The completion of a cancellation.
+    pub(super) fn cancelled(&mut self, id: StreamId) {
+        self.completed(id, false);
+        self.settle(id);
+    }
+
+    /// Ends all streams at once, with the ring already drained of their operations; returns those the handler knows.
+    pub(super) fn clear(&mut self, counters: &mut Counters) -> Vec<StreamId> {
+        let mut known = std::mem::take(&mut self.closed);
+        for (index, place) in self.table.drain(..).enumerate() {
+            let Some(stream) = place.stream else { continue };
+            if stream.phase == Phase::Closing {
+                continue;
+            }
+            counters.closed_stop += 1;
+            if stream.known {
+                known.push(StreamId::new(u32::try_from(index).unwrap_or(0), place.generation));
+            }
+        }
+        known
+    }
+
+    /// Accounts for a completion and returns the stream's phase.
+    fn completed(&mut self, id: StreamId, more: bool) -> Phase {
+        let stream = self.stream(id).expect("a place is freed after its last completion only");
+        if !more {
+            stream.operations -= 1;
+        }
+        stream.phase
+    }
+
+    /// Frees a closing stream that nothing is in flight on.
+    fn settle(&mut self, id: StreamId) {
+        if self.stream(id).is_some_and(|it| it.phase == Phase::Closing && it.operations == 0) {
+            self.table[id.index()].stream = None;
+            self.vacate(id);
+        }
+    }
+
+    fn vacate(&mut self, id: StreamId) {
+        let place = &mut self.table[id.index()];
+        place.generation = place.generation.wrapping_add(1);
+        self.free.push(u32::try_from(id.index()).unwrap_or(0));
+        self.live -= 1;
+    }
+}
+
+fn find(table: &mut [Place], id: StreamId) -> Option<&mut Stream> {
+    let place = table.get_mut(id.index())?;
+    if u64::from(place.generation) != id.generation() {
+        return None;
+    }
+    place.stream.as_mut()
+}
+
+/// Hands a stream's queue to the kernel, unless a send is in flight.
+fn start_send(stream: &mut Stream, ring: &mut Ring, id: StreamId) {
+    if stream.lent > 0 || stream.queue.is_empty() || stream.phase == Phase::Closing {
+        return;
+    }
+    let bytes = std::mem::take(&mut stream.queue);
+    (stream.lent, stream.sent) = (bytes.len(), 0);
+    ring.send_stream(stream.fd.as_fd(), bytes, 0, Operation::Send.tag(id.0));
+    stream.operations += 1;
+}
