@@ -5,11 +5,7 @@
 //! round). Absolute times are medians too, but on a shared machine only ratios mean something.
 //!
 //! `cargo bench -p duet-curve -- [rounds]`
-#![allow(
-    unsafe_code,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss
-)]
+#![allow(unsafe_code, clippy::cast_possible_truncation, clippy::cast_precision_loss)]
 
 use aws_lc_rs::{agreement, digest, signature};
 use duet_curve::{
@@ -119,27 +115,13 @@ impl Bench {
     }
 
     fn report(&self) {
-        println!(
-            "{:52} {:>9} {:>8} {:>7}  against",
-            "", "µs/item", "ratio", "goal"
-        );
+        println!("{:52} {:>9} {:>8} {:>7}  against", "", "µs/item", "ratio", "goal");
         for (i, (name, anchor, goal)) in self.names.iter().enumerate() {
-            let base = self
-                .names
-                .iter()
-                .position(|(n, ..)| n == anchor)
-                .unwrap_or(i);
-            let ratios = self.times[base]
-                .iter()
-                .zip(&self.times[i])
-                .map(|(a, b)| a / b)
-                .collect();
+            let base = self.names.iter().position(|(n, ..)| n == anchor).unwrap_or(i);
+            let ratios = self.times[base].iter().zip(&self.times[i]).map(|(a, b)| a / b).collect();
             let goal = goal.map_or(String::new(), |g| format!("≥{g}"));
             let time = median(self.times[i].clone());
-            println!(
-                "{name:52} {time:9.3} {:8.2} {goal:>7}  {anchor}",
-                median(ratios)
-            );
+            println!("{name:52} {time:9.3} {:8.2} {goal:>7}  {anchor}", median(ratios));
         }
     }
 }
@@ -180,10 +162,7 @@ impl World {
             let device = index(DEVICES);
             let digest = digest::digest(&digest::SHA256, &random());
             let bytes: [u8; 32] = digest.as_ref().try_into().expect("32 bytes");
-            let item = SignItem {
-                digest: &bytes,
-                randomness: &random(),
-            };
+            let item = SignItem { digest: &bytes, randomness: &random() };
             let mut out = vec![];
             engine.sign(&device_secrets[device], &[item], &mut out);
             signed.push((device, bytes, out[0]));
@@ -221,12 +200,8 @@ impl World {
     }
 
     fn arena(&self, engine: &Engine, width: TableWidth) -> TableArena {
-        let slots: Vec<_> = self
-            .keys
-            .iter()
-            .enumerate()
-            .map(|(i, k)| (TableSlot(i as u32), *k))
-            .collect();
+        let slots: Vec<_> =
+            self.keys.iter().enumerate().map(|(i, k)| (TableSlot(i as u32), *k)).collect();
         let mut arena = TableArena::new(engine, width, DEVICES);
         arena.insert(engine, &slots);
         arena
@@ -236,9 +211,7 @@ impl World {
         const N: usize = 32;
         bench.run(VERIFY.into(), VERIFY, None, N, || {
             for ((device, _, sig), digest) in self.signed.iter().zip(&self.aws_digests).take(N) {
-                self.aws_keys[*device]
-                    .verify_digest_sig(digest, sig)
-                    .expect("valid");
+                self.aws_keys[*device].verify_digest_sig(digest, sig).expect("valid");
             }
         });
         let ecdh = |point: &[u8; 64]| {
@@ -250,9 +223,7 @@ impl World {
             })
             .expect("agrees");
         };
-        bench.run(ECDH.into(), ECDH, None, N, || {
-            self.points.iter().take(N).for_each(ecdh)
-        });
+        bench.run(ECDH.into(), ECDH, None, N, || self.points.iter().take(N).for_each(ecdh));
         bench.run(TWO_ECDH.into(), ECDH, None, N, || {
             for point in self.points.iter().take(N) {
                 ecdh(point);
@@ -299,25 +270,15 @@ impl World {
                             Key::Table(arenas[w].get(TableSlot(*device as u32)).expect("a table"))
                         }
                     };
-                    VerifyItem {
-                        key,
-                        digest,
-                        signature,
-                    }
+                    VerifyItem { key, digest, signature }
                 })
                 .collect();
             verdicts.clear();
-            bench.run(
-                format!("{name} verify, {label}, batch {batch}"),
-                VERIFY,
-                goal,
-                n,
-                || {
-                    for items in items.chunks(batch) {
-                        engine.verify(items, &mut verdicts);
-                    }
-                },
-            );
+            bench.run(format!("{name} verify, {label}, batch {batch}"), VERIFY, goal, n, || {
+                for items in items.chunks(batch) {
+                    engine.verify(items, &mut verdicts);
+                }
+            });
             assert!(verdicts.iter().all(|v| v.is_valid()));
         };
         go(bench, "4 KiB tables", goal(17.0, Some(2.4)), 64, Some(3));
@@ -359,54 +320,32 @@ impl World {
         for (batch, goal) in [(64, goal(7.0, None)), (8, goal(6.5, None))] {
             let mut kept = Vec::with_capacity(batch);
             let mut again = Vec::with_capacity(n);
-            bench.run(
-                format!("{name} s·E, then e·E, batch {batch}"),
-                TWO_ECDH,
-                goal,
-                n,
-                || {
-                    for (i, e) in items.chunks(batch).zip(self.secrets.chunks(batch)) {
-                        kept.clear();
-                        engine.ecdh_keep(i, &mut kept);
-                        let second: Vec<_> = kept
-                            .iter()
-                            .flatten()
-                            .zip(e)
-                            .map(|(k, e)| (&k.table, e))
-                            .collect();
-                        engine.ecdh_again(&second, &mut again);
-                    }
-                },
-            );
+            bench.run(format!("{name} s·E, then e·E, batch {batch}"), TWO_ECDH, goal, n, || {
+                for (i, e) in items.chunks(batch).zip(self.secrets.chunks(batch)) {
+                    kept.clear();
+                    engine.ecdh_keep(i, &mut kept);
+                    let second: Vec<_> =
+                        kept.iter().flatten().zip(e).map(|(k, e)| (&k.table, e)).collect();
+                    engine.ecdh_again(&second, &mut again);
+                }
+            });
         }
         for batch in [64, 8] {
             let mut out = Vec::with_capacity(batch);
             let mut agreed = Vec::with_capacity(n);
-            bench.run(
-                format!("{name} decapsulate, batch {batch}"),
-                ECDH,
-                None,
-                n,
-                || {
-                    for xs in self.xs[..n].chunks(batch) {
-                        out.clear();
-                        engine.decapsulate(&self.secrets[0], xs, &mut out);
-                    }
-                },
-            );
+            bench.run(format!("{name} decapsulate, batch {batch}"), ECDH, None, n, || {
+                for xs in self.xs[..n].chunks(batch) {
+                    out.clear();
+                    engine.decapsulate(&self.secrets[0], xs, &mut out);
+                }
+            });
             let tables: Vec<_> = out.iter().flatten().map(|d| &d.table).collect();
-            bench.run(
-                format!("{name} agree (e·G, e·E), batch {batch}"),
-                ECDH,
-                None,
-                n,
-                || {
-                    for secrets in self.secrets[..n].chunks(batch) {
-                        let items: Vec<_> = tables.iter().copied().zip(secrets).collect();
-                        engine.agree(&items, &mut agreed);
-                    }
-                },
-            );
+            bench.run(format!("{name} agree (e·G, e·E), batch {batch}"), ECDH, None, n, || {
+                for secrets in self.secrets[..n].chunks(batch) {
+                    let items: Vec<_> = tables.iter().copied().zip(secrets).collect();
+                    engine.agree(&items, &mut agreed);
+                }
+            });
         }
         let table = |i: usize| {
             let device = (round * n + i * 37) % DEVICES;
@@ -421,66 +360,35 @@ impl World {
                 goal,
                 n,
                 || {
-                    preset
-                        .chunks(batch)
-                        .for_each(|i| engine.ecdh_preset(i, &mut out));
+                    preset.chunks(batch).for_each(|i| engine.ecdh_preset(i, &mut out));
                 },
             );
         }
         let mut agreed = Vec::with_capacity(n);
-        bench.run(
-            format!("{name} f·G and fixed base, batch 64"),
-            ECDH,
-            None,
-            n,
-            || {
-                preset
-                    .chunks(64)
-                    .for_each(|i| engine.agree_preset(i, &mut agreed));
-            },
-        );
+        bench.run(format!("{name} f·G and fixed base, batch 64"), ECDH, None, n, || {
+            preset.chunks(64).for_each(|i| engine.agree_preset(i, &mut agreed));
+        });
         for (batch, goal) in [(64, goal(6.0, Some(0.9))), (8, None)] {
             let mut keys = Vec::with_capacity(n);
-            bench.run(
-                format!("{name} key pair, batch {batch}"),
-                KEY_PAIR,
-                goal,
-                n,
-                || {
-                    self.secrets[..n]
-                        .chunks(batch)
-                        .for_each(|s| engine.key_pairs(s, &mut keys));
-                },
-            );
+            bench.run(format!("{name} key pair, batch {batch}"), KEY_PAIR, goal, n, || {
+                self.secrets[..n].chunks(batch).for_each(|s| engine.key_pairs(s, &mut keys));
+            });
         }
         let randomness = random();
         let to_sign: Vec<_> = self.signed[..n]
             .iter()
-            .map(|(_, digest, _)| SignItem {
-                digest,
-                randomness: &randomness,
-            })
+            .map(|(_, digest, _)| SignItem { digest, randomness: &randomness })
             .collect();
         for (batch, goal) in [(64, goal(9.0, Some(0.9))), (8, None)] {
             let mut out = Vec::with_capacity(n);
             bench.run(format!("{name} sign, batch {batch}"), SIGN, goal, n, || {
-                to_sign
-                    .chunks(batch)
-                    .for_each(|i| engine.sign(&self.secrets[0], i, &mut out));
+                to_sign.chunks(batch).for_each(|i| engine.sign(&self.secrets[0], i, &mut out));
             });
         }
-        let some: Vec<_> = (0..64)
-            .map(|i| (TableSlot(i), self.keys[i as usize]))
-            .collect();
+        let some: Vec<_> = (0..64).map(|i| (TableSlot(i), self.keys[i as usize])).collect();
         let mut arena = TableArena::new(engine, TableWidth::KiB4, 64);
-        bench.run(
-            format!("{name} make a 4 KiB table, batch 64"),
-            VERIFY,
-            None,
-            64,
-            || {
-                arena.insert(engine, &some);
-            },
-        );
+        bench.run(format!("{name} make a 4 KiB table, batch 64"), VERIFY, None, 64, || {
+            arena.insert(engine, &some);
+        });
     }
 }

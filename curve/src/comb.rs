@@ -108,10 +108,7 @@ impl<L: Lanes> Digits<L> {
     pub(crate) fn window(&self, w: usize, i: usize) -> (L::Word, u8) {
         let at = w * i;
         let shift = (at % 64) as u32;
-        let x = L::or(
-            L::shr(self.0[at / 64], shift),
-            L::shl(self.0[at / 64 + 1], 64 - shift),
-        );
+        let x = L::or(L::shr(self.0[at / 64], shift), L::shl(self.0[at / 64 + 1], 64 - shift));
         let negative = !L::test(x, L::splat(1 << (w - 1)));
         let index = L::select(negative, x, L::xor(x, L::splat(u64::MAX)));
         (L::and(index, L::splat((1 << (w - 1)) - 1)), negative)
@@ -210,11 +207,7 @@ fn walk_shape<L: Lanes, const K: usize, const W: usize, const V: usize, const E:
                 digits[k] = Digits::for_comb(&scalars[k], shape);
             }
             let one = L::one();
-            let mut acc = [Point {
-                x: one,
-                y: one,
-                z: one,
-            }; K];
+            let mut acc = [Point { x: one, y: one, z: one }; K];
             for r in (0..shape.e).rev() {
                 for (s, block) in table.chunks_exact(shape.block()).enumerate() {
                     let (mut index, mut negate) = ([L::splat(0); K], [0u8; K]);

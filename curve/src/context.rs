@@ -53,13 +53,7 @@ impl<L: Lanes> Context<L> {
         normalise(lanes, &points, 1, &mut affine);
         let row = |i: usize| fixed::rows(lanes, &affine[i])[0];
         let correction = [row(1), row(2), row(3), row(4)];
-        Self {
-            lanes,
-            g_rows,
-            g_shared,
-            start: row(0),
-            correction,
-        }
+        Self { lanes, g_rows, g_shared, start: row(0), correction }
     }
 
     /// The correction for a comb of `width`.

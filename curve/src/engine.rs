@@ -152,10 +152,7 @@ impl Engine {
     }
 
     fn assert_own(&self, table: &Table<'_>) {
-        assert!(
-            table.backend == self.backend(),
-            "the table was made for another backend"
-        );
+        assert!(table.backend == self.backend(), "the table was made for another backend");
     }
 }
 

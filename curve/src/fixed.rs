@@ -21,32 +21,18 @@ pub(crate) const fn windows(w: usize) -> usize {
     256usize.div_ceil(w)
 }
 
-const GX: [u64; 4] = [
-    0xf4a1_3945_d898_c296,
-    0x7703_7d81_2deb_33a0,
-    0xf8bc_e6e5_63a4_40f2,
-    0x6b17_d1f2_e12c_4247,
-];
-const GY: [u64; 4] = [
-    0xcbb6_4068_37bf_51f5,
-    0x2bce_3357_6b31_5ece,
-    0x8ee7_eb4a_7c0f_9e16,
-    0x4fe3_42e2_fe1a_7f9b,
-];
+const GX: [u64; 4] =
+    [0xf4a1_3945_d898_c296, 0x7703_7d81_2deb_33a0, 0xf8bc_e6e5_63a4_40f2, 0x6b17_d1f2_e12c_4247];
+const GY: [u64; 4] =
+    [0xcbb6_4068_37bf_51f5, 0x2bce_3357_6b31_5ece, 0x8ee7_eb4a_7c0f_9e16, 0x4fe3_42e2_fe1a_7f9b];
 
 /// The generator in every lane.
 pub(crate) fn generator<L: Lanes>(lanes: L) -> Affine<L> {
     lanes.call(
         #[inline(always)]
         || {
-            let words = |x: &[u64; 4]| {
-                [
-                    L::splat(x[0]),
-                    L::splat(x[1]),
-                    L::splat(x[2]),
-                    L::splat(x[3]),
-                ]
-            };
+            let words =
+                |x: &[u64; 4]| [L::splat(x[0]), L::splat(x[1]), L::splat(x[2]), L::splat(x[3])];
             Affine::from_words(&words(&GX), &words(&GY))
         },
     )

@@ -30,9 +30,7 @@ impl PublicKey {
     /// # Errors
     /// [`InvalidPoint`] if the encoding is malformed or the point is not on the curve.
     pub fn from_sec1_bytes(bytes: &[u8]) -> Result<Self, InvalidPoint> {
-        p256::PublicKey::from_sec1_bytes(bytes)
-            .map(|k| Self::from(&k))
-            .map_err(|_| InvalidPoint)
+        p256::PublicKey::from_sec1_bytes(bytes).map(|k| Self::from(&k)).map_err(|_| InvalidPoint)
     }
 
     /// The 65-byte SEC 1 encoding: 4, x, y.
@@ -72,12 +70,8 @@ impl From<&p256::PublicKey> for PublicKey {
         let point = key.to_sec1_point(false);
         let mut xy = [[0; 32]; 2];
         // An uncompressed encoding of a public key has 65 bytes.
-        xy.as_flattened_mut()
-            .copy_from_slice(&point.as_bytes()[1..]);
-        Self {
-            x: order::limbs(&xy[0]),
-            y: order::limbs(&xy[1]),
-        }
+        xy.as_flattened_mut().copy_from_slice(&point.as_bytes()[1..]);
+        Self { x: order::limbs(&xy[0]), y: order::limbs(&xy[1]) }
     }
 }
 

@@ -40,39 +40,26 @@ pub(crate) type Entry<L> = [<L as Lanes>::Word; 8];
 impl<L: Lanes> Affine<L> {
     #[inline(always)]
     pub(crate) fn from_entry(e: &Entry<L>) -> Self {
-        Self {
-            x: L::unpack(&[e[0], e[1], e[2], e[3]]),
-            y: L::unpack(&[e[4], e[5], e[6], e[7]]),
-        }
+        Self { x: L::unpack(&[e[0], e[1], e[2], e[3]]), y: L::unpack(&[e[4], e[5], e[6], e[7]]) }
     }
 
     /// As a Jacobian point, negated in the lanes of `negate`.
     #[inline(always)]
     pub(crate) fn to_point(self, negate: u8) -> Point<L> {
         let y = L::tight(L::add_p(L::neg_if(L::loose(&self.y), negate), 2));
-        Point {
-            x: self.x,
-            y,
-            z: L::one(),
-        }
+        Point { x: self.x, y, z: L::one() }
     }
 
     /// From integers below 2²⁵⁶.
     #[inline(always)]
     pub(crate) fn from_words(x: &Words<L>, y: &Words<L>) -> Self {
-        Self {
-            x: L::to_montgomery(x),
-            y: L::to_montgomery(y),
-        }
+        Self { x: L::to_montgomery(x), y: L::to_montgomery(y) }
     }
 
     /// `b` in the lanes of `mask`.
     #[inline(always)]
     pub(crate) fn select(mask: u8, a: &Self, b: &Self) -> Self {
-        Self {
-            x: L::select_fe(mask, &a.x, &b.x),
-            y: L::select_fe(mask, &a.y, &b.y),
-        }
+        Self { x: L::select_fe(mask, &a.x, &b.x), y: L::select_fe(mask, &a.y, &b.y) }
     }
 
     /// Lanes whose coordinates satisfy y² = x³ − 3x + b.
@@ -104,13 +91,7 @@ impl<L: Lanes> Point<L> {
     pub(crate) fn cached(&self) -> Cached<L> {
         let z2 = L::tight(L::sqr(&self.z));
         let z3 = L::tight(L::mul(&z2, &self.z));
-        Cached {
-            x: self.x,
-            y: self.y,
-            z: self.z,
-            z2,
-            z3,
-        }
+        Cached { x: self.x, y: self.y, z: self.z, z2, z3 }
     }
 }
 
@@ -131,11 +112,7 @@ pub(crate) fn double<L: Lanes>(p: &Point<L>) -> Point<L> {
     let x3 = L::reduce(L::add_p(L::sub(L::sqr(&alpha), L::double(s2)), 6));
     let t = L::tight(L::add_p(L::sub(s2, L::loose(&x3)), 3));
     let y3 = L::tight(L::add_p(L::mul_sub_2sqr(&alpha, &t, &g), 1)); // α(4XY² − X₃) − 8Y⁴
-    Point {
-        x: x3,
-        y: y3,
-        z: z3,
-    }
+    Point { x: x3, y: y3, z: z3 }
 }
 
 /// H = x₂Z² − X and r = ±y₂Z³ − Y, negating y₂ in the lanes of `negate`.
@@ -160,11 +137,7 @@ fn finish_add<L: Lanes>(x1: &L::Fe, y1: &L::Fe, h: &L::Fe, r: &L::Fe, z3: L::Fe)
     let minus_hhh = L::tight(L::add_p(L::neg(hhh), 2));
     let t = L::tight(L::add_p(L::sub(v, L::loose(&x3)), 3));
     let y3 = L::tight(L::mul_add_mul(r, &t, y1, &minus_hhh));
-    Point {
-        x: x3,
-        y: y3,
-        z: z3,
-    }
+    Point { x: x3, y: y3, z: z3 }
 }
 
 /// P ± Q. Incomplete: P = ±Q or P = ∞ gives Z = 0.
@@ -210,26 +183,10 @@ pub(crate) fn add_sub<L: Lanes>(p: &Point<L>, q: &Cached<L>) -> (Point<L>, Point
     let v = L::mul(&u1, &hh);
     let minus_hhh = L::tight(L::add_p(L::neg(hhh), 2));
     let common = L::add_p(L::sub(L::neg(hhh), L::double(v)), 5);
-    let branch = Branch::<L> {
-        h3: minus_hhh,
-        v,
-        s1,
-        common,
-    };
+    let branch = Branch::<L> { h3: minus_hhh, v, s1, common };
     let (x_plus, y_plus) = branch.finish(&r_plus);
     let (x_minus, y_minus) = branch.finish(&r_minus);
-    (
-        Point {
-            x: x_plus,
-            y: y_plus,
-            z: z3,
-        },
-        Point {
-            x: x_minus,
-            y: y_minus,
-            z: z3,
-        },
-    )
+    (Point { x: x_plus, y: y_plus, z: z3 }, Point { x: x_minus, y: y_minus, z: z3 })
 }
 
 /// What the two halves of [`add_sub`] share.
@@ -255,11 +212,7 @@ impl<L: Lanes> Branch<L> {
 /// −P.
 #[inline(always)]
 pub(crate) fn negate<L: Lanes>(p: &Point<L>) -> Point<L> {
-    Point {
-        x: p.x,
-        y: L::reduce(L::add_p(L::neg(L::loose(&p.y)), 5)),
-        z: p.z,
-    }
+    Point { x: p.x, y: L::reduce(L::add_p(L::neg(L::loose(&p.y)), 5)), z: p.z }
 }
 
 // --- out-of-line blocks

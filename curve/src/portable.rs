@@ -100,19 +100,13 @@ impl Lanes for Portable {
     fn shared_lookup(table: &Self::SharedTable, window: usize, index: u64) -> (Limbs, Limbs) {
         let entries = table.1;
         let mut out = [0u64; 8];
-        for (i, row) in table.0[window * entries..(window + 1) * entries]
-            .iter()
-            .enumerate()
-        {
+        for (i, row) in table.0[window * entries..(window + 1) * entries].iter().enumerate() {
             let m = 0u64.wrapping_sub(bit(Self::eq(index, i as u64)));
             for (o, x) in out.iter_mut().zip(row.0) {
                 *o |= m & x;
             }
         }
-        (
-            [out[0], out[1], out[2], out[3]],
-            [out[4], out[5], out[6], out[7]],
-        )
+        ([out[0], out[1], out[2], out[3]], [out[4], out[5], out[6], out[7]])
     }
 
     #[inline(always)]
@@ -121,12 +115,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn three() -> Limbs {
-        [
-            3,
-            0xffff_fffd_0000_0000,
-            0xffff_ffff_ffff_ffff,
-            0x0000_0002_ffff_fffc,
-        ]
+        [3, 0xffff_fffd_0000_0000, 0xffff_ffff_ffff_ffff, 0x0000_0002_ffff_fffc]
     }
     #[inline(always)]
     fn b() -> Limbs {

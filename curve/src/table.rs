@@ -78,10 +78,7 @@ impl<'a> Table<'a> {
 
 impl fmt::Debug for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Table")
-            .field("width", &self.width)
-            .field("key", self.key)
-            .finish()
+        f.debug_struct("Table").field("width", &self.width).field("key", self.key).finish()
     }
 }
 
@@ -116,10 +113,7 @@ impl TableArena {
     /// # Panics
     /// If a slot is out of range or the engine's backend is another than the arena's.
     pub fn insert(&mut self, engine: &Engine, keys: &[(TableSlot, PublicKey)]) {
-        assert!(
-            engine.backend() == self.backend,
-            "the arena was made for another backend"
-        );
+        assert!(engine.backend() == self.backend, "the arena was made for another backend");
         let entries = self.width.shape().entries();
         for (slot, key) in keys {
             self.keys[slot.0 as usize] = Some(*key);
@@ -143,12 +137,7 @@ impl TableArena {
         let key = self.keys.get(at)?.as_ref()?;
         let entries = self.width.shape().entries();
         let rows = &self.rows[at * entries..(at + 1) * entries];
-        Some(Table {
-            backend: self.backend,
-            width: self.width,
-            rows,
-            key,
-        })
+        Some(Table { backend: self.backend, width: self.width, rows, key })
     }
 }
 

@@ -16,9 +16,7 @@ use p256::{ProjectivePoint, Scalar};
 use support::{Rng, arena, engines, secret};
 
 fn xy(p: &ProjectivePoint) -> [u8; 64] {
-    p.to_affine().to_sec1_point(false).as_bytes()[1..]
-        .try_into()
-        .expect("not infinity")
+    p.to_affine().to_sec1_point(false).as_bytes()[1..].try_into().expect("not infinity")
 }
 
 fn x(p: &ProjectivePoint) -> [u8; 32] {
@@ -56,11 +54,7 @@ fn edge_scalars() -> Vec<Scalar> {
         let sum = |s: usize, signs: usize| {
             (0..w).fold(Scalar::ZERO, |acc, t| {
                 let tooth = power(t * blocks * e + s * e);
-                if signs >> t & 1 == 1 {
-                    acc + tooth
-                } else {
-                    acc - tooth
-                }
+                if signs >> t & 1 == 1 { acc + tooth } else { acc - tooth }
             })
         };
         for signs in 0..1 << w {
@@ -88,21 +82,14 @@ fn key_pairs_at_edges_and_random() {
     let mut scalars: Vec<[u8; 32]> = edge_scalars().iter().map(bytes).collect();
     scalars.extend((0..4000).map(|_| rng.scalar()));
     let secrets: Vec<SecretScalar> = scalars.iter().map(secret).collect();
-    let want: Vec<[u8; 64]> = scalars
-        .iter()
-        .map(|s| xy(&ProjectivePoint::mul_by_generator(&scalar(s))))
-        .collect();
+    let want: Vec<[u8; 64]> =
+        scalars.iter().map(|s| xy(&ProjectivePoint::mul_by_generator(&scalar(s)))).collect();
     for engine in engines() {
         let mut keys = vec![];
         engine.key_pairs(&secrets, &mut keys);
         assert_eq!(keys.len(), want.len());
         for (i, (key, want)) in keys.iter().zip(&want).enumerate() {
-            assert_eq!(
-                key.to_sec1_bytes()[1..],
-                want[..],
-                "scalar {i} {:02x?}",
-                scalars[i]
-            );
+            assert_eq!(key.to_sec1_bytes()[1..], want[..], "scalar {i} {:02x?}", scalars[i]);
         }
     }
 }
@@ -114,10 +101,7 @@ fn agreement_at_edges_and_random() {
     scalars.extend((0..1000).map(|_| rng.scalar()));
     let secrets: Vec<SecretScalar> = scalars.iter().map(secret).collect();
     let point_scalars: Vec<Scalar> = (0..61).map(|_| scalar(&rng.scalar())).collect();
-    let points: Vec<_> = point_scalars
-        .iter()
-        .map(ProjectivePoint::mul_by_generator)
-        .collect();
+    let points: Vec<_> = point_scalars.iter().map(ProjectivePoint::mul_by_generator).collect();
     let encoded: Vec<[u8; 64]> = points.iter().map(xy).collect();
     let keys: Vec<_> = encoded
         .iter()
@@ -126,18 +110,12 @@ fn agreement_at_edges_and_random() {
     let n = scalars.len();
     let want: Vec<[u8; 32]> = (0..n)
         .map(|i| {
-            x(&ProjectivePoint::mul_by_generator(
-                &(scalar(&scalars[i]) * point_scalars[i % 61]),
-            ))
+            x(&ProjectivePoint::mul_by_generator(&(scalar(&scalars[i]) * point_scalars[i % 61])))
         })
         .collect();
     for engine in engines() {
-        let items: Vec<_> = (0..n)
-            .map(|i| EcdhItem {
-                secret: &secrets[i],
-                point: &encoded[i % 61],
-            })
-            .collect();
+        let items: Vec<_> =
+            (0..n).map(|i| EcdhItem { secret: &secrets[i], point: &encoded[i % 61] }).collect();
         let mut out = vec![];
         engine.ecdh(&items, &mut out);
         for (i, (shared, want)) in out.iter().zip(&want).enumerate() {
@@ -147,22 +125,12 @@ fn agreement_at_edges_and_random() {
         for width in TableWidth::ALL {
             let arena = arena(&engine, width, &keys);
             let items: Vec<_> = (0..n)
-                .map(|i| {
-                    (
-                        arena.get(TableSlot(i as u32 % 61)).expect("a table"),
-                        &secrets[i],
-                    )
-                })
+                .map(|i| (arena.get(TableSlot(i as u32 % 61)).expect("a table"), &secrets[i]))
                 .collect();
             let mut out = vec![];
             engine.agree_preset(&items, &mut out);
             for (i, (agreed, want)) in out.iter().zip(&want).enumerate() {
-                assert_eq!(
-                    agreed.shared.as_bytes(),
-                    want,
-                    "{width:?} {i} {:02x?}",
-                    scalars[i]
-                );
+                assert_eq!(agreed.shared.as_bytes(), want, "{width:?} {i} {:02x?}", scalars[i]);
             }
             let mut public = vec![];
             engine.key_pairs(&secrets, &mut public);
@@ -214,10 +182,7 @@ fn decapsulation_then_agreement() {
                 }
             }
             survivors.reverse();
-            let items: Vec<_> = survivors
-                .iter()
-                .map(|(i, t)| (*t, &fresh_secrets[*i]))
-                .collect();
+            let items: Vec<_> = survivors.iter().map(|(i, t)| (*t, &fresh_secrets[*i])).collect();
             let mut agreed = vec![];
             engine.agree(&items, &mut agreed);
             for ((i, _), a) in survivors.iter().zip(&agreed) {
@@ -269,13 +234,7 @@ fn points_that_are_none() {
     }
     for engine in engines() {
         let mut want = vec![];
-        engine.ecdh(
-            &[EcdhItem {
-                secret: &key,
-                point: &good,
-            }],
-            &mut want,
-        );
+        engine.ecdh(&[EcdhItem { secret: &key, point: &good }], &mut want);
         let want = want[0].as_ref().expect("on the curve");
         for bad in &bad {
             for position in 0..9 {
@@ -316,10 +275,7 @@ fn check_verdicts(
     cases: &[(usize, [u8; 32], [u8; 64])],
     expected: &[bool],
 ) {
-    let arenas: Vec<_> = TableWidth::ALL
-        .iter()
-        .map(|w| arena(engine, *w, keys))
-        .collect();
+    let arenas: Vec<_> = TableWidth::ALL.iter().map(|w| arena(engine, *w, keys)).collect();
     for kind in 0..6 {
         let items: Vec<_> = cases
             .iter()
@@ -329,11 +285,7 @@ fn check_verdicts(
                     0 => Key::Plain(&keys[*k]),
                     j => Key::Table(arenas[j - 1].get(TableSlot(*k as u32)).expect("a table")),
                 };
-                VerifyItem {
-                    key,
-                    digest,
-                    signature,
-                }
+                VerifyItem { key, digest, signature }
             })
             .collect();
         let mut verdicts = vec![];
@@ -351,10 +303,8 @@ fn check_verdicts(
 
 #[test]
 fn verification_of_random_and_damaged() {
-    let rounds: usize = std::env::var("DUET_CURVE_CASES")
-        .ok()
-        .and_then(|v| v.parse().ok())
-        .unwrap_or(4000);
+    let rounds: usize =
+        std::env::var("DUET_CURVE_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(4000);
     let mut rng = Rng(5);
     let signers: Vec<_> = (0..37).map(|_| signer(&scalar(&rng.scalar()))).collect();
     let keys: Vec<_> = signers.iter().map(|s| s.public).collect();
@@ -383,12 +333,8 @@ fn verification_of_random_and_damaged() {
             }
         }
         let reference = &signers[signed_by].key;
-        let ok = Signature::from_slice(&sig).is_ok_and(|s| {
-            reference
-                .verifying_key()
-                .verify_prehash(&digest, &s)
-                .is_ok()
-        });
+        let ok = Signature::from_slice(&sig)
+            .is_ok_and(|s| reference.verifying_key().verify_prehash(&digest, &s).is_ok());
         cases.push((signed_by, digest, sig));
         expected.push(ok);
     }
@@ -430,11 +376,7 @@ fn one_bad_lane_at_each_position() {
                         let items: Vec<_> = digests
                             .iter()
                             .zip(&sigs)
-                            .map(|(digest, signature)| VerifyItem {
-                                key,
-                                digest,
-                                signature,
-                            })
+                            .map(|(digest, signature)| VerifyItem { key, digest, signature })
                             .collect();
                         let mut verdicts = vec![];
                         engine.verify(&items, &mut verdicts);
@@ -462,11 +404,7 @@ fn crafted_signatures() {
     }
     let mut us: Vec<Scalar> = (0..12u64).map(Scalar::from).collect();
     for i in 0..7u64 {
-        us.extend([
-            -Scalar::from(i),
-            power(22 * i as usize),
-            power(10 * i as usize) + Scalar::ONE,
-        ]);
+        us.extend([-Scalar::from(i), power(22 * i as usize), power(10 * i as usize) + Scalar::ONE]);
         us.push(power(250) * Scalar::from(i));
     }
     let signers: Vec<_> = secrets.iter().map(signer).collect();
@@ -493,11 +431,7 @@ fn crafted_signatures() {
                 sig[32..].copy_from_slice(&bytes(&s));
                 let digest = bytes(&(*u1 * s));
                 let ok = Signature::from_slice(&sig).is_ok_and(|s| {
-                    signers[k]
-                        .key
-                        .verifying_key()
-                        .verify_prehash(&digest, &s)
-                        .is_ok()
+                    signers[k].key.verifying_key().verify_prehash(&digest, &s).is_ok()
                 });
                 cases.push((k, digest, sig));
                 expected.push(ok);
@@ -505,10 +439,7 @@ fn crafted_signatures() {
         }
     }
     let valid = expected.iter().filter(|ok| **ok).count();
-    eprintln!(
-        "{} crafted, {valid} valid, {infinite} with R = infinity",
-        cases.len()
-    );
+    eprintln!("{} crafted, {valid} valid, {infinite} with R = infinity", cases.len());
     assert!(valid > 5000 && infinite > 50);
     for engine in engines() {
         check_verdicts(&engine, &keys, &cases, &expected);
@@ -555,11 +486,7 @@ fn wrapped_and_tiny_r() {
         };
         let mut r_bytes = [0; 32];
         r_bytes[16..].copy_from_slice(&small.to_be_bytes());
-        let (r, s, z) = (
-            scalar(&r_bytes),
-            scalar(&rng.scalar()),
-            scalar(&rng.scalar()),
-        );
+        let (r, s, z) = (scalar(&r_bytes), scalar(&rng.scalar()), scalar(&rng.scalar()));
         let q = (point.to_projective() * s - ProjectivePoint::mul_by_generator(&z))
             * r.invert().expect("not zero");
         let key = VerifyingKey::from_affine(q.to_affine()).expect("a key");
@@ -571,11 +498,7 @@ fn wrapped_and_tiny_r() {
             digest[5] ^= damage;
             let ok =
                 Signature::from_slice(&sig).is_ok_and(|s| key.verify_prehash(&digest, &s).is_ok());
-            assert_eq!(
-                ok,
-                damage == 0,
-                "the reference accepts what was made to be valid"
-            );
+            assert_eq!(ok, damage == 0, "the reference accepts what was made to be valid");
             keys.push(PublicKey::from(&key));
             cases.push((keys.len() - 1, digest, sig));
             expected.push(ok);
@@ -612,25 +535,16 @@ fn signatures_verify_and_are_hedged() {
         engine.sign(&key, &items, &mut out);
         for (sig, digest) in out.iter().zip(&digests) {
             let sig = Signature::from_slice(sig).expect("a signature");
-            reference
-                .verifying_key()
-                .verify_prehash(digest, &sig)
-                .expect("valid");
+            reference.verifying_key().verify_prehash(digest, &sig).expect("valid");
         }
         // The same digest with other randomness: another nonce, so another r.
         let mut again = vec![];
-        let other = SignItem {
-            digest: &digests[2],
-            randomness: &randomness[3],
-        };
+        let other = SignItem { digest: &digests[2], randomness: &randomness[3] };
         engine.sign(&key, &[other], &mut again);
         assert_ne!(again[0][..32], out[2][..32]);
         by_backend.push(out);
     }
-    assert!(
-        by_backend.windows(2).all(|w| w[0] == w[1]),
-        "backends differ"
-    );
+    assert!(by_backend.windows(2).all(|w| w[0] == w[1]), "backends differ");
 }
 
 #[test]
@@ -638,15 +552,10 @@ fn keys_convert() {
     let mut rng = Rng(10);
     for _ in 0..20 {
         let d = rng.scalar();
-        let theirs = p256::SecretKey::from_slice(&d)
-            .expect("in range")
-            .public_key();
+        let theirs = p256::SecretKey::from_slice(&d).expect("in range").public_key();
         let ours = PublicKey::from(&theirs);
         assert_eq!(p256::PublicKey::try_from(&ours), Ok(theirs));
-        assert_eq!(
-            PublicKey::from_sec1_bytes(theirs.to_sec1_point(true).as_bytes()),
-            Ok(ours)
-        );
+        assert_eq!(PublicKey::from_sec1_bytes(theirs.to_sec1_point(true).as_bytes()), Ok(ours));
     }
     assert!(SecretScalar::from_bytes(&[0; 32]).is_none());
     assert!(SecretScalar::from_bytes(&[0xff; 32]).is_none());

@@ -22,28 +22,18 @@ struct Vectors {
 
 fn load(name: ecdsa::TestName, parse: impl Fn(&[u8]) -> Option<[u8; 64]>) -> Vectors {
     let set = ecdsa::TestSet::load(name).expect("vectors");
-    let mut v = Vectors {
-        keys: vec![],
-        cases: vec![],
-        unparsed: 0,
-    };
+    let mut v = Vectors { keys: vec![], cases: vec![], unparsed: 0 };
     for group in &set.test_groups {
-        v.keys
-            .push(PublicKey::from_sec1_bytes(&group.key.key).expect("a key"));
+        v.keys.push(PublicKey::from_sec1_bytes(&group.key.key).expect("a key"));
         for test in &group.tests {
             let expected = test.result != TestResult::Invalid;
             match parse(&test.sig) {
                 Some(signature) => {
                     let digest = Sha256::digest(&test.msg[..]).into();
-                    v.cases
-                        .push((v.keys.len() - 1, digest, signature, expected, test.tc_id));
+                    v.cases.push((v.keys.len() - 1, digest, signature, expected, test.tc_id));
                 }
                 None => {
-                    assert!(
-                        !expected,
-                        "test {} has a valid but unparsed signature",
-                        test.tc_id
-                    );
+                    assert!(!expected, "test {} has a valid but unparsed signature", test.tc_id);
                     v.unparsed += 1;
                 }
             }
@@ -54,27 +44,19 @@ fn load(name: ecdsa::TestName, parse: impl Fn(&[u8]) -> Option<[u8; 64]>) -> Vec
 }
 
 fn check(engine: &Engine, v: &Vectors) {
-    let arenas: Vec<_> = TableWidth::ALL
-        .iter()
-        .map(|w| arena(engine, *w, &v.keys))
-        .collect();
+    let arenas: Vec<_> = TableWidth::ALL.iter().map(|w| arena(engine, *w, &v.keys)).collect();
     let key = |case: usize, kind: usize| {
         let k = v.cases[case].0;
         match kind {
             0 => Key::Plain(&v.keys[k]),
-            i => Key::Table(
-                arenas[i - 1]
-                    .get(duet_curve::TableSlot(k as u32))
-                    .expect("a table"),
-            ),
+            i => Key::Table(arenas[i - 1].get(duet_curve::TableSlot(k as u32)).expect("a table")),
         }
     };
     // Kinds 0 to 4 alone, then mixed in one batch.
     for kind in 0..6 {
         for shift in 0..8 {
-            let order: Vec<usize> = (0..v.cases.len())
-                .map(|i| (i + shift) % v.cases.len())
-                .collect();
+            let order: Vec<usize> =
+                (0..v.cases.len()).map(|i| (i + shift) % v.cases.len()).collect();
             let items: Vec<_> = order
                 .iter()
                 .map(|&i| VerifyItem {
@@ -97,19 +79,12 @@ fn check(engine: &Engine, v: &Vectors) {
             }
         }
     }
-    eprintln!(
-        "{:?}: {} cases, {} unparsed",
-        engine.backend(),
-        v.cases.len(),
-        v.unparsed
-    );
+    eprintln!("{:?}: {} cases, {} unparsed", engine.backend(), v.cases.len(), v.unparsed);
 }
 
 #[test]
 fn ecdsa_p1363() {
-    let v = load(ecdsa::TestName::EcdsaSecp256r1Sha256P1363, |sig| {
-        sig.try_into().ok()
-    });
+    let v = load(ecdsa::TestName::EcdsaSecp256r1Sha256P1363, |sig| sig.try_into().ok());
     for engine in engines() {
         check(&engine, &v);
     }
@@ -147,38 +122,23 @@ fn ecdh_ecpoint() {
                     ));
                 }
                 Err(_) => {
-                    assert!(
-                        !expected || test.result == TestResult::Acceptable,
-                        "{}",
-                        test.tc_id
-                    );
+                    assert!(!expected || test.result == TestResult::Acceptable, "{}", test.tc_id);
                     skipped += 1;
                 }
             }
             continue;
         };
-        cases.push((
-            point,
-            scalar(&test.private_key),
-            &test.shared_secret,
-            expected,
-            test.tc_id,
-        ));
+        cases.push((point, scalar(&test.private_key), &test.shared_secret, expected, test.tc_id));
     }
     assert!(cases.len() > 200, "only {} cases", cases.len());
     for engine in engines() {
         for shift in 0..8 {
-            let order: Vec<usize> = (0..cases.len())
-                .map(|i| (i + shift) % cases.len())
-                .collect();
+            let order: Vec<usize> = (0..cases.len()).map(|i| (i + shift) % cases.len()).collect();
             let secrets: Vec<_> = order.iter().map(|&i| secret(&cases[i].1)).collect();
             let items: Vec<_> = order
                 .iter()
                 .zip(&secrets)
-                .map(|(&i, secret)| EcdhItem {
-                    secret,
-                    point: &cases[i].0,
-                })
+                .map(|(&i, secret)| EcdhItem { secret, point: &cases[i].0 })
                 .collect();
             let mut out: Vec<Option<SharedSecret>> = vec![];
             engine.ecdh(&items, &mut out);
@@ -190,11 +150,7 @@ fn ecdh_ecpoint() {
                 }
             }
         }
-        eprintln!(
-            "{:?}: {} cases, {skipped} undecodable",
-            engine.backend(),
-            cases.len()
-        );
+        eprintln!("{:?}: {} cases, {skipped} undecodable", engine.backend(), cases.len());
     }
 }
 

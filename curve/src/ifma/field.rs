@@ -11,29 +11,14 @@ pub(super) const MASK: u64 = (1 << 52) - 1;
 /// p in limbs.
 pub(super) const P: [u64; 5] = [MASK, (1 << 44) - 1, 0, 1 << 36, (1 << 48) - (1 << 16)];
 /// R mod p.
-pub(super) const ONE: [u64; 5] = [
-    0x10,
-    0xf_0000_0000_0000,
-    0xf_ffff_ffff_ffff,
-    0xf_feff_ffff_ffff,
-    0xf_ffff,
-];
+pub(super) const ONE: [u64; 5] =
+    [0x10, 0xf_0000_0000_0000, 0xf_ffff_ffff_ffff, 0xf_feff_ffff_ffff, 0xf_ffff];
 /// R² mod p.
-const R2: [u64; 5] = [
-    0x300,
-    0xf_ffff_fff0_0000,
-    0xf_fffe_ffff_fffb,
-    0xf_dfff_ffff_ffff,
-    0x4ff_ffff,
-];
+const R2: [u64; 5] =
+    [0x300, 0xf_ffff_fff0_0000, 0xf_fffe_ffff_fffb, 0xf_dfff_ffff_ffff, 0x4ff_ffff];
 /// 3·R mod p.
-pub(super) const THREE: [u64; 5] = [
-    0x30,
-    0xd_0000_0000_0000,
-    0xf_ffff_ffff_ffff,
-    0xf_fcff_ffff_ffff,
-    0x2f_ffff,
-];
+pub(super) const THREE: [u64; 5] =
+    [0x30, 0xd_0000_0000_0000, 0xf_ffff_ffff_ffff, 0xf_fcff_ffff_ffff, 0x2f_ffff];
 /// b·R mod p.
 pub(super) const B: [u64; 5] = [
     0xd_f622_9c4b_ddfd,
@@ -53,13 +38,7 @@ pub(crate) struct Loose(pub(super) [V; 5]);
 
 #[inline(always)]
 pub(super) fn constant(x: &[u64; 5]) -> Fe {
-    Fe([
-        splat(x[0]),
-        splat(x[1]),
-        splat(x[2]),
-        splat(x[3]),
-        splat(x[4]),
-    ])
+    Fe([splat(x[0]), splat(x[1]), splat(x[2]), splat(x[3]), splat(x[4])])
 }
 
 /// The ten columns of a product, added to `t`.
@@ -119,11 +98,7 @@ pub(super) fn reduce_columns<const SHAPE: u8>(mut t: [V; 10]) -> Loose {
         let q = t[i];
         // Adding q·p clears the low 52 bits: q·(2⁵² − 1) + q = q·2⁵², whose carry is folded into
         // the 2⁴⁴ limb (p₁ = 2⁴⁴ − 1, so q·p₁ + q = q·2⁴⁴).
-        let carry = if SHAPE == shape::SHIFT_SIGNED {
-            sar::<52>(q)
-        } else {
-            shr::<52>(q)
-        };
+        let carry = if SHAPE == shape::SHIFT_SIGNED { sar::<52>(q) } else { shr::<52>(q) };
         if SHAPE == shape::MULTIPLY {
             t[i + 1] = madd_lo(t[i + 1], q, c44);
             t[i + 1] = v::add(t[i + 1], carry);
@@ -175,13 +150,7 @@ pub(super) fn mul_sub_2sqr(a: &Fe, b: &Fe, c: &Fe) -> Loose {
 macro_rules! limbwise {
     ($a:expr, $b:expr, $op:path) => {{
         let (a, b) = (&$a.0, &$b.0);
-        [
-            $op(a[0], b[0]),
-            $op(a[1], b[1]),
-            $op(a[2], b[2]),
-            $op(a[3], b[3]),
-            $op(a[4], b[4]),
-        ]
+        [$op(a[0], b[0]), $op(a[1], b[1]), $op(a[2], b[2]), $op(a[3], b[3]), $op(a[4], b[4])]
     }};
 }
 

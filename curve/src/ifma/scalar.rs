@@ -4,23 +4,13 @@ use super::field::{Fe, Loose, columns, constant, square_columns, tight};
 use super::vector::{self as v, V, madd_hi, madd_lo, shr, splat, zero};
 
 /// n in limbs.
-pub(super) const N: [u64; 5] = [
-    0x9_cac2_fc63_2551,
-    0xa_da71_79e8_4f3b,
-    0xf_ffff_ffbc_e6fa,
-    0xf_ffff_ffff,
-    0xffff_ffff_0000,
-];
+pub(super) const N: [u64; 5] =
+    [0x9_cac2_fc63_2551, 0xa_da71_79e8_4f3b, 0xf_ffff_ffbc_e6fa, 0xf_ffff_ffff, 0xffff_ffff_0000];
 /// −n⁻¹ mod 2⁵².
 const N_INVERSE: u64 = 0x1_c8aa_ee00_bc4f;
 /// R mod n.
-pub(super) const ONE: [u64; 5] = [
-    0x3_53d0_39cd_aaf0,
-    0x2_58e8_617b_0c46,
-    0x431_9055,
-    0xf_ff00_0000_0000,
-    0xf_ffff,
-];
+pub(super) const ONE: [u64; 5] =
+    [0x3_53d0_39cd_aaf0, 0x2_58e8_617b_0c46, 0x431_9055, 0xf_ff00_0000_0000, 0xf_ffff];
 /// R² mod n.
 pub(super) const R2: [u64; 5] = [
     0x5_cc0d_ea6d_c3ba,

@@ -68,10 +68,7 @@ impl<L: Lanes> Context<L> {
         self.multiply_checked(items, |entries, results| {
             let tables = self.point_tables(entries);
             for ((ok, x), table) in results.zip(tables) {
-                out.push(ok.then(|| Kept {
-                    shared: SharedSecret(order::bytes(x)),
-                    table,
-                }));
+                out.push(ok.then(|| Kept { shared: SharedSecret(order::bytes(x)), table }));
             }
         });
     }
@@ -125,9 +122,7 @@ impl<L: Lanes> Context<L> {
         items: &[(&PointTable, &SecretScalar)],
         out: &mut Vec<SharedSecret>,
     ) {
-        self.again_with(items, out, |group| {
-            (self.load_point_tables(group), TRANSIENT)
-        });
+        self.again_with(items, out, |group| (self.load_point_tables(group), TRANSIENT));
     }
 
     fn again_with<T>(
@@ -147,12 +142,7 @@ impl<L: Lanes> Context<L> {
                 .collect();
             let xs = self.affine_x(&results);
             for (group, xs) in chunk.chunks(L::WIDTH).zip(&xs) {
-                out.extend(
-                    group
-                        .iter()
-                        .zip(xs)
-                        .map(|(_, x)| SharedSecret(order::bytes(x))),
-                );
+                out.extend(group.iter().zip(xs).map(|(_, x)| SharedSecret(order::bytes(x))));
             }
             erase(xs);
         }
@@ -267,9 +257,7 @@ impl<L: Lanes> Context<L> {
 
     /// Appends eᵢ·G and x(eᵢ·Eᵢ) for points whose tables were kept.
     pub(crate) fn agree(&self, items: &[(&PointTable, &SecretScalar)], out: &mut Vec<Agreed>) {
-        self.agree_with(items, out, |group| {
-            (self.load_point_tables(group), TRANSIENT)
-        });
+        self.agree_with(items, out, |group| (self.load_point_tables(group), TRANSIENT));
     }
 
     /// Appends fᵢ·G and x(fᵢ·Pᵢ) for keys with tables.
@@ -327,19 +315,10 @@ impl<L: Lanes> Context<L> {
             let xs = self.affine_x(&shared);
             let keys = self.affine(&public);
             for (g, group) in chunk.chunks(L::WIDTH).enumerate() {
-                out.extend(
-                    group
-                        .iter()
-                        .zip(&xs[g])
-                        .enumerate()
-                        .map(|(lane, (_, x))| Agreed {
-                            public: PublicKey {
-                                x: keys[g].0[lane],
-                                y: keys[g].1[lane],
-                            },
-                            shared: SharedSecret(order::bytes(x)),
-                        }),
-                );
+                out.extend(group.iter().zip(&xs[g]).enumerate().map(|(lane, (_, x))| Agreed {
+                    public: PublicKey { x: keys[g].0[lane], y: keys[g].1[lane] },
+                    shared: SharedSecret(order::bytes(x)),
+                }));
             }
             erase(xs);
         }
@@ -357,10 +336,7 @@ impl<L: Lanes> Context<L> {
                 .collect();
             let keys = self.affine(&points);
             for (group, (x, y)) in chunk.chunks(L::WIDTH).zip(&keys) {
-                out.extend((0..group.len()).map(|lane| PublicKey {
-                    x: x[lane],
-                    y: y[lane],
-                }));
+                out.extend((0..group.len()).map(|lane| PublicKey { x: x[lane], y: y[lane] }));
             }
         }
     }
@@ -371,9 +347,7 @@ impl<L: Lanes> Context<L> {
         group: &[T],
         secret: impl Fn(&T) -> &SecretScalar,
     ) -> Words<L> {
-        load4(self.lanes, |lane| {
-            secret(&group[lane.min(group.len() - 1)]).0
-        })
+        load4(self.lanes, |lane| secret(&group[lane.min(group.len() - 1)]).0)
     }
 
     fn walk(&self, table: &[Entry<L>], shape: comb::Shape, k: &Words<L>) -> Point<L> {

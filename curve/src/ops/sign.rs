@@ -48,9 +48,8 @@ impl<L: Lanes> Context<L> {
             let mut z_inverses: Vec<L::Fe> = points.iter().map(|p| p.z).collect();
             invert::batch(self.lanes, &mut z_inverses);
             for (g, group) in chunk.chunks(L::WIDTH).enumerate() {
-                let digest = load4(self.lanes, |lane| {
-                    order::limbs(group[lane.min(group.len() - 1)].digest)
-                });
+                let digest =
+                    load4(self.lanes, |lane| order::limbs(group[lane.min(group.len() - 1)].digest));
                 let (r, s) = self.lanes.call(
                     #[inline(always)]
                     || {

@@ -72,10 +72,7 @@ struct Plan {
 impl Plan {
     fn new() -> Box<Self> {
         let none = ([0; MAX_WIDTH], 0);
-        Box::new(Self {
-            q: [none; MAX_STEPS],
-            g: [none; G_WINDOWS],
-        })
+        Box::new(Self { q: [none; MAX_STEPS], g: [none; G_WINDOWS] })
     }
 }
 
@@ -151,20 +148,13 @@ impl<L: Lanes> Context<L> {
             }
             let r = load4(self.lanes, |lane| rs[lane][0]);
             let s = load4(self.lanes, |lane| rs[lane][1]);
-            digests.push(load4(self.lanes, |lane| {
-                order::limbs(items[group.items[lane]].digest)
-            }));
+            digests.push(load4(self.lanes, |lane| order::limbs(items[group.items[lane]].digest)));
             self.lanes.call(
                 #[inline(always)]
                 || inverses.push(L::scalar_mul(&L::scalar(&s), &L::scalar_r2())),
             );
             let unset = Digits::unset();
-            out.push(Prepared {
-                g: unset,
-                q: unset,
-                r,
-                invalid,
-            });
+            out.push(Prepared { g: unset, q: unset, r, invalid });
         }
         scalar_batch(self.lanes, &mut inverses, Secrecy::Public);
         for (i, p) in out.iter_mut().enumerate() {
@@ -295,11 +285,7 @@ impl<L: Lanes> Context<L> {
             #[inline(always)]
             || {
                 let zero = L::tight(L::sub(L::loose(&L::one()), L::loose(&L::one())));
-                let mut acc = Point {
-                    x: L::one(),
-                    y: L::one(),
-                    z: zero,
-                };
+                let mut acc = Point { x: L::one(), y: L::one(), z: zero };
                 for (i, (at, negate)) in plan.q[..shape.steps()].iter().enumerate() {
                     if i % shape.v == 0 {
                         acc = double(&acc);
@@ -398,11 +384,7 @@ fn group<L: Lanes>(items: &[VerifyItem<'_>]) -> Vec<Group> {
             }
             _ => {
                 *slot = Some(groups.len());
-                groups.push(Group {
-                    width,
-                    items: [i; MAX_WIDTH],
-                    len: 1,
-                });
+                groups.push(Group { width, items: [i; MAX_WIDTH], len: 1 });
             }
         }
     }

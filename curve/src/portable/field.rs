@@ -7,33 +7,17 @@
 /// Four limbs, least significant first.
 pub(crate) type Limbs = [u64; 4];
 
-pub(crate) const P: Limbs = [
-    0xffff_ffff_ffff_ffff,
-    0x0000_0000_ffff_ffff,
-    0,
-    0xffff_ffff_0000_0001,
-];
+pub(crate) const P: Limbs =
+    [0xffff_ffff_ffff_ffff, 0x0000_0000_ffff_ffff, 0, 0xffff_ffff_0000_0001];
 /// R mod p.
-pub(super) const ONE: Limbs = [
-    1,
-    0xffff_ffff_0000_0000,
-    0xffff_ffff_ffff_ffff,
-    0x0000_0000_ffff_fffe,
-];
+pub(super) const ONE: Limbs =
+    [1, 0xffff_ffff_0000_0000, 0xffff_ffff_ffff_ffff, 0x0000_0000_ffff_fffe];
 /// R² mod p.
-pub(super) const R2: Limbs = [
-    0x0000_0000_0000_0003,
-    0xffff_fffb_ffff_ffff,
-    0xffff_ffff_ffff_fffe,
-    0x0000_0004_ffff_fffd,
-];
+pub(super) const R2: Limbs =
+    [0x0000_0000_0000_0003, 0xffff_fffb_ffff_ffff, 0xffff_ffff_ffff_fffe, 0x0000_0004_ffff_fffd];
 /// b·R mod p.
-pub(super) const B: Limbs = [
-    0xd89c_df62_29c4_bddf,
-    0xacf0_05cd_7884_3090,
-    0xe5a2_20ab_f721_2ed6,
-    0xdc30_061d_0487_4834,
-];
+pub(super) const B: Limbs =
+    [0xd89c_df62_29c4_bddf, 0xacf0_05cd_7884_3090, 0xe5a2_20ab_f721_2ed6, 0xdc30_061d_0487_4834];
 
 /// `b` where `take` is 1, `a` where it is 0.
 #[inline(always)]

@@ -7,19 +7,11 @@ pub(super) use crate::order::N;
 /// −n⁻¹ mod 2⁶⁴.
 const N_INVERSE: u64 = 0xccd1_c8aa_ee00_bc4f;
 /// R mod n.
-pub(super) const ONE: Limbs = [
-    0x0c46_353d_039c_daaf,
-    0x4319_0552_58e8_617b,
-    0,
-    0x0000_0000_ffff_ffff,
-];
+pub(super) const ONE: Limbs =
+    [0x0c46_353d_039c_daaf, 0x4319_0552_58e8_617b, 0, 0x0000_0000_ffff_ffff];
 /// R² mod n.
-pub(super) const R2: Limbs = [
-    0x8324_4c95_be79_eea2,
-    0x4699_799c_49bd_6fa6,
-    0x2845_b239_2b6b_ec59,
-    0x66e1_2d94_f3d9_5620,
-];
+pub(super) const R2: Limbs =
+    [0x8324_4c95_be79_eea2, 0x4699_799c_49bd_6fa6, 0x2845_b239_2b6b_ec59, 0x66e1_2d94_f3d9_5620];
 
 /// a·b/R mod n, reduced; one of the two must be below n.
 #[inline(always)]

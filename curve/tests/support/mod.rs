@@ -57,11 +57,7 @@ pub fn secret(bytes: &[u8; 32]) -> SecretScalar {
 /// An arena that holds these keys, in order.
 pub fn arena(engine: &Engine, width: TableWidth, keys: &[PublicKey]) -> TableArena {
     let mut arena = TableArena::new(engine, width, keys.len());
-    let slots: Vec<_> = keys
-        .iter()
-        .enumerate()
-        .map(|(i, k)| (TableSlot(i as u32), *k))
-        .collect();
+    let slots: Vec<_> = keys.iter().enumerate().map(|(i, k)| (TableSlot(i as u32), *k)).collect();
     arena.insert(engine, &slots);
     arena
 }
