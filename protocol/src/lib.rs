@@ -13,7 +13,6 @@
 //!   answer, so that a gateway can answer a crowd in batches. [`ec`] answers one at a time.
 //! * [`record`]: sealing and opening after the handshake; [`replay`]: the receiver's window.
 //! * [`message`]: what a record carries (readings, acknowledgements, commands).
-//! * [`device`]: a device's complete state machine, with retransmission, on a caller's clock.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -25,6 +24,7 @@ pub mod ec;
 pub mod hpke;
 pub mod identity;
 pub mod initiator;
+pub mod message;
 pub mod profile;
 pub mod reason;
 pub mod record;

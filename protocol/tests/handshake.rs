@@ -1,4 +1,5 @@
 //! The two messages, end to end: every profile, over both transports, answered one task at a time.
+#![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
 use duet_protocol::{
     ec::{self, SecretScalar},
