@@ -20,6 +20,7 @@
 extern crate std;
 
 pub mod aead;
+pub mod device;
 pub mod ec;
 pub mod hpke;
 pub mod identity;
