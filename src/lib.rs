@@ -18,4 +18,5 @@ pub mod identity;
 pub mod mailbox;
 pub mod registry;
 pub mod ring;
+pub mod shard;
 pub mod transport;

@@ -240,6 +240,12 @@ impl Proven {
         self.opened.id
     }
 
+    /// The credential that proved it.
+    #[must_use]
+    pub const fn fingerprint(&self) -> &Fingerprint {
+        &self.device
+    }
+
     /// The message.
     #[must_use]
     pub const fn hello(&self) -> &Hello {

@@ -1,0 +1,660 @@
+//! A shard without I/O: the sessions of the devices whose slots it owns, the hellos of a turn,
+//! timers. Bytes and times come in by `handle_*`, messages and readings go out by `poll_*`; the
+//! transport, a simulator and a fuzzer drive the same code.
+//!
+//! It owns its sessions alone: no lock is taken on the path of a record. What it shares with other
+//! threads is the registry's view and its mail.
+
+pub mod engine;
+mod session;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use duet_protocol::ec::SecretScalar;
+use duet_protocol::identity::{DeviceId, Gateway};
+use duet_protocol::message::{Down, Up};
+use duet_protocol::profile::Transport;
+use duet_protocol::reason::DropReason;
+use duet_protocol::record::{Cipher, scrub_stack};
+use duet_protocol::replay::{Place, ReplayWindow};
+use duet_protocol::responder::{Claim, Opened, Proven};
+use duet_protocol::schedule::{self, Grant};
+use duet_protocol::wire::{Hello, Kind, Reset, SessionId, UpHeader};
+
+use self::engine::Engine;
+use self::session::{Pending, Session};
+use crate::registry::{Device, View};
+use crate::transport::{Handler, Now, Path, StreamId, Transmit};
+
+/// The highest `fresh` of a device that the gateway has not met (R22).
+const FIRST_FRESH_MAX: u64 = 1 << 48;
+/// The furthest that `fresh` may jump without a challenge (R22).
+const FRESH_JUMP_MAX: u64 = 1 << 40;
+/// How long a challenge may be answered, µs.
+const CHALLENGE_US: u64 = 30_000_000;
+/// The most hellos that wait for one turn's batch.
+const HELLOS_MAX: usize = 512;
+/// The most RESETs a second.
+const RESETS_PER_S: u32 = 10_000;
+
+/// One of the gateway's certificates with its private key.
+#[derive(Clone)]
+pub struct GatewayKey {
+    /// What devices know of it.
+    pub gateway: Gateway,
+    /// Its private key.
+    pub secret: SecretScalar,
+}
+
+/// What a shard is built from.
+pub struct Settings {
+    /// The gateway's keys: one, or two in rotation.
+    pub keys: Vec<GatewayKey>,
+    /// This node's secret for reset tokens and challenges. Shards of one node share it.
+    pub node_key: [u8; 32],
+    /// Which shard this is.
+    pub index: usize,
+    /// How many shards there are.
+    pub shards: usize,
+    /// A session ends after this silence, µs.
+    pub idle_us: u64,
+    /// An unconfirmed session ends after this time, µs.
+    pub pending_us: u64,
+    /// How long a session may live, seconds.
+    pub lifetime_s: u32,
+    /// The most sessions, pending ones included.
+    pub sessions_max: usize,
+}
+
+/// A reading that a device sent, decrypted and authentic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// The device's registered name.
+    pub device: Arc<str>,
+    /// Its session.
+    pub session: SessionId,
+    /// The record's number in the session.
+    pub sequence: u32,
+    /// Which of the device's sources.
+    pub channel: u16,
+    /// When it was measured, milliseconds since 1970: arrival less the age that the device gave.
+    pub time_ms: u64,
+    /// The measurement.
+    pub payload: Vec<u8>,
+    /// Whether the device waits until it is durable.
+    pub confirm: bool,
+}
+
+/// Takes readings towards durable storage.
+pub trait Sink {
+    /// Takes the readings of a turn; when they are durable, [`Mail::Durable`] must follow with the
+    /// readings that want confirmation. What is not taken is never acknowledged.
+    fn submit(&mut self, readings: Vec<Reading>);
+}
+
+/// What other threads tell a shard.
+pub enum Mail {
+    /// These readings are durable.
+    Durable(Vec<(SessionId, u32)>),
+    /// This device may no longer be connected.
+    Revoked(DeviceId),
+    /// End every session and finish.
+    Drain,
+}
+
+struct Challenge {
+    value: [u8; 16],
+    until_us: u64,
+}
+
+/// What a shard knows of a device beside its sessions.
+#[derive(Default)]
+struct Contact {
+    live: Option<SessionId>,
+    pending: Option<SessionId>,
+    challenge: Option<Challenge>,
+}
+
+/// What a shard counts.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Discarded inputs, at the place of their reason in [`DropReason::ALL`].
+    pub drops: [u64; DropReason::ALL.len()],
+    /// ACCEPTs made (not repeated ones).
+    pub accepts: u64,
+    /// Sessions confirmed by their first valid record.
+    pub confirmed: u64,
+    /// Readings taken.
+    pub readings: u64,
+    /// RESETs sent.
+    pub resets: u64,
+}
+
+/// A shard.
+pub struct Shard<E, S> {
+    settings: Settings,
+    view: Arc<View>,
+    engine: E,
+    sink: S,
+    sessions: HashMap<SessionId, Session>,
+    contacts: HashMap<DeviceId, Contact>,
+    /// Pending sessions by their HELLO's digest and path kind, for repeated HELLOs.
+    cached: HashMap<[u8; 32], SessionId>,
+    hellos: Vec<(Path, Hello)>,
+    readings: Vec<Reading>,
+    acking: Vec<SessionId>,
+    out: VecDeque<(Path, Vec<u8>)>,
+    closing: VecDeque<StreamId>,
+    next_sweep_us: u64,
+    resets_left: u32,
+    draining: bool,
+    /// What it has counted so far.
+    pub counts: Counts,
+}
+
+impl<E: Engine, S: Sink> Shard<E, S> {
+    /// A shard with no sessions.
+    #[must_use]
+    pub fn new(settings: Settings, view: Arc<View>, engine: E, sink: S) -> Self {
+        Self {
+            settings,
+            view,
+            engine,
+            sink,
+            sessions: HashMap::new(),
+            contacts: HashMap::new(),
+            cached: HashMap::new(),
+            hellos: Vec::new(),
+            readings: Vec::new(),
+            acking: Vec::new(),
+            out: VecDeque::new(),
+            closing: VecDeque::new(),
+            next_sweep_us: 0,
+            resets_left: RESETS_PER_S,
+            draining: false,
+            counts: Counts::default(),
+        }
+    }
+
+    /// How many sessions there are, pending ones included.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    fn discard(&mut self, path: Path, reason: DropReason) {
+        self.counts.drops[reason as usize] += 1;
+        if let Path::Stream(stream) = path {
+            self.closing.push_back(stream);
+        }
+    }
+
+    fn handle(&mut self, now: Now, path: Path, bytes: &[u8]) {
+        let handled = match Kind::of(bytes) {
+            Ok(Kind::Hello) => self.handle_hello(path, bytes),
+            Ok(Kind::Up) => self.handle_record(now, path, bytes),
+            Ok(_) => Err(DropReason::Kind),
+            Err(reason) => Err(reason),
+        };
+        if let Err(reason) = handled {
+            self.discard(path, reason);
+        }
+    }
+
+    fn handle_hello(&mut self, path: Path, bytes: &[u8]) -> Result<(), DropReason> {
+        let transport = match path {
+            Path::Datagram(_) => Transport::Datagram,
+            Path::Stream(_) => Transport::Stream,
+        };
+        let hello = Hello::decode(bytes, transport)?;
+        if let Some(session) = self.cached.get(&hello.digest) {
+            if let Some(pending) = self.sessions.get(session).and_then(|s| s.pending.as_ref()) {
+                self.out.push_back((path, pending.accept.as_slice().to_vec()));
+            }
+            return Ok(());
+        }
+        if self.hellos.len() >= HELLOS_MAX {
+            return Err(DropReason::HelloQueueFull);
+        }
+        self.hellos.push((path, hello));
+        Ok(())
+    }
+
+    fn handle_record(&mut self, now: Now, path: Path, bytes: &[u8]) -> Result<(), DropReason> {
+        let header = UpHeader::decode(bytes)?;
+        let id = header.session;
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return Err(self.reset(path, id, bytes));
+        };
+        let place = session.window.place(header.sequence);
+        if place == Place::TooOld {
+            return Err(DropReason::Replay);
+        }
+        let mut message = bytes.to_vec();
+        let text = session.up.open_up(header, &mut message).ok_or(DropReason::RecordOpen)?;
+        let up = Up::decode(text);
+        if place == Place::Repeated {
+            // Its acknowledgement may have been lost: it is given again, the reading is not.
+            if let Ok(Up::Reading { confirm: true, .. }) = up {
+                session.acks.push(header.sequence);
+                self.acking.push(id);
+            }
+            return Err(DropReason::Replay);
+        }
+        session.window.take(header.sequence);
+        session.heard_us = now.mono_us;
+        if place == Place::Newest {
+            session.path = path;
+        }
+        self.confirm(id);
+        let Some(session) = self.sessions.get_mut(&id) else { return Err(DropReason::Proof) };
+        match up? {
+            Up::Reading { confirm, channel, age_ms, payload } => {
+                self.counts.readings += 1;
+                self.readings.push(Reading {
+                    device: Arc::clone(&session.device.name),
+                    session: id,
+                    sequence: header.sequence,
+                    channel,
+                    time_ms: now.unix_ms.saturating_sub(age_ms.unwrap_or(0).into()),
+                    payload: payload.to_vec(),
+                    confirm,
+                });
+            }
+            Up::Ping => {
+                if let Some(pong) = session.seal(id, Down::Pong) {
+                    self.out.push_back((path, pong));
+                }
+            }
+            Up::Result { .. } => {}
+            Up::Close => self.end(id),
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, path: Path, id: SessionId, record: &[u8]) -> DropReason {
+        if self.resets_left == 0 {
+            return DropReason::UnknownSessionQuiet;
+        }
+        self.resets_left -= 1;
+        self.counts.resets += 1;
+        let token = schedule::reset_token(&self.settings.node_key, id);
+        let reset = Reset { session: id, mac: schedule::reset_mac(&token, record) };
+        self.out.push_back((path, reset.encode().to_vec()));
+        DropReason::UnknownSession
+    }
+
+    /// The first valid record of a session: only now does the device's mark move, and only now
+    /// does the older session end (R21, R25).
+    fn confirm(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(pending) = session.pending.take() else { return };
+        self.cached.remove(&pending.hello);
+        let device = Arc::clone(&session.device);
+        if device.is_revoked() {
+            self.sessions.remove(&id);
+            return;
+        }
+        self.counts.confirmed += 1;
+        let mark = device.mark();
+        let reach = if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
+        self.view.raise_mark(&device, pending.fresh.min(reach));
+        let contact = self.contacts.entry(device.credential.id).or_default();
+        contact.pending = None;
+        if pending.challenged {
+            contact.challenge = None;
+        }
+        if let Some(old) = contact.live.replace(id) {
+            self.sessions.remove(&old);
+        }
+    }
+
+    /// Ends a session and destroys its keys.
+    fn end(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.remove(&id) else { return };
+        if let Some(pending) = &session.pending {
+            self.cached.remove(&pending.hello);
+        }
+        if let Some(contact) = self.contacts.get_mut(&session.device.credential.id) {
+            contact.live = contact.live.filter(|live| *live != id);
+            contact.pending = contact.pending.filter(|pending| *pending != id);
+        }
+        drop(session);
+        scrub_stack();
+    }
+
+    /// Answers the hellos of the turn: decapsulate, open, look up, verify, agree, sign, each as
+    /// one batch.
+    fn answer_hellos(&mut self, now: Now) {
+        if self.hellos.is_empty() {
+            return;
+        }
+        let claims = self.open_hellos();
+        let tasks: Vec<_> =
+            claims.iter().filter_map(|(_, claim, ..)| claim.verify_task()).collect();
+        let mut verdicts = self.engine.verify(&tasks).into_iter();
+        let mut responding = Vec::new();
+        for (path, claim, device, key) in claims {
+            let verdict = claim.verify_task().is_none_or(|_| verdicts.next().unwrap_or(false));
+            match claim.verified(verdict).and_then(|proven| self.admit(now, path, proven, device)) {
+                Ok(Some((proven, device))) => {
+                    if let Some(begun) = self.begin(proven) {
+                        responding.push((path, begun, device, key));
+                    }
+                }
+                Ok(None) => {}
+                Err(reason) => self.discard(path, reason),
+            }
+        }
+
+        let tasks: Vec<_> =
+            responding.iter().filter_map(|(_, begun, ..)| begun.responding.task()).collect();
+        let mut answers = self.engine.encapsulate(&tasks).into_iter();
+        let signing: Vec<_> = responding
+            .into_iter()
+            .map(|(path, begun, device, key)| {
+                let answer = begun.responding.task().and_then(|_| answers.next().flatten());
+                (path, begun.responding.agreed(answer), begun.about, device, key)
+            })
+            .collect();
+
+        let tasks: Vec<_> = signing
+            .iter()
+            .filter_map(|(_, signing, _, _, key)| {
+                Some((&self.settings.keys[*key].secret, signing.digest()?, random()))
+            })
+            .collect();
+        let mut signatures = self.engine.sign(&tasks).into_iter();
+        drop(tasks);
+        for (path, signing, about, device, _) in signing {
+            let signature = match signing.digest() {
+                None => [0; 64],
+                Some(_) => match signatures.next().flatten() {
+                    Some(signature) => signature,
+                    None => continue,
+                },
+            };
+            let (accept, keys) = signing.signed(&signature);
+            self.out.push_back((path, accept.as_slice().to_vec()));
+            self.counts.accepts += 1;
+            let id = about.session;
+            let contact = self.contacts.entry(device.credential.id).or_default();
+            if let Some(old) = contact.pending.replace(id)
+                && let Some(old) = self.sessions.remove(&old)
+                && let Some(pending) = &old.pending
+            {
+                self.cached.remove(&pending.hello);
+            }
+            self.cached.insert(about.hello, id);
+            let About { hello, fresh, challenged, .. } = about;
+            self.sessions.insert(
+                id,
+                Session {
+                    device,
+                    up: Cipher::new(&keys.up),
+                    down: Cipher::new(&keys.down),
+                    next_down: 0,
+                    window: ReplayWindow::new(),
+                    path,
+                    pending: Some(Box::new(Pending { hello, accept, fresh, challenged })),
+                    since_us: now.mono_us,
+                    heard_us: now.mono_us,
+                    acks: Vec::new(),
+                },
+            );
+        }
+        scrub_stack();
+    }
+
+    fn open_hellos(&mut self) -> Vec<(Path, Claim, Option<Arc<Device>>, usize)> {
+        let mut waiting = Vec::new();
+        for (path, hello) in std::mem::take(&mut self.hellos) {
+            let id = hello.gateway_key_id();
+            match self.settings.keys.iter().position(|key| key.gateway.key_id == id) {
+                Some(key) => waiting.push((path, hello, key)),
+                None => self.discard(path, DropReason::GatewayKey),
+            }
+        }
+        let keys = &self.settings.keys;
+        let tasks: Vec<_> = waiting
+            .iter()
+            .map(|(_, hello, key)| (&keys[*key].secret, *hello.ephemeral_x()))
+            .collect();
+        let answers = self.engine.decapsulate(&tasks);
+        let mut claims = Vec::new();
+        for ((path, hello, key), answer) in waiting.into_iter().zip(answers) {
+            let gateway = self.settings.keys[key].gateway;
+            let opened = answer
+                .ok_or(DropReason::Point)
+                .and_then(|agreed| Opened::new(hello, &gateway, agreed.point, &agreed.shared));
+            match opened {
+                Ok(opened) => {
+                    let device = self.view.lookup(&opened.id());
+                    let credential = device.as_ref().map(|device| &device.credential);
+                    let claim = opened.claim(&gateway, credential);
+                    claims.push((path, claim, device, key));
+                }
+                Err(reason) => self.discard(path, reason),
+            }
+        }
+        claims
+    }
+
+    /// Profile, validity and freshness of a proven HELLO. `None` when it was met with a challenge.
+    fn admit(
+        &mut self,
+        now: Now,
+        path: Path,
+        proven: Proven,
+        device: Option<Arc<Device>>,
+    ) -> Result<Option<(Proven, Arc<Device>)>, DropReason> {
+        let device = device.ok_or(DropReason::Proof)?;
+        let now_s = i64::try_from(now.unix_ms / 1_000).unwrap_or(i64::MAX);
+        if device.is_revoked() || device.validity.is_some_and(|v| !v.contains(now_s)) {
+            return Err(DropReason::Proof);
+        }
+        if !device.sources.contains(proven.hello().offer.profile.source) {
+            return Err(DropReason::NotAllowed);
+        }
+        let known = self.contacts.entry(device.credential.id).or_default();
+        known.challenge.take_if(|challenge| challenge.until_us <= now.mono_us);
+        if let Some(answer) = proven.challenge() {
+            let expected = known.challenge.as_ref().ok_or(DropReason::Challenge)?;
+            if expected.value != *answer {
+                return Err(DropReason::Challenge);
+            }
+        } else {
+            let (fresh, mark) = (proven.fresh(), device.mark());
+            let reach =
+                if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
+            if fresh <= mark || fresh > reach {
+                let message = challenge(now, known, &self.settings.node_key, &proven, mark);
+                self.out.push_back((path, message.to_vec()));
+                return Ok(None);
+            }
+            let older = known
+                .pending
+                .and_then(|id| self.sessions.get(&id)?.pending.as_ref())
+                .is_some_and(|pending| pending.fresh >= fresh);
+            if older {
+                return Err(DropReason::Stale);
+            }
+        }
+        if self.sessions.len() >= self.settings.sessions_max {
+            return Err(DropReason::SessionsFull);
+        }
+        Ok(Some((proven, device)))
+    }
+
+    fn begin(&mut self, proven: Proven) -> Option<Begun> {
+        let session = self.vacant_id(proven.hello().slot())?;
+        let about = About {
+            session,
+            hello: proven.hello().digest,
+            fresh: proven.fresh(),
+            challenged: proven.challenge().is_some(),
+        };
+        let grant = Grant {
+            session,
+            lifetime_s: self.settings.lifetime_s,
+            reset_token: schedule::reset_token(&self.settings.node_key, session),
+        };
+        let scalar = SecretScalar::from_wide(&random());
+        Some(Begun { responding: proven.respond(grant, scalar, random()), about })
+    }
+
+    /// A random id, unused here, whose slot this shard owns.
+    fn vacant_id(&self, slot: u8) -> Option<SessionId> {
+        (0..64).find_map(|_| {
+            let [a, b, c] = random();
+            let id = SessionId(u32::from_be_bytes([slot, a, b, c]));
+            (!self.sessions.contains_key(&id)).then_some(id)
+        })
+    }
+
+    fn sweep(&mut self, now: Now) {
+        if now.mono_us < self.next_sweep_us {
+            return;
+        }
+        self.next_sweep_us = now.mono_us + 1_000_000;
+        self.resets_left = RESETS_PER_S;
+        let Settings { idle_us, pending_us, lifetime_s, .. } = self.settings;
+        let over = |session: &Session| {
+            let age = now.mono_us.saturating_sub(session.since_us);
+            let silence = now.mono_us.saturating_sub(session.heard_us);
+            if session.pending.is_some() {
+                age >= pending_us
+            } else {
+                silence >= idle_us || age >= u64::from(lifetime_s) * 1_000_000
+            }
+        };
+        let ended: Vec<_> =
+            self.sessions.iter().filter(|(_, s)| over(s)).map(|(id, _)| *id).collect();
+        ended.into_iter().for_each(|id| self.end(id));
+    }
+
+    fn close_session(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            let path = session.path;
+            if let Some(close) = session.seal(id, Down::Close) {
+                self.out.push_back((path, close));
+            }
+        }
+        self.end(id);
+    }
+}
+
+struct About {
+    session: SessionId,
+    hello: [u8; 32],
+    fresh: u64,
+    challenged: bool,
+}
+
+struct Begun {
+    responding: duet_protocol::responder::Responding,
+    about: About,
+}
+
+/// One challenge a device at a time: whatever a stranger plays back, the device can answer it.
+fn challenge(
+    now: Now,
+    contact: &mut Contact,
+    node_key: &[u8; 32],
+    proven: &Proven,
+    mark: u64,
+) -> [u8; duet_protocol::wire::CHALLENGE_LEN] {
+    let challenge = contact.challenge.get_or_insert_with(|| Challenge {
+        value: schedule::challenge(
+            node_key,
+            proven.id().0,
+            proven.fingerprint(),
+            &proven.hello().digest,
+            now.mono_us,
+        ),
+        until_us: now.mono_us + CHALLENGE_US,
+    });
+    proven.challenge_message(&challenge.value, mark, &random())
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // Without randomness no session may be made, and nothing useful can be done.
+    assert!(getrandom::fill(&mut bytes).is_ok(), "the kernel has no randomness to give");
+    bytes
+}
+
+impl<E: Engine, S: Sink> Handler for Shard<E, S> {
+    type Mail = Mail;
+
+    fn handle_datagram(&mut self, now: Now, from: SocketAddr, bytes: &[u8]) {
+        self.handle(now, Path::Datagram(from), bytes);
+    }
+
+    fn handle_message(&mut self, now: Now, stream: StreamId, bytes: &[u8]) {
+        self.handle(now, Path::Stream(stream), bytes);
+    }
+
+    fn handle_stream_closed(&mut self, _: Now, _: StreamId) {}
+
+    fn handle_mail(&mut self, _: Now, mail: Mail) {
+        match mail {
+            Mail::Durable(readings) => {
+                for (id, sequence) in readings {
+                    if let Some(session) = self.sessions.get_mut(&id) {
+                        session.acks.push(sequence);
+                        self.acking.push(id);
+                    }
+                }
+            }
+            Mail::Revoked(device) => {
+                let Some(contact) = self.contacts.remove(&device) else { return };
+                contact
+                    .live
+                    .into_iter()
+                    .chain(contact.pending)
+                    .for_each(|id| self.close_session(id));
+            }
+            Mail::Drain => {
+                self.draining = true;
+                let all: Vec<_> = self.sessions.keys().copied().collect();
+                all.into_iter().for_each(|id| self.close_session(id));
+            }
+        }
+    }
+
+    fn handle_turn(&mut self, now: Now) {
+        self.answer_hellos(now);
+        if !self.readings.is_empty() {
+            self.sink.submit(std::mem::take(&mut self.readings));
+        }
+        for id in std::mem::take(&mut self.acking) {
+            if let Some(session) = self.sessions.get_mut(&id) {
+                let path = session.path;
+                let acks = session.seal_acks(id);
+                self.out.extend(acks.into_iter().map(|ack| (path, ack)));
+            }
+        }
+        self.sweep(now);
+    }
+
+    fn poll_transmit(&mut self, out: &mut [u8]) -> Option<Transmit> {
+        let (to, bytes) = self.out.pop_front()?;
+        out[..bytes.len()].copy_from_slice(&bytes);
+        Some(Transmit { to, len: bytes.len() })
+    }
+
+    fn poll_close(&mut self) -> Option<StreamId> {
+        self.closing.pop_front()
+    }
+
+    fn poll_timeout(&self) -> Option<u64> {
+        Some(self.next_sweep_us)
+    }
+
+    fn is_finished(&self) -> bool {
+        self.draining && self.out.is_empty()
+    }
+}
