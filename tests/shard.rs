@@ -1,0 +1,284 @@
+//! Devices and a shard on one virtual clock: no socket, no thread, the production code of both.
+#![allow(clippy::unwrap_used, reason = "a test's helpers may")]
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use duet::registry::{Enrolment, Name, NewDevice, Registry, SourceSet};
+use duet::shard::engine::OneByOne;
+use duet::shard::{GatewayKey, Mail, Reading, Settings, Shard, Sink};
+use duet::transport::{Handler, Now, Path};
+use duet_protocol::device::{Config, Device, Event};
+use duet_protocol::ec::{SecretScalar, Software};
+use duet_protocol::identity::{Credential, DeviceId, Fingerprint, Gateway, RegistrationKey};
+use duet_protocol::initiator::{DeviceKey, Identity};
+use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
+use duet_protocol::reason::DropReason;
+use duet_protocol::wire::{Kind, MESSAGE_MAX};
+
+#[derive(Clone, Default)]
+struct Collected(Rc<RefCell<Vec<Reading>>>);
+
+impl Sink for Collected {
+    fn submit(&mut self, readings: Vec<Reading>) {
+        self.0.borrow_mut().extend(readings);
+    }
+}
+
+type TestShard = Shard<OneByOne, Collected>;
+
+struct World {
+    _dir: tempfile::TempDir,
+    registry: Registry,
+    shard: TestShard,
+    stored: Collected,
+    gateway: Gateway,
+    now: Now,
+    /// Every message that crossed, as (from device, kind, length).
+    seen: Vec<(bool, Kind, usize)>,
+}
+
+fn scalar(byte: u8) -> SecretScalar {
+    SecretScalar::from_bytes(&[byte; 32]).unwrap()
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::create(&dir.path().join("registry.redb")).unwrap();
+        let secret = scalar(0x31);
+        let fingerprint = Fingerprint::of_certificate(b"gateway");
+        let gateway = Gateway { key_id: 1, fingerprint, key: secret.public_key() };
+        let stored = Collected::default();
+        let shard = Self::shard(&registry, gateway, stored.clone());
+        let now = Now { mono_us: 1_000_000, unix_ms: 1_800_000_000_000 };
+        Self { _dir: dir, registry, shard, stored, gateway, now, seen: Vec::new() }
+    }
+
+    fn shard(registry: &Registry, gateway: Gateway, stored: Collected) -> TestShard {
+        let settings = Settings {
+            keys: vec![GatewayKey { gateway, secret: scalar(0x31) }],
+            node_key: [0x77; 32],
+            index: 0,
+            shards: 1,
+            idle_us: 600_000_000,
+            pending_us: 10_000_000,
+            lifetime_s: 86_400,
+            sessions_max: 100,
+        };
+        Shard::new(settings, registry.view().unwrap(), OneByOne, stored)
+    }
+
+    fn device(&self, seed: u8, profile: Profile, transport: Transport) -> Device<Software> {
+        let id = DeviceId([seed; 8]);
+        let name: Name = format!("device-{seed}").parse().unwrap();
+        let sources = SourceSet::of([profile.source]);
+        let (identity, enrolment) = match profile.mode {
+            Mode::RegisteredId => {
+                let key = RegistrationKey([seed; 32]);
+                let fingerprint = Fingerprint::of_registered_id(&id);
+                let identity =
+                    Identity { id, fingerprint, key: DeviceKey::Registration(key.clone()) };
+                (identity, Enrolment::RegisteredId { id, key })
+            }
+            Mode::Certificate | Mode::RegisteredCertificate => {
+                let made = duet::identity::create("device", 30, 1_799_999_000).unwrap();
+                let der = made.certificate_der.clone();
+                let secret = secret_of(&made.key_pem);
+                let public = secret.public_key();
+                let credential = if profile.mode == Mode::Certificate {
+                    Credential::certificate(&der, public)
+                } else {
+                    Credential::registered_certificate(id, &der, public)
+                };
+                let key = DeviceKey::Private(secret);
+                let fingerprint = credential.fingerprint;
+                let enrolment = if profile.mode == Mode::Certificate {
+                    Enrolment::Certificate { der }
+                } else {
+                    Enrolment::RegisteredCertificate { id, der }
+                };
+                (Identity { id: credential.id, fingerprint, key }, enrolment)
+            }
+        };
+        let device = NewDevice { name, enrolment, sources };
+        self.registry.add(device, 1_800_000_000).unwrap();
+        let config = Config { identity, gateway: self.gateway, profile, transport, fresh: 1 };
+        Device::new(Software, config, [seed; 32])
+    }
+
+    /// Carries messages both ways until both sides are silent. What arrives is durable at once.
+    fn settle(&mut self, device: &mut Device<Software>) -> Vec<String> {
+        let from: SocketAddr = "192.0.2.1:4000".parse().unwrap();
+        let mut events = Vec::new();
+        loop {
+            let mut moved = false;
+            let mut out = [0; MESSAGE_MAX];
+            while let Some(len) = device.poll_transmit(self.now.mono_us, &mut out) {
+                self.seen.push((true, Kind::of(&out).unwrap(), len));
+                self.shard.handle_datagram(self.now, from, &out[..len]);
+                moved = true;
+            }
+            self.shard.handle_turn(self.now);
+            let durable: Vec<_> = self
+                .stored
+                .0
+                .borrow()
+                .iter()
+                .filter(|r| r.confirm)
+                .map(|r| (r.session, r.sequence))
+                .collect();
+            self.stored.0.borrow_mut().iter_mut().for_each(|r| r.confirm = false);
+            if !durable.is_empty() {
+                self.shard.handle_mail(self.now, Mail::Durable(durable));
+                self.shard.handle_turn(self.now);
+            }
+            while let Some(sent) = self.shard.poll_transmit(&mut out) {
+                assert_eq!(sent.to, Path::Datagram(from));
+                self.seen.push((false, Kind::of(&out).unwrap(), sent.len));
+                match device.handle_message(self.now.mono_us, &mut out[..sent.len]) {
+                    Ok(Event::Nothing) => {}
+                    Ok(event) => events.push(format!("{event:?}")),
+                    Err(reason) => events.push(reason.label().into()),
+                }
+                moved = true;
+            }
+            if !moved {
+                return events;
+            }
+        }
+    }
+
+    fn pass(&mut self, micros: u64) {
+        self.now.mono_us += micros;
+        self.now.unix_ms += micros / 1_000;
+    }
+}
+
+fn secret_of(pem: &str) -> SecretScalar {
+    use p256::pkcs8::DecodePrivateKey as _;
+    let key = p256::SecretKey::from_pkcs8_pem(pem).unwrap();
+    SecretScalar::from_bytes(&key.to_bytes().into()).unwrap()
+}
+
+#[test]
+fn every_profile_opens_with_two_messages_and_every_reading_is_stored_once() {
+    let mut world = World::new();
+    for (seed, profile) in (1..).zip(Profile::ALL) {
+        let mut device = world.device(seed, profile, Transport::Datagram);
+        world.seen.clear();
+        world.stored.0.borrow_mut().clear();
+        let token = device.send_reading(world.now.mono_us, 7, b"21.5", true).unwrap();
+        device.open(world.now.mono_us);
+        let events = world.settle(&mut device);
+        assert_eq!(events, ["Opened", "Confirmed"], "{}", profile.name());
+        let kinds: Vec<_> = world.seen.iter().map(|seen| (seen.0, seen.1)).collect();
+        let up_down =
+            [(true, Kind::Hello), (false, Kind::Accept), (true, Kind::Up), (false, Kind::Down)];
+        assert_eq!(kinds[..4], up_down, "two messages, then the reading and its acknowledgement");
+        assert_eq!(kinds.len(), 4);
+        assert!(world.seen[1].2 <= world.seen[0].2, "ACCEPT is never longer than HELLO");
+        assert_eq!(device.poll_confirmed().unwrap().token, token);
+        let stored = world.stored.0.borrow().clone();
+        assert_eq!(stored.len(), 1);
+        assert_eq!((stored[0].channel, &stored[0].payload[..]), (7, &b"21.5"[..]));
+        assert_eq!(&*stored[0].device, format!("device-{seed}"));
+    }
+    assert_eq!(world.shard.sessions(), 15);
+}
+
+#[test]
+fn a_lost_session_is_back_with_one_reset_and_one_handshake() {
+    let mut world = World::new();
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let mut device = world.device(1, profile, Transport::Datagram);
+    device.open(world.now.mono_us);
+    assert_eq!(world.settle(&mut device), ["Opened"]);
+    let before = device.session().unwrap();
+
+    world.shard = World::shard(&world.registry, world.gateway, world.stored.clone());
+    world.seen.clear();
+    device.send_reading(world.now.mono_us, 1, b"after", true).unwrap();
+    assert_eq!(world.settle(&mut device), ["Lost"]);
+    world.pass(500_000);
+    assert_eq!(world.settle(&mut device), ["Opened", "Confirmed"]);
+    assert_ne!(device.session().unwrap(), before);
+    assert_eq!(world.seen.iter().filter(|seen| seen.1 == Kind::Reset).count(), 1);
+    assert_eq!(world.seen.iter().filter(|seen| seen.1 == Kind::Hello).count(), 1);
+    assert_eq!(world.stored.0.borrow().len(), 1);
+}
+
+#[test]
+fn a_played_back_hello_gains_nothing_and_locks_nobody_out() {
+    let mut world = World::new();
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let mut device = world.device(1, profile, Transport::Datagram);
+    device.open(world.now.mono_us);
+    let mut hello = [0; MESSAGE_MAX];
+    let len = device.poll_transmit(world.now.mono_us, &mut hello).unwrap();
+    let from = "192.0.2.1:4000".parse().unwrap();
+    world.shard.handle_datagram(world.now, from, &hello[..len]);
+    assert_eq!(world.settle(&mut device), ["Opened"]);
+
+    let thief = "198.51.100.9:9".parse().unwrap();
+    world.shard.handle_datagram(world.now, thief, &hello[..len]);
+    world.shard.handle_turn(world.now);
+    let mut out = [0; MESSAGE_MAX];
+    let sent = world.shard.poll_transmit(&mut out).unwrap();
+    assert_eq!(Kind::of(&out), Ok(Kind::Challenge), "stale bytes draw a challenge, sealed");
+    assert!(sent.len <= len);
+    assert_eq!(world.shard.sessions(), 1);
+
+    // The device itself is not disturbed, not even in its next handshake.
+    device.send_reading(world.now.mono_us, 1, b"x", true).unwrap();
+    assert_eq!(world.settle(&mut device), ["Confirmed"]);
+    device.open(world.now.mono_us);
+    assert_eq!(world.settle(&mut device), ["Opened"]);
+    assert_eq!(world.shard.sessions(), 1);
+}
+
+#[test]
+fn a_device_that_forgot_its_counter_answers_a_challenge() {
+    let mut world = World::new();
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let mut device = world.device(1, profile, Transport::Datagram);
+    device.open(world.now.mono_us);
+    world.settle(&mut device);
+    let identity = Identity {
+        id: DeviceId([1; 8]),
+        fingerprint: Fingerprint::of_registered_id(&DeviceId([1; 8])),
+        key: DeviceKey::Registration(RegistrationKey([1; 32])),
+    };
+    let transport = Transport::Datagram;
+    let config = Config { identity, gateway: world.gateway, profile, transport, fresh: 0 };
+    let mut again = Device::<Software>::new(Software, config, [9; 32]);
+    again.open(world.now.mono_us);
+    assert_eq!(world.settle(&mut again), ["Opened"]);
+    assert!(again.fresh() > 1);
+    assert!(world.seen.iter().any(|seen| seen.1 == Kind::Challenge));
+}
+
+#[test]
+fn close_and_revocation_end_sessions() {
+    let mut world = World::new();
+    let profile = Profile { mode: Mode::Certificate, source: KeySource::Ephemeral };
+    let mut device = world.device(1, profile, Transport::Datagram);
+    device.open(world.now.mono_us);
+    world.settle(&mut device);
+    device.close();
+    world.settle(&mut device);
+    assert!(!device.is_open());
+    assert_eq!(world.shard.sessions(), 0);
+
+    device.open(world.now.mono_us);
+    assert_eq!(world.settle(&mut device), ["Opened"]);
+    let name: Name = "device-1".parse().unwrap();
+    let id = world.registry.revoke(&name, 1_800_000_001).unwrap();
+    world.shard.handle_mail(world.now, Mail::Revoked(id));
+    assert_eq!(world.settle(&mut device), ["Closed"]);
+    device.open(world.now.mono_us);
+    world.settle(&mut device);
+    assert!(!device.is_open());
+    assert_eq!(world.shard.counts.drops[DropReason::Proof as usize], 1);
+}
