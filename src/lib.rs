@@ -13,6 +13,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod delivery;
 pub mod hex;
 pub mod identity;
 pub mod mailbox;

@@ -1,0 +1,117 @@
+//! Readings on their way to the spool, encoded on the shard's own thread. Owns the check of the
+//! limits; gives no index and no checksum, that is the writer's.
+
+use super::format::{MAX_DEVICE, MAX_PAYLOAD, RECORD_HEAD, ReadingRef, encode_record, seal_record};
+
+/// The most bytes a batch may hold: 116 of the largest records, about 1,100 with 64 bytes of payload.
+pub const MAX_BATCH_BYTES: usize = 128 * 1024;
+
+/// Readings that are committed, or refused, together.
+///
+/// A completion hands the batch back, so that a shard can use the same memory again.
+#[derive(Debug, Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    records: u32,
+}
+
+impl Batch {
+    /// An empty batch; it allocates with the first push.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { bytes: Vec::new(), records: 0 }
+    }
+
+    /// Adds a reading. `false`: the batch has no room for it; submit this one and begin another.
+    ///
+    /// # Panics
+    /// When the device's name is empty or longer than [`MAX_DEVICE`], or the payload longer than
+    /// [`MAX_PAYLOAD`]: the protocol lets neither through.
+    #[must_use = "a reading that did not fit is not stored"]
+    pub fn push(&mut self, reading: &ReadingRef<'_>) -> bool {
+        assert!((1..=MAX_DEVICE).contains(&reading.device.len()), "device name out of range");
+        assert!(reading.payload.len() <= MAX_PAYLOAD, "payload too long");
+        let length = RECORD_HEAD + reading.device.len() + reading.payload.len();
+        if self.bytes.len() + length > MAX_BATCH_BYTES {
+            return false;
+        }
+        encode_record(&mut self.bytes, reading);
+        self.records += 1;
+        true
+    }
+
+    /// How many readings it holds.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.records as usize
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
+    /// How many bytes it will take in the spool.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Forgets the readings and keeps the memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.records = 0;
+    }
+
+    /// Appends the records to a group, sealed; the group's first record has index `first`.
+    pub(super) fn seal_into(&self, group: &mut Group) {
+        let mut at = group.bytes.len();
+        group.bytes.extend_from_slice(&self.bytes);
+        for _ in 0..self.records {
+            let index = group.first + u64::from(group.records);
+            at += seal_record(&mut group.bytes[at..], group.seed, index, group.records);
+            group.records += 1;
+        }
+    }
+}
+
+/// What is written with one write: the records of some batches.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    pub(super) bytes: Vec<u8>,
+    pub(super) records: u32,
+    first: u64,
+    seed: u32,
+}
+
+impl Group {
+    /// Starts anew, with the memory it has: where the segment's checksums and its indexes are.
+    pub(super) fn begin(&mut self, seed: u32, first: u64) {
+        self.bytes.clear();
+        (self.records, self.first, self.seed) = (0, first, seed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_batch_says_so_and_is_unchanged() {
+        let payload = [7; MAX_PAYLOAD];
+        let reading = ReadingRef {
+            device: "d",
+            session: 0,
+            sequence: 0,
+            channel: 0,
+            time_ms: 0,
+            payload: &payload,
+        };
+        let mut batch = Batch::new();
+        while batch.push(&reading) {}
+        assert_eq!((batch.len(), batch.bytes()), (123, 123 * (RECORD_HEAD + 1 + MAX_PAYLOAD)));
+        batch.clear();
+        assert!(batch.is_empty() && batch.push(&reading));
+    }
+}

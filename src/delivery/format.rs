@@ -1,0 +1,268 @@
+//! The bytes of a segment: its header and its records. Owns the layout and the limits; does no
+//! I/O, and takes every byte it decodes as hostile.
+
+use super::error::Damage;
+
+/// The longest name of a device, in bytes.
+pub const MAX_DEVICE: usize = 64;
+/// The largest payload of a reading, in bytes.
+pub const MAX_PAYLOAD: usize = 1024;
+
+/// Where records begin: the header keeps a page to itself, so that no commit rewrites it.
+pub(super) const DATA_START: u64 = 4096;
+/// The fixed part of a record.
+pub(super) const RECORD_HEAD: usize = 40;
+/// The longest record.
+pub(super) const MAX_RECORD: usize = RECORD_HEAD + MAX_DEVICE + MAX_PAYLOAD;
+/// The encoded header, without the rest of its page.
+pub(super) const HEADER_LEN: usize = 64;
+/// The largest segment.
+pub(super) const MAX_SEGMENT_BYTES: u64 = 1 << 32;
+
+const MAGIC: [u8; 8] = *b"duetspol";
+const VERSION: u32 = 1;
+
+/// A reading as a shard hands it in and as a reader gets it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadingRef<'a> {
+    /// The device's name, 1 to [`MAX_DEVICE`] bytes.
+    pub device: &'a str,
+    /// The device's session.
+    pub session: u32,
+    /// The record's number in the session. With device and session: the reading's identity.
+    pub sequence: u32,
+    /// The device's channel.
+    pub channel: u16,
+    /// When the gateway received it, in milliseconds since 1970 UTC.
+    pub time_ms: u64,
+    /// At most [`MAX_PAYLOAD`] bytes.
+    pub payload: &'a [u8],
+}
+
+/// A reading in the spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// Its place in the spool: rises by one with every record, across segments and restarts.
+    pub index: u64,
+    /// The index of the first record of its group, that is of its commit.
+    pub group: u64,
+    /// What was stored.
+    pub reading: ReadingRef<'a>,
+}
+
+/// What a segment says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) first_index: u64,
+    pub(super) size: u64,
+    pub(super) salt: u64,
+}
+
+impl Header {
+    pub(super) fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut out = [0; HEADER_LEN];
+        out[..8].copy_from_slice(&MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[16..24].copy_from_slice(&self.first_index.to_le_bytes());
+        out[24..32].copy_from_slice(&self.size.to_le_bytes());
+        out[32..40].copy_from_slice(&self.salt.to_le_bytes());
+        let crc = crc32c::crc32c(&out[..60]);
+        out[60..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, Damage> {
+        let mut fields = Fields(bytes);
+        let parsed = (|| {
+            let magic = fields.take::<8>()?;
+            let version = fields.u32()?;
+            let _zero = fields.u32()?;
+            let header =
+                Self { first_index: fields.u64()?, size: fields.u64()?, salt: fields.u64()? };
+            Some((magic, version, header))
+        })();
+        let (magic, version, header) = parsed.ok_or(Damage::Header)?;
+        let (covered, crc) = bytes.split_last_chunk::<4>().ok_or(Damage::Header)?;
+        if magic != MAGIC || crc32c::crc32c(covered) != u32::from_le_bytes(*crc) {
+            return Err(Damage::Header);
+        }
+        if version != VERSION {
+            return Err(Damage::Version(version));
+        }
+        if header.size <= DATA_START || header.size > MAX_SEGMENT_BYTES {
+            return Err(Damage::Header);
+        }
+        Ok(header)
+    }
+
+    /// The checksum every record of this segment starts from.
+    pub(super) fn seed(&self) -> u32 {
+        crc32c::crc32c(&self.salt.to_le_bytes())
+    }
+}
+
+/// Appends a reading without index, position and checksum: [`seal_record`] adds them.
+/// The caller has checked the limits.
+pub(super) fn encode_record(out: &mut Vec<u8>, reading: &ReadingRef<'_>) {
+    let length = RECORD_HEAD + reading.device.len() + reading.payload.len();
+    assert!(length <= MAX_RECORD, "limits are checked by Batch::push");
+    let mut head = [0; RECORD_HEAD];
+    #[expect(clippy::cast_possible_truncation, reason = "asserted above: at most MAX_RECORD")]
+    head[..4].copy_from_slice(&(length as u32).to_le_bytes());
+    head[20..24].copy_from_slice(&reading.session.to_le_bytes());
+    head[24..28].copy_from_slice(&reading.sequence.to_le_bytes());
+    head[28..36].copy_from_slice(&reading.time_ms.to_le_bytes());
+    head[36..38].copy_from_slice(&reading.channel.to_le_bytes());
+    #[expect(clippy::cast_possible_truncation, reason = "at most MAX_DEVICE")]
+    let device_len = reading.device.len() as u8;
+    head[38] = device_len;
+    out.extend_from_slice(&head);
+    out.extend_from_slice(reading.device.as_bytes());
+    out.extend_from_slice(reading.payload);
+}
+
+/// Gives the record at the head of `bytes` its place and its checksum; returns its length.
+/// Only for bytes that [`encode_record`] wrote.
+pub(super) fn seal_record(bytes: &mut [u8], seed: u32, index: u64, position: u32) -> usize {
+    let length = bytes.first_chunk::<4>().map_or(0, |length| u32::from_le_bytes(*length)) as usize;
+    assert!((RECORD_HEAD..=MAX_RECORD).contains(&length), "sealed what was not encoded");
+    let record = &mut bytes[..length];
+    record[8..16].copy_from_slice(&index.to_le_bytes());
+    record[16..20].copy_from_slice(&position.to_le_bytes());
+    let crc = checksum(seed, record);
+    record[4..8].copy_from_slice(&crc.to_le_bytes());
+    length
+}
+
+/// Decodes the record at the head of `bytes` and returns it with its length. `None`: nothing was
+/// written here (a zero length, or no room for one).
+pub(super) fn decode_record(
+    bytes: &[u8],
+    seed: u32,
+) -> Result<Option<(Record<'_>, usize)>, Damage> {
+    let Some(length) = bytes.first_chunk::<4>().map(|length| u32::from_le_bytes(*length) as usize)
+    else {
+        return Ok(None);
+    };
+    if length == 0 {
+        return Ok(None);
+    }
+    if !(RECORD_HEAD..=MAX_RECORD).contains(&length) {
+        return Err(Damage::Length);
+    }
+    let record = bytes.get(..length).ok_or(Damage::Length)?;
+    let mut fields = Fields(&record[4..]);
+    if fields.u32() != Some(checksum(seed, record)) {
+        return Err(Damage::Checksum);
+    }
+    decode_fields(fields).map(|record| Some((record, length))).ok_or(Damage::Fields)
+}
+
+/// What a search looks at before it pays for a checksum: the index, where the length is possible.
+pub(super) fn plausible_index(bytes: &[u8]) -> Option<u64> {
+    let mut fields = Fields(bytes);
+    let length = fields.u32()? as usize;
+    let _crc = fields.u32()?;
+    (RECORD_HEAD..=MAX_RECORD).contains(&length).then(|| fields.u64()).flatten()
+}
+
+fn decode_fields(mut fields: Fields<'_>) -> Option<Record<'_>> {
+    let index = fields.u64()?;
+    let position = fields.u32()?;
+    let session = fields.u32()?;
+    let sequence = fields.u32()?;
+    let time_ms = fields.u64()?;
+    let channel = u16::from_le_bytes(fields.take()?);
+    let [device_len, zero] = fields.take()?;
+    let (device, payload) = fields.0.split_at_checked(usize::from(device_len))?;
+    let whole = zero == 0
+        && !device.is_empty()
+        && device.len() <= MAX_DEVICE
+        && payload.len() <= MAX_PAYLOAD;
+    let device = std::str::from_utf8(device).ok().filter(|_| whole)?;
+    let group = index.checked_sub(u64::from(position))?;
+    let reading = ReadingRef { device, session, sequence, channel, time_ms, payload };
+    Some(Record { index, group, reading })
+}
+
+/// Of the length and everything after the checksum's own place.
+fn checksum(seed: u32, record: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(seed, &record[..4]), &record[8..])
+}
+
+/// Little-endian fields, taken from the front.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (field, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*field)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READING: ReadingRef<'_> = ReadingRef {
+        device: "pump-7",
+        session: 1,
+        sequence: 2,
+        channel: 3,
+        time_ms: 4,
+        payload: b"21.5",
+    };
+
+    fn sealed(seed: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode_record(&mut bytes, &READING);
+        assert_eq!(seal_record(&mut bytes, seed, 9, 2), bytes.len());
+        bytes
+    }
+
+    #[test]
+    fn a_record_comes_back() {
+        let bytes = sealed(5);
+        let (record, length) = decode_record(&bytes, 5).unwrap().unwrap();
+        assert_eq!(
+            (record, length),
+            (Record { index: 9, group: 7, reading: READING }, bytes.len())
+        );
+        assert_eq!(decode_record(&bytes, 6), Err(Damage::Checksum), "another segment's record");
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_noticed() {
+        let whole = sealed(5);
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_record(&bytes, 5).is_err(), "bit {bit}");
+        }
+        for length in 4..whole.len() {
+            assert_eq!(decode_record(&whole[..length], 5), Err(Damage::Length));
+        }
+        assert_eq!(decode_record(&whole[..3], 5), Ok(None));
+    }
+
+    #[test]
+    fn a_header_comes_back_and_every_flipped_bit_is_noticed() {
+        let header = Header { first_index: 77, size: 1 << 20, salt: 0x0123_4567_89ab_cdef };
+        let bytes = header.encode();
+        assert_eq!(Header::decode(&bytes), Ok(header));
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(Header::decode(&flipped).is_err(), "bit {bit}");
+        }
+    }
+}

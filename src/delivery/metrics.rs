@@ -1,0 +1,43 @@
+//! Every metric of the spool, named and described in one place. The recorder is the caller's.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+/// Records made durable.
+pub const RECORDS: &str = "duet_spool_records_total";
+/// Bytes made durable, record heads included.
+pub const BYTES: &str = "duet_spool_bytes_total";
+/// Readings the spool did not take, by `reason`: [`QUEUE`], [`FULL`], [`FAILED`].
+pub const REFUSED: &str = "duet_spool_refused_total";
+/// Seconds one group took from its write to its durability.
+pub const COMMIT_SECONDS: &str = "duet_spool_commit_seconds";
+/// Records in one group.
+pub const BATCH_RECORDS: &str = "duet_spool_batch_records";
+/// Bytes the segments take on disk.
+pub const DISK_BYTES: &str = "duet_spool_disk_bytes";
+/// The index after the last durable record.
+pub const DURABLE_INDEX: &str = "duet_spool_durable_index";
+/// Whether the spool works: 1, or 0 after a failed write or sync.
+pub const HEALTHY: &str = "duet_spool_healthy";
+
+/// Refused since too many batches were queued already.
+pub const QUEUE: &str = "queue";
+/// Refused since the spool may not grow further.
+pub const FULL: &str = "full";
+/// Refused since the spool has failed.
+pub const FAILED: &str = "failed";
+
+/// Tells the installed recorder what the spool's metrics mean.
+pub fn describe() {
+    describe_counter!(RECORDS, Unit::Count, "records made durable");
+    describe_counter!(BYTES, Unit::Bytes, "bytes made durable");
+    describe_counter!(
+        REFUSED,
+        Unit::Count,
+        "batches or groups refused and not acknowledged, by reason"
+    );
+    describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "time of one group's write and sync");
+    describe_histogram!(BATCH_RECORDS, Unit::Count, "records in one group");
+    describe_gauge!(DISK_BYTES, Unit::Bytes, "size of all segments on disk");
+    describe_gauge!(DURABLE_INDEX, Unit::Count, "index after the last durable record");
+    describe_gauge!(HEALTHY, "1 while the spool works, 0 after a failed write or sync");
+}

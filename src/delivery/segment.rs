@@ -1,0 +1,223 @@
+//! Segments as files: their names, their creation, the lock on the directory. Owns the order of
+//! writes, syncs and renames that makes a segment exist whole or not at all; knows no records.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::error::{Damage, SpoolError};
+use super::format::{HEADER_LEN, Header};
+
+const SPARE: &str = "spool-spare.tmp";
+const LOCK: &str = "spool.lock";
+/// One write of zeros.
+const ZEROS: usize = 1 << 20;
+/// Zeros between two syncs: bounded, so that a commit never queues behind a whole segment.
+const SYNC_EVERY: u64 = 4 << 20;
+
+/// A segment in the directory, by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) first_index: u64,
+    pub(super) path: PathBuf,
+}
+
+pub(super) fn file_name(first_index: u64) -> String {
+    format!("spool-{first_index:016x}.log")
+}
+
+/// The segments of a spool, oldest first. Files with other names are none of ours.
+pub(super) fn list(dir: &Path) -> Result<Vec<Entry>, SpoolError> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(dir).map_err(SpoolError::io("listing", dir))? {
+        let path = entry.map_err(SpoolError::io("listing", dir))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if let Some(first_index) = name.and_then(parse_name) {
+            entries.push(Entry { first_index, path });
+        }
+    }
+    entries.sort_unstable_by_key(|entry| entry.first_index);
+    Ok(entries)
+}
+
+/// The oldest segment younger than the one that begins with `index`.
+pub(super) fn successor(dir: &Path, index: u64) -> Result<Option<Entry>, SpoolError> {
+    Ok(list(dir)?.into_iter().find(|entry| entry.first_index > index))
+}
+
+fn parse_name(name: &str) -> Option<u64> {
+    let index = u64::from_str_radix(name.strip_prefix("spool-")?.strip_suffix(".log")?, 16).ok()?;
+    (file_name(index) == name).then_some(index)
+}
+
+/// Opens a segment for reading and checks its header.
+pub(super) fn open(entry: &Entry) -> Result<(File, Header), SpoolError> {
+    let path = &entry.path;
+    let file = File::open(path).map_err(SpoolError::io("opening", path))?;
+    let mut bytes = [0; HEADER_LEN];
+    let damaged = |damage| SpoolError::Damaged { path: path.clone(), offset: 0, damage };
+    match file.read_exact_at(&mut bytes, 0) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return Err(damaged(Damage::Header));
+        }
+        other => other.map_err(SpoolError::io("reading", path))?,
+    }
+    let header = Header::decode(&bytes).map_err(damaged)?;
+    if header.first_index != entry.first_index {
+        return Err(damaged(Damage::Name));
+    }
+    Ok((file, header))
+}
+
+/// Makes a file of zeros that is durable in all but its name. What fails is removed again, so
+/// that a full disk is not fuller for the attempt. `Ok(None)`: cancelled.
+pub(super) fn prepare(
+    dir: &Path,
+    size: u64,
+    cancel: &AtomicBool,
+) -> Result<Option<PathBuf>, SpoolError> {
+    let path = dir.join(SPARE);
+    let write = || {
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
+        let complete = write_zeros(&file, 0, size, cancel)?;
+        file.sync_all()?;
+        Ok(complete)
+    };
+    match write() {
+        Ok(true) => Ok(Some(path)),
+        Ok(false) => Ok(None),
+        Err(source) => {
+            let _ = fs::remove_file(&path);
+            Err(SpoolError::Io { action: "writing a new segment in advance,", path, source })
+        }
+    }
+}
+
+/// Writes zeros from `from` to `to`, syncing as it goes. `false`: cancelled.
+pub(super) fn write_zeros(
+    file: &File,
+    from: u64,
+    to: u64,
+    cancel: &AtomicBool,
+) -> io::Result<bool> {
+    let zeros = vec![0; ZEROS];
+    let mut at = from;
+    while at < to {
+        if cancel.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let length = usize::try_from(to - at).map_or(ZEROS, |left| left.min(ZEROS));
+        file.write_all_at(&zeros[..length], at)?;
+        at += length as u64;
+        if (at - from).is_multiple_of(SYNC_EVERY) {
+            file.sync_data()?;
+        }
+    }
+    Ok(true)
+}
+
+/// Turns a prepared file into the segment that begins with `first_index`. The name appears only
+/// once everything under it is durable.
+pub(super) fn adopt(
+    dir: &Path,
+    spare: &Path,
+    first_index: u64,
+    size: u64,
+) -> Result<(PathBuf, Header), SpoolError> {
+    let salt = getrandom::u64()
+        .map_err(io::Error::from)
+        .map_err(SpoolError::io("drawing a random salt for", spare))?;
+    let header = Header { first_index, size, salt };
+    let write = || {
+        let file = OpenOptions::new().write(true).open(spare)?;
+        file.write_all_at(&header.encode(), 0)?;
+        file.sync_all()
+    };
+    write().map_err(SpoolError::io("writing the header of", spare))?;
+    let path = dir.join(file_name(first_index));
+    fs::rename(spare, &path).map_err(SpoolError::io("naming a new segment", &path))?;
+    sync_dir(dir)?;
+    Ok((path, header))
+}
+
+/// Removes what an earlier run had prepared.
+pub(super) fn remove_spare(dir: &Path) -> Result<(), SpoolError> {
+    let path = dir.join(SPARE);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(SpoolError::io("removing", &path)),
+    }
+}
+
+pub(super) fn sync_dir(dir: &Path) -> Result<(), SpoolError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(SpoolError::io("syncing directory", dir))
+}
+
+/// Creates the directory where it is missing, durably.
+pub(super) fn create_dir(dir: &Path) -> Result<(), SpoolError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir).map_err(SpoolError::io("creating directory", dir))?;
+    match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+        _ => sync_dir(Path::new(".")),
+    }
+}
+
+/// The right to write to a directory, for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    pub(super) fn take(dir: &Path) -> Result<Self, SpoolError> {
+        let path = dir.join(LOCK);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(SpoolError::io("opening", &path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(SpoolError::Locked { dir: dir.to_owned(), holder: read_pid(&file) });
+            }
+            Err(TryLockError::Error(source)) => {
+                return Err(SpoolError::io("locking", &path)(source));
+            }
+        }
+        let write = |file: &mut File| {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "{}", std::process::id())
+        };
+        write(&mut file).map_err(SpoolError::io("writing", &path))?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn read_pid(file: &File) -> Option<u32> {
+    let mut text = String::new();
+    file.take(16).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_exact_names_are_segments() {
+        assert_eq!(parse_name(&file_name(0xabc)), Some(0xabc));
+        for name in ["spool-abc.log", "spool-0000000000000ABC.log", "spool-spare.tmp", "spool.lock"]
+        {
+            assert_eq!(parse_name(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The spool through its public face: what was answered durable is there, whatever happened.
+#![allow(clippy::unwrap_used, reason = "a test's helpers may")]
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc;
+
+use duet::delivery::{
+    Batch, Durability, Filter, Reader, ReadingRef, Spool, SpoolConfig, SpoolError, cat, verify,
+};
+
+fn config(dir: &Path) -> SpoolConfig {
+    SpoolConfig { dir: dir.join("spool"), segment_bytes: 256 * 1024, max_bytes: 64 << 20 }
+}
+
+/// Stores `count` readings in one batch and waits for the answer.
+fn store(spool: &Spool, session: u32, count: u32) -> Durability {
+    let mut batch = Batch::new();
+    for sequence in 0..count {
+        let reading = ReadingRef {
+            device: "meter-1",
+            session,
+            sequence,
+            channel: 3,
+            time_ms: 1_800_000_000_123,
+            payload: b"21.5",
+        };
+        assert!(batch.push(&reading));
+    }
+    let (done, answer) = mpsc::channel();
+    let report = Box::new(move |_, durability| done.send(durability).unwrap());
+    assert!(spool.submitter().submit(batch, report).is_ok());
+    answer.recv().unwrap()
+}
+
+#[test]
+fn readings_come_back_in_order_over_restarts_and_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..4 {
+        let spool = Spool::start(config(dir.path())).unwrap();
+        for i in 0..10 {
+            assert_eq!(store(&spool, round * 10 + i, 200), Durability::Durable);
+        }
+        assert!(spool.is_healthy());
+        spool.shutdown().unwrap();
+    }
+    let mut reader = Reader::open(&config(dir.path()).dir).unwrap();
+    let mut expected = 0;
+    while let Some(record) = reader.read().unwrap() {
+        assert_eq!(record.index, u64::from(expected));
+        assert_eq!(
+            (record.reading.session, record.reading.sequence),
+            (expected / 200, expected % 200)
+        );
+        expected += 1;
+    }
+    assert_eq!(expected, 8_000);
+    let segments = fs::read_dir(config(dir.path()).dir).unwrap().count();
+    assert!(segments > 2, "8,000 readings need more than one segment of 256 KiB");
+}
+
+#[test]
+fn a_tail_cut_anywhere_leaves_whole_groups_and_takes_new_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    assert_eq!(store(&spool, 1, 3), Durability::Durable);
+    assert_eq!(store(&spool, 2, 1), Durability::Durable);
+    spool.shutdown().unwrap();
+    let file = config(dir.path()).dir.join("spool-0000000000000000.log");
+    let whole = fs::read(&file).unwrap();
+    let record = 40 + 7 + 4;
+    let end = 4096 + 4 * record;
+    assert!(whole[end..].iter().all(|byte| *byte == 0));
+    for cut in 4096 + 3 * record..end {
+        let mut torn = whole.clone();
+        torn[cut..].fill(0);
+        fs::write(&file, torn).unwrap();
+        let spool = Spool::start(config(dir.path())).unwrap();
+        assert_eq!(spool.recovery.tail_records, 3, "cut at {cut}");
+        assert_eq!(store(&spool, 9, 1), Durability::Durable);
+        spool.shutdown().unwrap();
+        assert_eq!(verify(&config(dir.path()).dir).unwrap(), 4);
+    }
+}
+
+#[test]
+fn damage_in_the_middle_is_named_and_nothing_is_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    store(&spool, 1, 2);
+    store(&spool, 2, 2);
+    spool.shutdown().unwrap();
+    let file = config(dir.path()).dir.join("spool-0000000000000000.log");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[4096 + 45] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let refused = Spool::start(config(dir.path())).err().unwrap();
+    assert!(matches!(refused, SpoolError::Damaged { offset: 4096, .. }), "{refused}");
+    assert_eq!(fs::read(&file).unwrap(), bytes);
+    assert!(verify(&config(dir.path()).dir).is_err());
+}
+
+#[test]
+fn two_gateways_cannot_share_a_spool_and_a_full_one_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = SpoolConfig { max_bytes: 256 * 1024, ..config(dir.path()) };
+    let spool = Spool::start(small.clone()).unwrap();
+    let second = Spool::start(small).err().unwrap();
+    assert!(second.to_string().contains(&std::process::id().to_string()), "{second}");
+    let mut durable = 0;
+    while store(&spool, durable, 1_000) == Durability::Durable {
+        durable += 1;
+        assert!(durable < 10);
+    }
+    assert!(spool.is_healthy(), "full is not broken");
+    spool.shutdown().unwrap();
+    assert_eq!(verify(&config(dir.path()).dir).unwrap(), u64::from(durable) * 1_000);
+}
+
+#[test]
+fn readings_print_as_json_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    store(&spool, 0xabcd, 2);
+    spool.shutdown().unwrap();
+    let mut out = Vec::new();
+    let filter = Filter { from: 1, device: Some("meter-1".into()) };
+    assert_eq!(cat(&config(dir.path()).dir, &filter, &mut out).unwrap(), 1);
+    let line = String::from_utf8(out).unwrap();
+    let expected = concat!(
+        r#"{"index":1,"device":"meter-1","session":"0000abcd","sequence":1,"channel":3,"#,
+        r#""time":"2027-01-15T08:00:00.123Z","payload":"32312e35","text":"21.5"}"#,
+        "\n"
+    );
+    assert_eq!(line, expected);
+}
