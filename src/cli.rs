@@ -15,6 +15,7 @@ mod control;
 mod device;
 mod init;
 mod run;
+mod spool;
 mod talk;
 
 /// Where `--state` points if it is not given.
@@ -64,6 +65,8 @@ enum Command {
     /// Send a command to a connected device and print its result
     #[command(name = "command")]
     Send(talk::SendCommand),
+    #[command(subcommand)]
+    Spool(spool::Spool),
     /// Show how the running gateway is; exit code 1 if something is wrong
     Status(talk::ShowStatus),
 }
@@ -127,6 +130,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         }
         Command::Device(device) => device.run(&place),
         Command::Send(command) => command.run(&place.state()?),
+        Command::Spool(spool) => spool.run(&place),
         Command::Status(status) => status.run(&place.state()?),
     }
 }

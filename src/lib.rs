@@ -19,5 +19,6 @@ pub mod identity;
 pub mod mailbox;
 pub mod registry;
 pub mod ring;
+pub mod server;
 pub mod shard;
 pub mod transport;

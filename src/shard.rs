@@ -11,10 +11,12 @@ mod session;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::{DeviceId, Gateway};
-use duet_protocol::message::{Down, Up};
+use duet_protocol::message::{Down, PAYLOAD_MAX, Up};
 use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
 use duet_protocol::record::{Cipher, scrub_stack};
@@ -23,8 +25,11 @@ use duet_protocol::responder::{Claim, Opened, Proven};
 use duet_protocol::schedule::{self, Grant};
 use duet_protocol::wire::{Hello, Kind, Reset, SessionId, UpHeader};
 
+use tokio::sync::oneshot;
+
 use self::engine::Engine;
 use self::session::{Pending, Session};
+use crate::admin::CommandError;
 use crate::registry::{Device, View};
 use crate::transport::{Handler, Now, Path, StreamId, Transmit};
 
@@ -36,6 +41,8 @@ const FRESH_JUMP_MAX: u64 = 1 << 40;
 const CHALLENGE_US: u64 = 30_000_000;
 /// The most hellos that wait for one turn's batch.
 const HELLOS_MAX: usize = 512;
+/// The most commands that wait for their results.
+const COMMANDS_MAX: usize = 4_096;
 /// The most RESETs a second.
 const RESETS_PER_S: u32 = 10_000;
 
@@ -66,6 +73,45 @@ pub struct Settings {
     pub lifetime_s: u32,
     /// The most sessions, pending ones included.
     pub sessions_max: usize,
+    /// Where it tells other threads how many sessions it has.
+    pub gauges: Arc<Gauges>,
+}
+
+/// What a shard tells of itself: it alone writes here.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    /// Confirmed sessions.
+    pub sessions: AtomicU64,
+    /// Sessions that wait for their first record.
+    pub pending: AtomicU64,
+}
+
+/// A command on its way to a connected device.
+pub struct Command {
+    /// To whom.
+    pub device: DeviceId,
+    /// What to do, at most [`PAYLOAD_MAX`](duet_protocol::message::PAYLOAD_MAX) bytes.
+    pub payload: Vec<u8>,
+    /// How long to wait for the result.
+    pub timeout: Duration,
+    /// Who waits: for the status byte and the output behind it.
+    pub answer: oneshot::Sender<Result<Vec<u8>, CommandError>>,
+}
+
+impl Command {
+    /// Tells whoever waits that nothing comes.
+    pub fn refuse(self, error: CommandError) {
+        // Nobody may be waiting any more, which is fine.
+        let _ = self.answer.send(Err(error));
+    }
+}
+
+/// A command that is out.
+struct Sent {
+    command: Command,
+    session: SessionId,
+    until_us: u64,
+    resend_us: u64,
 }
 
 /// A reading that a device sent, decrypted and authentic.
@@ -100,6 +146,8 @@ pub enum Mail {
     Durable(Vec<(SessionId, u32)>),
     /// This device may no longer be connected.
     Revoked(DeviceId),
+    /// A connected device is to do something.
+    Command(Command),
     /// End every session and finish.
     Drain,
 }
@@ -145,6 +193,8 @@ pub struct Shard<E, S> {
     hellos: Vec<(Path, Hello)>,
     readings: Vec<Reading>,
     acking: Vec<SessionId>,
+    commands: HashMap<u32, Sent>,
+    next_command: u32,
     out: VecDeque<(Path, Vec<u8>)>,
     closing: VecDeque<StreamId>,
     next_sweep_us: u64,
@@ -169,6 +219,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             hellos: Vec::new(),
             readings: Vec::new(),
             acking: Vec::new(),
+            commands: HashMap::new(),
+            next_command: u32::from_be_bytes(random()),
             out: VecDeque::new(),
             closing: VecDeque::new(),
             next_sweep_us: 0,
@@ -193,6 +245,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 
     fn handle(&mut self, now: Now, path: Path, bytes: &[u8]) {
         let handled = match Kind::of(bytes) {
+            Ok(Kind::Hello) if self.draining => Err(DropReason::HelloQueueFull),
             Ok(Kind::Hello) => self.handle_hello(path, bytes),
             Ok(Kind::Up) => self.handle_record(now, path, bytes),
             Ok(_) => Err(DropReason::Kind),
@@ -237,7 +290,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let up = Up::decode(text);
         if place == Place::Repeated {
             // Its acknowledgement may have been lost: it is given again, the reading is not.
-            if let Ok(Up::Reading { confirm: true, .. }) = up {
+            let durable = session.stored.place(header.sequence) == Place::Repeated;
+            if durable && let Ok(Up::Reading { confirm: true, .. }) = up {
                 session.acks.push(header.sequence);
                 self.acking.push(id);
             }
@@ -268,10 +322,82 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                     self.out.push_back((path, pong));
                 }
             }
-            Up::Result { .. } => {}
+            Up::Result { command, status, payload } => {
+                if self.commands.get(&command).is_some_and(|sent| sent.session == id)
+                    && let Some(sent) = self.commands.remove(&command)
+                {
+                    let result = [&[status], payload].concat();
+                    // Nobody may be waiting any more, which is fine.
+                    let _ = sent.command.answer.send(Ok(result));
+                }
+            }
             Up::Close => self.end(id),
         }
         Ok(())
+    }
+
+    fn handle_command(&mut self, now: Now, command: Command) {
+        if command.payload.len() > PAYLOAD_MAX {
+            return command.refuse(CommandError::TooLong);
+        }
+        let live = self.contacts.get(&command.device).and_then(|contact| contact.live);
+        let Some(session) = live else { return command.refuse(CommandError::NotConnected) };
+        if self.commands.len() >= COMMANDS_MAX {
+            return command.refuse(CommandError::Busy);
+        }
+        let number = self.next_command;
+        self.next_command = number.wrapping_add(1);
+        let timeout = u64::try_from(command.timeout.as_micros()).unwrap_or(u64::MAX);
+        let until_us = now.mono_us.saturating_add(timeout);
+        self.commands.insert(number, Sent { command, session, until_us, resend_us: now.mono_us });
+    }
+
+    /// Sends what is due, and again each second until its result or its time is there.
+    fn send_commands(&mut self, now: Now) {
+        let over: Vec<u32> = self
+            .commands
+            .iter()
+            .filter(|(_, sent)| sent.until_us <= now.mono_us)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in over {
+            if let Some(sent) = self.commands.remove(&number) {
+                sent.command.refuse(CommandError::TimedOut);
+            }
+        }
+        for (number, sent) in &mut self.commands {
+            if sent.resend_us > now.mono_us {
+                continue;
+            }
+            sent.resend_us = now.mono_us + 1_000_000;
+            if let Some(session) = self.sessions.get_mut(&sent.session) {
+                let path = session.path;
+                let down = Down::Command { command: *number, payload: &sent.command.payload };
+                if let Some(message) = session.seal(sent.session, down) {
+                    self.out.push_back((path, message));
+                }
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let pending = self.sessions.values().filter(|session| session.pending.is_some()).count();
+        let gauges = &self.settings.gauges;
+        gauges.pending.store(pending as u64, Ordering::Relaxed);
+        gauges.sessions.store((self.sessions.len() - pending) as u64, Ordering::Relaxed);
+        let shard = self.settings.index.to_string();
+        for (reason, count) in DropReason::ALL.iter().zip(self.counts.drops) {
+            if count > 0 {
+                let labels = [("reason", reason.label().to_owned()), ("shard", shard.clone())];
+                metrics::counter!("duet_drops_total", &labels).absolute(count);
+            }
+        }
+        let Counts { accepts, confirmed, readings, resets, .. } = self.counts;
+        metrics::counter!("duet_accepts_total", "shard" => shard.clone()).absolute(accepts);
+        metrics::counter!("duet_sessions_confirmed_total", "shard" => shard.clone())
+            .absolute(confirmed);
+        metrics::counter!("duet_readings_total", "shard" => shard.clone()).absolute(readings);
+        metrics::counter!("duet_resets_total", "shard" => shard).absolute(resets);
     }
 
     fn reset(&mut self, path: Path, id: SessionId, record: &[u8]) -> DropReason {
@@ -397,6 +523,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                     down: Cipher::new(&keys.down),
                     next_down: 0,
                     window: ReplayWindow::new(),
+                    stored: ReplayWindow::new(),
                     path,
                     pending: Some(Box::new(Pending { hello, accept, fresh, challenged })),
                     since_us: now.mono_us,
@@ -533,6 +660,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let ended: Vec<_> =
             self.sessions.iter().filter(|(_, s)| over(s)).map(|(id, _)| *id).collect();
         ended.into_iter().for_each(|id| self.end(id));
+        self.publish();
     }
 
     fn close_session(&mut self, id: SessionId) {
@@ -599,11 +727,12 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
 
     fn handle_stream_closed(&mut self, _: Now, _: StreamId) {}
 
-    fn handle_mail(&mut self, _: Now, mail: Mail) {
+    fn handle_mail(&mut self, now: Now, mail: Mail) {
         match mail {
             Mail::Durable(readings) => {
                 for (id, sequence) in readings {
                     if let Some(session) = self.sessions.get_mut(&id) {
+                        session.stored.take(sequence);
                         session.acks.push(sequence);
                         self.acking.push(id);
                     }
@@ -617,10 +746,12 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
                     .chain(contact.pending)
                     .for_each(|id| self.close_session(id));
             }
+            Mail::Command(command) => self.handle_command(now, command),
             Mail::Drain => {
                 self.draining = true;
                 let all: Vec<_> = self.sessions.keys().copied().collect();
                 all.into_iter().for_each(|id| self.close_session(id));
+                self.publish();
             }
         }
     }
@@ -637,6 +768,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
                 self.out.extend(acks.into_iter().map(|ack| (path, ack)));
             }
         }
+        self.send_commands(now);
         self.sweep(now);
     }
 
@@ -651,7 +783,8 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     }
 
     fn poll_timeout(&self) -> Option<u64> {
-        Some(self.next_sweep_us)
+        let command = self.commands.values().map(|sent| sent.resend_us.min(sent.until_us)).min();
+        Some(command.map_or(self.next_sweep_us, |due| due.min(self.next_sweep_us)))
     }
 
     fn is_finished(&self) -> bool {

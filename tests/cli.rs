@@ -78,7 +78,7 @@ impl Scratch {
 
     fn run(&self) -> Gateway {
         let mut child = self
-            .command(&["run", "--metrics", "127.0.0.1:0"])
+            .command(&["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

@@ -66,6 +66,7 @@ impl World {
             pending_us: 10_000_000,
             lifetime_s: 86_400,
             sessions_max: 100,
+            gauges: std::sync::Arc::default(),
         };
         Shard::new(settings, registry.view().unwrap(), OneByOne, stored)
     }
@@ -281,4 +282,37 @@ fn close_and_revocation_end_sessions() {
     world.settle(&mut device);
     assert!(!device.is_open());
     assert_eq!(world.shard.counts.drops[DropReason::Proof as usize], 1);
+}
+
+#[test]
+fn a_reading_that_is_not_durable_is_never_acknowledged_however_often_it_comes() {
+    let mut world = World::new();
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let mut device = world.device(1, profile, Transport::Datagram);
+    device.open(world.now.mono_us);
+    world.settle(&mut device);
+    device.send_reading(world.now.mono_us, 1, b"x", true).unwrap();
+    let from = "192.0.2.1:4000".parse().unwrap();
+    let mut out = [0; MESSAGE_MAX];
+    for _ in 0..3 {
+        let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+        world.shard.handle_datagram(world.now, from, &out[..len]);
+        world.shard.handle_turn(world.now);
+        assert!(world.shard.poll_transmit(&mut out).is_none());
+        world.pass(8_000_000);
+    }
+    let stored = world.stored.0.borrow().clone();
+    assert_eq!(stored.len(), 1, "and stored once");
+    world
+        .shard
+        .handle_mail(world.now, Mail::Durable(vec![(stored[0].session, stored[0].sequence)]));
+    world.shard.handle_turn(world.now);
+    assert!(world.shard.poll_transmit(&mut out).is_some());
+    // The acknowledgement is lost; the next repetition draws another one.
+    let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+    world.shard.handle_datagram(world.now, from, &out[..len]);
+    world.shard.handle_turn(world.now);
+    let sent = world.shard.poll_transmit(&mut out).unwrap();
+    let event = device.handle_message(world.now.mono_us, &mut out[..sent.len]);
+    assert_eq!(event, Ok(Event::Confirmed));
 }

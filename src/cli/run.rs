@@ -3,16 +3,17 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use duet::admin::{self, CommandError, Gateway, Options, Phase, Status};
+use duet::admin::{self, Options};
 use duet::config::Config;
 use duet::identity::{GatewayIdentity, now_s};
 use duet::registry::Registry;
-use duet_protocol::identity::DeviceId;
+use duet::server::Server;
+use duet::shard::GatewayKey;
+use duet_protocol::ec::SecretScalar;
+use duet_protocol::identity::Gateway;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
 
 use super::control::open_patiently;
 
@@ -44,23 +45,47 @@ fn prepare(config: Config) -> Result<Prepared> {
     Ok(Prepared { config, registry, identities })
 }
 
-/// Runs the control plane until a signal comes.
+/// Runs both planes until a signal comes.
 fn serve(prepared: Prepared) -> Result<()> {
     let Prepared { config, registry, identities } = prepared;
     let stop = Stop::listen()?;
     let telemetry = admin::install_telemetry();
-    let gateway = Arc::new(ControlOnly { started: Instant::now(), shards: config.shards });
-    let admin = admin::start(Options::new(&config), Arc::clone(&registry), gateway, telemetry)?;
+    let view = registry.view()?;
+    let mut keys = Vec::new();
+    for (key_id, identity) in &identities {
+        let GatewayIdentity { certificate, secret } = identity;
+        let gateway =
+            Gateway { key_id: *key_id, fingerprint: certificate.fingerprint, key: certificate.key };
+        let Some(secret) = SecretScalar::from_bytes(secret.expose()) else {
+            bail!("key {key_id}: the private key is out of range");
+        };
+        keys.push(GatewayKey { gateway, secret });
+    }
+    let server = Server::start(&config, &keys, &view)?;
+    drop(keys);
+    let options = Options::new(&config);
+    let admin = match admin::start(options, Arc::clone(&registry), server.control(), telemetry) {
+        Ok(admin) => admin,
+        Err(error) => {
+            server.drain()?;
+            return Err(error.into());
+        }
+    };
 
     let mut out = io::stdout();
-    let devices = registry.view()?.len();
     let fingerprint = &identities[0].1.certificate.fingerprint;
+    for warning in &server.warnings {
+        writeln!(io::stderr(), "warning: {warning}")?;
+    }
+    writeln!(out, "listening    {} (UDP and TCP)", server.local)?;
     writeln!(out, "fingerprint  {}", duet::identity::fingerprint_text(fingerprint))?;
-    writeln!(out, "devices      {devices}")?;
+    writeln!(out, "devices      {}", view.len())?;
     writeln!(out, "metrics      http://{}/metrics", admin.http())?;
     writeln!(out, "running")?;
     stop.wait();
+    let drained = server.drain();
     admin.shutdown()?;
+    drained?;
     Ok(writeln!(out, "stopped")?)
 }
 
@@ -88,33 +113,5 @@ impl Stop {
                 _ = self.interrupt.recv() => {}
             }
         });
-    }
-}
-
-/// A gateway with no data plane: the registry, its commands and its metrics.
-struct ControlOnly {
-    started: Instant,
-    shards: usize,
-}
-
-impl Gateway for ControlOnly {
-    fn revoked(&self, _: DeviceId) {}
-
-    fn command(
-        &self,
-        _: DeviceId,
-        _: Vec<u8>,
-        _: Duration,
-    ) -> oneshot::Receiver<Result<Vec<u8>, CommandError>> {
-        let (answer, waiting) = oneshot::channel();
-        // The receiver is right here.
-        let _ = answer.send(Err(CommandError::NotConnected));
-        waiting
-    }
-
-    fn status(&self) -> Status {
-        let shards = self.shards.try_into().unwrap_or(u32::MAX);
-        let uptime_s = self.started.elapsed().as_secs();
-        Status { phase: Phase::Running, uptime_s, ..Status::starting(shards) }
     }
 }

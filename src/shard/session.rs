@@ -26,6 +26,8 @@ pub(super) struct Session {
     pub(super) down: Cipher,
     pub(super) next_down: u32,
     pub(super) window: ReplayWindow,
+    /// Which of the readings that want confirmation are durable.
+    pub(super) stored: ReplayWindow,
     pub(super) path: Path,
     pub(super) pending: Option<Box<Pending>>,
     pub(super) since_us: u64,

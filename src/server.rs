@@ -1,0 +1,257 @@
+//! Starts and ends the data plane: one thread a shard, the spool behind them. It moves no byte
+//! itself.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use duet_protocol::identity::DeviceId;
+use tokio::sync::oneshot;
+
+use crate::admin::{CommandError, Fault, Gateway, Phase, Status};
+use crate::config::Config;
+use crate::delivery::{
+    Batch, Durability, MAX_PAYLOAD, ReadingRef, Spool, SpoolConfig, SpoolError, Submitter,
+};
+use crate::registry::View;
+use crate::shard::engine::OneByOne;
+use crate::shard::{Command, GatewayKey, Gauges, Mail, Reading, Settings, Shard, Sink};
+use crate::transport::{self, Bound, MailSender, TransportError, run_shard};
+
+/// Why the data plane could not start, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Sockets or rings.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The spool.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The kernel has no randomness or no thread to give.
+    #[error("the system refused {0}")]
+    System(&'static str),
+}
+
+/// A running data plane.
+pub struct Server {
+    /// Where it listens: the same port for UDP and TCP.
+    pub local: SocketAddr,
+    /// What went differently than wished, for people.
+    pub warnings: Vec<String>,
+    threads: Vec<JoinHandle<Result<(), TransportError>>>,
+    spool: Spool,
+    control: Arc<Control>,
+}
+
+/// The data plane as the control plane sees it.
+pub struct Control {
+    mail: Mutex<Vec<MailSender<Mail>>>,
+    listen: SocketAddr,
+    started: Instant,
+    shards: u32,
+    view: Arc<View>,
+    draining: AtomicBool,
+    healthy: Arc<AtomicBool>,
+    gauges: Vec<Arc<Gauges>>,
+}
+
+fn sum(gauges: &[Arc<Gauges>], of: impl Fn(&Gauges) -> &AtomicU64) -> u64 {
+    gauges.iter().map(|gauges| of(gauges).load(Ordering::Relaxed)).sum()
+}
+
+/// A shard's readings on their way to the spool, and the spool's answers on their way back.
+struct SpoolSink {
+    submitter: Submitter,
+    mail: MailSender<Mail>,
+}
+
+impl Sink for SpoolSink {
+    fn submit(&mut self, readings: Vec<Reading>) {
+        let mut batch = Batch::new();
+        let mut confirm = Vec::new();
+        for reading in &readings {
+            let record = ReadingRef {
+                device: &reading.device,
+                session: reading.session.0,
+                sequence: reading.sequence,
+                channel: reading.channel,
+                time_ms: reading.time_ms,
+                payload: reading.payload.get(..MAX_PAYLOAD).unwrap_or(&reading.payload),
+            };
+            if !batch.push(&record) {
+                self.hand_over(std::mem::take(&mut batch), std::mem::take(&mut confirm));
+                let fits = batch.push(&record);
+                debug_assert!(fits, "an empty batch takes any reading");
+            }
+            if reading.confirm {
+                confirm.push((reading.session, reading.sequence));
+            }
+        }
+        self.hand_over(batch, confirm);
+    }
+}
+
+impl SpoolSink {
+    fn hand_over(&self, batch: Batch, confirm: Vec<(duet_protocol::wire::SessionId, u32)>) {
+        let mail = self.mail.clone();
+        let done = move |_: Batch, durability| {
+            if durability == Durability::Durable && !confirm.is_empty() {
+                // A shard whose mailbox is full is given no acknowledgement; the device asks again.
+                let _ = mail.try_send(Mail::Durable(confirm));
+            }
+        };
+        // What the spool refuses is counted there and never acknowledged.
+        let _ = self.submitter.submit(batch, Box::new(done));
+    }
+}
+
+impl Server {
+    /// Opens the spool, binds every socket, starts the shards.
+    ///
+    /// # Errors
+    /// [`ServerError`]; then nothing is left running.
+    pub fn start(
+        config: &Config,
+        keys: &[GatewayKey],
+        view: &Arc<View>,
+    ) -> Result<Self, ServerError> {
+        let spool = Spool::start(SpoolConfig {
+            dir: config.spool.dir.clone(),
+            segment_bytes: config.spool.segment_bytes,
+            max_bytes: config.spool.max_bytes,
+        })?;
+        let mut node_key = [0; 32];
+        getrandom::fill(&mut node_key).map_err(|_| ServerError::System("randomness"))?;
+        let settings = transport::Settings {
+            listen: config.listen,
+            shards: config.shards,
+            streams_max: config.limits.max_streams as usize,
+            ..transport::Settings::default()
+        };
+        let Bound { local, shards, mail, warnings, .. } = transport::bind::<Mail>(settings)?;
+        let sessions_max = config.limits.max_sessions as usize / config.shards;
+        let mut threads = Vec::new();
+        let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
+        for (io, own) in shards.into_iter().zip(mail.clone()) {
+            let settings = Settings {
+                keys: keys.to_vec(),
+                node_key,
+                index: io.index(),
+                shards: config.shards,
+                idle_us: u64::from(config.session.idle_timeout_s) * 1_000_000,
+                pending_us: u64::from(config.session.pending_timeout_ms) * 1_000,
+                lifetime_s: config.session.lifetime_s,
+                sessions_max,
+                gauges: Arc::clone(&gauges[io.index()]),
+            };
+            let sink = SpoolSink { submitter: spool.submitter(), mail: own };
+            let view = Arc::clone(view);
+            let thread = std::thread::Builder::new()
+                .name(format!("shard-{}", io.index()))
+                .spawn(move || {
+                    run_shard(io, Shard::new(settings, view, OneByOne, sink)).map(|_| ())
+                })
+                .map_err(|_| ServerError::System("a thread"))?;
+            threads.push(thread);
+        }
+        let control = Arc::new(Control {
+            mail: Mutex::new(mail),
+            listen: local,
+            started: Instant::now(),
+            shards: u32::try_from(config.shards).unwrap_or(u32::MAX),
+            view: Arc::clone(view),
+            draining: AtomicBool::new(false),
+            healthy: spool.health(),
+            gauges,
+        });
+        let warnings = warnings.iter().map(ToString::to_string).collect();
+        Ok(Self { local, warnings, threads, spool, control })
+    }
+
+    /// What the control plane holds.
+    #[must_use]
+    pub fn control(&self) -> Arc<Control> {
+        Arc::clone(&self.control)
+    }
+
+    /// Ends every session, lets the spool finish, joins every thread.
+    ///
+    /// # Errors
+    /// The first thing that went wrong on the way.
+    pub fn drain(self) -> Result<(), ServerError> {
+        self.control.draining.store(true, Ordering::Relaxed);
+        self.control.tell_all(|| Mail::Drain);
+        // The last senders but the spool's completions: what remains ends with the shards.
+        let mut result = Ok(());
+        for thread in self.threads {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => result = Err(error.into()),
+                Err(_) => result = Err(ServerError::System("a shard its peace: it panicked")),
+            }
+        }
+        self.spool.shutdown()?;
+        result
+    }
+}
+
+impl Control {
+    fn tell_all(&self, mail: impl Fn() -> Mail) {
+        let Ok(shards) = self.mail.lock() else { return };
+        for shard in shards.iter() {
+            let mut waiting = mail();
+            // Control mail must arrive; a full mailbox empties within a turn.
+            for _ in 0..1_000 {
+                match shard.try_send(waiting) {
+                    Ok(()) => break,
+                    Err(refused) => waiting = refused,
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+impl Gateway for Control {
+    fn revoked(&self, device: DeviceId) {
+        self.tell_all(|| Mail::Revoked(device));
+    }
+
+    fn command(
+        &self,
+        device: DeviceId,
+        payload: Vec<u8>,
+        timeout: Duration,
+    ) -> oneshot::Receiver<Result<Vec<u8>, CommandError>> {
+        let (answer, waiting) = oneshot::channel();
+        let command = Command { device, payload, timeout, answer };
+        let shard = usize::from(device.slot());
+        if let Ok(mail) = self.mail.lock()
+            && let Err(Mail::Command(refused)) =
+                mail[shard % mail.len()].try_send(Mail::Command(command))
+        {
+            refused.refuse(CommandError::Busy);
+        }
+        waiting
+    }
+
+    fn status(&self) -> Status {
+        let draining = self.draining.load(Ordering::Relaxed);
+        let phase = if draining { Phase::Draining } else { Phase::Running };
+        let healthy = self.healthy.load(Ordering::Relaxed);
+        Status {
+            phase,
+            uptime_s: self.started.elapsed().as_secs(),
+            listen: Some(self.listen),
+            transport: Some(crate::admin::Transport::Uring),
+            sessions: sum(&self.gauges, |gauges| &gauges.sessions),
+            pending: sum(&self.gauges, |gauges| &gauges.pending),
+            devices: self.view.len() as u64,
+            faults: if healthy { Vec::new() } else { vec![Fault::SpoolFailed] },
+            ..Status::starting(self.shards)
+        }
+    }
+}
