@@ -80,6 +80,9 @@ pub enum CommandError {
     /// The session ended while the command was under way.
     #[error("the session ended before the result; the device may have carried the command out")]
     SessionEnded,
+    /// The device carried it out, or tried to, and reports a failure of its own.
+    #[error("the device reports failure (status {0})")]
+    Reported(u8),
 }
 
 /// Why the control plane did not start or did not end well.

@@ -1,7 +1,9 @@
 //! Starts and ends the data plane: one thread a shard, the spool behind them. It moves no byte
 //! itself.
 
+use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,6 +32,14 @@ pub enum ServerError {
     /// The spool.
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    /// The node's own secret.
+    #[error("{}: cannot keep this node's key: {error}; without it devices take longer to return after a restart", path.display())]
+    NodeKey {
+        /// Its file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// The kernel has no randomness or no thread to give.
     #[error("the system refused {0}")]
     System(&'static str),
@@ -123,8 +133,7 @@ impl Server {
             segment_bytes: config.spool.segment_bytes,
             max_bytes: config.spool.max_bytes,
         })?;
-        let mut node_key = [0; 32];
-        getrandom::fill(&mut node_key).map_err(|_| ServerError::System("randomness"))?;
+        let node_key = node_key(&config.state.join("node.key"))?;
         let settings = transport::Settings {
             listen: config.listen,
             shards: config.shards,
@@ -195,6 +204,23 @@ impl Server {
         }
         self.spool.shutdown()?;
         result
+    }
+}
+
+/// This node's own secret: made once, and kept, so that a device whose session a restart took
+/// believes the RESET that tells it so.
+fn node_key(path: &Path) -> Result<[u8; 32], ServerError> {
+    let failed = |error| ServerError::NodeKey { path: path.to_owned(), error };
+    match std::fs::read(path) {
+        Ok(bytes) => <[u8; 32]>::try_from(bytes)
+            .map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "not 32 bytes"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut key = [0; 32];
+            getrandom::fill(&mut key).map_err(|_| ServerError::System("randomness"))?;
+            crate::identity::write_new(path, &key, 0o600).map_err(failed)?;
+            Ok(key)
+        }
+        Err(error) => Err(failed(error)),
     }
 }
 

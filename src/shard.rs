@@ -94,7 +94,7 @@ pub struct Command {
     pub payload: Vec<u8>,
     /// How long to wait for the result.
     pub timeout: Duration,
-    /// Who waits: for the status byte and the output behind it.
+    /// Who waits for the output.
     pub answer: oneshot::Sender<Result<Vec<u8>, CommandError>>,
 }
 
@@ -326,9 +326,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 if self.commands.get(&command).is_some_and(|sent| sent.session == id)
                     && let Some(sent) = self.commands.remove(&command)
                 {
-                    let result = [&[status], payload].concat();
+                    let result = match status {
+                        0 => Ok(payload.to_vec()),
+                        status => Err(CommandError::Reported(status)),
+                    };
                     // Nobody may be waiting any more, which is fine.
-                    let _ = sent.command.answer.send(Ok(result));
+                    let _ = sent.command.answer.send(result);
                 }
             }
             Up::Close => self.end(id),

@@ -1,0 +1,368 @@
+//! The real gateway process over loopback sockets: what a device and an operator see.
+#![allow(clippy::unwrap_used, reason = "a test's helpers may")]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use duet::registry::{Enrolment, Name, NewDevice, Registry, SourceSet};
+use duet_protocol::device::{Config, Confirmed, Device, Event};
+use duet_protocol::ec::{SecretScalar, Software};
+use duet_protocol::identity::{Credential, DeviceId, Fingerprint, Gateway, RegistrationKey};
+use duet_protocol::initiator::{DeviceKey, Identity};
+use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
+use duet_protocol::wire::{Kind, MESSAGE_MAX};
+
+const DUET: &str = env!("CARGO_BIN_EXE_duet");
+
+struct Scratch(tempfile::TempDir);
+
+struct Running {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Already ended, or ended here.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Running {
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn terminate(mut self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(self.child.wait().unwrap().success(), "a drain ends with exit code 0");
+    }
+}
+
+impl Scratch {
+    fn new() -> Self {
+        let scratch = Self(tempfile::tempdir().unwrap());
+        assert!(scratch.duet(&["init"]).0);
+        scratch
+    }
+
+    fn state(&self) -> PathBuf {
+        self.0.path().join("state")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(DUET);
+        command.arg("--state").arg(self.state()).args(arguments);
+        command
+    }
+
+    fn duet(&self, arguments: &[&str]) -> (bool, String) {
+        let output = self.command(arguments).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    }
+
+    fn run(&self, listen: &str) -> Running {
+        let mut child = self
+            .command(&["run", "--shards", "2", "--listen", listen, "--metrics", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let mut address = None;
+        for line in out.lines().map_while(Result::ok) {
+            if let Some(rest) = line.strip_prefix("listening") {
+                address = rest.split_whitespace().next().unwrap().parse().ok();
+            }
+            if line == "running" {
+                break;
+            }
+        }
+        Running { child, address: address.expect("the gateway says where it listens") }
+    }
+
+    fn gateway(&self) -> Gateway {
+        let config = duet::config::Config::load(Some(&self.state()), None, &Default::default());
+        let config = config.unwrap();
+        let role = duet::identity::Role::Gateway;
+        let now_s = duet::identity::now_s();
+        let certificate =
+            duet::identity::load_certificate(&config.gateway.certificate, role, now_s).unwrap();
+        let key_id = config.gateway.key_id;
+        Gateway { key_id, fingerprint: certificate.fingerprint, key: certificate.key }
+    }
+
+    /// Registers a device in the registry of a gateway that is not running.
+    fn device(&self, seed: u8, profile: Profile, transport: Transport) -> Device<Software> {
+        let registry = Registry::open(&self.state().join("registry.redb")).unwrap();
+        let id = DeviceId([seed; 8]);
+        let name: Name = format!("device-{seed}").parse().unwrap();
+        let (identity, enrolment) = if profile.mode == Mode::RegisteredId {
+            let key = RegistrationKey([seed; 32]);
+            let fingerprint = Fingerprint::of_registered_id(&id);
+            let own = DeviceKey::Registration(key.clone());
+            (Identity { id, fingerprint, key: own }, Enrolment::RegisteredId { id, key })
+        } else {
+            let (der, secret) = self.openssl_certificate(seed);
+            let public = secret.public_key();
+            let (credential, enrolment) = if profile.mode == Mode::Certificate {
+                (Credential::certificate(&der, public), Enrolment::Certificate { der })
+            } else {
+                let credential = Credential::registered_certificate(id, &der, public);
+                (credential, Enrolment::RegisteredCertificate { id, der })
+            };
+            let (id, fingerprint) = (credential.id, credential.fingerprint);
+            (Identity { id, fingerprint, key: DeviceKey::Private(secret) }, enrolment)
+        };
+        let sources = SourceSet::of([profile.source]);
+        registry.add(NewDevice { name, enrolment, sources }, duet::identity::now_s()).unwrap();
+        let gateway = self.gateway();
+        let config = Config { identity, gateway, profile, transport, fresh: 1 };
+        Device::new(Software, config, [seed; 32])
+    }
+
+    fn openssl_certificate(&self, seed: u8) -> (Vec<u8>, SecretScalar) {
+        use p256::pkcs8::DecodePrivateKey as _;
+        let path = |end| self.0.path().join(format!("{seed}.{end}"));
+        let done = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
+            .args(["-nodes", "-days", "2", "-subj", "/CN=device", "-outform", "DER"])
+            .arg("-keyout")
+            .arg(path("key"))
+            .arg("-out")
+            .arg(path("der"))
+            .output()
+            .expect("this test needs openssl");
+        assert!(done.status.success());
+        let key = p256::SecretKey::from_pkcs8_pem(&fs::read_to_string(path("key")).unwrap());
+        let secret = SecretScalar::from_bytes(&key.unwrap().to_bytes().into()).unwrap();
+        (fs::read(path("der")).unwrap(), secret)
+    }
+}
+
+enum Socket {
+    Udp(UdpSocket),
+    Tcp(TcpStream),
+}
+
+/// A device with its socket and everything that crossed it.
+struct Client {
+    device: Device<Software>,
+    socket: Socket,
+    began: Instant,
+    crossed: Vec<(bool, Kind, usize)>,
+    confirmed: Vec<Confirmed>,
+    lost: usize,
+}
+
+impl Client {
+    fn new(device: Device<Software>, to: SocketAddr, transport: Transport) -> Self {
+        let timeout = Some(Duration::from_millis(20));
+        let socket = match transport {
+            Transport::Datagram => {
+                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                socket.connect(to).unwrap();
+                socket.set_read_timeout(timeout).unwrap();
+                Socket::Udp(socket)
+            }
+            Transport::Stream => {
+                let stream = TcpStream::connect(to).unwrap();
+                stream.set_nodelay(true).unwrap();
+                stream.set_read_timeout(timeout).unwrap();
+                Socket::Tcp(stream)
+            }
+        };
+        let began = Instant::now();
+        Self { device, socket, began, crossed: Vec::new(), confirmed: Vec::new(), lost: 0 }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap()
+    }
+
+    fn receive(&mut self, out: &mut [u8]) -> Option<usize> {
+        match &mut self.socket {
+            Socket::Udp(socket) => socket.recv(out).ok(),
+            Socket::Tcp(stream) => {
+                let mut length = [0; 2];
+                stream.read_exact(&mut length).ok()?;
+                let length = usize::from(u16::from_be_bytes(length));
+                stream.read_exact(&mut out[..length]).ok()?;
+                Some(length)
+            }
+        }
+    }
+
+    /// Drives the device until `done` or for ten seconds; the payloads of commands that came.
+    fn drive(&mut self, done: impl Fn(&Self) -> bool) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut out = [0; MESSAGE_MAX];
+        while Instant::now() < deadline {
+            while let Some(len) = self.device.poll_transmit(self.now(), &mut out) {
+                self.crossed.push((true, Kind::of(&out).unwrap(), len));
+                match &mut self.socket {
+                    Socket::Udp(socket) => drop(socket.send(&out[..len])),
+                    Socket::Tcp(stream) => {
+                        let length = u16::try_from(len).unwrap().to_be_bytes();
+                        stream.write_all(&[&length, &out[..len]].concat()).unwrap();
+                    }
+                }
+            }
+            while let Some(confirmed) = self.device.poll_confirmed() {
+                self.confirmed.push(confirmed);
+            }
+            if done(self) {
+                return true;
+            }
+            let Some(len) = self.receive(&mut out) else { continue };
+            self.crossed.push((false, Kind::of(&out).unwrap(), len));
+            let now = self.now();
+            let mut command = None;
+            match self.device.handle_message(now, &mut out[..len]) {
+                Ok(Event::Lost) => self.lost += 1,
+                Ok(Event::Command { command: number, payload }) => {
+                    command = Some((number, payload.to_vec()));
+                }
+                _ => {}
+            }
+            if let Some((number, mut payload)) = command {
+                payload.reverse();
+                self.device.send_result(number, 0, &payload);
+            }
+        }
+        false
+    }
+}
+
+#[test]
+fn every_profile_on_both_transports_opens_with_two_messages_and_carries_both_ways() {
+    let scratch = Scratch::new();
+    let mut devices = Vec::new();
+    for (index, profile) in Profile::ALL.into_iter().enumerate() {
+        for transport in [Transport::Datagram, Transport::Stream] {
+            let seed = u8::try_from(index * 2 + 1).unwrap() + transport as u8;
+            devices.push((seed, profile, transport, scratch.device(seed, profile, transport)));
+        }
+    }
+    let gateway = scratch.run("127.0.0.1:0");
+    for (seed, profile, transport, device) in devices {
+        let mut client = Client::new(device, gateway.address, transport);
+        client.device.send_reading(0, 5, format!("from {seed}").as_bytes(), true).unwrap();
+        client.device.open(0);
+        assert!(client.drive(|client| !client.confirmed.is_empty()), "{}", profile.name());
+        let kinds: Vec<_> = client.crossed.iter().map(|(up, kind, _)| (*up, *kind)).collect();
+        let expected =
+            [(true, Kind::Hello), (false, Kind::Accept), (true, Kind::Up), (false, Kind::Down)];
+        assert_eq!(kinds, expected, "{}: two messages, a reading, its answer", profile.name());
+        let bytes = client.crossed[0].2 + client.crossed[1].2;
+        let budget = match (profile.mode, profile.source) {
+            (Mode::RegisteredId, KeySource::Ephemeral) => 145,
+            (_, KeySource::Ephemeral) => 210,
+            _ => 310,
+        };
+        assert!(bytes <= budget, "{}: {bytes} bytes", profile.name());
+
+        let name = format!("device-{seed}");
+        let state = scratch.state();
+        let sender = std::thread::spawn(move || {
+            Command::new(DUET).arg("--state").arg(state).args(["command", &name, "abc"]).output()
+        });
+        assert!(client.drive(|_| sender.is_finished()));
+        let output = sender.join().unwrap().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("cba"));
+    }
+    gateway.terminate();
+    let (done, stored) = scratch.duet(&["spool", "cat"]);
+    assert!(done);
+    assert_eq!(stored.lines().count(), 30);
+    for seed in 1..=30 {
+        assert_eq!(stored.matches(&format!("\"from {seed}\"")).count(), 1, "{stored}");
+    }
+}
+
+#[test]
+fn a_killed_gateway_loses_nothing_it_confirmed_and_gets_every_device_back() {
+    let scratch = Scratch::new();
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let devices: Vec<_> =
+        (1..=8).map(|seed| scratch.device(seed, profile, Transport::Datagram)).collect();
+    let gateway = scratch.run("127.0.0.1:0");
+    let address = gateway.address;
+    let mut clients: Vec<_> = devices
+        .into_iter()
+        .map(|device| Client::new(device, address, Transport::Datagram))
+        .collect();
+    for (client, round) in clients.iter_mut().zip([3; 8]) {
+        client.device.open(0);
+        for i in 0..round {
+            let now = client.now();
+            client.device.send_reading(now, i, b"before", true).unwrap();
+        }
+        assert!(client.drive(|client| !client.confirmed.is_empty()));
+    }
+    gateway.kill();
+    let gateway = scratch.run(&address.to_string());
+    for client in &mut clients {
+        let before = client.confirmed.len();
+        client.crossed.clear();
+        let now = client.now();
+        client.device.send_reading(now, 9, b"after", true).unwrap();
+        assert!(client.drive(|client| client.confirmed.len() > before && client.device.is_open()));
+        assert_eq!(client.lost, 1, "one RESET");
+        let hellos = client.crossed.iter().filter(|(up, kind, _)| *up && *kind == Kind::Hello);
+        assert_eq!(hellos.count(), 1, "one handshake");
+    }
+    gateway.terminate();
+    let (_, stored) = scratch.duet(&["spool", "cat"]);
+    for client in &clients {
+        for Confirmed { session, sequence, .. } in &client.confirmed {
+            let key = format!(r#""session":"{:08x}","sequence":{sequence},"#, session.0);
+            assert!(stored.contains(&key), "confirmed, but not stored: {key}");
+        }
+    }
+}
+
+#[test]
+fn a_live_session_ends_within_a_second_of_revocation() {
+    let scratch = Scratch::new();
+    let profile = Profile { mode: Mode::Certificate, source: KeySource::Ephemeral };
+    let device = scratch.device(1, profile, Transport::Datagram);
+    let gateway = scratch.run("127.0.0.1:0");
+    let mut client = Client::new(device, gateway.address, Transport::Datagram);
+    client.device.send_reading(0, 1, b"x", true).unwrap();
+    client.device.open(0);
+    assert!(client.drive(|client| !client.confirmed.is_empty()));
+    let (done, said) = scratch.duet(&["device", "revoke", "device-1"]);
+    assert!(done, "{said}");
+    let revoked = Instant::now();
+    assert!(client.drive(|client| !client.device.is_open()));
+    assert!(revoked.elapsed() < Duration::from_secs(1));
+    gateway.terminate();
+}
+
+#[test]
+fn strangers_get_silence_on_udp_and_a_close_on_tcp() {
+    let scratch = Scratch::new();
+    let gateway = scratch.run("127.0.0.1:0");
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(gateway.address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    for message in [&[][..], &[0x11], &[0x11; 132], &[0xff; 1_400], &[0x71; 21], b"GET / HTTP/1.1"]
+    {
+        socket.send(message).unwrap();
+    }
+    assert!(socket.recv(&mut [0; 1_500]).is_err(), "no answer");
+    let mut stream = TcpStream::connect(gateway.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
+    stream.write_all(&[&[0, 132][..], &[0x11; 132]].concat()).unwrap();
+    assert!(matches!(stream.read(&mut [0; 16]), Ok(0) | Err(_)), "closed without a byte");
+    gateway.terminate();
+}
