@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use duet::config::{Config, Overrides};
 
 mod control;
+mod demo;
 mod device;
 mod init;
 mod run;
@@ -55,6 +56,8 @@ struct Place {
 
 #[derive(Subcommand)]
 enum Command {
+    /// See it work: a gateway and a thousand devices on this machine, in under a minute
+    Demo(demo::Demo),
     /// Make a state directory with a certificate, settings and an empty registry
     Init(init::Init),
     /// Run the gateway until SIGTERM or SIGINT
@@ -124,6 +127,7 @@ impl Place {
 pub(crate) fn run() -> Result<ExitCode> {
     let Cli { place, command } = Cli::parse();
     match command {
+        Command::Demo(demo) => demo.run(),
         Command::Init(init) => init.run(&place.chosen()),
         Command::Run(Run { listen, metrics, shards }) => {
             run::run(place.load(&Overrides { listen, metrics, shards })?)
