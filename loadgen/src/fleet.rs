@@ -33,6 +33,8 @@ pub struct Job {
     pub gateway: SocketAddr,
     /// Readings a device sends and sees confirmed before it closes.
     pub readings: u16,
+    /// Over which time the devices begin, evenly.
+    pub ramp: Duration,
     /// How long the whole may take.
     pub limit: Duration,
     /// Threads.
@@ -116,11 +118,14 @@ struct Active {
 
 fn run_part(members: Vec<Member>, job: Job) -> Result<Vec<Outcome>> {
     let mut poll = Poll::new().context("cannot make an epoll instance")?;
-    let clock = Instant::now();
     let mut active = Vec::new();
+    let count = u32::try_from(members.len()).context("too many devices for one thread")?;
+    let step = job.ramp / count.max(1);
     for (index, member) in members.into_iter().enumerate() {
-        active.push(Active::start(member, index, &poll, job)?);
+        let begin = step * u32::try_from(index)?;
+        active.push(Active::start(member, index, begin, &poll, job)?);
     }
+    let clock = Instant::now();
     let mut events = Events::with_capacity(1_024);
     let mut left = active.len();
     while left > 0 && clock.elapsed() < job.limit {
@@ -153,7 +158,7 @@ fn micros(clock: Instant) -> u64 {
 }
 
 impl Active {
-    fn start(member: Member, index: usize, poll: &Poll, job: Job) -> Result<Self> {
+    fn start(member: Member, index: usize, begin: Duration, poll: &Poll, job: Job) -> Result<Self> {
         let Member { name, config, seed } = member;
         let (profile, transport) = (config.profile, config.transport);
         let socket = match transport {
@@ -175,7 +180,7 @@ impl Active {
             }
         };
         let mut device = Device::new(Software, config, seed);
-        device.open(0);
+        device.open(u64::try_from(begin.as_micros())?);
         let outcome = Outcome {
             device: name,
             profile,
@@ -254,7 +259,7 @@ impl Active {
                 payload,
             });
         }
-        while self.sent < job.readings {
+        while self.sent < job.readings && self.began.is_some() {
             let channel = self.sent;
             let payload = format!("{} {channel}", self.outcome.device).into_bytes();
             match self.device.send_reading(now, channel, &payload, true) {

@@ -158,8 +158,14 @@ struct Retransmit {
 }
 
 impl Retransmit {
-    fn pause(attempts: u8) -> u64 {
-        (RETRANSMIT_US << attempts.min(5)).min(RETRANSMIT_MAX_US)
+    /// The pause after this many attempts. A stream repeats what is lost by itself: there a
+    /// repetition only helps when the gateway's end was lost, and may wait.
+    fn pause(transport: Transport, attempts: u8) -> u64 {
+        let first = match transport {
+            Transport::Datagram => RETRANSMIT_US,
+            Transport::Stream => 8 * RETRANSMIT_US,
+        };
+        (first << attempts.min(5)).min(RETRANSMIT_MAX_US)
     }
 }
 
@@ -354,8 +360,9 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
                 Some(Handshake { waiting, cookie: None, retries: 0, attempts: 0, due: now_us });
             scrub_stack();
         }
+        let transport = self.config.transport;
         let handshake = self.handshake.as_mut().filter(|handshake| handshake.due <= now_us)?;
-        handshake.due = now_us + Retransmit::pause(handshake.attempts);
+        handshake.due = now_us + Retransmit::pause(transport, handshake.attempts);
         handshake.attempts += 1;
         Some(if let Some(cookie) = &handshake.cookie {
             handshake.waiting.hello_with_cookie(cookie, out)
@@ -392,6 +399,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
     }
 
     fn transmit_record(&mut self, now_us: u64, out: &mut [u8]) -> Option<usize> {
+        let transport = self.config.transport;
         let session = self.session.as_mut()?;
         if mem::take(&mut session.result) {
             let (command, status, output, len) = &self.result;
@@ -423,7 +431,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
                 None => session.take_sequence()?,
             };
             reading.sequence = Some(sequence);
-            reading.resend.due = now_us + Retransmit::pause(reading.resend.attempts);
+            reading.resend.due = now_us + Retransmit::pause(transport, reading.resend.attempts);
             reading.resend.attempts += 1;
             let confirm = *confirm;
             session.ping = None;
@@ -439,7 +447,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
             self.begin = Some(now_us);
             return self.transmit_hello(now_us, out);
         }
-        ping.due = now_us + Retransmit::pause(ping.attempts);
+        ping.due = now_us + Retransmit::pause(transport, ping.attempts);
         ping.attempts += 1;
         session.seal(Up::Ping, out)
     }
