@@ -98,6 +98,8 @@ pub struct Limits {
     pub max_pending: u32,
     /// TCP connections on all shards together.
     pub max_streams: u32,
+    /// Devices' keys with a precomputed table, on all shards together; 4 KiB each.
+    pub max_tables: u32,
 }
 
 /// Flags that stand above the file.
@@ -217,6 +219,7 @@ struct FileLimits {
     max_sessions: Option<u32>,
     max_pending: Option<u32>,
     max_streams: Option<u32>,
+    max_tables: Option<u32>,
 }
 
 impl Config {
@@ -308,6 +311,7 @@ impl Config {
                 max_sessions: file.limits.max_sessions.unwrap_or(1_000_000),
                 max_pending: file.limits.max_pending.unwrap_or(65_536),
                 max_streams: file.limits.max_streams.unwrap_or(65_536),
+                max_tables: file.limits.max_tables.unwrap_or(65_536),
             },
             state,
         };
@@ -357,6 +361,11 @@ impl Config {
             (1..=1 << 20).contains(&limits.max_streams),
             "limits.max_streams",
             "must be 1 to 1048576",
+        );
+        check.that(
+            (1..=1 << 24).contains(&limits.max_tables),
+            "limits.max_tables",
+            "must be 1 to 16777216",
         );
     }
 }
@@ -428,7 +437,7 @@ mod tests {
             "shards = 0\n[spool]\nsegment_bytes = 5\nmax_bytes = 6\n\
              [metrics]\nlisten = \"192.0.2.1:9\"\n\
              [session]\nidle_timeout_s = 1\npending_timeout_ms = 1\nlifetime_s = 1\n\
-             [limits]\nmax_sessions = 0\nmax_pending = 0\nmax_streams = 0\n",
+             [limits]\nmax_sessions = 0\nmax_pending = 0\nmax_streams = 0\nmax_tables = 0\n",
         );
         for key in [
             "shards must",
@@ -441,6 +450,7 @@ mod tests {
             "limits.max_sessions must",
             "limits.max_pending must",
             "limits.max_streams must",
+            "limits.max_tables must",
         ] {
             assert!(all.contains(key), "{key}: {all}");
         }

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use duet_aead::Gcm;
+use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
 use tokio::sync::oneshot;
 
@@ -19,8 +21,8 @@ use crate::delivery::{
     Batch, Durability, MAX_PAYLOAD, ReadingRef, Spool, SpoolConfig, SpoolError, Submitter,
 };
 use crate::registry::View;
-use crate::shard::engine::OneByOne;
-use crate::shard::{Command, GatewayKey, Gauges, Mail, Reading, Settings, Shard, Sink};
+use crate::shard::engine::Batched;
+use crate::shard::{BATCH_MAX, Command, GatewayKey, Gauges, Mail, Reading, Settings, Shard, Sink};
 use crate::transport::{self, Bound, MailSender, TransportError, run_shard};
 
 /// Why the data plane could not start, or ended badly.
@@ -40,6 +42,9 @@ pub enum ServerError {
         /// What the system said.
         error: io::Error,
     },
+    /// The AEAD backend that the environment asks for.
+    #[error(transparent)]
+    Aead(#[from] duet_aead::SelectError),
     /// The kernel has no randomness or no thread to give.
     #[error("the system refused {0}")]
     System(&'static str),
@@ -142,6 +147,8 @@ impl Server {
         };
         let Bound { local, shards, mail, warnings, .. } = transport::bind::<Mail>(settings)?;
         let sessions_max = config.limits.max_sessions as usize / config.shards;
+        let gcm = Gcm::select()?;
+        let tables = config.limits.max_tables as usize / config.shards;
         let mut threads = Vec::new();
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
         for (io, own) in shards.into_iter().zip(mail.clone()) {
@@ -154,6 +161,9 @@ impl Server {
                 pending_us: u64::from(config.session.pending_timeout_ms) * 1_000,
                 lifetime_s: config.session.lifetime_s,
                 sessions_max,
+                pending_max: (config.limits.max_pending as usize / config.shards).max(1),
+                retry_from: 2 * BATCH_MAX,
+                gcm,
                 gauges: Arc::clone(&gauges[io.index()]),
             };
             let sink = SpoolSink { submitter: spool.submitter(), mail: own };
@@ -161,7 +171,8 @@ impl Server {
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{}", io.index()))
                 .spawn(move || {
-                    run_shard(io, Shard::new(settings, view, OneByOne, sink)).map(|_| ())
+                    let engine = Batched::new(Backend::detect(), tables);
+                    run_shard(io, Shard::new(settings, view, engine, sink)).map(|_| ())
                 })
                 .map_err(|_| ServerError::System("a thread"))?;
             threads.push(thread);

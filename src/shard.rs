@@ -6,28 +6,32 @@
 //! threads is the registry's view and its mail.
 
 pub mod engine;
+mod records;
 mod session;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use duet_protocol::ec::SecretScalar;
+use duet_aead::Gcm;
+use duet_protocol::ec::{SecretScalar, Signature};
 use duet_protocol::identity::{DeviceId, Gateway};
 use duet_protocol::message::{Down, PAYLOAD_MAX, Up};
 use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
-use duet_protocol::record::{Cipher, scrub_stack};
-use duet_protocol::replay::{Place, ReplayWindow};
-use duet_protocol::responder::{Claim, Opened, Proven};
+use duet_protocol::record::scrub_stack;
+use duet_protocol::replay::Place;
+use duet_protocol::responder::{Claim, Opened, Proven, Responding, Signing};
 use duet_protocol::schedule::{self, Grant};
-use duet_protocol::wire::{Hello, Kind, Reset, SessionId, UpHeader};
+use duet_protocol::wire::{Hello, Kind, Reset, Retry, SessionId, TAG, UP_HEADER, UpHeader};
+use subtle::ConstantTimeEq as _;
 
 use tokio::sync::oneshot;
 
 use self::engine::Engine;
+use self::records::Records;
 use self::session::{Pending, Session};
 use crate::admin::CommandError;
 use crate::registry::{Device, View};
@@ -41,8 +45,15 @@ const FRESH_JUMP_MAX: u64 = 1 << 40;
 const CHALLENGE_US: u64 = 30_000_000;
 /// The most hellos that wait for one turn's batch.
 const HELLOS_MAX: usize = 512;
+/// What a record costs beside its text.
+const OVERHEAD: usize = UP_HEADER + TAG;
+/// The most hellos that are answered in one turn: larger batches gain little and keep records
+/// waiting.
+pub const BATCH_MAX: usize = 64;
 /// The most commands that wait for their results.
 const COMMANDS_MAX: usize = 4_096;
+/// How long a cookie's epoch is, µs; the epoch before is valid too.
+const COOKIE_EPOCH_US: u64 = 30_000_000;
 /// The most RESETs a second.
 const RESETS_PER_S: u32 = 10_000;
 
@@ -73,6 +84,12 @@ pub struct Settings {
     pub lifetime_s: u32,
     /// The most sessions, pending ones included.
     pub sessions_max: usize,
+    /// The most sessions that wait for their first record.
+    pub pending_max: usize,
+    /// From how many waiting hellos on an address must prove itself first (RETRY).
+    pub retry_from: usize,
+    /// How records are sealed and opened.
+    pub gcm: Gcm,
     /// Where it tells other threads how many sessions it has.
     pub gauges: Arc<Gauges>,
 }
@@ -110,6 +127,8 @@ impl Command {
 struct Sent {
     command: Command,
     session: SessionId,
+    /// Where it went last.
+    path: Path,
     until_us: u64,
     resend_us: u64,
 }
@@ -190,8 +209,10 @@ pub struct Shard<E, S> {
     contacts: HashMap<DeviceId, Contact>,
     /// Pending sessions by their HELLO's digest and path kind, for repeated HELLOs.
     cached: HashMap<[u8; 32], SessionId>,
-    hellos: Vec<(Path, Hello)>,
+    hellos: VecDeque<(Path, Hello)>,
+    records: Records,
     readings: Vec<Reading>,
+    pending: usize,
     acking: Vec<SessionId>,
     commands: HashMap<u32, Sent>,
     next_command: u32,
@@ -216,8 +237,10 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             sessions: HashMap::new(),
             contacts: HashMap::new(),
             cached: HashMap::new(),
-            hellos: Vec::new(),
+            hellos: VecDeque::new(),
+            records: Records::default(),
             readings: Vec::new(),
+            pending: 0,
             acking: Vec::new(),
             commands: HashMap::new(),
             next_command: u32::from_be_bytes(random()),
@@ -246,8 +269,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn handle(&mut self, now: Now, path: Path, bytes: &[u8]) {
         let handled = match Kind::of(bytes) {
             Ok(Kind::Hello) if self.draining => Err(DropReason::HelloQueueFull),
-            Ok(Kind::Hello) => self.handle_hello(path, bytes),
-            Ok(Kind::Up) => self.handle_record(now, path, bytes),
+            Ok(Kind::Hello) => self.handle_hello(now, path, bytes),
+            Ok(Kind::Up) => self.queue_record(path, bytes),
             Ok(_) => Err(DropReason::Kind),
             Err(reason) => Err(reason),
         };
@@ -256,7 +279,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
     }
 
-    fn handle_hello(&mut self, path: Path, bytes: &[u8]) -> Result<(), DropReason> {
+    fn handle_hello(&mut self, now: Now, path: Path, bytes: &[u8]) -> Result<(), DropReason> {
         let transport = match path {
             Path::Datagram(_) => Transport::Datagram,
             Path::Stream(_) => Transport::Stream,
@@ -268,40 +291,114 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             return Ok(());
         }
+        if let Path::Datagram(from) = path
+            && self.hellos.len() >= self.settings.retry_from
+        {
+            self.check_address(now, from, &hello)?;
+        }
         if self.hellos.len() >= HELLOS_MAX {
             return Err(DropReason::HelloQueueFull);
         }
-        self.hellos.push((path, hello));
+        self.hellos.push_back((path, hello));
         Ok(())
     }
 
-    fn handle_record(&mut self, now: Now, path: Path, bytes: &[u8]) -> Result<(), DropReason> {
-        let header = UpHeader::decode(bytes)?;
-        let id = header.session;
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return Err(self.reset(path, id, bytes));
+    /// Under load an address proves that it receives what is sent to it, before it costs any
+    /// elliptic-curve work; nothing is kept of it meanwhile.
+    fn check_address(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        hello: &Hello,
+    ) -> Result<(), DropReason> {
+        let mut address = [0; 18];
+        let ip = match from.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
         };
-        let place = session.window.place(header.sequence);
-        if place == Place::TooOld {
+        address[..16].copy_from_slice(&ip.octets());
+        address[16..].copy_from_slice(&from.port().to_be_bytes());
+        #[expect(clippy::cast_possible_truncation, reason = "epochs may wrap")]
+        let epoch = (now.mono_us / COOKIE_EPOCH_US) as u32;
+        let key = &self.settings.node_key;
+        let cookie = |epoch| schedule::cookie(key, epoch, &address, &hello.digest);
+        if let Some(given) = hello.cookie() {
+            let current = given.ct_eq(&cookie(epoch));
+            if (current | given.ct_eq(&cookie(epoch.wrapping_sub(1)))).into() {
+                return Ok(());
+            }
+        }
+        let mut echo = [0; 8];
+        echo.copy_from_slice(&hello.digest[..8]);
+        // What waits now is answered in about this time: 20 µs each.
+        let wait_10ms = u16::try_from(self.hellos.len() / 500).unwrap_or(u16::MAX);
+        let retry = Retry { echo, wait_10ms, cookie: cookie(epoch) };
+        self.out.push_back((Path::Datagram(from), retry.encode().to_vec()));
+        let tried = hello.cookie().is_some();
+        Err(if tried { DropReason::Cookie } else { DropReason::Unvalidated })
+    }
+
+    /// Takes a record for this turn's batch.
+    fn queue_record(&mut self, path: Path, bytes: &[u8]) -> Result<(), DropReason> {
+        let header = UpHeader::decode(bytes)?;
+        let Some(session) = self.sessions.get(&header.session) else {
+            return Err(self.reset(path, header.session, bytes));
+        };
+        if session.window.place(header.sequence) == Place::TooOld {
             return Err(DropReason::Replay);
         }
-        let mut message = bytes.to_vec();
-        let text = session.up.open_up(header, &mut message).ok_or(DropReason::RecordOpen)?;
-        let up = Up::decode(text);
-        if place == Place::Repeated {
-            // Its acknowledgement may have been lost: it is given again, the reading is not.
-            let durable = session.stored.place(header.sequence) == Place::Repeated;
-            if durable && let Ok(Up::Reading { confirm: true, .. }) = up {
-                session.acks.push(header.sequence);
-                self.acking.push(id);
+        self.records.push(path, header, bytes);
+        Ok(())
+    }
+
+    /// Opens the records of the turn as one batch, then acts on each in order of arrival.
+    fn open_records(&mut self, now: Now) {
+        if self.records.is_empty() {
+            return;
+        }
+        let mut records = std::mem::take(&mut self.records);
+        let sessions = &self.sessions;
+        records.open(self.settings.gcm, |id| Some(&sessions.get(&id)?.up));
+        for (path, header, opened) in records.iter() {
+            let handled = match opened {
+                Some(text) => self.handle_record(now, path, header, text),
+                None => Err(DropReason::RecordOpen),
+            };
+            if let Err(reason) = handled {
+                self.discard(path, reason);
             }
-            return Err(DropReason::Replay);
+        }
+        records.clear();
+        self.records = records;
+    }
+
+    fn handle_record(
+        &mut self,
+        now: Now,
+        path: Path,
+        header: UpHeader,
+        text: &[u8],
+    ) -> Result<(), DropReason> {
+        let id = header.session;
+        // A record before this one in the batch may have ended the session, or been this one.
+        let session = self.sessions.get_mut(&id).ok_or(DropReason::UnknownSessionQuiet)?;
+        let up = Up::decode(text);
+        match session.window.place(header.sequence) {
+            Place::Newest => session.arrive(path, text.len() + OVERHEAD),
+            Place::Late => {}
+            Place::TooOld => return Err(DropReason::Replay),
+            Place::Repeated => {
+                // Its acknowledgement may have been lost: it is given again, the reading is not.
+                let durable = session.stored.place(header.sequence) == Place::Repeated;
+                if durable && let Ok(Up::Reading { confirm: true, .. }) = up {
+                    session.acks.push(header.sequence);
+                    self.acking.push(id);
+                }
+                return Err(DropReason::Replay);
+            }
         }
         session.window.take(header.sequence);
         session.heard_us = now.mono_us;
-        if place == Place::Newest {
-            session.path = path;
-        }
         self.confirm(id);
         let Some(session) = self.sessions.get_mut(&id) else { return Err(DropReason::Proof) };
         match up? {
@@ -318,14 +415,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 });
             }
             Up::Ping => {
-                if let Some(pong) = session.seal(id, Down::Pong) {
-                    self.out.push_back((path, pong));
-                }
+                let pong = session.seal(self.settings.gcm, id, Down::Pong);
+                self.out.extend(pong.map(|pong| (session.path, pong)));
             }
             Up::Result { command, status, payload } => {
                 if self.commands.get(&command).is_some_and(|sent| sent.session == id)
                     && let Some(sent) = self.commands.remove(&command)
                 {
+                    session.validate(sent.path);
                     let result = match status {
                         0 => Ok(payload.to_vec()),
                         status => Err(CommandError::Reported(status)),
@@ -339,12 +436,70 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         Ok(())
     }
 
+    fn reset(&mut self, path: Path, id: SessionId, record: &[u8]) -> DropReason {
+        if self.resets_left == 0 {
+            return DropReason::UnknownSessionQuiet;
+        }
+        self.resets_left -= 1;
+        self.counts.resets += 1;
+        let token = schedule::reset_token(&self.settings.node_key, id);
+        let reset = Reset { session: id, mac: schedule::reset_mac(&token, record) };
+        self.out.push_back((path, reset.encode().to_vec()));
+        DropReason::UnknownSession
+    }
+
+    /// The first valid record of a session: only now does the device's mark move, and only now
+    /// does the older session end (R21, R25).
+    fn confirm(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(pending) = session.pending.take() else { return };
+        self.pending -= 1;
+        // ACCEPT was sent where this record, which needs it, comes from.
+        session.validate(pending.path);
+        self.cached.remove(&pending.hello);
+        let device = Arc::clone(&session.device);
+        if device.is_revoked() {
+            self.end(id);
+            return;
+        }
+        self.counts.confirmed += 1;
+        let mark = device.mark();
+        let reach = if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
+        self.view.raise_mark(&device, pending.fresh.min(reach));
+        let contact = self.contacts.entry(device.credential.id).or_default();
+        contact.pending = None;
+        if pending.challenged {
+            contact.challenge = None;
+        }
+        if let Some(old) = contact.live.replace(id) {
+            self.end(old);
+        }
+    }
+
+    /// Ends a session and destroys its keys.
+    fn end(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.remove(&id) else { return };
+        if let Some(pending) = &session.pending {
+            self.pending -= 1;
+            self.cached.remove(&pending.hello);
+        }
+        if let Some(contact) = self.contacts.get_mut(&session.device.credential.id) {
+            contact.live = contact.live.filter(|live| *live != id);
+            contact.pending = contact.pending.filter(|pending| *pending != id);
+        }
+        drop(session);
+        scrub_stack();
+    }
+
     fn handle_command(&mut self, now: Now, command: Command) {
         if command.payload.len() > PAYLOAD_MAX {
             return command.refuse(CommandError::TooLong);
         }
         let live = self.contacts.get(&command.device).and_then(|contact| contact.live);
-        let Some(session) = live else { return command.refuse(CommandError::NotConnected) };
+        let live = live.and_then(|id| Some((id, self.sessions.get(&id)?.path)));
+        let Some((session, path)) = live else {
+            return command.refuse(CommandError::NotConnected);
+        };
         if self.commands.len() >= COMMANDS_MAX {
             return command.refuse(CommandError::Busy);
         }
@@ -352,7 +507,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.next_command = number.wrapping_add(1);
         let timeout = u64::try_from(command.timeout.as_micros()).unwrap_or(u64::MAX);
         let until_us = now.mono_us.saturating_add(timeout);
-        self.commands.insert(number, Sent { command, session, until_us, resend_us: now.mono_us });
+        let sent = Sent { command, session, path, until_us, resend_us: now.mono_us };
+        self.commands.insert(number, sent);
     }
 
     /// Sends what is due, and again each second until its result or its time is there.
@@ -374,17 +530,16 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             sent.resend_us = now.mono_us + 1_000_000;
             if let Some(session) = self.sessions.get_mut(&sent.session) {
-                let path = session.path;
+                sent.path = session.path;
                 let down = Down::Command { command: *number, payload: &sent.command.payload };
-                if let Some(message) = session.seal(sent.session, down) {
-                    self.out.push_back((path, message));
-                }
+                let message = session.seal(self.settings.gcm, sent.session, down);
+                self.out.extend(message.map(|message| (session.path, message)));
             }
         }
     }
 
     fn publish(&self) {
-        let pending = self.sessions.values().filter(|session| session.pending.is_some()).count();
+        let pending = self.pending;
         let gauges = &self.settings.gauges;
         gauges.pending.store(pending as u64, Ordering::Relaxed);
         gauges.sessions.store((self.sessions.len() - pending) as u64, Ordering::Relaxed);
@@ -403,173 +558,144 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         metrics::counter!("duet_resets_total", "shard" => shard).absolute(resets);
     }
 
-    fn reset(&mut self, path: Path, id: SessionId, record: &[u8]) -> DropReason {
-        if self.resets_left == 0 {
-            return DropReason::UnknownSessionQuiet;
-        }
-        self.resets_left -= 1;
-        self.counts.resets += 1;
-        let token = schedule::reset_token(&self.settings.node_key, id);
-        let reset = Reset { session: id, mac: schedule::reset_mac(&token, record) };
-        self.out.push_back((path, reset.encode().to_vec()));
-        DropReason::UnknownSession
-    }
-
-    /// The first valid record of a session: only now does the device's mark move, and only now
-    /// does the older session end (R21, R25).
-    fn confirm(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        let Some(pending) = session.pending.take() else { return };
-        self.cached.remove(&pending.hello);
-        let device = Arc::clone(&session.device);
-        if device.is_revoked() {
-            self.sessions.remove(&id);
-            return;
-        }
-        self.counts.confirmed += 1;
-        let mark = device.mark();
-        let reach = if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
-        self.view.raise_mark(&device, pending.fresh.min(reach));
-        let contact = self.contacts.entry(device.credential.id).or_default();
-        contact.pending = None;
-        if pending.challenged {
-            contact.challenge = None;
-        }
-        if let Some(old) = contact.live.replace(id) {
-            self.sessions.remove(&old);
-        }
-    }
-
-    /// Ends a session and destroys its keys.
-    fn end(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.remove(&id) else { return };
-        if let Some(pending) = &session.pending {
-            self.cached.remove(&pending.hello);
-        }
-        if let Some(contact) = self.contacts.get_mut(&session.device.credential.id) {
-            contact.live = contact.live.filter(|live| *live != id);
-            contact.pending = contact.pending.filter(|pending| *pending != id);
-        }
-        drop(session);
-        scrub_stack();
-    }
-
-    /// Answers the hellos of the turn: decapsulate, open, look up, verify, agree, sign, each as
-    /// one batch.
+    /// Answers the oldest hellos: decapsulate, open, look up, verify, agree, sign, each as one
+    /// batch. What is left over has its turn after the records that came meanwhile.
     fn answer_hellos(&mut self, now: Now) {
         if self.hellos.is_empty() {
             return;
         }
-        let claims = self.open_hellos();
-        let tasks: Vec<_> =
-            claims.iter().filter_map(|(_, claim, ..)| claim.verify_task()).collect();
+        let began = Instant::now();
+        let batch = self.hellos.len().min(BATCH_MAX);
+        let hellos: Vec<_> = self.hellos.drain(..batch).collect();
+        let claims = self.open_hellos(hellos);
+        let proven = self.prove(now, claims);
+        let signing = self.agree(proven);
+        self.accept(now, signing);
+        scrub_stack();
+        #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
+        metrics::histogram!("duet_hello_batch").record(batch as f64);
+        metrics::histogram!("duet_hello_batch_seconds").record(began.elapsed().as_secs_f64());
+    }
+
+    /// Decapsulates and opens, and looks up who each one claims to be.
+    fn open_hellos(&mut self, hellos: Vec<(Path, Hello)>) -> Vec<Claimed<E::Kept>> {
+        let mut claims = Vec::with_capacity(hellos.len());
+        let mut by_key: Vec<Vec<(Path, Hello)>> =
+            self.settings.keys.iter().map(|_| Vec::new()).collect();
+        for (path, hello) in hellos {
+            let id = hello.gateway_key_id();
+            match self.settings.keys.iter().position(|key| key.gateway.key_id == id) {
+                Some(key) => by_key[key].push((path, hello)),
+                None => self.discard(path, DropReason::GatewayKey),
+            }
+        }
+        for (key, hellos) in by_key.into_iter().enumerate().filter(|(_, hellos)| !hellos.is_empty())
+        {
+            let GatewayKey { gateway, secret } = &self.settings.keys[key];
+            let gateway = *gateway;
+            let xs: Vec<_> = hellos.iter().map(|(_, hello)| *hello.ephemeral_x()).collect();
+            let answers = self.engine.decapsulate(secret, &xs);
+            for ((path, hello), answer) in hellos.into_iter().zip(answers) {
+                let opened = answer.ok_or(DropReason::Point).and_then(|(agreed, kept)| {
+                    let opened = Opened::new(hello, &gateway, agreed.point, &agreed.shared)?;
+                    Ok((opened, kept))
+                });
+                match opened {
+                    Ok((opened, kept)) => {
+                        let device = self.view.lookup(&opened.id());
+                        let credential = device.as_ref().map(|device| &device.credential);
+                        let claim = opened.claim(&gateway, credential);
+                        claims.push(Claimed { path, claim, device, key, kept });
+                    }
+                    Err(reason) => self.discard(path, reason),
+                }
+            }
+        }
+        claims
+    }
+
+    /// Verifies every proof, and admits who may enter.
+    fn prove(&mut self, now: Now, claims: Vec<Claimed<E::Kept>>) -> Vec<Admitted<E::Kept>> {
+        let tasks: Vec<_> = claims.iter().filter_map(|one| one.claim.verify_task()).collect();
         let mut verdicts = self.engine.verify(&tasks).into_iter();
-        let mut responding = Vec::new();
-        for (path, claim, device, key) in claims {
-            let verdict = claim.verify_task().is_none_or(|_| verdicts.next().unwrap_or(false));
+        let mut admitted = Vec::with_capacity(claims.len());
+        let mut met = Vec::new();
+        for Claimed { path, claim, device, key, kept } in claims {
+            let signer = claim.verify_task().map(|task| task.key);
+            let verdict = signer.is_none() || verdicts.next().unwrap_or(false);
             match claim.verified(verdict).and_then(|proven| self.admit(now, path, proven, device)) {
                 Ok(Some((proven, device))) => {
-                    if let Some(begun) = self.begin(proven) {
-                        responding.push((path, begun, device, key));
+                    met.extend(signer);
+                    if let Some((responding, about)) = self.begin(proven) {
+                        admitted.push(Admitted { path, responding, about, device, key, kept });
                     }
                 }
                 Ok(None) => {}
                 Err(reason) => self.discard(path, reason),
             }
         }
+        self.engine.remember(&met);
+        admitted
+    }
 
-        let tasks: Vec<_> =
-            responding.iter().filter_map(|(_, begun, ..)| begun.responding.task()).collect();
-        let mut answers = self.engine.encapsulate(&tasks).into_iter();
-        let signing: Vec<_> = responding
-            .into_iter()
-            .map(|(path, begun, device, key)| {
-                let answer = begun.responding.task().and_then(|_| answers.next().flatten());
-                (path, begun.responding.agreed(answer), begun.about, device, key)
-            })
-            .collect();
-
-        let tasks: Vec<_> = signing
+    fn agree(&mut self, admitted: Vec<Admitted<E::Kept>>) -> Vec<Signed> {
+        let tasks: Vec<_> = admitted
             .iter()
-            .filter_map(|(_, signing, _, _, key)| {
-                Some((&self.settings.keys[*key].secret, signing.digest()?, random()))
+            .filter_map(|one| {
+                let kept = one.responding.peer_is_hello().then_some(&one.kept);
+                Some((one.responding.task()?, kept))
             })
             .collect();
-        let mut signatures = self.engine.sign(&tasks).into_iter();
-        drop(tasks);
-        for (path, signing, about, device, _) in signing {
-            let signature = match signing.digest() {
-                None => [0; 64],
-                Some(_) => match signatures.next().flatten() {
-                    Some(signature) => signature,
-                    None => continue,
-                },
-            };
+        let mut answers = self.engine.encapsulate(&tasks).into_iter();
+        let mut signing: Vec<Signed> = admitted
+            .into_iter()
+            .filter_map(|Admitted { path, responding, about, device, key, .. }| {
+                let answer = match responding.task() {
+                    Some(_) => Some(answers.next().flatten()?),
+                    None => None,
+                };
+                let signing = responding.agreed(answer);
+                Some(Signed { path, signing, signature: [0; 64], about, device, key })
+            })
+            .collect();
+        for (key, GatewayKey { secret, .. }) in self.settings.keys.iter().enumerate() {
+            let (places, digests): (Vec<_>, Vec<_>) = signing
+                .iter()
+                .enumerate()
+                .filter(|(_, one)| one.key == key)
+                .filter_map(|(place, one)| Some((place, one.signing.digest()?)))
+                .unzip();
+            if digests.is_empty() {
+                continue;
+            }
+            let signatures = self.engine.sign(secret, &digests);
+            for (place, signature) in places.into_iter().zip(signatures) {
+                // A zero r or s has probability 2⁻²⁵⁶; the device would ask again.
+                signing[place].signature = signature.unwrap_or([0; 64]);
+            }
+        }
+        signing
+    }
+
+    /// Makes the sessions and sends their ACCEPTs.
+    fn accept(&mut self, now: Now, signing: Vec<Signed>) {
+        for Signed { path, signing, signature, about, device, .. } in signing {
             let (accept, keys) = signing.signed(&signature);
             self.out.push_back((path, accept.as_slice().to_vec()));
             self.counts.accepts += 1;
-            let id = about.session;
+            let About { session: id, hello, fresh, challenged } = about;
+            // Two hellos of one device in one batch: the later one stands.
             let contact = self.contacts.entry(device.credential.id).or_default();
-            if let Some(old) = contact.pending.replace(id)
-                && let Some(old) = self.sessions.remove(&old)
-                && let Some(pending) = &old.pending
-            {
-                self.cached.remove(&pending.hello);
+            if let Some(old) = contact.pending.take() {
+                self.end(old);
             }
-            self.cached.insert(about.hello, id);
-            let About { hello, fresh, challenged, .. } = about;
-            self.sessions.insert(
-                id,
-                Session {
-                    device,
-                    up: Cipher::new(&keys.up),
-                    down: Cipher::new(&keys.down),
-                    next_down: 0,
-                    window: ReplayWindow::new(),
-                    stored: ReplayWindow::new(),
-                    path,
-                    pending: Some(Box::new(Pending { hello, accept, fresh, challenged })),
-                    since_us: now.mono_us,
-                    heard_us: now.mono_us,
-                    acks: Vec::new(),
-                },
-            );
+            self.contacts.entry(device.credential.id).or_default().pending = Some(id);
+            self.cached.insert(hello, id);
+            self.pending += 1;
+            let pending = Pending { hello, accept, fresh, challenged, path };
+            let session = Session::new(self.settings.gcm, device, &keys, pending, now.mono_us);
+            self.sessions.insert(id, session);
         }
-        scrub_stack();
-    }
-
-    fn open_hellos(&mut self) -> Vec<(Path, Claim, Option<Arc<Device>>, usize)> {
-        let mut waiting = Vec::new();
-        for (path, hello) in std::mem::take(&mut self.hellos) {
-            let id = hello.gateway_key_id();
-            match self.settings.keys.iter().position(|key| key.gateway.key_id == id) {
-                Some(key) => waiting.push((path, hello, key)),
-                None => self.discard(path, DropReason::GatewayKey),
-            }
-        }
-        let keys = &self.settings.keys;
-        let tasks: Vec<_> = waiting
-            .iter()
-            .map(|(_, hello, key)| (&keys[*key].secret, *hello.ephemeral_x()))
-            .collect();
-        let answers = self.engine.decapsulate(&tasks);
-        let mut claims = Vec::new();
-        for ((path, hello, key), answer) in waiting.into_iter().zip(answers) {
-            let gateway = self.settings.keys[key].gateway;
-            let opened = answer
-                .ok_or(DropReason::Point)
-                .and_then(|agreed| Opened::new(hello, &gateway, agreed.point, &agreed.shared));
-            match opened {
-                Ok(opened) => {
-                    let device = self.view.lookup(&opened.id());
-                    let credential = device.as_ref().map(|device| &device.credential);
-                    let claim = opened.claim(&gateway, credential);
-                    claims.push((path, claim, device, key));
-                }
-                Err(reason) => self.discard(path, reason),
-            }
-        }
-        claims
     }
 
     /// Profile, validity and freshness of a proven HELLO. `None` when it was met with a challenge.
@@ -592,7 +718,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         known.challenge.take_if(|challenge| challenge.until_us <= now.mono_us);
         if let Some(answer) = proven.challenge() {
             let expected = known.challenge.as_ref().ok_or(DropReason::Challenge)?;
-            if expected.value != *answer {
+            if !bool::from(expected.value.ct_eq(answer)) {
                 return Err(DropReason::Challenge);
             }
         } else {
@@ -615,10 +741,15 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         if self.sessions.len() >= self.settings.sessions_max {
             return Err(DropReason::SessionsFull);
         }
+        let replaces =
+            self.contacts.get(&device.credential.id).is_some_and(|c| c.pending.is_some());
+        if self.pending >= self.settings.pending_max && !replaces {
+            return Err(DropReason::PendingFull);
+        }
         Ok(Some((proven, device)))
     }
 
-    fn begin(&mut self, proven: Proven) -> Option<Begun> {
+    fn begin(&mut self, proven: Proven) -> Option<(Responding, About)> {
         let session = self.vacant_id(proven.hello().slot())?;
         let about = About {
             session,
@@ -632,7 +763,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             reset_token: schedule::reset_token(&self.settings.node_key, session),
         };
         let scalar = SecretScalar::from_wide(&random());
-        Some(Begun { responding: proven.respond(grant, scalar, random()), about })
+        Some((proven.respond(grant, scalar, random()), about))
     }
 
     /// A random id, unused here, whose slot this shard owns.
@@ -669,7 +800,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn close_session(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id) {
             let path = session.path;
-            if let Some(close) = session.seal(id, Down::Close) {
+            if let Some(close) = session.seal(self.settings.gcm, id, Down::Close) {
                 self.out.push_back((path, close));
             }
         }
@@ -684,9 +815,30 @@ struct About {
     challenged: bool,
 }
 
-struct Begun {
-    responding: duet_protocol::responder::Responding,
+struct Claimed<K> {
+    path: Path,
+    claim: Claim,
+    device: Option<Arc<Device>>,
+    key: usize,
+    kept: K,
+}
+
+struct Admitted<K> {
+    path: Path,
+    responding: Responding,
     about: About,
+    device: Arc<Device>,
+    key: usize,
+    kept: K,
+}
+
+struct Signed {
+    path: Path,
+    signing: Signing,
+    signature: Signature,
+    about: About,
+    device: Arc<Device>,
+    key: usize,
 }
 
 /// One challenge a device at a time: whatever a stranger plays back, the device can answer it.
@@ -710,7 +862,7 @@ fn challenge(
     proven.challenge_message(&challenge.value, mark, &random())
 }
 
-fn random<const N: usize>() -> [u8; N] {
+pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     // Without randomness no session may be made, and nothing useful can be done.
     assert!(getrandom::fill(&mut bytes).is_ok(), "the kernel has no randomness to give");
@@ -760,6 +912,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     }
 
     fn handle_turn(&mut self, now: Now) {
+        self.open_records(now);
         self.answer_hellos(now);
         if !self.readings.is_empty() {
             self.sink.submit(std::mem::take(&mut self.readings));
@@ -767,7 +920,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         for id in std::mem::take(&mut self.acking) {
             if let Some(session) = self.sessions.get_mut(&id) {
                 let path = session.path;
-                let acks = session.seal_acks(id);
+                let acks = session.seal_acks(self.settings.gcm, id);
                 self.out.extend(acks.into_iter().map(|ack| (path, ack)));
             }
         }
@@ -786,6 +939,9 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     }
 
     fn poll_timeout(&self) -> Option<u64> {
+        if !self.hellos.is_empty() {
+            return Some(0);
+        }
         let command = self.commands.values().map(|sent| sent.resend_us.min(sent.until_us)).min();
         Some(command.map_or(self.next_sweep_us, |due| due.min(self.next_sweep_us)))
     }

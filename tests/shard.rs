@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use duet::registry::{Enrolment, Name, NewDevice, Registry, SourceSet};
-use duet::shard::engine::OneByOne;
+use duet::shard::engine::Batched;
 use duet::shard::{GatewayKey, Mail, Reading, Settings, Shard, Sink};
 use duet::transport::{Handler, Now, Path};
 use duet_protocol::device::{Config, Device, Event};
@@ -26,7 +26,7 @@ impl Sink for Collected {
     }
 }
 
-type TestShard = Shard<OneByOne, Collected>;
+type TestShard = Shard<Batched, Collected>;
 
 struct World {
     _dir: tempfile::TempDir,
@@ -66,9 +66,17 @@ impl World {
             pending_us: 10_000_000,
             lifetime_s: 86_400,
             sessions_max: 100,
+            pending_max: 50,
+            retry_from: 64,
+            gcm: duet_aead::Gcm::best(),
             gauges: std::sync::Arc::default(),
         };
-        Shard::new(settings, registry.view().unwrap(), OneByOne, stored)
+        Shard::new(
+            settings,
+            registry.view().unwrap(),
+            Batched::new(duet_curve::Backend::detect(), 64),
+            stored,
+        )
     }
 
     fn device(&self, seed: u8, profile: Profile, transport: Transport) -> Device<Software> {

@@ -50,10 +50,14 @@ reasons! {
     Challenge = "challenge",
     /// A HELLO whose session is already confirmed, or pending under a newer HELLO.
     Stale = "stale",
-    /// The address-validation cookie is wrong or too old.
+    /// A HELLO under load from an address that has proven nothing, met with a RETRY.
+    Unvalidated = "unvalidated",
+    /// The same with a cookie that is wrong or too old.
     Cookie = "cookie",
     /// More hellos were waiting than the gateway takes.
     HelloQueueFull = "hello_queue_full",
+    /// More sessions wait for their first record than the gateway takes.
+    PendingFull = "pending_full",
     /// No memory set aside for another session.
     SessionsFull = "sessions_full",
     /// A record for a session that does not exist, met with a RESET.

@@ -1,40 +1,133 @@
 //! The one seam through which a shard's elliptic-curve work goes: all tasks of a turn at once, one
-//! verdict each.
+//! answer each, at its task's position.
 
+mod batched;
+mod one_by_one;
+
+pub use batched::Batched;
 use duet_protocol::ec::{
-    self, Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask,
+    Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask,
 };
+use duet_protocol::identity::PublicKey;
+pub use one_by_one::OneByOne;
 
-/// Answers tasks in batches. Every answer stands at its task's position.
+/// Answers tasks in batches.
 pub trait Engine {
+    /// What is kept of a received point for a second multiple of it.
+    type Kept;
+
     /// x(secret · lift(x)) for each x; `None` for points that do not exist.
-    fn decapsulate(&mut self, tasks: &[(&SecretScalar, [u8; 32])]) -> Vec<Option<Agreed>>;
+    fn decapsulate(
+        &mut self,
+        secret: &SecretScalar,
+        xs: &[[u8; 32]],
+    ) -> Vec<Option<(Agreed, Self::Kept)>>;
+
     /// Whether each signature is its key's.
     fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool>;
-    /// A fresh scalar's public point and its product with the peer's point.
-    fn encapsulate(&mut self, tasks: &[&EncapsulateTask]) -> Vec<Option<Encapsulated>>;
-    /// Signs each digest with the gateway's key and 32 bytes of fresh randomness.
-    fn sign(&mut self, tasks: &[(&SecretScalar, [u8; 32], [u8; 32])]) -> Vec<Option<Signature>>;
+
+    /// A fresh scalar's public point and its product with the peer's point, which is the one kept
+    /// where there is one.
+    fn encapsulate(
+        &mut self,
+        tasks: &[(&EncapsulateTask, Option<&Self::Kept>)],
+    ) -> Vec<Option<Encapsulated>>;
+
+    /// Signs each digest, with a nonce hedged by fresh randomness.
+    fn sign(&mut self, secret: &SecretScalar, digests: &[[u8; 32]]) -> Vec<Option<Signature>>;
+
+    /// Keys that proved themselves and will be met again: an engine may prepare for them.
+    fn remember(&mut self, keys: &[PublicKey]);
 }
 
-/// The `p256` crate, one task after the other.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OneByOne;
+#[cfg(test)]
+mod tests {
+    use duet_protocol::ec;
 
-impl Engine for OneByOne {
-    fn decapsulate(&mut self, tasks: &[(&SecretScalar, [u8; 32])]) -> Vec<Option<Agreed>> {
-        tasks.iter().map(|(secret, x)| ec::agree(secret, x)).collect()
+    use super::*;
+
+    fn scalar(byte: u8) -> SecretScalar {
+        SecretScalar::from_bytes(&[byte; 32]).unwrap()
     }
 
-    fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool> {
-        tasks.iter().map(|task| ec::verify(task)).collect()
+    /// Runs every task through an engine and compares with the reference, one at a time.
+    fn agrees_with_reference(mut engine: impl Engine, rounds: usize) {
+        let secret = scalar(0x42);
+        for round in 0..rounds {
+            let devices: Vec<_> =
+                (1..=20u8).map(|i| scalar(i + 20 * u8::try_from(round).unwrap())).collect();
+            let mut xs: Vec<_> = devices.iter().map(|d| d.public_key().x()).collect();
+            xs[7] = [0xff; 32];
+            let kept = engine.decapsulate(&secret, &xs);
+            for (x, answer) in xs.iter().zip(&kept) {
+                let expected = ec::agree(&secret, x);
+                assert_eq!(expected.is_some(), answer.is_some());
+                if let (Some(expected), Some((agreed, _))) = (expected, answer) {
+                    assert_eq!(expected.point, agreed.point);
+                    assert!(expected.shared.0 == agreed.shared.0);
+                }
+            }
+
+            let keys: Vec<_> = devices.iter().map(SecretScalar::public_key).collect();
+            let mut tasks: Vec<_> = devices
+                .iter()
+                .zip(&keys)
+                .map(|(device, key)| {
+                    let signature = ec::sign(device, &[9; 32], &[1; 32]).unwrap();
+                    VerifyTask { key: *key, digest: [9; 32], signature }
+                })
+                .collect();
+            tasks[3].signature[40] ^= 1;
+            tasks[11].digest[0] ^= 1;
+            for _ in 0..2 {
+                let verdicts = engine.verify(&tasks.iter().collect::<Vec<_>>());
+                let expected: Vec<_> = tasks.iter().map(ec::verify).collect();
+                assert_eq!(verdicts, expected);
+                engine.remember(&keys);
+            }
+
+            let tasks: Vec<_> = (0..20)
+                .map(|i| EncapsulateTask {
+                    scalar: scalar(100 + u8::try_from(i).unwrap()),
+                    peer: if i % 2 == 0 { keys[i] } else { kept_point(&kept, i, &keys) },
+                })
+                .collect();
+            let with: Vec<_> = tasks
+                .iter()
+                .enumerate()
+                .map(|(i, task)| {
+                    let kept = kept[i].as_ref().filter(|_| i % 2 == 1).map(|(_, kept)| kept);
+                    (task, kept)
+                })
+                .collect();
+            for (task, answer) in tasks.iter().zip(engine.encapsulate(&with)) {
+                let (expected, answer) = (ec::encapsulate(task).unwrap(), answer.unwrap());
+                assert_eq!(expected.point, answer.point);
+                assert!(expected.shared.0 == answer.shared.0);
+            }
+
+            let digests = [[1; 32], [2; 32], [3; 32]];
+            for (digest, signature) in digests.iter().zip(engine.sign(&secret, &digests)) {
+                let key = secret.public_key();
+                let signature = signature.unwrap();
+                assert!(ec::verify(&VerifyTask { key, digest: *digest, signature }));
+            }
+        }
     }
 
-    fn encapsulate(&mut self, tasks: &[&EncapsulateTask]) -> Vec<Option<Encapsulated>> {
-        tasks.iter().map(|task| ec::encapsulate(task)).collect()
+    fn kept_point<K>(kept: &[Option<(Agreed, K)>], i: usize, keys: &[PublicKey]) -> PublicKey {
+        kept[i].as_ref().map_or(keys[i], |(agreed, _)| agreed.point)
     }
 
-    fn sign(&mut self, tasks: &[(&SecretScalar, [u8; 32], [u8; 32])]) -> Vec<Option<Signature>> {
-        tasks.iter().map(|(key, digest, extra)| ec::sign(key, digest, extra)).collect()
+    #[test]
+    fn one_by_one_is_the_reference() {
+        agrees_with_reference(OneByOne, 1);
+    }
+
+    #[test]
+    fn batches_agree_with_the_reference_also_when_tables_are_evicted() {
+        for backend in [duet_curve::Backend::detect(), duet_curve::Backend::portable()] {
+            agrees_with_reference(Batched::new(backend, 32), 4);
+        }
     }
 }

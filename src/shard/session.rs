@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use duet_aead::{Gcm, Key};
 use duet_protocol::message::{Down, RANGES_MAX, Range, TEXT_MAX};
-use duet_protocol::record::Cipher;
+use duet_protocol::record::nonce;
 use duet_protocol::replay::ReplayWindow;
 use duet_protocol::responder::Accept;
-use duet_protocol::wire::{DownHeader, SessionId};
-use zeroize::Zeroizing;
+use duet_protocol::schedule::{KeyIv, SessionKeys};
+use duet_protocol::wire::{DOWN_HEADER, DownHeader, SessionId, TAG};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::registry::Device;
 use crate::transport::Path;
@@ -18,17 +20,41 @@ pub(super) struct Pending {
     pub(super) accept: Accept,
     pub(super) fresh: u64,
     pub(super) challenged: bool,
+    /// Where ACCEPT went.
+    pub(super) path: Path,
+}
+
+/// One direction's key, expanded where it stays: a key that moves leaves a copy behind.
+pub(super) struct DirectionKey {
+    pub(super) key: Box<Key>,
+    iv: Iv,
+}
+
+#[derive(Zeroize, ZeroizeOnDrop)]
+struct Iv([u8; 12]);
+
+impl DirectionKey {
+    fn new(gcm: Gcm, keys: &KeyIv) -> Self {
+        Self { key: Key::boxed(gcm, keys.key()), iv: Iv(*keys.iv()) }
+    }
+
+    pub(super) const fn iv(&self) -> &[u8; 12] {
+        &self.iv.0
+    }
 }
 
 pub(super) struct Session {
     pub(super) device: Arc<Device>,
-    pub(super) up: Cipher,
-    pub(super) down: Cipher,
-    pub(super) next_down: u32,
+    pub(super) up: DirectionKey,
+    down: DirectionKey,
+    next_down: u32,
     pub(super) window: ReplayWindow,
     /// Which of the readings that want confirmation are durable.
     pub(super) stored: ReplayWindow,
     pub(super) path: Path,
+    /// How many bytes may go to `path`; `None` once it has shown that it receives what is sent
+    /// there.
+    credit: Option<usize>,
     pub(super) pending: Option<Box<Pending>>,
     pub(super) since_us: u64,
     pub(super) heard_us: u64,
@@ -37,20 +63,75 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Seals a message; `None` once the sequence numbers are used up.
-    pub(super) fn seal(&mut self, id: SessionId, message: Down<'_>) -> Option<Vec<u8>> {
+    pub(super) fn new(
+        gcm: Gcm,
+        device: Arc<Device>,
+        keys: &SessionKeys,
+        pending: Pending,
+        now_us: u64,
+    ) -> Self {
+        Self {
+            device,
+            up: DirectionKey::new(gcm, &keys.up),
+            down: DirectionKey::new(gcm, &keys.down),
+            next_down: 0,
+            window: ReplayWindow::new(),
+            stored: ReplayWindow::new(),
+            path: pending.path,
+            credit: Some(0),
+            pending: Some(Box::new(pending)),
+            since_us: now_us,
+            heard_us: now_us,
+            acks: Vec::new(),
+        }
+    }
+
+    /// A record newer than all before came over this path: answers go there from now on, but no
+    /// more bytes than came from there, until it has shown that it receives them (R29).
+    pub(super) fn arrive(&mut self, path: Path, bytes: usize) {
+        if self.path != path {
+            self.path = path;
+            self.credit = matches!(path, Path::Datagram(_)).then_some(0);
+        }
+        if let Some(credit) = &mut self.credit {
+            *credit += bytes;
+        }
+    }
+
+    /// Something that only its receiver could know came back from where it was sent.
+    pub(super) fn validate(&mut self, sent_to: Path) {
+        if self.path == sent_to {
+            self.credit = None;
+        }
+    }
+
+    /// Seals a message for the session's path; `None` when the path may get no more bytes or the
+    /// sequence numbers are used up.
+    pub(super) fn seal(&mut self, gcm: Gcm, id: SessionId, message: Down<'_>) -> Option<Vec<u8>> {
+        let mut text = Zeroizing::new([0; TEXT_MAX]);
+        let text = {
+            let len = message.encode(text.as_mut_slice());
+            &text[..len]
+        };
+        let len = DOWN_HEADER + text.len() + TAG;
+        if let Some(credit) = &mut self.credit {
+            *credit = credit.checked_sub(len)?;
+        }
         let sequence = self.next_down;
         self.next_down = sequence.checked_add(1)?;
-        let mut text = Zeroizing::new([0; TEXT_MAX]);
-        let len = message.encode(text.as_mut_slice());
-        let mut out = vec![0; len + 21];
-        let sealed = self.down.seal_down(DownHeader { sequence }, id, &text[..len], &mut out);
-        debug_assert_eq!(sealed, out.len());
+        let header = DownHeader { sequence };
+        let mut out = Vec::with_capacity(len);
+        out.extend_from_slice(&header.encode());
+        out.extend_from_slice(text);
+        let nonce = nonce(self.down.iv(), sequence);
+        let aad = header.associated_data(id);
+        let tag = gcm.seal(&self.down.key, &nonce, &aad, &mut out[DOWN_HEADER..]);
+        out.extend_from_slice(&tag);
         Some(out)
     }
 
     /// The acknowledgements that are due, as few messages as possible.
-    pub(super) fn seal_acks(&mut self, id: SessionId) -> Vec<Vec<u8>> {
+    pub(super) fn seal_acks(&mut self, gcm: Gcm, id: SessionId) -> Vec<Vec<u8>> {
         let mut numbers = std::mem::take(&mut self.acks);
         numbers.sort_unstable();
         numbers.dedup();
@@ -68,7 +149,7 @@ impl Session {
         let mut encoded = [0; RANGES_MAX * 6];
         ranges
             .chunks(RANGES_MAX)
-            .filter_map(|chunk| self.seal(id, Down::ack(chunk, &mut encoded)))
+            .filter_map(|chunk| self.seal(gcm, id, Down::ack(chunk, &mut encoded)))
             .collect()
     }
 }

@@ -1,0 +1,247 @@
+//! The batched engine: eight lanes at once where the CPU has them, a table for each device's key.
+
+use std::collections::HashMap;
+
+use duet_curve::{
+    Backend, Key, PointTable, SignItem, Table, TableArena, TableSlot, TableWidth, VerifyItem,
+};
+use duet_protocol::ec::{
+    Agreed, EncapsulateTask, Encapsulated, SecretScalar, SharedX, Signature, VerifyTask,
+};
+use duet_protocol::identity::PublicKey;
+
+use super::Engine;
+use crate::shard::random;
+
+/// The fewest tables: one chunk of work must find room at once.
+const SLOTS_MIN: usize = 32;
+/// Tasks on devices' keys that are worked on at once.
+const CHUNK: usize = SLOTS_MIN;
+
+/// Answers batches with `duet_curve`, and keeps tables of the keys it met last.
+pub struct Batched {
+    curve: duet_curve::Engine,
+    tables: Tables,
+}
+
+/// Which key has which table. When there is room for no more, the table that has not been used
+/// since the hand last came by is overwritten (the clock algorithm).
+struct Tables {
+    arena: TableArena,
+    slots: HashMap<[u8; 65], TableSlot>,
+    keys: Vec<Option<[u8; 65]>>,
+    used: Vec<bool>,
+    hand: usize,
+}
+
+impl Batched {
+    /// An engine with room for the tables of `keys` devices, 4 KiB each, all allocated here.
+    #[must_use]
+    pub fn new(backend: Backend, keys: usize) -> Self {
+        let curve = duet_curve::Engine::new(backend, &random());
+        let slots = keys.max(SLOTS_MIN);
+        let arena = TableArena::new(&curve, TableWidth::KiB4, slots);
+        let tables = Tables {
+            arena,
+            slots: HashMap::new(),
+            keys: vec![None; slots],
+            used: vec![false; slots],
+            hand: 0,
+        };
+        Self { curve, tables }
+    }
+}
+
+impl Tables {
+    fn slot(&mut self, key: &PublicKey) -> Option<TableSlot> {
+        let slot = *self.slots.get(&key.0)?;
+        self.used[slot.0 as usize] = true;
+        Some(slot)
+    }
+
+    fn table(&self, slot: TableSlot) -> Option<Table<'_>> {
+        self.arena.get(slot)
+    }
+
+    fn take_slot(&mut self, key: &PublicKey) -> TableSlot {
+        while self.used[self.hand] {
+            self.used[self.hand] = false;
+            self.hand = (self.hand + 1) % self.keys.len();
+        }
+        let at = self.hand;
+        self.hand = (self.hand + 1) % self.keys.len();
+        if let Some(old) = self.keys[at].replace(key.0) {
+            self.slots.remove(&old);
+        }
+        let slot = TableSlot(u32::try_from(at).unwrap_or(u32::MAX));
+        self.slots.insert(key.0, slot);
+        self.used[at] = true;
+        slot
+    }
+
+    /// Makes the missing tables of at most [`CHUNK`] keys.
+    fn insert(&mut self, curve: &duet_curve::Engine, keys: &[PublicKey]) {
+        let mut missing = Vec::new();
+        for key in keys {
+            if self.slot(key).is_none()
+                && let Ok(point) = duet_curve::PublicKey::from_sec1_bytes(&key.0)
+            {
+                missing.push((self.take_slot(key), point));
+            }
+        }
+        if !missing.is_empty() {
+            self.arena.insert(curve, &missing);
+        }
+    }
+}
+
+fn scalar(secret: &SecretScalar) -> duet_curve::SecretScalar {
+    match duet_curve::SecretScalar::from_bytes(secret.expose()) {
+        Some(scalar) => scalar,
+        None => unreachable!("a secret scalar is in range by construction"),
+    }
+}
+
+fn even_point(agreed: &duet_curve::PublicKey) -> PublicKey {
+    let (x, mut y) = (agreed.x(), agreed.y());
+    if y[31] & 1 == 1 {
+        negate(&mut y);
+    }
+    point(&x, &y)
+}
+
+fn point(x: &[u8; 32], y: &[u8; 32]) -> PublicKey {
+    let mut out = [4; 65];
+    out[1..33].copy_from_slice(x);
+    out[33..].copy_from_slice(y);
+    PublicKey(out)
+}
+
+/// p − y for 0 < y < p, big-endian.
+fn negate(y: &mut [u8; 32]) {
+    const P: [u8; 32] = {
+        let mut p = [0xff; 32];
+        let mut i = 4;
+        while i < 8 {
+            p[i] = 0;
+            i += 1;
+        }
+        p[7] = 1;
+        while i < 20 {
+            p[i] = 0;
+            i += 1;
+        }
+        p
+    };
+    let mut borrow = false;
+    for (digit, p) in y.iter_mut().zip(P).rev() {
+        let (difference, under) = p.overflowing_sub(*digit);
+        let (difference, again) = difference.overflowing_sub(u8::from(borrow));
+        *digit = difference;
+        borrow = under | again;
+    }
+}
+
+impl Engine for Batched {
+    type Kept = PointTable;
+
+    fn decapsulate(
+        &mut self,
+        secret: &SecretScalar,
+        xs: &[[u8; 32]],
+    ) -> Vec<Option<(Agreed, PointTable)>> {
+        let mut answers = Vec::with_capacity(xs.len());
+        self.curve.decapsulate(&scalar(secret), xs, &mut answers);
+        answers
+            .into_iter()
+            .zip(xs)
+            .map(|(answer, x)| {
+                let answer = answer?;
+                let shared = SharedX(*answer.shared.as_bytes());
+                Some((Agreed { point: point(x, &answer.y), shared }, answer.table))
+            })
+            .collect()
+    }
+
+    fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool> {
+        let Self { curve, tables } = self;
+        let slots: Vec<_> = tasks.iter().map(|task| tables.slot(&task.key)).collect();
+        let plain: Vec<_> = tasks
+            .iter()
+            .zip(&slots)
+            .map(|(task, slot)| match slot {
+                Some(_) => None,
+                None => duet_curve::PublicKey::from_sec1_bytes(&task.key.0).ok(),
+            })
+            .collect();
+        let mut items = Vec::with_capacity(tasks.len());
+        for ((task, slot), plain) in tasks.iter().zip(&slots).zip(&plain) {
+            let table = slot.and_then(|slot| tables.table(slot));
+            let key = match (table, plain) {
+                (Some(table), _) => Key::Table(table),
+                (None, Some(plain)) => Key::Plain(plain),
+                (None, None) => unreachable!("public keys are on the curve by construction"),
+            };
+            items.push(VerifyItem { key, digest: &task.digest, signature: &task.signature });
+        }
+        let mut verdicts = Vec::with_capacity(items.len());
+        curve.verify(&items, &mut verdicts);
+        verdicts.into_iter().map(duet_curve::Verdict::is_valid).collect()
+    }
+
+    fn encapsulate(
+        &mut self,
+        tasks: &[(&EncapsulateTask, Option<&PointTable>)],
+    ) -> Vec<Option<Encapsulated>> {
+        let scalars: Vec<_> = tasks.iter().map(|(task, _)| scalar(&task.scalar)).collect();
+        let mut answers: Vec<Option<Encapsulated>> = tasks.iter().map(|_| None).collect();
+        let mut put = |place: usize, agreed: &duet_curve::Agreed| {
+            let shared = SharedX(*agreed.shared.as_bytes());
+            answers[place] = Some(Encapsulated { point: even_point(&agreed.public), shared });
+        };
+
+        let kept = tasks.iter().zip(&scalars).enumerate();
+        let kept = kept.filter_map(|(i, ((_, kept), scalar))| kept.map(|kept| (i, (kept, scalar))));
+        let (places, items): (Vec<_>, Vec<_>) = kept.unzip();
+        let mut agreed = Vec::with_capacity(items.len());
+        self.curve.agree(&items, &mut agreed);
+        places.into_iter().zip(&agreed).for_each(|(place, agreed)| put(place, agreed));
+
+        let preset: Vec<_> = (0..tasks.len()).filter(|i| tasks[*i].1.is_none()).collect();
+        for places in preset.chunks(CHUNK) {
+            let keys: Vec<_> = places.iter().map(|i| tasks[*i].0.peer).collect();
+            self.tables.insert(&self.curve, &keys);
+            let slots: Vec<_> = keys.iter().map(|key| self.tables.slot(key)).collect();
+            let mut found = Vec::with_capacity(places.len());
+            let mut items = Vec::with_capacity(places.len());
+            for (place, slot) in places.iter().zip(slots) {
+                if let Some(table) = slot.and_then(|slot| self.tables.table(slot)) {
+                    found.push(*place);
+                    items.push((table, &scalars[*place]));
+                }
+            }
+            let mut agreed = Vec::with_capacity(items.len());
+            self.curve.agree_preset(&items, &mut agreed);
+            found.into_iter().zip(&agreed).for_each(|(place, agreed)| put(place, agreed));
+        }
+        answers
+    }
+
+    fn sign(&mut self, secret: &SecretScalar, digests: &[[u8; 32]]) -> Vec<Option<Signature>> {
+        let randomness: Vec<[u8; 32]> = digests.iter().map(|_| random()).collect();
+        let items: Vec<_> = digests
+            .iter()
+            .zip(&randomness)
+            .map(|(digest, randomness)| SignItem { digest, randomness })
+            .collect();
+        let mut signatures = Vec::with_capacity(items.len());
+        self.curve.sign(&scalar(secret), &items, &mut signatures);
+        signatures.into_iter().map(Some).collect()
+    }
+
+    fn remember(&mut self, keys: &[PublicKey]) {
+        for keys in keys.chunks(CHUNK) {
+            self.tables.insert(&self.curve, keys);
+        }
+    }
+}

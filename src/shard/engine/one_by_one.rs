@@ -1,0 +1,39 @@
+//! The `p256` crate, one task after the other: the reference, and what batches are measured
+//! against.
+
+use duet_protocol::ec::{
+    self, Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask,
+};
+use duet_protocol::identity::PublicKey;
+
+use super::Engine;
+use crate::shard::random;
+
+/// Answers one task after the other.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OneByOne;
+
+impl Engine for OneByOne {
+    type Kept = ();
+
+    fn decapsulate(&mut self, secret: &SecretScalar, xs: &[[u8; 32]]) -> Vec<Option<(Agreed, ())>> {
+        xs.iter().map(|x| ec::agree(secret, x).map(|agreed| (agreed, ()))).collect()
+    }
+
+    fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool> {
+        tasks.iter().map(|task| ec::verify(task)).collect()
+    }
+
+    fn encapsulate(
+        &mut self,
+        tasks: &[(&EncapsulateTask, Option<&()>)],
+    ) -> Vec<Option<Encapsulated>> {
+        tasks.iter().map(|(task, _)| ec::encapsulate(task)).collect()
+    }
+
+    fn sign(&mut self, secret: &SecretScalar, digests: &[[u8; 32]]) -> Vec<Option<Signature>> {
+        digests.iter().map(|digest| ec::sign(secret, digest, &random())).collect()
+    }
+
+    fn remember(&mut self, _: &[PublicKey]) {}
+}

@@ -1,0 +1,76 @@
+//! The records of one turn, in one buffer, opened as one batch.
+
+use duet_aead::{Gcm, Record, Verdict};
+use duet_protocol::record::nonce;
+use duet_protocol::wire::{SessionId, TAG, UP_HEADER, UpHeader};
+
+use super::session::DirectionKey;
+use crate::transport::Path;
+
+/// Records as they came, until the end of the turn; then their texts.
+#[derive(Default)]
+pub(super) struct Records {
+    bytes: Vec<u8>,
+    items: Vec<Item>,
+}
+
+struct Item {
+    path: Path,
+    header: UpHeader,
+    len: usize,
+    opened: bool,
+}
+
+impl Records {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    pub(super) fn push(&mut self, path: Path, header: UpHeader, message: &[u8]) {
+        self.bytes.extend_from_slice(message);
+        self.items.push(Item { path, header, len: message.len(), opened: false });
+    }
+
+    /// Opens all of them in place; a record without a key stays closed.
+    pub(super) fn open<'k>(
+        &mut self,
+        gcm: Gcm,
+        key: impl Fn(SessionId) -> Option<&'k DirectionKey>,
+    ) {
+        let mut rest = self.bytes.as_mut_slice();
+        let mut places = Vec::with_capacity(self.items.len());
+        let mut records = Vec::with_capacity(self.items.len());
+        for (place, item) in self.items.iter().enumerate() {
+            let (message, after) = rest.split_at_mut(item.len);
+            rest = after;
+            let key = key(item.header.session).filter(|_| item.header.sequence != u32::MAX);
+            let (aad, sealed) = message.split_at_mut(UP_HEADER);
+            if let (Some(key), Some((payload, tag))) = (key, sealed.split_last_chunk_mut::<TAG>()) {
+                let nonce = nonce(key.iv(), item.header.sequence);
+                records.push(Record { key: &key.key, nonce, aad, payload, tag });
+                places.push(place);
+            }
+        }
+        let mut verdicts = vec![Verdict::default(); records.len()];
+        gcm.open_batch(&mut records, &mut verdicts);
+        for (place, verdict) in places.into_iter().zip(verdicts) {
+            self.items[place].opened = verdict.is_authentic();
+        }
+    }
+
+    /// The records in order of arrival, with their texts where they opened.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Path, UpHeader, Option<&[u8]>)> {
+        let mut start = 0;
+        self.items.iter().map(move |item| {
+            let message = &self.bytes[start..start + item.len];
+            start += item.len;
+            let text = message.get(UP_HEADER..item.len - TAG).filter(|_| item.opened);
+            (item.path, item.header, text)
+        })
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.bytes.clear();
+        self.items.clear();
+    }
+}
