@@ -57,6 +57,15 @@ impl World {
     }
 
     fn shard(registry: &Registry, gateway: Gateway, stored: Collected) -> TestShard {
+        Self::shard_with(registry, gateway, stored, 64)
+    }
+
+    fn shard_with(
+        registry: &Registry,
+        gateway: Gateway,
+        stored: Collected,
+        retry_from: usize,
+    ) -> TestShard {
         let settings = Settings {
             keys: vec![GatewayKey { gateway, secret: scalar(0x31) }],
             node_key: [0x77; 32],
@@ -67,7 +76,7 @@ impl World {
             lifetime_s: 86_400,
             sessions_max: 100,
             pending_max: 50,
-            retry_from: 64,
+            retry_from,
             gcm: duet_aead::Gcm::best(),
             gauges: std::sync::Arc::default(),
         };
@@ -323,4 +332,83 @@ fn a_reading_that_is_not_durable_is_never_acknowledged_however_often_it_comes() 
     let sent = world.shard.poll_transmit(&mut out).unwrap();
     let event = device.handle_message(world.now.mono_us, &mut out[..sent.len]);
     assert_eq!(event, Ok(Event::Confirmed));
+}
+
+#[test]
+fn under_load_an_address_proves_itself_before_any_curve_work() {
+    let mut world = World::new();
+    world.shard = World::shard_with(&world.registry, world.gateway, world.stored.clone(), 0);
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let mut device = world.device(1, profile, Transport::Datagram);
+    device.open(world.now.mono_us);
+    assert_eq!(world.settle(&mut device), ["Opened"]);
+    let kinds: Vec<_> = world.seen.iter().map(|seen| seen.1).collect();
+    assert_eq!(kinds[..4], [Kind::Hello, Kind::Retry, Kind::Hello, Kind::Accept]);
+    assert!(world.seen[1].2 < world.seen[0].2);
+    assert_eq!(world.seen[2].2, world.seen[0].2 + 16, "the same HELLO with a cookie behind it");
+    assert_eq!(world.shard.counts.drops[DropReason::Unvalidated as usize], 1);
+
+    // The cookie is the address's and the HELLO's: from elsewhere it is worth nothing.
+    let mut other = world.device(2, profile, Transport::Datagram);
+    other.open(world.now.mono_us);
+    let mut out = [0; MESSAGE_MAX];
+    let len = other.poll_transmit(world.now.mono_us, &mut out).unwrap();
+    let here = "192.0.2.7:1".parse().unwrap();
+    world.shard.handle_datagram(world.now, here, &out[..len]);
+    let sent = world.shard.poll_transmit(&mut out).unwrap();
+    other.handle_message(world.now.mono_us, &mut out[..sent.len]).unwrap();
+    let len = other.poll_transmit(world.now.mono_us, &mut out).unwrap();
+    let there = "192.0.2.8:1".parse().unwrap();
+    world.shard.handle_datagram(world.now, there, &out[..len]);
+    world.shard.handle_turn(world.now);
+    assert_eq!(world.shard.counts.drops[DropReason::Cookie as usize], 1);
+    assert_eq!(world.shard.sessions(), 1);
+    // Two epochs later the right address has to ask again, too.
+    world.pass(61_000_000);
+    world.shard.handle_datagram(world.now, here, &out[..len]);
+    assert_eq!(world.shard.counts.drops[DropReason::Cookie as usize], 2);
+}
+
+#[test]
+fn a_new_address_gets_no_more_bytes_than_came_from_it_until_it_answers() {
+    let mut world = World::new();
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let mut device = world.device(1, profile, Transport::Datagram);
+    device.open(world.now.mono_us);
+    world.settle(&mut device);
+    let id = DeviceId([1; 8]);
+    let command = |size| {
+        let (answer, waiting) = tokio::sync::oneshot::channel();
+        let timeout = std::time::Duration::from_secs(5);
+        (duet::shard::Command { device: id, payload: vec![b'x'; size], timeout, answer }, waiting)
+    };
+
+    device.send_reading(world.now.mono_us, 1, b"moved", false).unwrap();
+    let mut out = [0; MESSAGE_MAX];
+    let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+    let moved: SocketAddr = "203.0.113.5:77".parse().unwrap();
+    world.shard.handle_datagram(world.now, moved, &out[..len]);
+    world.shard.handle_turn(world.now);
+    let (long, _waiting) = command(500);
+    world.shard.handle_mail(world.now, Mail::Command(long));
+    world.shard.handle_turn(world.now);
+    assert!(world.shard.poll_transmit(&mut out).is_none(), "500 bytes for {len}");
+
+    let (short, mut answer) = command(1);
+    world.shard.handle_mail(world.now, Mail::Command(short));
+    world.shard.handle_turn(world.now);
+    let sent = world.shard.poll_transmit(&mut out).unwrap();
+    assert_eq!(sent.to, Path::Datagram(moved));
+    assert!(sent.len <= len);
+    let event = device.handle_message(world.now.mono_us, &mut out[..sent.len]).unwrap();
+    let Event::Command { command: number, .. } = event else { panic!("{event:?}") };
+    device.send_result(number, 0, b"ok");
+    let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+    world.shard.handle_datagram(world.now, moved, &out[..len]);
+    world.shard.handle_turn(world.now);
+    assert_eq!(answer.try_recv().unwrap().unwrap(), b"ok");
+    world.pass(1_000_000);
+    world.shard.handle_turn(world.now);
+    let sent = world.shard.poll_transmit(&mut out).unwrap();
+    assert!(sent.len > 500, "the address has answered: the long command goes there now");
 }
