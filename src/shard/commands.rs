@@ -1,0 +1,95 @@
+//! Commands: to a connected device, again until its result comes or the time is over.
+
+use std::time::Duration;
+
+use duet_protocol::identity::DeviceId;
+use duet_protocol::message::{Down, PAYLOAD_MAX};
+use duet_protocol::wire::SessionId;
+use tokio::sync::oneshot;
+
+use super::engine::Engine;
+use super::{Shard, Sink};
+use crate::admin::CommandError;
+use crate::transport::{Now, Path};
+
+/// The most commands that wait for their results.
+const COMMANDS_MAX: usize = 4_096;
+
+/// A command on its way to a connected device.
+pub struct Command {
+    /// To whom.
+    pub device: DeviceId,
+    /// What to do, at most [`PAYLOAD_MAX`](duet_protocol::message::PAYLOAD_MAX) bytes.
+    pub payload: Vec<u8>,
+    /// How long to wait for the result.
+    pub timeout: Duration,
+    /// Who waits for the output.
+    pub answer: oneshot::Sender<Result<Vec<u8>, CommandError>>,
+}
+
+impl Command {
+    /// Tells whoever waits that nothing comes.
+    pub fn refuse(self, error: CommandError) {
+        // Nobody may be waiting any more, which is fine.
+        let _ = self.answer.send(Err(error));
+    }
+}
+
+/// A command that is out.
+pub(super) struct Sent {
+    pub(super) command: Command,
+    pub(super) session: SessionId,
+    /// Where it went last.
+    pub(super) path: Path,
+    pub(super) until_us: u64,
+    pub(super) resend_us: u64,
+}
+
+impl<E: Engine, S: Sink> Shard<E, S> {
+    pub(super) fn handle_command(&mut self, now: Now, command: Command) {
+        if command.payload.len() > PAYLOAD_MAX {
+            return command.refuse(CommandError::TooLong);
+        }
+        let live = self.contacts.get(&command.device).and_then(|contact| contact.live);
+        let live = live.and_then(|id| Some((id, self.sessions.get(&id)?.path)));
+        let Some((session, path)) = live else {
+            return command.refuse(CommandError::NotConnected);
+        };
+        if self.commands.len() >= COMMANDS_MAX {
+            return command.refuse(CommandError::Busy);
+        }
+        let number = self.next_command;
+        self.next_command = number.wrapping_add(1);
+        let timeout = u64::try_from(command.timeout.as_micros()).unwrap_or(u64::MAX);
+        let until_us = now.mono_us.saturating_add(timeout);
+        let sent = Sent { command, session, path, until_us, resend_us: now.mono_us };
+        self.commands.insert(number, sent);
+    }
+
+    /// Sends what is due, and again each second until its result or its time is there.
+    pub(super) fn send_commands(&mut self, now: Now) {
+        let over: Vec<u32> = self
+            .commands
+            .iter()
+            .filter(|(_, sent)| sent.until_us <= now.mono_us)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in over {
+            if let Some(sent) = self.commands.remove(&number) {
+                sent.command.refuse(CommandError::TimedOut);
+            }
+        }
+        for (number, sent) in &mut self.commands {
+            if sent.resend_us > now.mono_us {
+                continue;
+            }
+            sent.resend_us = now.mono_us + 1_000_000;
+            if let Some(session) = self.sessions.get_mut(&sent.session) {
+                sent.path = session.path;
+                let down = Down::Command { command: *number, payload: &sent.command.payload };
+                let message = session.seal(self.settings.gcm, sent.session, down);
+                self.out.extend(message.map(|message| (session.path, message)));
+            }
+        }
+    }
+}

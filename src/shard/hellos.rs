@@ -1,0 +1,366 @@
+//! From HELLO to ACCEPT: admission, the batch, freshness. Changes the sessions only at its end.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use duet_protocol::ec::{SecretScalar, Signature};
+use duet_protocol::profile::Transport;
+use duet_protocol::reason::DropReason;
+use duet_protocol::record::scrub_stack;
+use duet_protocol::responder::{Claim, Opened, Proven, Responding, Signing};
+use duet_protocol::schedule::{self, Grant};
+use duet_protocol::wire::{CHALLENGE_LEN, Hello, Retry, SessionId};
+use subtle::ConstantTimeEq as _;
+
+use super::engine::Engine;
+use super::session::{Pending, Session};
+use super::{
+    BATCH_MAX, Challenge, Contact, FIRST_FRESH_MAX, FRESH_JUMP_MAX, GatewayKey, Shard, Sink, random,
+};
+use crate::registry::Device;
+use crate::transport::{Now, Path};
+
+/// How long a challenge may be answered, µs.
+const CHALLENGE_US: u64 = 30_000_000;
+/// The most hellos that wait for their batch.
+const HELLOS_MAX: usize = 512;
+/// How long a cookie's epoch is, µs; the epoch before is valid too.
+const COOKIE_EPOCH_US: u64 = 30_000_000;
+
+struct About {
+    session: SessionId,
+    hello: [u8; 32],
+    fresh: u64,
+    challenged: bool,
+}
+
+struct Claimed<K> {
+    path: Path,
+    claim: Claim,
+    device: Option<Arc<Device>>,
+    key: usize,
+    kept: K,
+}
+
+struct Admitted<K> {
+    path: Path,
+    responding: Responding,
+    about: About,
+    device: Arc<Device>,
+    key: usize,
+    kept: K,
+}
+
+struct Signed {
+    path: Path,
+    signing: Signing,
+    signature: Signature,
+    about: About,
+    device: Arc<Device>,
+    key: usize,
+}
+
+/// One challenge a device at a time: whatever a stranger plays back, the device can answer it.
+fn challenge(
+    now: Now,
+    contact: &mut Contact,
+    node_key: &[u8; 32],
+    proven: &Proven,
+    mark: u64,
+) -> [u8; CHALLENGE_LEN] {
+    let challenge = contact.challenge.get_or_insert_with(|| Challenge {
+        value: schedule::challenge(
+            node_key,
+            proven.id().0,
+            proven.fingerprint(),
+            &proven.hello().digest,
+            now.mono_us,
+        ),
+        until_us: now.mono_us + CHALLENGE_US,
+    });
+    proven.challenge_message(&challenge.value, mark, &random())
+}
+
+impl<E: Engine, S: Sink> Shard<E, S> {
+    pub(super) fn handle_hello(
+        &mut self,
+        now: Now,
+        path: Path,
+        bytes: &[u8],
+    ) -> Result<(), DropReason> {
+        let transport = match path {
+            Path::Datagram(_) => Transport::Datagram,
+            Path::Stream(_) => Transport::Stream,
+        };
+        let hello = Hello::decode(bytes, transport)?;
+        if let Some(session) = self.cached.get(&hello.digest) {
+            if let Some(pending) = self.sessions.get(session).and_then(|s| s.pending.as_ref()) {
+                self.out.push_back((path, pending.accept.as_slice().to_vec()));
+            }
+            return Ok(());
+        }
+        if let Path::Datagram(from) = path
+            && self.hellos.len() >= self.settings.retry_from
+        {
+            self.check_address(now, from, &hello)?;
+        }
+        if self.hellos.len() >= HELLOS_MAX {
+            return Err(DropReason::HelloQueueFull);
+        }
+        self.hellos.push_back((path, hello));
+        Ok(())
+    }
+
+    /// Under load an address proves that it receives what is sent to it, before it costs any
+    /// elliptic-curve work; nothing is kept of it meanwhile.
+    fn check_address(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        hello: &Hello,
+    ) -> Result<(), DropReason> {
+        let mut address = [0; 18];
+        let ip = match from.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        address[..16].copy_from_slice(&ip.octets());
+        address[16..].copy_from_slice(&from.port().to_be_bytes());
+        #[expect(clippy::cast_possible_truncation, reason = "epochs may wrap")]
+        let epoch = (now.mono_us / COOKIE_EPOCH_US) as u32;
+        let key = &self.settings.node_key;
+        let cookie = |epoch| schedule::cookie(key, epoch, &address, &hello.digest);
+        if let Some(given) = hello.cookie() {
+            let current = given.ct_eq(&cookie(epoch));
+            if (current | given.ct_eq(&cookie(epoch.wrapping_sub(1)))).into() {
+                return Ok(());
+            }
+        }
+        let mut echo = [0; 8];
+        echo.copy_from_slice(&hello.digest[..8]);
+        // What waits now is answered in about this time: 20 µs each.
+        let wait_10ms = u16::try_from(self.hellos.len() / 500).unwrap_or(u16::MAX);
+        let retry = Retry { echo, wait_10ms, cookie: cookie(epoch) };
+        self.out.push_back((Path::Datagram(from), retry.encode().to_vec()));
+        let tried = hello.cookie().is_some();
+        Err(if tried { DropReason::Cookie } else { DropReason::Unvalidated })
+    }
+
+    /// Answers the oldest hellos: decapsulate, open, look up, verify, agree, sign, each as one
+    /// batch. What is left over has its turn after the records that came meanwhile.
+    pub(super) fn answer_hellos(&mut self, now: Now) {
+        if self.hellos.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        let batch = self.hellos.len().min(BATCH_MAX);
+        let hellos: Vec<_> = self.hellos.drain(..batch).collect();
+        let claims = self.open_hellos(hellos);
+        let proven = self.prove(now, claims);
+        let signing = self.agree(proven);
+        self.accept(now, signing);
+        scrub_stack();
+        #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
+        metrics::histogram!("duet_hello_batch").record(batch as f64);
+        metrics::histogram!("duet_hello_batch_seconds").record(began.elapsed().as_secs_f64());
+    }
+
+    /// Decapsulates and opens, and looks up who each one claims to be.
+    fn open_hellos(&mut self, hellos: Vec<(Path, Hello)>) -> Vec<Claimed<E::Kept>> {
+        let mut claims = Vec::with_capacity(hellos.len());
+        let mut by_key: Vec<Vec<(Path, Hello)>> =
+            self.settings.keys.iter().map(|_| Vec::new()).collect();
+        for (path, hello) in hellos {
+            let id = hello.gateway_key_id();
+            match self.settings.keys.iter().position(|key| key.gateway.key_id == id) {
+                Some(key) => by_key[key].push((path, hello)),
+                None => self.discard(path, DropReason::GatewayKey),
+            }
+        }
+        for (key, hellos) in by_key.into_iter().enumerate().filter(|(_, hellos)| !hellos.is_empty())
+        {
+            let GatewayKey { gateway, secret } = &self.settings.keys[key];
+            let gateway = *gateway;
+            let xs: Vec<_> = hellos.iter().map(|(_, hello)| *hello.ephemeral_x()).collect();
+            let answers = self.engine.decapsulate(secret, &xs);
+            for ((path, hello), answer) in hellos.into_iter().zip(answers) {
+                let opened = answer.ok_or(DropReason::Point).and_then(|(agreed, kept)| {
+                    let opened = Opened::new(hello, &gateway, agreed.point, &agreed.shared)?;
+                    Ok((opened, kept))
+                });
+                match opened {
+                    Ok((opened, kept)) => {
+                        let device = self.view.lookup(&opened.id());
+                        let credential = device.as_ref().map(|device| &device.credential);
+                        let claim = opened.claim(&gateway, credential);
+                        claims.push(Claimed { path, claim, device, key, kept });
+                    }
+                    Err(reason) => self.discard(path, reason),
+                }
+            }
+        }
+        claims
+    }
+
+    /// Verifies every proof, and admits who may enter.
+    fn prove(&mut self, now: Now, claims: Vec<Claimed<E::Kept>>) -> Vec<Admitted<E::Kept>> {
+        let tasks: Vec<_> = claims.iter().filter_map(|one| one.claim.verify_task()).collect();
+        let mut verdicts = self.engine.verify(&tasks).into_iter();
+        let mut admitted = Vec::with_capacity(claims.len());
+        let mut met = Vec::new();
+        for Claimed { path, claim, device, key, kept } in claims {
+            let signer = claim.verify_task().map(|task| task.key);
+            let verdict = signer.is_none() || verdicts.next().unwrap_or(false);
+            match claim.verified(verdict).and_then(|proven| self.admit(now, path, proven, device)) {
+                Ok(Some((proven, device))) => {
+                    met.extend(signer);
+                    if let Some((responding, about)) = self.begin(proven) {
+                        admitted.push(Admitted { path, responding, about, device, key, kept });
+                    }
+                }
+                Ok(None) => {}
+                Err(reason) => self.discard(path, reason),
+            }
+        }
+        self.engine.remember(&met);
+        admitted
+    }
+
+    fn agree(&mut self, admitted: Vec<Admitted<E::Kept>>) -> Vec<Signed> {
+        let tasks: Vec<_> = admitted
+            .iter()
+            .filter_map(|one| {
+                let kept = one.responding.peer_is_hello().then_some(&one.kept);
+                Some((one.responding.task()?, kept))
+            })
+            .collect();
+        let mut answers = self.engine.encapsulate(&tasks).into_iter();
+        let mut signing: Vec<Signed> = admitted
+            .into_iter()
+            .filter_map(|Admitted { path, responding, about, device, key, .. }| {
+                let answer = match responding.task() {
+                    Some(_) => Some(answers.next().flatten()?),
+                    None => None,
+                };
+                let signing = responding.agreed(answer);
+                Some(Signed { path, signing, signature: [0; 64], about, device, key })
+            })
+            .collect();
+        for (key, GatewayKey { secret, .. }) in self.settings.keys.iter().enumerate() {
+            let (places, digests): (Vec<_>, Vec<_>) = signing
+                .iter()
+                .enumerate()
+                .filter(|(_, one)| one.key == key)
+                .filter_map(|(place, one)| Some((place, one.signing.digest()?)))
+                .unzip();
+            if digests.is_empty() {
+                continue;
+            }
+            let signatures = self.engine.sign(secret, &digests);
+            for (place, signature) in places.into_iter().zip(signatures) {
+                // A zero r or s has probability 2⁻²⁵⁶; the device would ask again.
+                signing[place].signature = signature.unwrap_or([0; 64]);
+            }
+        }
+        signing
+    }
+
+    /// Makes the sessions and sends their ACCEPTs.
+    fn accept(&mut self, now: Now, signing: Vec<Signed>) {
+        for Signed { path, signing, signature, about, device, .. } in signing {
+            let (accept, keys) = signing.signed(&signature);
+            self.out.push_back((path, accept.as_slice().to_vec()));
+            self.counts.accepts += 1;
+            let About { session: id, hello, fresh, challenged } = about;
+            // Two hellos of one device in one batch: the later one stands.
+            let contact = self.contacts.entry(device.credential.id).or_default();
+            if let Some(old) = contact.pending.take() {
+                self.end(old);
+            }
+            self.contacts.entry(device.credential.id).or_default().pending = Some(id);
+            self.cached.insert(hello, id);
+            self.pending += 1;
+            let pending = Pending { hello, accept, fresh, challenged, path };
+            let session = Session::new(self.settings.gcm, device, &keys, pending, now.mono_us);
+            self.sessions.insert(id, session);
+        }
+    }
+
+    /// Profile, validity and freshness of a proven HELLO. `None` when it was met with a challenge.
+    fn admit(
+        &mut self,
+        now: Now,
+        path: Path,
+        proven: Proven,
+        device: Option<Arc<Device>>,
+    ) -> Result<Option<(Proven, Arc<Device>)>, DropReason> {
+        let device = device.ok_or(DropReason::Proof)?;
+        let now_s = i64::try_from(now.unix_ms / 1_000).unwrap_or(i64::MAX);
+        if device.is_revoked() || device.validity.is_some_and(|v| !v.contains(now_s)) {
+            return Err(DropReason::Proof);
+        }
+        if !device.sources.contains(proven.hello().offer.profile.source) {
+            return Err(DropReason::NotAllowed);
+        }
+        let known = self.contacts.entry(device.credential.id).or_default();
+        known.challenge.take_if(|challenge| challenge.until_us <= now.mono_us);
+        if let Some(answer) = proven.challenge() {
+            let expected = known.challenge.as_ref().ok_or(DropReason::Challenge)?;
+            if !bool::from(expected.value.ct_eq(answer)) {
+                return Err(DropReason::Challenge);
+            }
+        } else {
+            let (fresh, mark) = (proven.fresh(), device.mark());
+            let reach =
+                if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
+            if fresh <= mark || fresh > reach {
+                let message = challenge(now, known, &self.settings.node_key, &proven, mark);
+                self.out.push_back((path, message.to_vec()));
+                return Ok(None);
+            }
+            let older = known
+                .pending
+                .and_then(|id| self.sessions.get(&id)?.pending.as_ref())
+                .is_some_and(|pending| pending.fresh >= fresh);
+            if older {
+                return Err(DropReason::Stale);
+            }
+        }
+        if self.sessions.len() >= self.settings.sessions_max {
+            return Err(DropReason::SessionsFull);
+        }
+        let replaces =
+            self.contacts.get(&device.credential.id).is_some_and(|c| c.pending.is_some());
+        if self.pending >= self.settings.pending_max && !replaces {
+            return Err(DropReason::PendingFull);
+        }
+        Ok(Some((proven, device)))
+    }
+
+    fn begin(&mut self, proven: Proven) -> Option<(Responding, About)> {
+        let session = self.vacant_id(proven.hello().slot())?;
+        let about = About {
+            session,
+            hello: proven.hello().digest,
+            fresh: proven.fresh(),
+            challenged: proven.challenge().is_some(),
+        };
+        let grant = Grant {
+            session,
+            lifetime_s: self.settings.lifetime_s,
+            reset_token: schedule::reset_token(&self.settings.node_key, session),
+        };
+        let scalar = SecretScalar::from_wide(&random());
+        Some((proven.respond(grant, scalar, random()), about))
+    }
+
+    /// A random id, unused here, whose slot this shard owns.
+    fn vacant_id(&self, slot: u8) -> Option<SessionId> {
+        (0..64).find_map(|_| {
+            let [a, b, c] = random();
+            let id = SessionId(u32::from_be_bytes([slot, a, b, c]));
+            (!self.sessions.contains_key(&id)).then_some(id)
+        })
+    }
+}

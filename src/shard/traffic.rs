@@ -1,0 +1,157 @@
+//! Records: opened as one batch a turn, then acted on in order of arrival.
+
+use std::sync::Arc;
+
+use duet_protocol::message::{Down, Up};
+use duet_protocol::reason::DropReason;
+use duet_protocol::replay::Place;
+use duet_protocol::schedule;
+use duet_protocol::wire::{Reset, SessionId, TAG, UP_HEADER, UpHeader};
+
+use super::engine::Engine;
+use super::{FIRST_FRESH_MAX, FRESH_JUMP_MAX, Reading, Shard, Sink};
+use crate::admin::CommandError;
+use crate::transport::{Now, Path};
+
+/// What a record costs beside its text.
+const OVERHEAD: usize = UP_HEADER + TAG;
+
+impl<E: Engine, S: Sink> Shard<E, S> {
+    /// Takes a record for this turn's batch.
+    pub(super) fn queue_record(&mut self, path: Path, bytes: &[u8]) -> Result<(), DropReason> {
+        let header = UpHeader::decode(bytes)?;
+        let Some(session) = self.sessions.get(&header.session) else {
+            return Err(self.reset(path, header.session, bytes));
+        };
+        if session.window.place(header.sequence) == Place::TooOld {
+            return Err(DropReason::Replay);
+        }
+        self.records.push(path, header, bytes);
+        Ok(())
+    }
+
+    /// Opens the records of the turn as one batch, then acts on each in order of arrival.
+    pub(super) fn open_records(&mut self, now: Now) {
+        if self.records.is_empty() {
+            return;
+        }
+        let mut records = std::mem::take(&mut self.records);
+        let sessions = &self.sessions;
+        records.open(self.settings.gcm, |id| Some(&sessions.get(&id)?.up));
+        for (path, header, opened) in records.iter() {
+            let handled = match opened {
+                Some(text) => self.handle_record(now, path, header, text),
+                None => Err(DropReason::RecordOpen),
+            };
+            if let Err(reason) = handled {
+                self.discard(path, reason);
+            }
+        }
+        records.clear();
+        self.records = records;
+    }
+
+    fn handle_record(
+        &mut self,
+        now: Now,
+        path: Path,
+        header: UpHeader,
+        text: &[u8],
+    ) -> Result<(), DropReason> {
+        let id = header.session;
+        // A record before this one in the batch may have ended the session, or been this one.
+        let session = self.sessions.get_mut(&id).ok_or(DropReason::UnknownSessionQuiet)?;
+        let up = Up::decode(text);
+        match session.window.place(header.sequence) {
+            Place::Newest => session.arrive(path, text.len() + OVERHEAD),
+            Place::Late => {}
+            Place::TooOld => return Err(DropReason::Replay),
+            Place::Repeated => {
+                // Its acknowledgement may have been lost: it is given again, the reading is not.
+                let durable = session.stored.place(header.sequence) == Place::Repeated;
+                if durable && let Ok(Up::Reading { confirm: true, .. }) = up {
+                    session.acks.push(header.sequence);
+                    self.acking.push(id);
+                }
+                return Err(DropReason::Replay);
+            }
+        }
+        session.window.take(header.sequence);
+        session.heard_us = now.mono_us;
+        self.confirm(id);
+        let Some(session) = self.sessions.get_mut(&id) else { return Err(DropReason::Proof) };
+        match up? {
+            Up::Reading { confirm, channel, age_ms, payload } => {
+                self.counts.readings += 1;
+                self.readings.push(Reading {
+                    device: Arc::clone(&session.device.name),
+                    session: id,
+                    sequence: header.sequence,
+                    channel,
+                    time_ms: now.unix_ms.saturating_sub(age_ms.unwrap_or(0).into()),
+                    payload: payload.to_vec(),
+                    confirm,
+                });
+            }
+            Up::Ping => {
+                let pong = session.seal(self.settings.gcm, id, Down::Pong);
+                self.out.extend(pong.map(|pong| (session.path, pong)));
+            }
+            Up::Result { command, status, payload } => {
+                if self.commands.get(&command).is_some_and(|sent| sent.session == id)
+                    && let Some(sent) = self.commands.remove(&command)
+                {
+                    session.validate(sent.path);
+                    let result = match status {
+                        0 => Ok(payload.to_vec()),
+                        status => Err(CommandError::Reported(status)),
+                    };
+                    // Nobody may be waiting any more, which is fine.
+                    let _ = sent.command.answer.send(result);
+                }
+            }
+            Up::Close => self.end(id),
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, path: Path, id: SessionId, record: &[u8]) -> DropReason {
+        if self.resets_left == 0 {
+            return DropReason::UnknownSessionQuiet;
+        }
+        self.resets_left -= 1;
+        self.counts.resets += 1;
+        let token = schedule::reset_token(&self.settings.node_key, id);
+        let reset = Reset { session: id, mac: schedule::reset_mac(&token, record) };
+        self.out.push_back((path, reset.encode().to_vec()));
+        DropReason::UnknownSession
+    }
+
+    /// The first valid record of a session: only now does the device's mark move, and only now
+    /// does the older session end (R21, R25).
+    fn confirm(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(pending) = session.pending.take() else { return };
+        self.pending -= 1;
+        // ACCEPT was sent where this record, which needs it, comes from.
+        session.validate(pending.path);
+        self.cached.remove(&pending.hello);
+        let device = Arc::clone(&session.device);
+        if device.is_revoked() {
+            self.end(id);
+            return;
+        }
+        self.counts.confirmed += 1;
+        let mark = device.mark();
+        let reach = if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
+        self.view.raise_mark(&device, pending.fresh.min(reach));
+        let contact = self.contacts.entry(device.credential.id).or_default();
+        contact.pending = None;
+        if pending.challenged {
+            contact.challenge = None;
+        }
+        if let Some(old) = contact.live.replace(id) {
+            self.end(old);
+        }
+    }
+}
