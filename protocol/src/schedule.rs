@@ -218,9 +218,13 @@ pub(crate) fn gateway_digest(th: &[u8; 32], ikm_part: &[u8], grant: &[u8; GRANT]
 /// `master`, from which the session's keys come.
 #[must_use]
 pub(crate) fn master(hs: &Secret, th: &[u8; 32], ikm: &[u8]) -> Secret {
-    let mut salt = Zeroizing::new([0; 32]);
-    expand(hs, &[b"duet1 salt", th], salt.as_mut_slice());
-    extract(salt.as_slice(), ikm)
+    extract(&salt(hs, th).0, ikm)
+}
+
+pub(crate) fn salt(hs: &Secret, th: &[u8; 32]) -> Secret {
+    let mut salt = Secret([0; 32]);
+    expand(hs, &[b"duet1 salt", th], &mut salt.0);
+    salt
 }
 
 /// The key that seals ACCEPT in key source `ephemeral`.
