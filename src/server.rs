@@ -147,7 +147,9 @@ impl Server {
         };
         let Bound { local, shards, mail, warnings, .. } = transport::bind::<Mail>(settings)?;
         let sessions_max = config.limits.max_sessions as usize / config.shards;
-        let gcm = Gcm::select()?;
+        let (gcm, curve) = (Gcm::select()?, Backend::detect());
+        metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
+            .set(1.0);
         let tables = config.limits.max_tables as usize / config.shards;
         let mut threads = Vec::new();
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
@@ -171,7 +173,7 @@ impl Server {
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{}", io.index()))
                 .spawn(move || {
-                    let engine = Batched::new(Backend::detect(), tables);
+                    let engine = Batched::new(curve, tables);
                     run_shard(io, Shard::new(settings, view, engine, sink)).map(|_| ())
                 })
                 .map_err(|_| ServerError::System("a thread"))?;

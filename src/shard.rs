@@ -257,6 +257,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         gauges.pending.store(pending as u64, Ordering::Relaxed);
         gauges.sessions.store((self.sessions.len() - pending) as u64, Ordering::Relaxed);
         let shard = self.settings.index.to_string();
+        #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+        {
+            let live = (self.sessions.len() - pending) as f64;
+            metrics::gauge!("duet_sessions", "shard" => shard.clone()).set(live);
+            metrics::gauge!("duet_sessions_pending", "shard" => shard.clone()).set(pending as f64);
+        }
         for (reason, count) in DropReason::ALL.iter().zip(self.counts.drops) {
             if count > 0 {
                 let labels = [("reason", reason.label().to_owned()), ("shard", shard.clone())];

@@ -57,6 +57,14 @@ pub struct Now {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId(u64);
 
+impl StreamId {
+    /// A stream of a caller that drives a handler without sockets, such as a simulator.
+    #[must_use]
+    pub const fn simulated(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// Where a message goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {

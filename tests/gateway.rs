@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use duet::registry::{Enrolment, Name, NewDevice, Registry, SourceSet};
@@ -23,6 +24,7 @@ struct Scratch(tempfile::TempDir);
 struct Running {
     child: Child,
     address: SocketAddr,
+    metrics: SocketAddr,
 }
 
 impl Drop for Running {
@@ -37,6 +39,15 @@ impl Running {
     fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// What Prometheus would read.
+    fn scrape(&self) -> String {
+        let mut stream = TcpStream::connect(self.metrics).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
     }
 
     fn terminate(mut self) {
@@ -76,8 +87,11 @@ impl Scratch {
             .spawn()
             .unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
-        let mut address = None;
+        let (mut address, mut metrics) = (None, None);
         for line in out.lines().map_while(Result::ok) {
+            if let Some((_, rest)) = line.split_once("http://") {
+                metrics = rest.trim_end_matches("/metrics").parse().ok();
+            }
             if let Some(rest) = line.strip_prefix("listening") {
                 address = rest.split_whitespace().next().unwrap().parse().ok();
             }
@@ -85,7 +99,8 @@ impl Scratch {
                 break;
             }
         }
-        Running { child, address: address.expect("the gateway says where it listens") }
+        let said = "the gateway says where it listens";
+        Running { child, address: address.expect(said), metrics: metrics.expect(said) }
     }
 
     fn gateway(&self) -> Gateway {
@@ -300,22 +315,53 @@ fn a_killed_gateway_loses_nothing_it_confirmed_and_gets_every_device_back() {
         .into_iter()
         .map(|device| Client::new(device, address, Transport::Datagram))
         .collect();
-    for (client, round) in clients.iter_mut().zip([3; 8]) {
-        client.device.open(0);
-        for i in 0..round {
-            let now = client.now();
-            client.device.send_reading(now, i, b"before", true).unwrap();
+    // Everybody sends without a pause; the gateway dies in the middle of it.
+    let (busy, killed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for client in &mut clients {
+            let (busy, killed) = (&busy, &killed);
+            scope.spawn(move || {
+                client.device.open(0);
+                let mut counted = false;
+                while !killed.load(Ordering::Relaxed) {
+                    let now = client.now();
+                    let sent = client.device.send_reading(now, 1, b"before", true);
+                    let before = client.confirmed.len();
+                    client.drive(|client| {
+                        sent.is_ok()
+                            || client.confirmed.len() > before
+                            || killed.load(Ordering::Relaxed)
+                    });
+                    if client.confirmed.len() > 10 && !counted {
+                        counted = true;
+                        busy.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
         }
-        assert!(client.drive(|client| !client.confirmed.is_empty()));
-    }
-    gateway.kill();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while busy.load(Ordering::Relaxed) < 8 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        gateway.kill();
+        killed.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(busy.into_inner(), 8, "every device has sent more than ten readings");
     let gateway = scratch.run(&address.to_string());
     for client in &mut clients {
-        let before = client.confirmed.len();
         client.crossed.clear();
-        let now = client.now();
-        client.device.send_reading(now, 9, b"after", true).unwrap();
-        assert!(client.drive(|client| client.confirmed.len() > before && client.device.is_open()));
+        assert!(client.drive(|client| client.lost > 0), "told by a RESET");
+        // What was on its way, and a new one, arrive in the new session.
+        assert!(client.drive(|client| client.device.is_open()
+            && client.crossed.iter().any(|one| !one.0 && one.1 == Kind::Accept)));
+        let before = client.confirmed.len();
+        while client.device.send_reading(client.now(), 9, b"after", true).is_err() {
+            assert!(client.drive(|client| client.confirmed.len() > before));
+        }
+        let session = client.device.session().unwrap();
+        assert!(client.drive(|client| {
+            client.confirmed.last().is_some_and(|last| last.session == session)
+        }));
         assert_eq!(client.lost, 1, "one RESET");
         let hellos = client.crossed.iter().filter(|(up, kind, _)| *up && *kind == Kind::Hello);
         assert_eq!(hellos.count(), 1, "one handshake");
@@ -364,5 +410,55 @@ fn strangers_get_silence_on_udp_and_a_close_on_tcp() {
     stream.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
     stream.write_all(&[&[0, 132][..], &[0x11; 132]].concat()).unwrap();
     assert!(matches!(stream.read(&mut [0; 16]), Ok(0) | Err(_)), "closed without a byte");
+    gateway.terminate();
+}
+
+/// The names of our metrics in a text.
+fn metric_names(text: &str) -> std::collections::BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
+        .filter(|word| word.starts_with("duet_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_query_of_the_dashboards_finds_its_metric_in_a_real_scrape() {
+    let scratch = Scratch::new();
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let device = scratch.device(1, profile, Transport::Datagram);
+    let gateway = scratch.run("127.0.0.1:0");
+    let mut client = Client::new(device, gateway.address, Transport::Datagram);
+    client.device.send_reading(0, 1, b"x", true).unwrap();
+    client.device.open(0);
+    assert!(client.drive(|client| !client.confirmed.is_empty()));
+    let Socket::Udp(socket) = &client.socket else { panic!("a datagram client") };
+    socket.send(&[0; 40]).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut scraped = String::new();
+    // Shards publish once a second.
+    while !(scraped.contains("reason=\"version\"") && scraped.contains("duet_accepts_total")) {
+        assert!(Instant::now() < deadline, "nothing was published:\n{scraped}");
+        std::thread::sleep(Duration::from_millis(100));
+        scraped = gateway.scrape();
+    }
+    let exist = metric_names(&scraped);
+    let boards = concat!(env!("CARGO_MANIFEST_DIR"), "/dashboards");
+    let mut queries = 0;
+    for board in fs::read_dir(boards).unwrap() {
+        let text = fs::read_to_string(board.unwrap().path()).unwrap();
+        let board: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for panel in board["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().unwrap() {
+                let query = target["expr"].as_str().unwrap();
+                let names = metric_names(query);
+                assert!(!names.is_empty(), "no metric of ours in {query}");
+                for name in names {
+                    assert!(exist.contains(&name), "{name} of {query} is not in\n{exist:?}");
+                }
+                queries += 1;
+            }
+        }
+    }
+    assert!(queries > 10);
     gateway.terminate();
 }

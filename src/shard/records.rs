@@ -47,7 +47,7 @@ impl Records {
             let (aad, sealed) = message.split_at_mut(UP_HEADER);
             if let (Some(key), Some((payload, tag))) = (key, sealed.split_last_chunk_mut::<TAG>()) {
                 let nonce = nonce(key.iv(), item.header.sequence);
-                records.push(Record { key: &key.key, nonce, aad, payload, tag });
+                records.push(Record { key: key.key(), nonce, aad, payload, tag });
                 places.push(place);
             }
         }

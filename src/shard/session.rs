@@ -24,9 +24,12 @@ pub(super) struct Pending {
     pub(super) path: Path,
 }
 
-/// One direction's key, expanded where it stays: a key that moves leaves a copy behind.
-pub(super) struct DirectionKey {
-    pub(super) key: Box<Key>,
+/// One direction's key and IV, in a box and filled there: what moves leaves a copy behind, and
+/// sessions move when their table grows.
+pub(super) struct DirectionKey(Box<Secrets>);
+
+struct Secrets {
+    key: Key,
     iv: Iv,
 }
 
@@ -35,11 +38,18 @@ struct Iv([u8; 12]);
 
 impl DirectionKey {
     fn new(gcm: Gcm, keys: &KeyIv) -> Self {
-        Self { key: Key::boxed(gcm, keys.key()), iv: Iv(*keys.iv()) }
+        let mut secrets = Box::new(Secrets { key: Key::vacant(), iv: Iv([0; 12]) });
+        secrets.key.init(gcm, keys.key());
+        secrets.iv.0 = *keys.iv();
+        Self(secrets)
+    }
+
+    pub(super) const fn key(&self) -> &Key {
+        &self.0.key
     }
 
     pub(super) const fn iv(&self) -> &[u8; 12] {
-        &self.iv.0
+        &self.0.iv.0
     }
 }
 
@@ -125,7 +135,7 @@ impl Session {
         out.extend_from_slice(text);
         let nonce = nonce(self.down.iv(), sequence);
         let aad = header.associated_data(id);
-        let tag = gcm.seal(&self.down.key, &nonce, &aad, &mut out[DOWN_HEADER..]);
+        let tag = gcm.seal(self.down.key(), &nonce, &aad, &mut out[DOWN_HEADER..]);
         out.extend_from_slice(&tag);
         Some(out)
     }

@@ -1,184 +1,19 @@
-//! Devices and a shard on one virtual clock: no socket, no thread, the production code of both.
-#![allow(clippy::unwrap_used, reason = "a test's helpers may")]
+//! What a device and a shard owe each other, one situation at a time.
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::rc::Rc;
 
-use duet::registry::{Enrolment, Name, NewDevice, Registry, SourceSet};
-use duet::shard::engine::Batched;
-use duet::shard::{GatewayKey, Mail, Reading, Settings, Shard, Sink};
-use duet::transport::{Handler, Now, Path};
+use duet::registry::Name;
+use duet::shard::Mail;
+use duet::transport::{Handler, Path};
 use duet_protocol::device::{Config, Device, Event};
-use duet_protocol::ec::{SecretScalar, Software};
-use duet_protocol::identity::{Credential, DeviceId, Fingerprint, Gateway, RegistrationKey};
+use duet_protocol::ec::Software;
+use duet_protocol::identity::{DeviceId, Fingerprint, RegistrationKey};
 use duet_protocol::initiator::{DeviceKey, Identity};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::reason::DropReason;
 use duet_protocol::wire::{Kind, MESSAGE_MAX};
 
-#[derive(Clone, Default)]
-struct Collected(Rc<RefCell<Vec<Reading>>>);
-
-impl Sink for Collected {
-    fn submit(&mut self, readings: Vec<Reading>) {
-        self.0.borrow_mut().extend(readings);
-    }
-}
-
-type TestShard = Shard<Batched, Collected>;
-
-struct World {
-    _dir: tempfile::TempDir,
-    registry: Registry,
-    shard: TestShard,
-    stored: Collected,
-    gateway: Gateway,
-    now: Now,
-    /// Every message that crossed, as (from device, kind, length).
-    seen: Vec<(bool, Kind, usize)>,
-}
-
-fn scalar(byte: u8) -> SecretScalar {
-    SecretScalar::from_bytes(&[byte; 32]).unwrap()
-}
-
-impl World {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::create(&dir.path().join("registry.redb")).unwrap();
-        let secret = scalar(0x31);
-        let fingerprint = Fingerprint::of_certificate(b"gateway");
-        let gateway = Gateway { key_id: 1, fingerprint, key: secret.public_key() };
-        let stored = Collected::default();
-        let shard = Self::shard(&registry, gateway, stored.clone());
-        let now = Now { mono_us: 1_000_000, unix_ms: 1_800_000_000_000 };
-        Self { _dir: dir, registry, shard, stored, gateway, now, seen: Vec::new() }
-    }
-
-    fn shard(registry: &Registry, gateway: Gateway, stored: Collected) -> TestShard {
-        Self::shard_with(registry, gateway, stored, 64)
-    }
-
-    fn shard_with(
-        registry: &Registry,
-        gateway: Gateway,
-        stored: Collected,
-        retry_from: usize,
-    ) -> TestShard {
-        let settings = Settings {
-            keys: vec![GatewayKey { gateway, secret: scalar(0x31) }],
-            node_key: [0x77; 32],
-            index: 0,
-            shards: 1,
-            idle_us: 600_000_000,
-            pending_us: 10_000_000,
-            lifetime_s: 86_400,
-            sessions_max: 100,
-            pending_max: 50,
-            retry_from,
-            gcm: duet_aead::Gcm::best(),
-            gauges: std::sync::Arc::default(),
-        };
-        Shard::new(
-            settings,
-            registry.view().unwrap(),
-            Batched::new(duet_curve::Backend::detect(), 64),
-            stored,
-        )
-    }
-
-    fn device(&self, seed: u8, profile: Profile, transport: Transport) -> Device<Software> {
-        let id = DeviceId([seed; 8]);
-        let name: Name = format!("device-{seed}").parse().unwrap();
-        let sources = SourceSet::of([profile.source]);
-        let (identity, enrolment) = match profile.mode {
-            Mode::RegisteredId => {
-                let key = RegistrationKey([seed; 32]);
-                let fingerprint = Fingerprint::of_registered_id(&id);
-                let identity =
-                    Identity { id, fingerprint, key: DeviceKey::Registration(key.clone()) };
-                (identity, Enrolment::RegisteredId { id, key })
-            }
-            Mode::Certificate | Mode::RegisteredCertificate => {
-                let made = duet::identity::create("device", 30, 1_799_999_000).unwrap();
-                let der = made.certificate_der.clone();
-                let secret = secret_of(&made.key_pem);
-                let public = secret.public_key();
-                let credential = if profile.mode == Mode::Certificate {
-                    Credential::certificate(&der, public)
-                } else {
-                    Credential::registered_certificate(id, &der, public)
-                };
-                let key = DeviceKey::Private(secret);
-                let fingerprint = credential.fingerprint;
-                let enrolment = if profile.mode == Mode::Certificate {
-                    Enrolment::Certificate { der }
-                } else {
-                    Enrolment::RegisteredCertificate { id, der }
-                };
-                (Identity { id: credential.id, fingerprint, key }, enrolment)
-            }
-        };
-        let device = NewDevice { name, enrolment, sources };
-        self.registry.add(device, 1_800_000_000).unwrap();
-        let config = Config { identity, gateway: self.gateway, profile, transport, fresh: 1 };
-        Device::new(Software, config, [seed; 32])
-    }
-
-    /// Carries messages both ways until both sides are silent. What arrives is durable at once.
-    fn settle(&mut self, device: &mut Device<Software>) -> Vec<String> {
-        let from: SocketAddr = "192.0.2.1:4000".parse().unwrap();
-        let mut events = Vec::new();
-        loop {
-            let mut moved = false;
-            let mut out = [0; MESSAGE_MAX];
-            while let Some(len) = device.poll_transmit(self.now.mono_us, &mut out) {
-                self.seen.push((true, Kind::of(&out).unwrap(), len));
-                self.shard.handle_datagram(self.now, from, &out[..len]);
-                moved = true;
-            }
-            self.shard.handle_turn(self.now);
-            let durable: Vec<_> = self
-                .stored
-                .0
-                .borrow()
-                .iter()
-                .filter(|r| r.confirm)
-                .map(|r| (r.session, r.sequence))
-                .collect();
-            self.stored.0.borrow_mut().iter_mut().for_each(|r| r.confirm = false);
-            if !durable.is_empty() {
-                self.shard.handle_mail(self.now, Mail::Durable(durable));
-                self.shard.handle_turn(self.now);
-            }
-            while let Some(sent) = self.shard.poll_transmit(&mut out) {
-                assert_eq!(sent.to, Path::Datagram(from));
-                self.seen.push((false, Kind::of(&out).unwrap(), sent.len));
-                match device.handle_message(self.now.mono_us, &mut out[..sent.len]) {
-                    Ok(Event::Nothing) => {}
-                    Ok(event) => events.push(format!("{event:?}")),
-                    Err(reason) => events.push(reason.label().into()),
-                }
-                moved = true;
-            }
-            if !moved {
-                return events;
-            }
-        }
-    }
-
-    fn pass(&mut self, micros: u64) {
-        self.now.mono_us += micros;
-        self.now.unix_ms += micros / 1_000;
-    }
-}
-
-fn secret_of(pem: &str) -> SecretScalar {
-    use p256::pkcs8::DecodePrivateKey as _;
-    let key = p256::SecretKey::from_pkcs8_pem(pem).unwrap();
-    SecretScalar::from_bytes(&key.to_bytes().into()).unwrap()
-}
+use crate::world::World;
 
 #[test]
 fn every_profile_opens_with_two_messages_and_every_reading_is_stored_once() {

@@ -1,0 +1,329 @@
+//! The gateway's work without sockets, beside rustls doing the same job, in one interleaved run on
+//! one pinned core: `cargo bench --bench pipeline`.
+//!
+//! Measured is the server's side only: for Duet everything a shard does from HELLO to ACCEPT
+//! (queue, batch, registry, freshness, session table); for TLS the calls into `ServerConnection`.
+//! The anchor, one ECDSA verification by aws-lc-rs, tells how fast the machine was.
+#![allow(clippy::unwrap_used, reason = "a benchmark may end at once")]
+
+use std::io::Cursor;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
+    UnparsedPublicKey,
+};
+use duet::registry::{Enrolment, NewDevice, Registry, SourceSet};
+use duet::shard::engine::{Batched, Engine, OneByOne};
+use duet::shard::{GatewayKey, Mail, Reading, Settings, Shard, Sink};
+use duet::transport::{Handler as _, Now};
+use duet_curve::Backend;
+use duet_protocol::device::{Config, Device};
+use duet_protocol::ec::{SecretScalar, Software};
+use duet_protocol::identity::{Credential, Fingerprint, Gateway};
+use duet_protocol::initiator::{DeviceKey, Identity};
+use duet_protocol::profile::{KeySource, Mode, Profile, Transfer, Transport};
+use duet_protocol::wire::MESSAGE_MAX;
+use p256::pkcs8::DecodePrivateKey as _;
+use rustls::{ClientConnection, ServerConnection};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+
+const DEVICES: usize = 256;
+const ROUNDS: usize = 7;
+const RECORDS: usize = 4_096;
+
+struct Swallow;
+
+impl Sink for Swallow {
+    fn submit(&mut self, readings: Vec<Reading>) {
+        std::hint::black_box(readings);
+    }
+}
+
+fn now() -> Now {
+    Now { mono_us: 1_000_000, unix_ms: 1_800_000_000_000 }
+}
+
+fn address(device: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, 1], u16::try_from(device).unwrap() + 1))
+}
+
+struct Duet<E> {
+    shard: Shard<E, Swallow>,
+    devices: Vec<Device<Software>>,
+    _dir: tempfile::TempDir,
+}
+
+impl<E: Engine> Duet<E> {
+    fn new(engine: E, source: KeySource, count: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::create(&dir.path().join("registry.redb")).unwrap();
+        let secret = SecretScalar::from_bytes(&[0x31; 32]).unwrap();
+        let fingerprint = Fingerprint::of_certificate(b"gateway");
+        let gateway = Gateway { key_id: 1, fingerprint, key: secret.public_key() };
+        let profile = Profile { mode: Mode::Certificate, source };
+        let (mut devices, mut entries) = (Vec::new(), Vec::new());
+        for number in 0..count {
+            let made = duet::identity::create("device", 30, 1_799_999_000).unwrap();
+            let key = p256::SecretKey::from_pkcs8_pem(&made.key_pem).unwrap();
+            let key = SecretScalar::from_bytes(&key.to_bytes().into()).unwrap();
+            let der = made.certificate_der;
+            let Credential { id, fingerprint, .. } =
+                Credential::certificate(&der, key.public_key());
+            let identity = Identity { id, fingerprint, key: DeviceKey::Private(key) };
+            let transport = Transport::Datagram;
+            let config = Config { identity, gateway, profile, transport, fresh: 1 };
+            let mut seed = [1; 32];
+            seed[..8].copy_from_slice(&number.to_be_bytes());
+            devices.push(Device::new(Software, config, seed));
+            let (name, enrolment) =
+                (format!("d{number}").parse().unwrap(), Enrolment::Certificate { der });
+            entries.push(NewDevice { name, enrolment, sources: SourceSet::of([source]) });
+        }
+        registry.add_all(entries, 1_800_000_000).unwrap();
+        let settings = Settings {
+            keys: vec![GatewayKey { gateway, secret }],
+            node_key: [0x77; 32],
+            index: 0,
+            shards: 1,
+            idle_us: 600_000_000,
+            pending_us: 600_000_000,
+            lifetime_s: 86_400,
+            sessions_max: 1 << 20,
+            pending_max: 1 << 20,
+            retry_from: usize::MAX,
+            gcm: duet_aead::Gcm::best(),
+            gauges: Arc::default(),
+        };
+        let shard = Shard::new(settings, registry.view().unwrap(), engine, Swallow);
+        Self { shard, devices, _dir: dir }
+    }
+
+    /// New hellos of every device; not measured.
+    fn hellos(&mut self) -> Vec<Vec<u8>> {
+        let mut out = [0; MESSAGE_MAX];
+        self.devices
+            .iter_mut()
+            .map(|device| {
+                device.close();
+                device.open(0);
+                let len = device.poll_transmit(0, &mut out).unwrap();
+                out[..len].to_vec()
+            })
+            .collect()
+    }
+
+    /// One handshake's time at this batch size.
+    fn handshakes(&mut self, batch: usize) -> Duration {
+        let hellos = self.hellos();
+        let mut accepts = Vec::with_capacity(hellos.len());
+        let mut out = [0; MESSAGE_MAX];
+        let began = Instant::now();
+        for (number, hellos) in hellos.chunks(batch).enumerate() {
+            for (place, hello) in hellos.iter().enumerate() {
+                self.shard.handle_datagram(now(), address(number * batch + place), hello);
+            }
+            self.shard.handle_turn(now());
+            while let Some(sent) = self.shard.poll_transmit(&mut out) {
+                accepts.push(out[..sent.len].to_vec());
+            }
+        }
+        let took = began.elapsed();
+        assert_eq!(accepts.len(), hellos.len());
+        for (device, accept) in self.devices.iter_mut().zip(&mut accepts) {
+            device.handle_message(0, accept).unwrap();
+        }
+        took / u32::try_from(hellos.len()).unwrap()
+    }
+
+    /// One 64-byte reading's time, sixteen a turn, from the devices that are connected.
+    fn readings(&mut self) -> Duration {
+        let mut records = Vec::with_capacity(RECORDS);
+        let mut out = [0; MESSAGE_MAX];
+        while records.len() < RECORDS {
+            for (number, device) in self.devices.iter_mut().enumerate() {
+                device.send_reading(0, 1, &[0x42; 64], false).unwrap();
+                while let Some(len) = device.poll_transmit(0, &mut out) {
+                    records.push((address(number), out[..len].to_vec()));
+                }
+            }
+        }
+        let before = self.shard.counts.readings;
+        let began = Instant::now();
+        for turn in records.chunks(16) {
+            for (from, record) in turn {
+                self.shard.handle_datagram(now(), *from, record);
+            }
+            self.shard.handle_turn(now());
+            while self.shard.poll_transmit(&mut out).is_some() {}
+        }
+        let took = began.elapsed();
+        let taken = u32::try_from(self.shard.counts.readings - before).unwrap();
+        assert!(taken as usize >= RECORDS - DEVICES);
+        // The first exchange's mail is not part of this.
+        self.shard.handle_mail(now(), Mail::Durable(Vec::new()));
+        took / taken
+    }
+}
+
+struct Tls {
+    client: Arc<rustls::ClientConfig>,
+    server: Arc<rustls::ServerConfig>,
+}
+
+impl Tls {
+    fn new() -> Self {
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::SECP256R1];
+        provider.cipher_suites =
+            vec![rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256];
+        let provider = Arc::new(provider);
+        let made = |name: &str| {
+            let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+            let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+            (made.cert.der().clone(), PrivateKeyDer::from(key))
+        };
+        let ((server_certificate, server_key), (client_certificate, client_key)) =
+            (made("gateway"), made("device"));
+        let roots = |certificate| {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(certificate).unwrap();
+            Arc::new(roots)
+        };
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+            roots(client_certificate.clone()),
+            Arc::clone(&provider),
+        );
+        let mut server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier.build().unwrap())
+            .with_single_cert(vec![server_certificate.clone()], server_key)
+            .unwrap();
+        server.send_tls13_tickets = 0;
+        let mut client = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots(server_certificate))
+            .with_client_auth_cert(vec![client_certificate], client_key)
+            .unwrap();
+        client.resumption = rustls::client::Resumption::disabled();
+        Self { client: Arc::new(client), server: Arc::new(server) }
+    }
+
+    /// The server's time for one full mutual TLS 1.3 handshake.
+    fn handshake(&self) -> Duration {
+        let name = ServerName::try_from("gateway").unwrap();
+        let mut client = ClientConnection::new(Arc::clone(&self.client), name).unwrap();
+        let mut spent = Duration::ZERO;
+        let began = Instant::now();
+        let mut server = ServerConnection::new(Arc::clone(&self.server)).unwrap();
+        spent += began.elapsed();
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut flight = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut flight).unwrap();
+            }
+            let began = Instant::now();
+            let mut input = Cursor::new(&flight);
+            while input.position() < flight.len() as u64 {
+                server.read_tls(&mut input).unwrap();
+                server.process_new_packets().unwrap();
+            }
+            let mut flight = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut flight).unwrap();
+            }
+            spent += began.elapsed();
+            let mut input = Cursor::new(&flight);
+            while input.position() < flight.len() as u64 {
+                client.read_tls(&mut input).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+        spent
+    }
+}
+
+struct Row {
+    name: &'static str,
+    times: Vec<Duration>,
+}
+
+impl Row {
+    fn median(&self) -> f64 {
+        let mut times = self.times.clone();
+        times.sort_unstable();
+        times[times.len() / 2].as_secs_f64() * 1e6
+    }
+}
+
+fn pin() -> bool {
+    let mut cores = rustix::thread::CpuSet::new();
+    cores.set(0);
+    rustix::thread::sched_setaffinity(None, &cores).is_ok()
+}
+
+fn main() {
+    let pinned = pin();
+    let backend = Backend::detect();
+    let ephemeral = KeySource::Ephemeral;
+    let mut batched = Duet::new(Batched::new(backend, DEVICES), ephemeral, DEVICES);
+    let xor = KeySource::Xor(Transfer::Key);
+    let mut xor = Duet::new(Batched::new(backend, DEVICES), xor, DEVICES);
+    let mut portable =
+        Duet::new(Batched::new(Backend::portable(), DEVICES), ephemeral, DEVICES / 4);
+    let mut single = Duet::new(OneByOne, ephemeral, DEVICES / 16);
+    let tls = Tls::new();
+    let random = aws_lc_rs::rand::SystemRandom::new();
+    let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref());
+    let pair = pair.unwrap();
+    let signature = pair.sign(&random, b"message").unwrap();
+    let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, pair.public_key().as_ref());
+    // The first round makes the tables of the devices' keys.
+    batched.handshakes(64);
+    xor.handshakes(64);
+    portable.handshakes(64);
+
+    let names = [
+        "aws-lc-rs, one ECDSA verification (anchor)",
+        "rustls TLS 1.3, full mutual handshake",
+        "Duet certificate/ephemeral, batch 64",
+        "Duet certificate/ephemeral, batch 8",
+        "Duet certificate/ephemeral, batch 1",
+        "Duet certificate/xor-key, batch 64",
+        "Duet certificate/ephemeral, portable, batch 64",
+        "Duet certificate/ephemeral, p256 one by one",
+        "Duet reading of 64 bytes, 16 a turn",
+    ];
+    let mut rows = names.map(|name| Row { name, times: Vec::new() });
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        for _ in 0..200 {
+            key.verify(b"message", signature.as_ref()).unwrap();
+        }
+        rows[0].times.push(began.elapsed() / 200);
+        let mut handshakes: Vec<_> = (0..100).map(|_| tls.handshake()).collect();
+        handshakes.sort_unstable();
+        rows[1].times.push(handshakes[50]);
+        rows[2].times.push(batched.handshakes(64));
+        rows[3].times.push(batched.handshakes(8));
+        rows[4].times.push(batched.handshakes(1));
+        rows[5].times.push(xor.handshakes(64));
+        rows[6].times.push(portable.handshakes(64));
+        rows[7].times.push(single.handshakes(64));
+        batched.handshakes(64);
+        rows[8].times.push(batched.readings());
+    }
+    let rustls = rows[1].median();
+    println!("\nbackends     curve {}, aead {}", backend.name(), duet_aead::Gcm::best().backend());
+    println!("pinned       {pinned}; medians of {ROUNDS} interleaved rounds\n");
+    println!("{:<48} {:>10} {:>14}", "server CPU", "µs", "rustls ÷ this");
+    for row in &rows {
+        let median = row.median();
+        println!("{:<48} {median:>10.2} {:>14.2}", row.name, rustls / median);
+    }
+}

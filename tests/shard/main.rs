@@ -1,0 +1,7 @@
+//! Devices and a shard on one virtual clock: no socket, no thread, the production code of both.
+#![allow(clippy::unwrap_used, reason = "a test's helpers may")]
+
+mod behaviour;
+mod hostile;
+mod simulation;
+mod world;
