@@ -20,7 +20,7 @@ use duet_protocol::{
     record::{self, Cipher},
     responder::{Opened, Proven},
     schedule::{self, Grant},
-    wire::{DownHeader, Hello, Reset, Retry, SessionId, UpHeader},
+    wire::{self, DownHeader, Hello, Kind, Reset, Retry, SessionId, UpHeader},
 };
 use sha2::{Digest as _, Sha256};
 
@@ -491,6 +491,52 @@ fn every_text_is_as_its_vector_says() {
         vector.hex(name, &out[..len]);
     }
     vector.check("texts.json");
+}
+
+/// The specification's tables of lengths and first bytes are the code's.
+#[test]
+fn the_specification_says_how_long_everything_is() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/protocol.md");
+    let document = fs::read_to_string(path).unwrap();
+    let says = |line: &str| {
+        assert_eq!(document.lines().filter(|l| l.starts_with(line)).count(), 1, "{line}");
+    };
+    for profile in Profile::ALL {
+        let plain = Offer { profile, transport: Transport::Datagram, challenged: false };
+        let (hello, accept) = (plain.hello_len(), profile.accept_len());
+        let (mode, source) = profile.name().split_once('/').unwrap();
+        let (byte, text) = (plain.encode(), plain.sealed_text_len());
+        let padding = profile.padding_len();
+        let both = hello + accept;
+        says(&format!(
+            "| `{mode}` | `{source}` | {byte:#04x} | {text} | {padding} | {hello} | {accept} | {both} |"
+        ));
+        let stream = Offer { transport: Transport::Stream, ..plain };
+        let challenged = Offer { challenged: true, ..plain };
+        assert_eq!((stream.encode(), stream.hello_len()), (byte + 0x20, hello));
+        assert_eq!((challenged.encode(), challenged.hello_len()), (byte + 0x40, hello + 16));
+    }
+    let lengths = Profile::ALL.map(|profile| {
+        let plain = Offer { profile, transport: Transport::Datagram, challenged: false };
+        plain.hello_len()
+    });
+    let (least, most) = (lengths.iter().min().unwrap(), wire::HELLO_MAX);
+    for (kind, number, name, from, length) in [
+        (Kind::Hello, 1, "HELLO", "device", format!("{least} … {most}, by profile")),
+        (Kind::Accept, 2, "ACCEPT", "gateway", "69, 133 or 149, by profile".to_owned()),
+        (Kind::Retry, 3, "RETRY", "gateway", wire::RETRY_LEN.to_string()),
+        (Kind::Challenge, 4, "CHALLENGE", "gateway", wire::CHALLENGE_LEN.to_string()),
+        (Kind::Up, 5, "UP, a record", "device", record_lengths(wire::UP_HEADER)),
+        (Kind::Down, 6, "DOWN, a record", "gateway", record_lengths(wire::DOWN_HEADER)),
+        (Kind::Reset, 7, "RESET", "gateway", wire::RESET_LEN.to_string()),
+    ] {
+        says(&format!("| {number} {name} | {:#04x} | {from} | {length} |", kind.byte()));
+    }
+}
+
+fn record_lengths(header: usize) -> String {
+    assert_eq!(wire::RECORD_MAX, 1_200);
+    format!("{} … 1,200", header + 1 + wire::TAG)
 }
 
 /// No vector without a test: what lies in the folder is what is compared.
