@@ -326,9 +326,12 @@ fn accept(
     vector.section("accept");
     let clear: &[u8; 33] = message.first_chunk().unwrap();
     if let Some(answer) = &answer {
-        let (name, shared) =
-            if source == KeySource::Ephemeral { ("e_s", "ECDH-x") } else { ("e_F", "dh") };
-        vector.hex(name, scalar.expose()).hex("Y", &answer.point.0);
+        let (scalar_name, point, shared) = if source == KeySource::Ephemeral {
+            ("e_s", "Y", "ECDH-x")
+        } else {
+            ("e_f", "F", "dh")
+        };
+        vector.hex(scalar_name, scalar.expose()).hex(point, &answer.point.0);
         vector.hex(shared, &answer.shared.0);
         assert_eq!(clear[1..], answer.point.x());
         if source == KeySource::Ephemeral {
