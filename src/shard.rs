@@ -8,6 +8,7 @@
 mod commands;
 pub mod engine;
 mod hellos;
+mod random;
 mod records;
 mod session;
 mod traffic;
@@ -28,6 +29,7 @@ use duet_protocol::wire::{Hello, Kind, SessionId};
 pub use self::commands::Command;
 use self::commands::Sent;
 use self::engine::Engine;
+pub(crate) use self::random::random;
 use self::records::Records;
 use self::session::Session;
 use crate::registry::View;
@@ -177,6 +179,8 @@ pub struct Shard<E, S> {
     next_sweep_us: u64,
     resets_left: u32,
     draining: bool,
+    /// Whether keys were moved or destroyed in this turn, and copies may lie on the stack.
+    scrub: bool,
     /// What it has counted so far.
     pub counts: Counts,
 }
@@ -205,6 +209,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             next_sweep_us: 0,
             resets_left: RESETS_PER_S,
             draining: false,
+            scrub: false,
             counts: Counts::default(),
         }
     }
@@ -248,7 +253,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             contact.pending = contact.pending.filter(|pending| *pending != id);
         }
         drop(session);
-        scrub_stack();
+        self.scrub = true;
     }
 
     fn publish(&self) {
@@ -310,13 +315,6 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 }
 
-pub(crate) fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    // Without randomness no session may be made, and nothing useful can be done.
-    assert!(getrandom::fill(&mut bytes).is_ok(), "the kernel has no randomness to give");
-    bytes
-}
-
 impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     type Mail = Mail;
 
@@ -375,6 +373,9 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         }
         self.send_commands(now);
         self.sweep(now);
+        if std::mem::take(&mut self.scrub) {
+            scrub_stack();
+        }
     }
 
     fn poll_transmit(&mut self, out: &mut [u8]) -> Option<Transmit> {

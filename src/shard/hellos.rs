@@ -7,7 +7,6 @@ use std::time::Instant;
 use duet_protocol::ec::{SecretScalar, Signature};
 use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
-use duet_protocol::record::scrub_stack;
 use duet_protocol::responder::{Claim, Opened, Proven, Responding, Signing};
 use duet_protocol::schedule::{self, Grant};
 use duet_protocol::wire::{CHALLENGE_LEN, Hello, Retry, SessionId};
@@ -162,7 +161,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let proven = self.prove(now, claims);
         let signing = self.agree(proven);
         self.accept(now, signing);
-        scrub_stack();
+        self.scrub = true;
         #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
         metrics::histogram!("duet_hello_batch").record(batch as f64);
         metrics::histogram!("duet_hello_batch_seconds").record(began.elapsed().as_secs_f64());
