@@ -35,14 +35,14 @@ use self::session::Session;
 use crate::registry::View;
 use crate::transport::{Handler, Now, Path, StreamId, Transmit};
 
-/// The highest `fresh` of a device that the gateway has not met (R22).
+/// The highest `fresh` of a device that the gateway has not met (R42).
 const FIRST_FRESH_MAX: u64 = 1 << 48;
-/// The furthest that `fresh` may jump without a challenge (R22).
+/// The furthest that `fresh` may jump without a challenge (R42).
 const FRESH_JUMP_MAX: u64 = 1 << 40;
 /// The most hellos that are answered in one turn: larger batches gain little and keep records
 /// waiting.
 pub const BATCH_MAX: usize = 64;
-/// The most RESETs a second.
+/// The most RESETs a second (R62).
 const RESETS_PER_S: u32 = 10_000;
 
 /// One of the gateway's certificates with its private key.
@@ -64,9 +64,9 @@ pub struct Settings {
     pub index: usize,
     /// How many shards there are.
     pub shards: usize,
-    /// A session ends after this silence, µs.
+    /// A session ends after this silence, µs (R82).
     pub idle_us: u64,
-    /// An unconfirmed session ends after this time, µs.
+    /// An unconfirmed session ends after this time, µs (R47).
     pub pending_us: u64,
     /// How long a session may live, seconds.
     pub lifetime_s: u32,
@@ -221,6 +221,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     fn discard(&mut self, path: Path, reason: DropReason) {
+        // R91: one reason for each input; R88: a stream on which one was discarded is closed.
         self.counts.drops[reason as usize] += 1;
         if let Path::Stream(stream) = path {
             self.closing.push_back(stream);
@@ -240,7 +241,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
     }
 
-    /// Ends a session and destroys its keys.
+    /// Ends a session and destroys its keys (R81).
     fn end(&mut self, id: SessionId) {
         let Some(session) = self.sessions.remove(&id) else { return };
         if let Some(pending) = &session.pending {
@@ -330,6 +331,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     fn handle_mail(&mut self, now: Now, mail: Mail) {
         match mail {
             Mail::Durable(readings) => {
+                // R74: only what is durable is acknowledged.
                 for (id, sequence) in readings {
                     if let Some(session) = self.sessions.get_mut(&id) {
                         session.stored.take(sequence);

@@ -1,6 +1,6 @@
 //! Why an input was discarded: one reason an input, each with a static label for metrics.
 //!
-//! A peer never learns which one (R40): a datagram is met with silence, a stream with a close.
+//! A peer never learns which one (R91): a datagram is met with silence (R87), a stream with a close.
 
 use thiserror::Error;
 

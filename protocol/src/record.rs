@@ -1,5 +1,5 @@
 //! Records: sealed messages of a session. Nonce = IV XOR sequence number, the associated data is
-//! the whole clear header with the session id (R28).
+//! the whole clear header with the session id (R65).
 
 use aes_gcm::{Aes128Gcm, KeyInit as _};
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -59,7 +59,7 @@ impl Cipher {
     }
 
     fn seal(&self, clear: &[u8], aad: &[u8], sequence: u32, text: &[u8], out: &mut [u8]) -> usize {
-        assert_ne!(sequence, u32::MAX, "the last sequence number is never used (R31)");
+        assert_ne!(sequence, u32::MAX, "the last sequence number is never used (R68)");
         let (start, end) = (clear.len(), clear.len() + text.len());
         out[..start].copy_from_slice(clear);
         out[start..end].copy_from_slice(text);

@@ -22,7 +22,7 @@ use crate::transport::{Now, Path};
 
 /// How long a challenge may be answered, µs.
 const CHALLENGE_US: u64 = 30_000_000;
-/// The most hellos that wait for their batch.
+/// The most hellos that wait for their batch (R93).
 const HELLOS_MAX: usize = 512;
 /// How long a cookie's epoch is, µs; the epoch before is valid too.
 const COOKIE_EPOCH_US: u64 = 30_000_000;
@@ -60,7 +60,7 @@ struct Signed {
     key: usize,
 }
 
-/// One challenge a device at a time: whatever a stranger plays back, the device can answer it.
+/// One challenge a device at a time (R57): whatever a stranger plays back, the device can answer it.
 fn challenge(
     now: Now,
     contact: &mut Contact,
@@ -93,6 +93,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             Path::Stream(_) => Transport::Stream,
         };
         let hello = Hello::decode(bytes, transport)?;
+        // R50: the same bytes get the same answer.
         if let Some(session) = self.cached.get(&hello.digest) {
             if let Some(pending) = self.sessions.get(session).and_then(|s| s.pending.as_ref()) {
                 self.out.push_back((path, pending.accept.as_slice().to_vec()));
@@ -112,7 +113,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// Under load an address proves that it receives what is sent to it, before it costs any
-    /// elliptic-curve work; nothing is kept of it meanwhile.
+    /// elliptic-curve work; nothing is kept of it meanwhile (R51).
     fn check_address(
         &mut self,
         now: Now,
@@ -130,6 +131,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let epoch = (now.mono_us / COOKIE_EPOCH_US) as u32;
         let key = &self.settings.node_key;
         let cookie = |epoch| schedule::cookie(key, epoch, &address, &hello.digest);
+        // R2: compared in constant time.
         if let Some(given) = hello.cookie() {
             let current = given.ct_eq(&cookie(epoch));
             if (current | given.ct_eq(&cookie(epoch.wrapping_sub(1)))).into() {
@@ -202,7 +204,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         claims
     }
 
-    /// Verifies every proof, and admits who may enter.
+    /// Verifies every proof, and admits who may enter. Before, a HELLO changes nothing (R40).
     fn prove(&mut self, now: Now, claims: Vec<Claimed<E::Kept>>) -> Vec<Admitted<E::Kept>> {
         let tasks: Vec<_> = claims.iter().filter_map(|one| one.claim.verify_task()).collect();
         let mut verdicts = self.engine.verify(&tasks).into_iter();
@@ -265,7 +267,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         signing
     }
 
-    /// Makes the sessions and sends their ACCEPTs.
+    /// Makes the sessions and sends their ACCEPTs: the answer to a granted HELLO alone (R32).
     fn accept(&mut self, now: Now, signing: Vec<Signed>) {
         for Signed { path, signing, signature, about, device, .. } in signing {
             let (accept, keys) = signing.signed(&signature);
@@ -296,20 +298,24 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     ) -> Result<Option<(Proven, Arc<Device>)>, DropReason> {
         let device = device.ok_or(DropReason::Proof)?;
         let now_s = i64::try_from(now.unix_ms / 1_000).unwrap_or(i64::MAX);
+        // R39.
         if device.is_revoked() || device.validity.is_some_and(|v| !v.contains(now_s)) {
             return Err(DropReason::Proof);
         }
+        // R6.
         if !device.sources.contains(proven.hello().offer.profile.source) {
             return Err(DropReason::NotAllowed);
         }
         let known = self.contacts.entry(device.credential.id).or_default();
         known.challenge.take_if(|challenge| challenge.until_us <= now.mono_us);
+        // R43: a challenged HELLO passes whatever its `fresh` is.
         if let Some(answer) = proven.challenge() {
             let expected = known.challenge.as_ref().ok_or(DropReason::Challenge)?;
             if !bool::from(expected.value.ct_eq(answer)) {
                 return Err(DropReason::Challenge);
             }
         } else {
+            // R42; the mark is the credential's (R45).
             let (fresh, mark) = (proven.fresh(), device.mark());
             let reach =
                 if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
@@ -318,6 +324,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 self.out.push_back((path, message.to_vec()));
                 return Ok(None);
             }
+            // R46: only a greater `fresh` replaces a pending session.
             let older = known
                 .pending
                 .and_then(|id| self.sessions.get(&id)?.pending.as_ref())
@@ -350,11 +357,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             lifetime_s: self.settings.lifetime_s,
             reset_token: schedule::reset_token(&self.settings.node_key, session),
         };
+        // R30: fresh for each ACCEPT.
         let scalar = SecretScalar::from_wide(&random());
         Some((proven.respond(grant, scalar, random()), about))
     }
 
-    /// A random id, unused here, whose slot this shard owns.
+    /// A random id, unused here, whose slot this shard owns (R34).
     fn vacant_id(&self, slot: u8) -> Option<SessionId> {
         (0..64).find_map(|_| {
             let [a, b, c] = random();
