@@ -42,6 +42,8 @@ const FRESH_JUMP_MAX: u64 = 1 << 40;
 /// The most hellos that are answered in one turn: larger batches gain little and keep records
 /// waiting.
 pub const BATCH_MAX: usize = 64;
+/// How long after a discarded message its stream is closed, µs.
+const CLOSE_AFTER_US: u64 = 1_000_000;
 /// The most RESETs a second (R62).
 const RESETS_PER_S: u32 = 10_000;
 
@@ -175,7 +177,10 @@ pub struct Shard<E, S> {
     commands: HashMap<u32, Sent>,
     next_command: u32,
     out: VecDeque<(Path, Vec<u8>)>,
-    closing: VecDeque<StreamId>,
+    /// Streams to close, and when.
+    closing: VecDeque<(u64, StreamId)>,
+    /// The time of the last turn.
+    turn_us: u64,
     next_sweep_us: u64,
     resets_left: u32,
     draining: bool,
@@ -206,6 +211,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             next_command: u32::from_be_bytes(random()),
             out: VecDeque::new(),
             closing: VecDeque::new(),
+            turn_us: 0,
             next_sweep_us: 0,
             resets_left: RESETS_PER_S,
             draining: false,
@@ -220,11 +226,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.sessions.len()
     }
 
-    fn discard(&mut self, path: Path, reason: DropReason) {
-        // R91: one reason for each input; R88: a stream on which one was discarded is closed.
+    /// R91: one reason for each input. R88, R89: its stream is closed, always after the same time,
+    /// but for a record that came again.
+    fn discard(&mut self, now: Now, path: Path, reason: DropReason) {
         self.counts.drops[reason as usize] += 1;
-        if let Path::Stream(stream) = path {
-            self.closing.push_back(stream);
+        if let Path::Stream(stream) = path
+            && reason != DropReason::Replay
+        {
+            self.closing.push_back((now.mono_us + CLOSE_AFTER_US, stream));
         }
     }
 
@@ -237,7 +246,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             Err(reason) => Err(reason),
         };
         if let Err(reason) = handled {
-            self.discard(path, reason);
+            self.discard(now, path, reason);
         }
     }
 
@@ -359,6 +368,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     }
 
     fn handle_turn(&mut self, now: Now) {
+        self.turn_us = now.mono_us;
         self.open_records(now);
         self.answer_hellos(now);
         if !self.readings.is_empty() {
@@ -385,15 +395,16 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     }
 
     fn poll_close(&mut self) -> Option<StreamId> {
-        self.closing.pop_front()
+        self.closing.pop_front_if(|(due_us, _)| *due_us <= self.turn_us).map(|(_, stream)| stream)
     }
 
     fn poll_timeout(&self) -> Option<u64> {
         if !self.hellos.is_empty() {
             return Some(0);
         }
+        let close = self.closing.front().map(|(due_us, _)| *due_us);
         let command = self.commands.values().map(|sent| sent.resend_us.min(sent.until_us)).min();
-        Some(command.map_or(self.next_sweep_us, |due| due.min(self.next_sweep_us)))
+        [Some(self.next_sweep_us), command, close].into_iter().flatten().min()
     }
 
     fn is_finished(&self) -> bool {

@@ -37,6 +37,8 @@ const RECORD_ATTEMPTS: u8 = 5;
 const MARK_MAX: u64 = 1 << 62;
 /// The longest pause after a RESET, µs: devices of a restarted gateway spread over it (R64).
 const RESET_BACKOFF_US: u64 = 500_000;
+/// From this sequence number on a device makes a new session, in good time before the last one.
+const SEQUENCE_RENEW: u32 = u32::MAX - (1 << 20);
 /// How many records back a RESET may refer to (R63).
 const RECENT: usize = 8;
 
@@ -140,7 +142,7 @@ struct Session {
     window: ReplayWindow,
     /// When the session is renewed, before its lifetime ends (R86).
     renew: u64,
-    recent: [[u8; 16]; RECENT],
+    recent: [Option<[u8; 16]>; RECENT],
     ping: Option<Retransmit>,
     result: bool,
 }
@@ -321,7 +323,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
             let waiting = self.readings.iter().flatten().filter(|r| r.confirmed.is_none());
             waiting.for_each(|reading| earlier(reading.resend.due));
             if self.handshake.is_none() && self.begin.is_none() {
-                earlier(session.renew);
+                earlier(if session.next >= SEQUENCE_RENEW { 0 } else { session.renew });
             }
         }
         next
@@ -337,7 +339,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
             scrub_stack();
             return len;
         }
-        if self.session.as_ref().is_some_and(|session| session.renew <= now_us)
+        if self.session.as_ref().is_some_and(|session| session.is_worn(now_us))
             && self.handshake.is_none()
             && self.begin.is_none()
         {
@@ -474,7 +476,9 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
                 handshake.cookie = Some(retry.cookie);
                 handshake.attempts = 0;
                 // R54: the same bytes, after the wait.
-                handshake.due = now_us + u64::from(retry.wait_10ms) * 10_000;
+                // Nobody has signed the pause: it is believed within bounds.
+                let wait_us = (u64::from(retry.wait_10ms) * 10_000).min(RETRANSMIT_MAX_US);
+                handshake.due = now_us + wait_us;
                 Ok(Event::Nothing)
             }
             Kind::Challenge => {
@@ -517,7 +521,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
             next: 0,
             window: ReplayWindow::new(),
             renew: now_us + u64::from(lifetime_s) * 900_000,
-            recent: [[0; 16]; RECENT],
+            recent: [None; RECENT],
             ping: Some(Retransmit { due: now_us, attempts: 0 }),
             result: false,
         });
@@ -577,7 +581,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
     fn handle_reset<'m>(&mut self, now_us: u64, message: &[u8]) -> Result<Event<'m>, DropReason> {
         let reset = Reset::decode(message)?;
         let session = self.session.as_ref().ok_or(DropReason::Unexpected)?;
-        let genuine = session.recent.iter().any(|mac| mac.ct_eq(&reset.mac).into());
+        let genuine = session.recent.iter().flatten().any(|mac| mac.ct_eq(&reset.mac).into());
         if reset.session != session.id || !genuine {
             return Err(DropReason::Unexpected);
         }
@@ -591,6 +595,12 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
 
 impl Session {
     /// Numbers start at 0 and rise by one (R66); the last is never used (R68).
+    /// Whether a new session is due: by time, or because the sequence numbers come to their end
+    /// (R68).
+    const fn is_worn(&self, now_us: u64) -> bool {
+        self.renew <= now_us || self.next >= SEQUENCE_RENEW
+    }
+
     fn take_sequence(&mut self) -> Option<u32> {
         let sequence = self.next;
         self.next = sequence.checked_add(1)?;
@@ -609,7 +619,7 @@ impl Session {
         let header = UpHeader { session: self.id, sequence };
         let len = self.up.seal_up(header, &text[..len], out);
         self.recent.rotate_right(1);
-        self.recent[0] = schedule::reset_mac(&self.token, &out[..len]);
+        self.recent[0] = Some(schedule::reset_mac(&self.token, &out[..len]));
         len
     }
 }

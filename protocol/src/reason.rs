@@ -50,6 +50,8 @@ reasons! {
     Challenge = "challenge",
     /// A HELLO whose session is already confirmed, or pending under a newer HELLO.
     Stale = "stale",
+    /// A HELLO that is waiting for its answer already.
+    Repeated = "repeated",
     /// A HELLO under load from an address that has proven nothing, met with a RETRY.
     Unvalidated = "unvalidated",
     /// The same with a cookie that is wrong or too old.

@@ -56,7 +56,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let Some((session, path)) = live else {
             return command.refuse(CommandError::NotConnected);
         };
-        if self.commands.len() >= COMMANDS_MAX {
+        // R80: the device remembers one command only.
+        let open = self.commands.values().any(|sent| sent.command.device == command.device);
+        if open || self.commands.len() >= COMMANDS_MAX {
             return command.refuse(CommandError::Busy);
         }
         let number = self.next_command;

@@ -1,10 +1,12 @@
 //! From HELLO to ACCEPT: admission, the batch, freshness. Changes the sessions only at its end.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use duet_protocol::ec::{SecretScalar, Signature};
+use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
 use duet_protocol::responder::{Claim, Opened, Proven, Responding, Signing};
@@ -105,6 +107,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         {
             self.check_address(now, from, &hello)?;
         }
+        if self.hellos.iter().any(|(_, waiting)| waiting.digest == hello.digest) {
+            return Err(DropReason::Repeated);
+        }
         if self.hellos.len() >= HELLOS_MAX {
             return Err(DropReason::HelloQueueFull);
         }
@@ -157,7 +162,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let began = Instant::now();
         let batch = self.hellos.len().min(BATCH_MAX);
         let hellos: Vec<_> = self.hellos.drain(..batch).collect();
-        let claims = self.open_hellos(hellos);
+        let claims = self.open_hellos(now, hellos);
         let proven = self.prove(now, claims);
         let signing = self.agree(proven);
         self.accept(now, signing);
@@ -168,7 +173,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// Decapsulates and opens, and looks up who each one claims to be.
-    fn open_hellos(&mut self, hellos: Vec<(Path, Hello)>) -> Vec<Claimed<E::Kept>> {
+    fn open_hellos(&mut self, now: Now, hellos: Vec<(Path, Hello)>) -> Vec<Claimed<E::Kept>> {
         let mut claims = Vec::with_capacity(hellos.len());
         let mut by_key: Vec<Vec<(Path, Hello)>> =
             self.settings.keys.iter().map(|_| Vec::new()).collect();
@@ -176,7 +181,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let id = hello.gateway_key_id();
             match self.settings.keys.iter().position(|key| key.gateway.key_id == id) {
                 Some(key) => by_key[key].push((path, hello)),
-                None => self.discard(path, DropReason::GatewayKey),
+                None => self.discard(now, path, DropReason::GatewayKey),
             }
         }
         for (key, hellos) in by_key.into_iter().enumerate().filter(|(_, hellos)| !hellos.is_empty())
@@ -197,7 +202,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                         let claim = opened.claim(&gateway, credential);
                         claims.push(Claimed { path, claim, device, key, kept });
                     }
-                    Err(reason) => self.discard(path, reason),
+                    Err(reason) => self.discard(now, path, reason),
                 }
             }
         }
@@ -210,18 +215,21 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let mut verdicts = self.engine.verify(&tasks).into_iter();
         let mut admitted = Vec::with_capacity(claims.len());
         let mut met = Vec::new();
+        let mut batch = HashMap::new();
         for Claimed { path, claim, device, key, kept } in claims {
             let signer = claim.verify_task().map(|task| task.key);
             let verdict = signer.is_none() || verdicts.next().unwrap_or(false);
-            match claim.verified(verdict).and_then(|proven| self.admit(now, path, proven, device)) {
+            let proven = claim.verified(verdict);
+            match proven.and_then(|proven| self.admit(now, path, proven, device, &batch)) {
                 Ok(Some((proven, device))) => {
                     met.extend(signer);
+                    batch.insert(proven.id(), proven.fresh());
                     if let Some((responding, about)) = self.begin(proven) {
                         admitted.push(Admitted { path, responding, about, device, key, kept });
                     }
                 }
                 Ok(None) => {}
-                Err(reason) => self.discard(path, reason),
+                Err(reason) => self.discard(now, path, reason),
             }
         }
         self.engine.remember(&met);
@@ -288,13 +296,15 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
     }
 
-    /// Profile, validity and freshness of a proven HELLO. `None` when it was met with a challenge.
+    /// Profile, validity and freshness of a proven HELLO; `batch` holds what was admitted in this
+    /// batch before it. `None` when it was met with a challenge.
     fn admit(
         &mut self,
         now: Now,
         path: Path,
         proven: Proven,
         device: Option<Arc<Device>>,
+        batch: &HashMap<DeviceId, u64>,
     ) -> Result<Option<(Proven, Arc<Device>)>, DropReason> {
         let device = device.ok_or(DropReason::Proof)?;
         let now_s = i64::try_from(now.unix_ms / 1_000).unwrap_or(i64::MAX);
@@ -329,16 +339,16 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 .pending
                 .and_then(|id| self.sessions.get(&id)?.pending.as_ref())
                 .is_some_and(|pending| pending.fresh >= fresh);
-            if older {
+            if older || batch.get(&proven.id()).is_some_and(|earlier| *earlier >= fresh) {
                 return Err(DropReason::Stale);
             }
         }
-        if self.sessions.len() >= self.settings.sessions_max {
+        if self.sessions.len() + batch.len() >= self.settings.sessions_max {
             return Err(DropReason::SessionsFull);
         }
         let replaces =
             self.contacts.get(&device.credential.id).is_some_and(|c| c.pending.is_some());
-        if self.pending >= self.settings.pending_max && !replaces {
+        if self.pending + batch.len() >= self.settings.pending_max && !replaces {
             return Err(DropReason::PendingFull);
         }
         Ok(Some((proven, device)))

@@ -44,7 +44,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 None => Err(DropReason::RecordOpen),
             };
             if let Err(reason) = handled {
-                self.discard(path, reason);
+                self.discard(now, path, reason);
             }
         }
         records.clear();
