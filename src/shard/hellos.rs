@@ -13,6 +13,7 @@ use duet_protocol::responder::{Claim, Opened, Proven, Responding, Signing};
 use duet_protocol::schedule::{self, Grant};
 use duet_protocol::wire::{CHALLENGE_LEN, Hello, Retry, SessionId};
 use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
 
 use super::engine::Engine;
 use super::session::{Pending, Session};
@@ -36,21 +37,22 @@ struct About {
     challenged: bool,
 }
 
-struct Claimed<K> {
+struct Claimed {
     path: Path,
     claim: Claim,
     device: Option<Arc<Device>>,
     key: usize,
-    kept: K,
+    /// Where in the batch the engine's part of it is kept.
+    kept: usize,
 }
 
-struct Admitted<K> {
+struct Admitted {
     path: Path,
     responding: Responding,
     about: About,
     device: Arc<Device>,
     key: usize,
-    kept: K,
+    kept: usize,
 }
 
 struct Signed {
@@ -162,9 +164,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let began = Instant::now();
         let batch = self.hellos.len().min(BATCH_MAX);
         let hellos: Vec<_> = self.hellos.drain(..batch).collect();
-        let claims = self.open_hellos(now, hellos);
+        let (claims, kept) = self.open_hellos(now, hellos);
         let proven = self.prove(now, claims);
-        let signing = self.agree(proven);
+        let signing = self.agree(proven, &kept);
         self.accept(now, signing);
         self.scrub = true;
         #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
@@ -173,8 +175,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// Decapsulates and opens, and looks up who each one claims to be.
-    fn open_hellos(&mut self, now: Now, hellos: Vec<(Path, Hello)>) -> Vec<Claimed<E::Kept>> {
+    fn open_hellos(
+        &mut self,
+        now: Now,
+        hellos: Vec<(Path, Hello)>,
+    ) -> (Vec<Claimed>, Vec<E::Kept>) {
         let mut claims = Vec::with_capacity(hellos.len());
+        let mut all_kept = Vec::with_capacity(hellos.len());
         let mut by_key: Vec<Vec<(Path, Hello)>> =
             self.settings.keys.iter().map(|_| Vec::new()).collect();
         for (path, hello) in hellos {
@@ -200,17 +207,18 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                         let device = self.view.lookup(&opened.id());
                         let credential = device.as_ref().map(|device| &device.credential);
                         let claim = opened.claim(&gateway, credential);
-                        claims.push(Claimed { path, claim, device, key, kept });
+                        claims.push(Claimed { path, claim, device, key, kept: all_kept.len() });
+                        all_kept.push(kept);
                     }
                     Err(reason) => self.discard(now, path, reason),
                 }
             }
         }
-        claims
+        (claims, all_kept)
     }
 
     /// Verifies every proof, and admits who may enter. Before, a HELLO changes nothing (R40).
-    fn prove(&mut self, now: Now, claims: Vec<Claimed<E::Kept>>) -> Vec<Admitted<E::Kept>> {
+    fn prove(&mut self, now: Now, claims: Vec<Claimed>) -> Vec<Admitted> {
         let tasks: Vec<_> = claims.iter().filter_map(|one| one.claim.verify_task()).collect();
         let mut verdicts = self.engine.verify(&tasks).into_iter();
         let mut admitted = Vec::with_capacity(claims.len());
@@ -236,11 +244,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         admitted
     }
 
-    fn agree(&mut self, admitted: Vec<Admitted<E::Kept>>) -> Vec<Signed> {
+    fn agree(&mut self, admitted: Vec<Admitted>, kept: &[E::Kept]) -> Vec<Signed> {
         let tasks: Vec<_> = admitted
             .iter()
             .filter_map(|one| {
-                let kept = one.responding.peer_is_hello().then_some(&one.kept);
+                let kept = one.responding.peer_is_hello().then(|| &kept[one.kept]);
                 Some((one.responding.task()?, kept))
             })
             .collect();
@@ -367,8 +375,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             lifetime_s: self.settings.lifetime_s,
             reset_token: schedule::reset_token(&self.settings.node_key, session),
         };
-        // R30: fresh for each ACCEPT.
-        let scalar = SecretScalar::from_wide(&random());
+        // R30: fresh for each ACCEPT. Of all 32-byte strings, one in 2³² is no scalar.
+        let scalar = loop {
+            if let Some(scalar) = SecretScalar::from_bytes(&Zeroizing::new(random())) {
+                break scalar;
+            }
+        };
         Some((proven.respond(grant, scalar, random()), about))
     }
 
