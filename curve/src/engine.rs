@@ -88,9 +88,12 @@ impl Engine {
         dispatch!(self, context => context.decapsulate(secret, xs, out));
     }
 
-    /// For each point whose table [`Engine::decapsulate`] of this engine returned, and fresh e:
-    /// e·G and x(e·E).
+    /// For each point whose table [`Engine::decapsulate`] returned, and fresh e: e·G and x(e·E).
+    ///
+    /// # Panics
+    /// If a table belongs to another backend.
     pub fn agree(&self, items: &[(&PointTable, &SecretScalar)], out: &mut Vec<Agreed>) {
+        self.assert_own_points(items);
         dispatch!(self, context => context.agree(items, out));
     }
 
@@ -126,9 +129,12 @@ impl Engine {
         dispatch!(self, context => context.ecdh_keep(items, out));
     }
 
-    /// x(kᵢ·Pᵢ) for points whose tables this engine kept: less than half the price of the first
-    /// multiple.
+    /// x(kᵢ·Pᵢ) for points whose tables were kept: less than half the price of the first multiple.
+    ///
+    /// # Panics
+    /// If a table belongs to another backend.
     pub fn ecdh_again(&self, items: &[(&PointTable, &SecretScalar)], out: &mut Vec<SharedSecret>) {
+        self.assert_own_points(items);
         dispatch!(self, context => context.ecdh_again(items, out));
     }
 
@@ -149,6 +155,12 @@ impl Engine {
         mut put: impl FnMut(usize, usize, &Row),
     ) {
         dispatch!(self, context => context.key_tables(keys, width.shape(), &mut put));
+    }
+
+    fn assert_own_points(&self, items: &[(&PointTable, &SecretScalar)]) {
+        let backend = self.backend();
+        let own = items.iter().all(|(table, _)| table.backend == backend);
+        assert!(own, "a point's table was made by another backend");
     }
 
     fn assert_own(&self, table: &Table<'_>) {

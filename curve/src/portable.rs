@@ -11,6 +11,7 @@ mod scalar;
 
 pub(crate) use field::{Limbs, P};
 
+use crate::backend::{Backend, Kind};
 use crate::lanes::{Lanes, MAX_WIDTH, Words};
 use crate::table::Row;
 
@@ -25,6 +26,7 @@ fn bit(mask: u8) -> u64 {
 
 impl Lanes for Portable {
     const WIDTH: usize = 1;
+    const BACKEND: Backend = Backend(Kind::Portable);
     type Word = u64;
     type Fe = Limbs;
     type Loose = Limbs;
@@ -235,6 +237,10 @@ impl Lanes for Portable {
     fn scalar_odd(u: &Words<Self>) -> (Words<Self>, u8) {
         let even = 1 ^ (u[0] & 1);
         (field::select(even, u, &scalar::negate(u)), even as u8)
+    }
+    #[inline(always)]
+    fn scalar_select(mask: u8, a: &Limbs, b: &Limbs) -> Limbs {
+        field::select(bit(mask), a, b)
     }
     #[inline(always)]
     fn scalar_swap(a: &Limbs, _step: usize) -> Limbs {

@@ -113,7 +113,10 @@ impl<L: Lanes> Context<L> {
         for (row, entry) in rows.iter_mut().zip(entries) {
             *row = fixed::rows(self.lanes, entry);
         }
-        core::array::from_fn(|lane| PointTable(core::array::from_fn(|j| rows[j][lane])))
+        core::array::from_fn(|lane| PointTable {
+            rows: core::array::from_fn(|j| rows[j][lane]),
+            backend: L::BACKEND,
+        })
     }
 
     /// Appends x(kᵢ·Pᵢ) for points whose tables were kept.
@@ -151,9 +154,9 @@ impl<L: Lanes> Context<L> {
     fn load_point_tables(&self, group: &[(&PointTable, &SecretScalar)]) -> Vec<Entry<L>> {
         (0..TRANSIENT_ENTRIES)
             .map(|j| {
-                let mut rows = [&group[0].0.0[j]; MAX_WIDTH];
+                let mut rows = [&group[0].0.rows[j]; MAX_WIDTH];
                 for (row, item) in rows.iter_mut().zip(group) {
-                    *row = &item.0.0[j];
+                    *row = &item.0.rows[j];
                 }
                 load_entry(self.lanes, &rows)
             })
