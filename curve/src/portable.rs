@@ -14,6 +14,8 @@ pub(crate) use field::{Limbs, P};
 use crate::backend::{Backend, Kind};
 use crate::lanes::{Lanes, MAX_WIDTH, Words};
 use crate::table::Row;
+use cmov::Cmov;
+use core::hint::black_box;
 
 /// The portable backend. Needs no proof: it runs everywhere.
 #[derive(Clone, Copy)]
@@ -81,7 +83,9 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn select(mask: u8, a: u64, b: u64) -> u64 {
-        a ^ (0u64.wrapping_sub(bit(mask)) & (a ^ b))
+        let mut out = a;
+        out.cmovnz(&b, mask & 1);
+        out
     }
 
     #[inline(always)]
@@ -103,7 +107,8 @@ impl Lanes for Portable {
         let entries = table.1;
         let mut out = [0u64; 8];
         for (i, row) in table.0[window * entries..(window + 1) * entries].iter().enumerate() {
-            let m = 0u64.wrapping_sub(bit(Self::eq(index, i as u64)));
+            // Hidden from the compiler, which might make a branch of a mask it understands.
+            let m = black_box(0u64.wrapping_sub(bit(Self::eq(index, i as u64))));
             for (o, x) in out.iter_mut().zip(row.0) {
                 *o |= m & x;
             }
