@@ -8,6 +8,7 @@
 //! Bounds, in units of p: X, Z < 2.1, Y < 3.3.
 
 use crate::lanes::{Lanes, Words};
+use zeroize::Zeroize;
 
 /// A point a lane.
 #[derive(Clone, Copy)]
@@ -15,6 +16,14 @@ pub(crate) struct Point<L: Lanes> {
     pub(crate) x: L::Fe,
     pub(crate) y: L::Fe,
     pub(crate) z: L::Fe,
+}
+
+impl<L: Lanes> Zeroize for Point<L> {
+    fn zeroize(&mut self) {
+        self.x.zeroize();
+        self.y.zeroize();
+        self.z.zeroize();
+    }
 }
 
 /// A point with the powers of Z an addition needs.
