@@ -4,7 +4,7 @@
 //! k = Σ dᵢ·2ⁱ. Tooth t of block s has weight 2^(t·v·e + s·e); block s of the table holds the
 //! 2^(w−1) signed sums of its teeth with the top tooth positive. Walking the e columns from the top
 //! costs e − 1 doublings and v·e additions. `MATHS.md` has the derivation, and the proof that an
-//! incomplete addition meets no exception before the last column.
+//! incomplete addition meets no exception before the last column; a test enumerates the last one.
 
 // Digits, lane numbers and table indices are far below the limits of the types they pass through.
 #![allow(clippy::cast_possible_truncation)]
@@ -224,7 +224,8 @@ fn walk_shape<L: Lanes, const K: usize, const W: usize, const V: usize, const E:
                         if s == 0 {
                             acc[k] = double(&acc[k]);
                         }
-                        acc[k] = if r == 0 {
+                        // The only addition that can meet equal points: see `MATHS.md`.
+                        acc[k] = if (r, s) == (0, 1) {
                             add_last(lanes, &acc[k], &q, negate[k])
                         } else {
                             add_mixed(&acc[k], &q, negate[k])
@@ -235,4 +236,113 @@ fn walk_shape<L: Lanes, const K: usize, const W: usize, const V: usize, const E:
             acc
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order;
+    use crate::portable::Portable;
+    use crate::table::TableWidth;
+    use p256::Scalar;
+    use p256::elliptic_curve::{Field, PrimeField};
+
+    fn power(e: usize) -> Scalar {
+        (0..e).fold(Scalar::ONE, |x, _| x.double())
+    }
+
+    /// The signed sum of block `s`'s teeth, bit t of `signs` set for a positive tooth t.
+    fn sum(shape: Shape, s: usize, signs: usize) -> Scalar {
+        (0..shape.w).fold(Scalar::ZERO, |sum, t| {
+            let tooth = power(t * shape.steps() + s * shape.e);
+            if signs >> t & 1 == 1 { sum + tooth } else { sum - tooth }
+        })
+    }
+
+    /// What a walk's additions meet.
+    #[derive(Default)]
+    struct Met {
+        /// Equal points in the last addition of two blocks, where the formula doubles.
+        handled: usize,
+        /// Anything else.
+        exceptions: Vec<(usize, usize)>,
+    }
+
+    /// The walk over the digits the code computes, with multiples of the point for points.
+    fn met(shape: Shape, sums: &[Vec<Scalar>], k: &Scalar, met: &mut Met) {
+        let words = order::limbs(&k.to_repr().into());
+        let digits = Digits::<Portable>::for_comb(&words, shape);
+        let all = shape.block() - 1;
+        let mut acc = Scalar::ZERO;
+        for r in (0..shape.e).rev() {
+            for (s, sums) in sums.iter().enumerate() {
+                let (index, negative) = digits.comb(shape, r, s);
+                let mut q = sums[index as usize & all | shape.block()];
+                if negative & 1 == 1 {
+                    q = -q;
+                }
+                if (r, s) == (shape.e - 1, 0) {
+                    acc = q;
+                    continue;
+                }
+                if s == 0 {
+                    acc = acc.double();
+                }
+                let infinite = acc.is_zero() | (acc + q).is_zero();
+                if bool::from(infinite) || (acc == q && (r, s) != (0, 1)) {
+                    met.exceptions.push((r, s));
+                } else if acc == q {
+                    met.handled += 1;
+                }
+                acc += q;
+            }
+        }
+        assert_eq!(acc, *k, "the digits do not sum to the scalar");
+    }
+
+    /// The part of the proof in `MATHS.md` that is an enumeration: every scalar for which an addition
+    /// of the last column could be exceptional is k ≡ ±2T₀, ±2T₁, ±T₁ or ±(2T₀ ± T₁) for signed sums
+    /// Tₛ of block s's teeth.
+    #[test]
+    fn no_scalar_meets_an_exception() {
+        for shape in TableWidth::ALL.map(TableWidth::shape) {
+            let sums: Vec<Vec<Scalar>> = (0..shape.v)
+                .map(|s| (0..1 << shape.w).map(|signs| sum(shape, s, signs)).collect())
+                .collect();
+            // Signs run over all combinations, so that ±(2T₀ ± T₁) is 2T₀ + T₁ for some pair.
+            let mut scalars: Vec<Scalar> = sums.concat();
+            scalars.extend(sums.concat().iter().map(Scalar::double));
+            if let [first, second] = &sums[..] {
+                for a in first {
+                    for b in second {
+                        scalars.extend([a.double() + b, b.double() + a, *a + b]);
+                    }
+                }
+            }
+            let enumerated = scalars.len();
+            for i in 1..2000u64 {
+                scalars.extend([Scalar::from(i), -Scalar::from(i)]);
+                // Scattered over the whole range.
+                scalars.push(Scalar::from(i).square().square().square().square() + power(255));
+            }
+            scalars.retain(|k| !bool::from(k.is_zero()));
+            let mut all = Met::default();
+            for k in &scalars {
+                met(shape, &sums, k, &mut all);
+            }
+            assert_eq!(all.exceptions, [], "{shape:?}");
+            assert_eq!(all.handled, 2 * (shape.v - 1), "{shape:?}");
+            eprintln!("{shape:?}: {enumerated} scalars, {} meet the doubling", all.handled);
+        }
+    }
+
+    /// The bounds of the proof: L > 255 and L − e ≤ 250.
+    #[test]
+    fn shapes_fit_the_proof() {
+        for shape in TableWidth::ALL.map(TableWidth::shape).into_iter().chain([TRANSIENT]) {
+            assert!(shape.digits() >= 256 && shape.digits() - shape.e <= 250);
+            assert!(shape.v <= 2, "the enumeration is for one or two blocks");
+            assert!(shape.steps() <= MAX_STEPS);
+        }
+    }
 }

@@ -86,12 +86,17 @@ impl Engine {
         out: &mut Vec<Option<Decapsulated>>,
     ) {
         dispatch!(self, context => context.decapsulate(secret, xs, out));
+        scrub_stack();
     }
 
-    /// For each point whose table [`Engine::decapsulate`] of this engine returned, and fresh e:
-    /// e·G and x(e·E).
+    /// For each point whose table [`Engine::decapsulate`] returned, and fresh e: e·G and x(e·E).
+    ///
+    /// # Panics
+    /// If a table belongs to another backend.
     pub fn agree(&self, items: &[(&PointTable, &SecretScalar)], out: &mut Vec<Agreed>) {
+        self.assert_own_points(items);
         dispatch!(self, context => context.agree(items, out));
+        scrub_stack();
     }
 
     /// For each key P that has a table, and fresh f: f·G and x(f·P).
@@ -103,6 +108,7 @@ impl Engine {
             self.assert_own(table);
         }
         dispatch!(self, context => context.agree_preset(items, out));
+        scrub_stack();
     }
 
     /// For each key P that has a table: x(k·P).
@@ -114,32 +120,41 @@ impl Engine {
             self.assert_own(table);
         }
         dispatch!(self, context => context.ecdh_preset(items, out));
+        scrub_stack();
     }
 
     /// x(kᵢ·Pᵢ) for each item; `None` where Pᵢ is not a point of the curve.
     pub fn ecdh(&self, items: &[EcdhItem<'_>], out: &mut Vec<Option<SharedSecret>>) {
         dispatch!(self, context => context.ecdh(items, out));
+        scrub_stack();
     }
 
     /// As [`Engine::ecdh`], keeping each point's table for a second multiple.
     pub fn ecdh_keep(&self, items: &[EcdhItem<'_>], out: &mut Vec<Option<Kept>>) {
         dispatch!(self, context => context.ecdh_keep(items, out));
+        scrub_stack();
     }
 
-    /// x(kᵢ·Pᵢ) for points whose tables this engine kept: less than half the price of the first
-    /// multiple.
+    /// x(kᵢ·Pᵢ) for points whose tables were kept: less than half the price of the first multiple.
+    ///
+    /// # Panics
+    /// If a table belongs to another backend.
     pub fn ecdh_again(&self, items: &[(&PointTable, &SecretScalar)], out: &mut Vec<SharedSecret>) {
+        self.assert_own_points(items);
         dispatch!(self, context => context.ecdh_again(items, out));
+        scrub_stack();
     }
 
     /// The public keys of secret ones.
     pub fn key_pairs(&self, secrets: &[SecretScalar], out: &mut Vec<PublicKey>) {
         dispatch!(self, context => context.key_pairs(secrets, out));
+        scrub_stack();
     }
 
     /// Signs digests: r ‖ s each.
     pub fn sign(&self, key: &SecretScalar, items: &[SignItem<'_>], out: &mut Vec<[u8; 64]>) {
         dispatch!(self, context => context.sign(key, items, out));
+        scrub_stack();
     }
 
     pub(crate) fn key_tables(
@@ -151,10 +166,29 @@ impl Engine {
         dispatch!(self, context => context.key_tables(keys, width.shape(), &mut put));
     }
 
+    fn assert_own_points(&self, items: &[(&PointTable, &SecretScalar)]) {
+        let backend = self.backend();
+        let own = items.iter().all(|(table, _)| table.backend == backend);
+        assert!(own, "a point's table was made by another backend");
+    }
+
     fn assert_own(&self, table: &Table<'_>) {
         assert!(table.backend == self.backend(), "the table was made for another backend");
     }
 }
+
+/// Overwrites the part of the stack where an operation on secrets has left copies of them: digits,
+/// selected entries, intermediate points, spilt registers. What is on the heap erases itself.
+///
+/// It is called from where the operation was called, so that its frame lies over the operation's.
+#[inline(never)]
+fn scrub_stack() {
+    let mut frame = [0u64; SCRUBBED / 8];
+    core::hint::black_box(&mut frame);
+}
+
+/// Bytes of stack that [`scrub_stack`] overwrites; `tests/residue.rs` finds out whether they suffice.
+const SCRUBBED: usize = 48 << 10;
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

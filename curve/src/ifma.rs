@@ -25,6 +25,7 @@ mod field;
 mod scalar;
 mod vector;
 
+use crate::backend::{Backend, Kind};
 use crate::lanes::{Lanes, MAX_WIDTH, Words};
 use crate::table::Row;
 use field::{Fe, Loose};
@@ -64,6 +65,7 @@ const _: () = assert!(ENTRIES == 32, "shared_lookup is written for 32 entries");
 
 impl Lanes for Ifma {
     const WIDTH: usize = 8;
+    const BACKEND: Backend = Backend(Kind::Ifma);
     type Word = V;
     type Fe = Fe;
     type Loose = Loose;
@@ -305,6 +307,10 @@ impl Lanes for Ifma {
             *x = vector::select(even, *x, y);
         }
         (out, even)
+    }
+    #[inline(always)]
+    fn scalar_select(mask: u8, a: &Fe, b: &Fe) -> Fe {
+        field::select_fe(mask, a, b)
     }
     #[inline(always)]
     fn scalar_swap(a: &Fe, step: usize) -> Fe {

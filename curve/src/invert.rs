@@ -3,9 +3,10 @@
 // Digits, lane numbers and table indices are far below the limits of the types they pass through.
 #![allow(clippy::cast_possible_truncation)]
 
-use crate::lanes::{Lanes, Words};
+use crate::lanes::{Lanes, MAX_WIDTH, Words};
 use crate::order;
 use p256::elliptic_curve::{PrimeField, ops::Invert};
+use zeroize::{Zeroize, Zeroizing};
 
 /// a·b, out of line.
 fn mul<L: Lanes>(lanes: L, a: &L::Fe, b: &L::Fe) -> L::Fe {
@@ -62,23 +63,41 @@ pub(crate) fn field_sqrt<L: Lanes>(lanes: L, a: &L::Fe) -> L::Fe {
     sqr_times(lanes, &r, 94)
 }
 
-/// Replaces each value by its inverse, one exponentiation in all (Montgomery's trick). No value may
-/// be zero: a zero would spoil its lane in every other value.
+/// Replaces each value by its inverse, one exponentiation in all (Montgomery's trick); 0 by 0.
+///
+/// No caller has a zero (`MATHS.md` says why). If there were one all the same, it would take longer and
+/// would not spoil its lane in the other values.
 pub(crate) fn batch<L: Lanes>(lanes: L, values: &mut [L::Fe]) {
-    let Some(first) = values.first() else { return };
-    let mut products = Vec::with_capacity(values.len());
-    let mut product = *first;
-    products.push(product);
-    lanes.call(
+    let mut products = Zeroizing::new(Vec::with_capacity(values.len()));
+    let zeros = lanes.call(
         #[inline(always)]
         || {
-            for x in &values[1..] {
-                product = L::tight(L::mul(&product, x));
-                products.push(product);
-            }
+            multiply_up::<L>(values, &mut products);
+            products.last().map_or(0, |product| L::is_zero(product)) & lane_mask::<L>()
         },
     );
-    let mut inverse = field(lanes, &product);
+    if zeros != 0 {
+        return batch_with_zeros(lanes, values);
+    }
+    divide_down(lanes, values, &products);
+}
+
+/// The products of the first value, the first two, and so on.
+#[inline(always)]
+fn multiply_up<L: Lanes>(values: &[L::Fe], products: &mut Vec<L::Fe>) {
+    let Some(first) = values.first() else { return };
+    let mut product = *first;
+    products.push(product);
+    for x in &values[1..] {
+        product = L::tight(L::mul(&product, x));
+        products.push(product);
+    }
+}
+
+/// Replaces values by inverses, given their products.
+fn divide_down<L: Lanes>(lanes: L, values: &mut [L::Fe], products: &[L::Fe]) {
+    let Some(product) = products.last() else { return };
+    let mut inverse = field(lanes, product);
     lanes.call(
         #[inline(always)]
         || {
@@ -90,6 +109,40 @@ pub(crate) fn batch<L: Lanes>(lanes: L, values: &mut [L::Fe]) {
         },
     );
     values[0] = inverse;
+    inverse.zeroize();
+}
+
+/// The lanes that exist.
+#[inline(always)]
+fn lane_mask<L: Lanes>() -> u8 {
+    u8::MAX >> (MAX_WIDTH - L::WIDTH)
+}
+
+/// [`batch`] where at least one value is zero.
+#[cold]
+fn batch_with_zeros<L: Lanes>(lanes: L, values: &mut [L::Fe]) {
+    let mut zeros = vec![0u8; values.len()];
+    let mut products = Zeroizing::new(Vec::with_capacity(values.len()));
+    lanes.call(
+        #[inline(always)]
+        || {
+            for (x, zero) in values.iter_mut().zip(&mut zeros) {
+                *zero = L::is_zero(x);
+                *x = L::select_fe(*zero, x, &L::one());
+            }
+            multiply_up::<L>(values, &mut products);
+        },
+    );
+    divide_down(lanes, values, &products);
+    lanes.call(
+        #[inline(always)]
+        || {
+            let none = L::tight(L::sub(L::loose(&L::one()), L::loose(&L::one())));
+            for (x, zero) in values.iter_mut().zip(&zeros) {
+                *x = L::select_fe(*zero, x, &none);
+            }
+        },
+    );
 }
 
 fn scalar_mul<L: Lanes>(lanes: L, a: &L::Scalar, b: &L::Scalar) -> L::Scalar {
@@ -197,21 +250,36 @@ pub(crate) enum Secrecy {
     Public,
 }
 
-/// Replaces each scalar (Montgomery form, not zero) by its inverse, one inversion in all.
+/// Replaces each scalar (Montgomery form) by its inverse, one inversion in all.
+///
+/// No caller has a zero: s and k are checked to be in [1, n − 1]. If there were one all the same, its
+/// inverse would be some number, and no other value would be spoilt.
 pub(crate) fn scalar_batch<L: Lanes>(lanes: L, values: &mut [L::Scalar], secrecy: Secrecy) {
-    let Some(first) = values.first() else { return };
-    let mut products = Vec::with_capacity(values.len());
-    let mut product = *first;
-    products.push(product);
-    lanes.call(
+    if values.is_empty() {
+        return;
+    }
+    let mut products = Zeroizing::new(Vec::with_capacity(values.len()));
+    let zeros = lanes.call(
         #[inline(always)]
         || {
-            for x in &values[1..] {
-                product = L::scalar_mul(&product, x);
-                products.push(product);
-            }
+            scalar_multiply_up::<L>(values, &mut products);
+            products.last().map_or(0, scalar_is_zero::<L>) & lane_mask::<L>()
         },
     );
+    if zeros != 0 {
+        products.clear();
+        lanes.call(
+            #[inline(always)]
+            || {
+                for x in values.iter_mut() {
+                    let zero = scalar_is_zero::<L>(x);
+                    *x = L::scalar_select(zero, x, &L::scalar_one());
+                }
+                scalar_multiply_up::<L>(values, &mut products);
+            },
+        );
+    }
+    let product = products[values.len() - 1];
     let mut inverse = match secrecy {
         Secrecy::Secret => scalar(lanes, &product),
         Secrecy::Public => scalar_public(lanes, &product),
@@ -227,4 +295,76 @@ pub(crate) fn scalar_batch<L: Lanes>(lanes: L, values: &mut [L::Scalar], secrecy
         },
     );
     values[0] = inverse;
+    inverse.zeroize();
+}
+
+#[inline(always)]
+fn scalar_multiply_up<L: Lanes>(values: &[L::Scalar], products: &mut Vec<L::Scalar>) {
+    let mut product = values[0];
+    products.push(product);
+    for x in &values[1..] {
+        product = L::scalar_mul(&product, x);
+        products.push(product);
+    }
+}
+
+/// Lanes where a product is congruent to 0.
+#[inline(always)]
+fn scalar_is_zero<L: Lanes>(a: &L::Scalar) -> u8 {
+    let [w0, w1, w2, w3] = L::scalar_words(a);
+    L::eq(L::or(L::or(w0, w1), L::or(w2, w3)), L::splat(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::portable::Portable;
+
+    /// Small numbers, with zeros in one lane, or in several, of some values.
+    fn check<L: Lanes>(lanes: L) {
+        let number = |i: usize, lane: usize, zeros: &[(usize, usize)]| {
+            if zeros.contains(&(i, lane)) { 0 } else { (i * 8 + lane + 1) as u64 }
+        };
+        let last = L::WIDTH - 1;
+        for zeros in [vec![], vec![(0, 0)], vec![(6, last)], vec![(2, 0), (2, last), (5, 0)]] {
+            let word = |i| L::from_lanes(&core::array::from_fn(|lane| number(i, lane, &zeros)));
+            let words = |i| [word(i), L::splat(0), L::splat(0), L::splat(0)];
+            let mut values: Vec<L::Fe> = (0..7).map(|i| L::to_montgomery(&words(i))).collect();
+            let numbers = values.clone();
+            batch(lanes, &mut values);
+            for (i, (x, inverse)) in numbers.iter().zip(&values).enumerate() {
+                let product = L::from_montgomery(&L::tight(L::mul(x, inverse)));
+                for lane in 0..L::WIDTH {
+                    let want = u64::from(!zeros.contains(&(i, lane)));
+                    assert_eq!(product.map(|w| L::to_lanes(w)[lane]), [want, 0, 0, 0]);
+                }
+            }
+            for secrecy in [Secrecy::Secret, Secrecy::Public] {
+                let r2 = L::scalar_r2();
+                let mut values: Vec<L::Scalar> =
+                    (0..7).map(|i| L::scalar_mul(&L::scalar(&words(i)), &r2)).collect();
+                let numbers = values.clone();
+                scalar_batch(lanes, &mut values, secrecy);
+                for (i, (x, inverse)) in numbers.iter().zip(&values).enumerate() {
+                    let one = L::scalar(&[L::splat(1), L::splat(0), L::splat(0), L::splat(0)]);
+                    let product = L::scalar_mul(&L::scalar_mul(x, inverse), &one);
+                    let product = L::scalar_words(&product);
+                    for lane in 0..L::WIDTH {
+                        let want = u64::from(!zeros.contains(&(i, lane)));
+                        assert_eq!(product.map(|w| L::to_lanes(w)[lane]), [want, 0, 0, 0]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_zero_spoils_nothing_else() {
+        check(Portable);
+        #[cfg(target_arch = "x86_64")]
+        match crate::ifma::Ifma::detect() {
+            Some(lanes) => lanes.call(|| check(lanes)),
+            None => eprintln!("SKIPPED: this CPU lacks AVX-512 IFMA"),
+        }
+    }
 }

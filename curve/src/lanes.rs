@@ -16,7 +16,9 @@
 //!   elements reduced ignores them.
 //! * No method branches on, or indexes by, the values it is given, except where it says so.
 
+use crate::backend::Backend;
 use crate::table::Row;
+use zeroize::Zeroize;
 
 /// The largest number of lanes of any backend.
 pub(crate) const MAX_WIDTH: usize = 8;
@@ -28,15 +30,17 @@ pub(crate) type Words<L> = [<L as Lanes>::Word; 4];
 pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// How many lanes.
     const WIDTH: usize;
+    /// Which backend this is.
+    const BACKEND: Backend;
 
     /// 64 bits a lane.
-    type Word: Copy;
+    type Word: Copy + Zeroize;
     /// A field element a lane, fit to be a factor.
-    type Fe: Copy;
+    type Fe: Copy + Zeroize;
     /// A sum of products a lane, to be carried before it is a factor.
     type Loose: Copy;
     /// An integer modulo the group order a lane.
-    type Scalar: Copy;
+    type Scalar: Copy + Zeroize;
     /// The constant table of a fixed base: see [`Lanes::shared_table`].
     type SharedTable: Send + Sync;
 
@@ -154,6 +158,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn scalar_one() -> Self::Scalar;
     /// For a canonical u: (u, lanes even) with the even ones replaced by the odd n − u.
     fn scalar_odd(u: &Words<Self>) -> (Words<Self>, u8);
+    /// `b` in the lanes of `mask`, `a` elsewhere.
+    fn scalar_select(mask: u8, a: &Self::Scalar, b: &Self::Scalar) -> Self::Scalar;
     /// Exchanges lane i with lane i ^ `step`; with one lane, does nothing.
     fn scalar_swap(a: &Self::Scalar, step: usize) -> Self::Scalar;
 }

@@ -8,6 +8,7 @@
 //! Bounds, in units of p: X, Z < 2.1, Y < 3.3.
 
 use crate::lanes::{Lanes, Words};
+use zeroize::Zeroize;
 
 /// A point a lane.
 #[derive(Clone, Copy)]
@@ -15,6 +16,14 @@ pub(crate) struct Point<L: Lanes> {
     pub(crate) x: L::Fe,
     pub(crate) y: L::Fe,
     pub(crate) z: L::Fe,
+}
+
+impl<L: Lanes> Zeroize for Point<L> {
+    fn zeroize(&mut self) {
+        self.x.zeroize();
+        self.y.zeroize();
+        self.z.zeroize();
+    }
 }
 
 /// A point with the powers of Z an addition needs.
@@ -158,11 +167,26 @@ pub(crate) fn add_mixed_or_double<L: Lanes>(p: &Point<L>, q: &Affine<L>, negate:
     Point::select(equal, &sum, &double(p))
 }
 
-/// P ± Q for any P.
+/// P ± Q for any public P, which is infinity in the lanes of `infinite`; variable time.
 #[inline(always)]
-pub(crate) fn add_mixed_complete<L: Lanes>(p: &Point<L>, q: &Affine<L>, negate: u8) -> Point<L> {
-    let sum = add_mixed_or_double(p, q, negate);
-    Point::select(L::is_zero(&p.z), &sum, &q.to_point(negate))
+pub(crate) fn add_mixed_public<L: Lanes>(
+    p: &Point<L>,
+    infinite: &mut u8,
+    q: &Affine<L>,
+    negate: u8,
+) -> Point<L> {
+    let (h, r) = differences(p, q, negate);
+    let z3 = L::tight(L::mul(&p.z, &h));
+    let sum = finish_add(&p.x, &p.y, &h, &r, z3);
+    let same_x = L::is_zero(&h) & !*infinite;
+    if same_x | *infinite == 0 {
+        return sum;
+    }
+    let equal = same_x & L::is_zero(&r);
+    let sum = Point::select(equal, &sum, &double(p));
+    let sum = Point::select(*infinite, &sum, &q.to_point(negate));
+    *infinite = same_x & !equal;
+    sum
 }
 
 /// (P + Q, P − Q), which share Z. Incomplete as [`add_mixed`].

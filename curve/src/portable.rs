@@ -11,8 +11,11 @@ mod scalar;
 
 pub(crate) use field::{Limbs, P};
 
+use crate::backend::{Backend, Kind};
 use crate::lanes::{Lanes, MAX_WIDTH, Words};
 use crate::table::Row;
+use cmov::Cmov;
+use core::hint::black_box;
 
 /// The portable backend. Needs no proof: it runs everywhere.
 #[derive(Clone, Copy)]
@@ -25,6 +28,7 @@ fn bit(mask: u8) -> u64 {
 
 impl Lanes for Portable {
     const WIDTH: usize = 1;
+    const BACKEND: Backend = Backend(Kind::Portable);
     type Word = u64;
     type Fe = Limbs;
     type Loose = Limbs;
@@ -79,7 +83,9 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn select(mask: u8, a: u64, b: u64) -> u64 {
-        a ^ (0u64.wrapping_sub(bit(mask)) & (a ^ b))
+        let mut out = a;
+        out.cmovnz(&b, mask & 1);
+        out
     }
 
     #[inline(always)]
@@ -101,7 +107,8 @@ impl Lanes for Portable {
         let entries = table.1;
         let mut out = [0u64; 8];
         for (i, row) in table.0[window * entries..(window + 1) * entries].iter().enumerate() {
-            let m = 0u64.wrapping_sub(bit(Self::eq(index, i as u64)));
+            // Hidden from the compiler, which might make a branch of a mask it understands.
+            let m = black_box(0u64.wrapping_sub(bit(Self::eq(index, i as u64))));
             for (o, x) in out.iter_mut().zip(row.0) {
                 *o |= m & x;
             }
@@ -235,6 +242,10 @@ impl Lanes for Portable {
     fn scalar_odd(u: &Words<Self>) -> (Words<Self>, u8) {
         let even = 1 ^ (u[0] & 1);
         (field::select(even, u, &scalar::negate(u)), even as u8)
+    }
+    #[inline(always)]
+    fn scalar_select(mask: u8, a: &Limbs, b: &Limbs) -> Limbs {
+        field::select(bit(mask), a, b)
     }
     #[inline(always)]
     fn scalar_swap(a: &Limbs, _step: usize) -> Limbs {

@@ -151,13 +151,18 @@ impl fmt::Debug for TableArena {
     }
 }
 
-/// The comb of a point that is multiplied twice: 512 bytes kept between the two. Public data, valid
-/// for the engine that made it.
+/// The comb of a point that is multiplied twice: 512 bytes and a tag, kept between the two. Public data.
+///
+/// Any engine of the backend that made it may use it. An engine of another backend, which could not
+/// read the numbers, refuses it with a panic, as it refuses a [`Table`].
 #[derive(Clone)]
-pub struct PointTable(pub(crate) [Row; TRANSIENT_ENTRIES]);
+pub struct PointTable {
+    pub(crate) rows: [Row; TRANSIENT_ENTRIES],
+    pub(crate) backend: Backend,
+}
 
 impl fmt::Debug for PointTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PointTable(…)")
+        f.debug_struct("PointTable").field("backend", &self.backend).finish_non_exhaustive()
     }
 }

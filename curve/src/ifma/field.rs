@@ -3,6 +3,8 @@
 //! Since p ≡ −1 (mod 2⁵²), −p⁻¹ mod 2⁵² = 1: the quotient digit of a reduction step is the low limb
 //! itself. `MATHS.md` has the limb bounds.
 
+use zeroize::Zeroize;
+
 use super::vector::{
     self as v, V, madd_hi, madd_lo, sar, select, shl, shr, shr_pair, sign, splat, test_not, zero,
 };
@@ -31,6 +33,12 @@ pub(super) const B: [u64; 5] = [
 /// Tight: every limb below 2⁵²; the value may exceed p by a small multiple.
 #[derive(Clone, Copy)]
 pub(crate) struct Fe(pub(super) [V; 5]);
+
+impl Zeroize for Fe {
+    fn zeroize(&mut self) {
+        self.0.zeroize();
+    }
+}
 
 /// Loose: signed limbs, to be carried before the value is a factor.
 #[derive(Clone, Copy)]

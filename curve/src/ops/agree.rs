@@ -13,7 +13,7 @@ use crate::order;
 use crate::point::{Affine, Entry, Point, curve_rhs};
 use crate::portable::P;
 use crate::table::{PointTable, Row, Table};
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 /// What [`decapsulate`](crate::Engine::decapsulate) finds out about one point.
 pub struct Decapsulated {
@@ -49,6 +49,9 @@ pub struct EcdhItem<'a> {
     /// x, then y, 32 bytes each, big-endian: a SEC 1 uncompressed point without its first byte.
     pub point: &'a [u8; 64],
 }
+
+/// Secrets of a batch, erased when dropped: results, and Z-coordinates, which tell about scalars.
+pub(crate) type Secrets<T> = Zeroizing<Vec<T>>;
 
 /// Affine coordinates as integers, a lane each.
 type Coordinates = [[u64; 4]; MAX_WIDTH];
@@ -90,20 +93,20 @@ impl<L: Lanes> Context<L> {
             }
             let entries = comb::tables(self.lanes, &points, TRANSIENT);
             let tables = entries.chunks_exact(TRANSIENT_ENTRIES);
-            let results: Vec<Point<L>> = chunk
+            let results: Secrets<Point<L>> = chunk
                 .chunks(L::WIDTH)
                 .zip(tables.clone())
                 .map(|(group, table)| {
                     let k = self.load_secrets(group, |item| item.secret);
                     self.walk(table, TRANSIENT, &k)
                 })
-                .collect();
-            let xs = self.affine_x(&results);
+                .collect::<Vec<_>>()
+                .into();
+            let xs = self.affine_x(&results, &self.inverses(&results));
             for (g, (group, table)) in chunk.chunks(L::WIDTH).zip(tables).enumerate() {
                 let valid = (0..group.len()).map(|lane| good[g] >> lane & 1 == 1);
                 take(table, &mut valid.zip(&xs[g]));
             }
-            erase(xs);
         }
     }
 
@@ -113,7 +116,10 @@ impl<L: Lanes> Context<L> {
         for (row, entry) in rows.iter_mut().zip(entries) {
             *row = fixed::rows(self.lanes, entry);
         }
-        core::array::from_fn(|lane| PointTable(core::array::from_fn(|j| rows[j][lane])))
+        core::array::from_fn(|lane| PointTable {
+            rows: core::array::from_fn(|j| rows[j][lane]),
+            backend: L::BACKEND,
+        })
     }
 
     /// Appends x(kᵢ·Pᵢ) for points whose tables were kept.
@@ -132,28 +138,28 @@ impl<L: Lanes> Context<L> {
         table: impl Fn(&[(T, &SecretScalar)]) -> (Vec<Entry<L>>, comb::Shape),
     ) {
         for chunk in items.chunks(CHUNK) {
-            let results: Vec<Point<L>> = chunk
+            let results: Secrets<Point<L>> = chunk
                 .chunks(L::WIDTH)
                 .map(|group| {
                     let k = self.load_secrets(group, |item| item.1);
                     let (entries, shape) = table(group);
                     self.walk(&entries, shape, &k)
                 })
-                .collect();
-            let xs = self.affine_x(&results);
-            for (group, xs) in chunk.chunks(L::WIDTH).zip(&xs) {
+                .collect::<Vec<_>>()
+                .into();
+            let xs = self.affine_x(&results, &self.inverses(&results));
+            for (group, xs) in chunk.chunks(L::WIDTH).zip(xs.iter()) {
                 out.extend(group.iter().zip(xs).map(|(_, x)| SharedSecret(order::bytes(x))));
             }
-            erase(xs);
         }
     }
 
     fn load_point_tables(&self, group: &[(&PointTable, &SecretScalar)]) -> Vec<Entry<L>> {
         (0..TRANSIENT_ENTRIES)
             .map(|j| {
-                let mut rows = [&group[0].0.0[j]; MAX_WIDTH];
+                let mut rows = [&group[0].0.rows[j]; MAX_WIDTH];
                 for (row, item) in rows.iter_mut().zip(group) {
-                    *row = &item.0.0[j];
+                    *row = &item.0.rows[j];
                 }
                 load_entry(self.lanes, &rows)
             })
@@ -199,11 +205,12 @@ impl<L: Lanes> Context<L> {
                 lifted.push((ys, ok));
             }
             let entries = comb::tables(self.lanes, &points, TRANSIENT);
-            let results: Vec<Point<L>> = entries
+            let results: Secrets<Point<L>> = entries
                 .chunks_exact(TRANSIENT_ENTRIES)
                 .map(|table| self.walk(table, TRANSIENT, &k))
-                .collect();
-            let shared = self.affine_x(&results);
+                .collect::<Vec<_>>()
+                .into();
+            let shared = self.affine_x(&results, &self.inverses(&results));
             let tables = entries.chunks_exact(TRANSIENT_ENTRIES);
             for (g, (group, table)) in chunk.chunks(L::WIDTH).zip(tables).enumerate() {
                 let tables = self.point_tables(table);
@@ -217,7 +224,6 @@ impl<L: Lanes> Context<L> {
                     }));
                 }
             }
-            erase(shared);
         }
     }
 
@@ -304,37 +310,40 @@ impl<L: Lanes> Context<L> {
     ) {
         for chunk in items.chunks(CHUNK) {
             let groups = chunk.len().div_ceil(L::WIDTH);
-            let mut shared = Vec::with_capacity(groups);
-            let mut public = Vec::with_capacity(groups);
+            // e·E of all groups, then e·G: one inversion in all.
+            let mut points: Secrets<Point<L>> = Vec::with_capacity(2 * groups).into();
+            let mut public: Secrets<Point<L>> = Vec::with_capacity(groups).into();
             for group in chunk.chunks(L::WIDTH) {
                 let k = self.load_secrets(group, |item| item.1);
                 let (entries, shape) = table(group);
-                shared.push(self.walk(&entries, shape, &k));
+                points.push(self.walk(&entries, shape, &k));
                 public.push(fixed::mul(self.lanes, &self.g_shared, &k));
             }
-            let xs = self.affine_x(&shared);
-            let keys = self.affine(&public);
+            points.extend_from_slice(&public);
+            let inverses = self.inverses(&points);
+            let xs = self.affine_x(&points[..groups], &inverses[..groups]);
+            let keys = self.affine(&public, &inverses[groups..]);
             for (g, group) in chunk.chunks(L::WIDTH).enumerate() {
                 out.extend(group.iter().zip(&xs[g]).enumerate().map(|(lane, (_, x))| Agreed {
                     public: PublicKey { x: keys[g].0[lane], y: keys[g].1[lane] },
                     shared: SharedSecret(order::bytes(x)),
                 }));
             }
-            erase(xs);
         }
     }
 
     /// Appends kᵢ·G.
     pub(crate) fn key_pairs(&self, secrets: &[SecretScalar], out: &mut Vec<PublicKey>) {
         for chunk in secrets.chunks(CHUNK) {
-            let points: Vec<Point<L>> = chunk
+            let points: Secrets<Point<L>> = chunk
                 .chunks(L::WIDTH)
                 .map(|group| {
                     let k = self.load_secrets(group, |k| k);
                     fixed::mul(self.lanes, &self.g_shared, &k)
                 })
-                .collect();
-            let keys = self.affine(&points);
+                .collect::<Vec<_>>()
+                .into();
+            let keys = self.affine(&points, &self.inverses(&points));
             for (group, (x, y)) in chunk.chunks(L::WIDTH).zip(&keys) {
                 out.extend((0..group.len()).map(|lane| PublicKey { x: x[lane], y: y[lane] }));
             }
@@ -355,47 +364,48 @@ impl<L: Lanes> Context<L> {
         point
     }
 
-    /// Affine x-coordinates.
-    fn affine_x(&self, points: &[Point<L>]) -> Vec<Coordinates> {
-        let mut inverses: Vec<L::Fe> = points.iter().map(|p| p.z).collect();
+    /// 1/Z of each point, one inversion in all.
+    pub(crate) fn inverses(&self, points: &[Point<L>]) -> Secrets<L::Fe> {
+        let mut inverses: Secrets<L::Fe> = points.iter().map(|p| p.z).collect::<Vec<_>>().into();
         invert::batch(self.lanes, &mut inverses);
-        points
-            .iter()
-            .zip(&inverses)
-            .map(|(p, inverse)| {
-                let x = self.lanes.call(
-                    #[inline(always)]
-                    || {
-                        let i2 = L::tight(L::sqr(inverse));
-                        L::from_montgomery(&L::tight(L::mul(&p.x, &i2)))
-                    },
-                );
-                store4(self.lanes, &x)
-            })
-            .collect()
+        inverses
+    }
+
+    /// Affine x-coordinates.
+    fn affine_x(&self, points: &[Point<L>], inverses: &[L::Fe]) -> Secrets<Coordinates> {
+        let affine = points.iter().zip(inverses).map(|(p, inverse)| {
+            let x = self.lanes.call(
+                #[inline(always)]
+                || {
+                    let i2 = L::tight(L::sqr(inverse));
+                    L::from_montgomery(&L::tight(L::mul(&p.x, &i2)))
+                },
+            );
+            store4(self.lanes, &x)
+        });
+        affine.collect::<Vec<_>>().into()
     }
 
     /// Affine coordinates.
-    pub(crate) fn affine(&self, points: &[Point<L>]) -> Vec<(Coordinates, Coordinates)> {
-        let mut inverses: Vec<L::Fe> = points.iter().map(|p| p.z).collect();
-        invert::batch(self.lanes, &mut inverses);
-        points
-            .iter()
-            .zip(&inverses)
-            .map(|(p, inverse)| {
-                let (x, y) = self.lanes.call(
-                    #[inline(always)]
-                    || {
-                        let i2 = L::tight(L::sqr(inverse));
-                        let i3 = L::tight(L::mul(&i2, inverse));
-                        let x = L::from_montgomery(&L::tight(L::mul(&p.x, &i2)));
-                        let y = L::from_montgomery(&L::tight(L::mul(&p.y, &i3)));
-                        (x, y)
-                    },
-                );
-                (store4(self.lanes, &x), store4(self.lanes, &y))
-            })
-            .collect()
+    pub(crate) fn affine(
+        &self,
+        points: &[Point<L>],
+        inverses: &[L::Fe],
+    ) -> Vec<(Coordinates, Coordinates)> {
+        let affine = points.iter().zip(inverses).map(|(p, inverse)| {
+            let (x, y) = self.lanes.call(
+                #[inline(always)]
+                || {
+                    let i2 = L::tight(L::sqr(inverse));
+                    let i3 = L::tight(L::mul(&i2, inverse));
+                    let x = L::from_montgomery(&L::tight(L::mul(&p.x, &i2)));
+                    let y = L::from_montgomery(&L::tight(L::mul(&p.y, &i3)));
+                    (x, y)
+                },
+            );
+            (store4(self.lanes, &x), store4(self.lanes, &y))
+        });
+        affine.collect()
     }
 }
 
@@ -404,11 +414,4 @@ fn load_entry<L: Lanes>(lanes: L, rows: &[&Row; MAX_WIDTH]) -> Entry<L> {
         #[inline(always)]
         || L::load_rows(rows),
     )
-}
-
-/// Erases secret coordinates.
-fn erase(mut xs: Vec<Coordinates>) {
-    for x in &mut xs {
-        x.zeroize();
-    }
 }

@@ -6,10 +6,12 @@
 
 use crate::context::{CHUNK, Context, load4, store4};
 use crate::fixed;
-use crate::invert::{self, Secrecy, scalar_batch};
+use crate::invert::{Secrecy, scalar_batch};
 use crate::keys::SecretScalar;
 use crate::lanes::{Lanes, Words};
+use crate::ops::agree::Secrets;
 use crate::order;
+use crate::point::Point;
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -29,8 +31,8 @@ impl<L: Lanes> Context<L> {
         let key_bytes = Zeroizing::new(order::bytes(&key.0));
         for chunk in items.chunks(CHUNK) {
             let groups = chunk.len().div_ceil(L::WIDTH);
-            let mut points = Vec::with_capacity(groups);
-            let mut inverses = Vec::with_capacity(groups);
+            let mut points: Secrets<Point<L>> = Vec::with_capacity(groups).into();
+            let mut inverses: Secrets<L::Scalar> = Vec::with_capacity(groups).into();
             for group in chunk.chunks(L::WIDTH) {
                 let mut nonces = [[0u64; 4]; crate::lanes::MAX_WIDTH];
                 for (nonce, item) in nonces.iter_mut().zip(group) {
@@ -45,8 +47,7 @@ impl<L: Lanes> Context<L> {
                 );
             }
             scalar_batch(self.lanes, &mut inverses, Secrecy::Secret);
-            let mut z_inverses: Vec<L::Fe> = points.iter().map(|p| p.z).collect();
-            invert::batch(self.lanes, &mut z_inverses);
+            let z_inverses = self.inverses(&points);
             for (g, group) in chunk.chunks(L::WIDTH).enumerate() {
                 let digest =
                     load4(self.lanes, |lane| order::limbs(group[lane.min(group.len() - 1)].digest));

@@ -4,6 +4,11 @@
 //! is the lowest limb itself, and its product with p is a handful of shifts and additions.
 //! No branch depends on a value.
 
+// A condition is one bit.
+#![allow(clippy::cast_possible_truncation)]
+
+use cmov::Cmov;
+
 /// Four limbs, least significant first.
 pub(crate) type Limbs = [u64; 4];
 
@@ -20,15 +25,15 @@ pub(super) const B: Limbs =
     [0xd89c_df62_29c4_bddf, 0xacf0_05cd_7884_3090, 0xe5a2_20ab_f721_2ed6, 0xdc30_061d_0487_4834];
 
 /// `b` where `take` is 1, `a` where it is 0.
+///
+/// By the instruction, not by masks: the compiler sees through masks, and has made branches of them.
 #[inline(always)]
 pub(super) fn select(take: u64, a: &Limbs, b: &Limbs) -> Limbs {
-    let m = 0u64.wrapping_sub(take);
-    [
-        a[0] ^ (m & (a[0] ^ b[0])),
-        a[1] ^ (m & (a[1] ^ b[1])),
-        a[2] ^ (m & (a[2] ^ b[2])),
-        a[3] ^ (m & (a[3] ^ b[3])),
-    ]
+    let mut out = *a;
+    for (x, y) in out.iter_mut().zip(b) {
+        x.cmovnz(y, take as u8);
+    }
+    out
 }
 
 /// Subtracts `m` once from the five-limb value (t, top) if it is at least `m`.
