@@ -143,6 +143,7 @@ impl Server {
             listen: config.listen,
             shards: config.shards,
             streams_max: config.limits.max_streams as usize,
+            min_wait_us: 200,
             ..transport::Settings::default()
         };
         let Bound { local, shards, mail, warnings, .. } = transport::bind::<Mail>(settings)?;

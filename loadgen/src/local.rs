@@ -106,6 +106,12 @@ impl LocalGateway {
         bail!("the gateway ended before it was running");
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The processor time that all its threads have used so far.
     ///
     /// # Errors
