@@ -183,13 +183,17 @@ fn main() {
     idle.stop();
     peers.into_iter().for_each(tls::Peer::stop);
 
-    println!("\nserver on one core; medians of {ROUNDS} interleaved rounds; {WINDOW} handshakes at once\n");
+    println!(
+        "\nserver on one core; medians of {ROUNDS} interleaved rounds; {WINDOW} handshakes at once\n"
+    );
     println!("{:<54} {:>9} {:>7} {:>6}", "CPU of the server's process", "µs", "ratio", "goal");
     for row in &rows {
         let (median, beside) = (row.median(), rows[row.beside].median());
         println!("{:<54} {median:>9.2} {:>7.3} {:>6}", row.name, median / beside, row.goal);
     }
     println!("\nreadings     {sent} sent, {spooled} found in the spool");
-    println!("idle session {session} bytes resident, its key's table of 4 KiB included; goal 512 + 4,096");
+    println!(
+        "idle session {session} bytes resident, its key's table of 4 KiB included; goal 512 + 4,096"
+    );
     println!("             rustls connection {connection} bytes");
 }

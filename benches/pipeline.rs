@@ -37,9 +37,11 @@ const RECORDS: usize = 4_096;
 struct Swallow;
 
 impl Sink for Swallow {
-    fn submit(&mut self, readings: Vec<Reading>) {
-        std::hint::black_box(readings);
+    fn take(&mut self, reading: &Reading<'_>) {
+        std::hint::black_box(reading);
     }
+
+    fn flush(&mut self) {}
 }
 
 fn now() -> Now {

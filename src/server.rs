@@ -10,20 +10,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crossbeam_queue::ArrayQueue;
 use duet_aead::Gcm;
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
+use duet_protocol::wire::SessionId;
 use tokio::sync::oneshot;
 
 use crate::admin::{CommandError, Fault, Gateway, Phase, Status};
 use crate::config::Config;
 use crate::delivery::{
-    Batch, Durability, MAX_PAYLOAD, ReadingRef, Spool, SpoolConfig, SpoolError, Submitter,
+    Batch, Durability, MAX_PAYLOAD, ReadingRef, Spool, SpoolConfig, SpoolError, Submitter, Urgency,
 };
 use crate::registry::View;
 use crate::shard::engine::Batched;
 use crate::shard::{BATCH_MAX, Command, GatewayKey, Gauges, Mail, Reading, Settings, Shard, Sink};
 use crate::transport::{self, Bound, MailSender, TransportError, run_shard};
+
+/// The most batches whose memory a shard keeps for the next ones.
+const SPARE_BATCHES: usize = 64;
 
 /// Why the data plane could not start, or ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -81,45 +86,59 @@ fn sum(gauges: &[Arc<Gauges>], of: impl Fn(&Gauges) -> &AtomicU64) -> u64 {
 struct SpoolSink {
     submitter: Submitter,
     mail: MailSender<Mail>,
+    batch: Batch,
+    /// Those of the batch that want confirmation.
+    confirm: Vec<(SessionId, u32)>,
+    /// Batches that came back from the spool, for their memory.
+    spare: Arc<ArrayQueue<Batch>>,
 }
 
 impl Sink for SpoolSink {
-    fn submit(&mut self, readings: Vec<Reading>) {
-        let mut batch = Batch::new();
-        let mut confirm = Vec::new();
-        for reading in &readings {
-            let record = ReadingRef {
-                device: &reading.device,
-                session: reading.session.0,
-                sequence: reading.sequence,
-                channel: reading.channel,
-                time_ms: reading.time_ms,
-                payload: reading.payload.get(..MAX_PAYLOAD).unwrap_or(&reading.payload),
-            };
-            if !batch.push(&record) {
-                self.hand_over(std::mem::take(&mut batch), std::mem::take(&mut confirm));
-                let fits = batch.push(&record);
-                debug_assert!(fits, "an empty batch takes any reading");
-            }
-            if reading.confirm {
-                confirm.push((reading.session, reading.sequence));
-            }
+    fn take(&mut self, reading: &Reading<'_>) {
+        let record = ReadingRef {
+            device: reading.device,
+            session: reading.session.0,
+            sequence: reading.sequence,
+            channel: reading.channel,
+            time_ms: reading.time_ms,
+            payload: reading.payload.get(..MAX_PAYLOAD).unwrap_or(reading.payload),
+        };
+        if !self.batch.push(&record) {
+            self.flush();
+            let fits = self.batch.push(&record);
+            debug_assert!(fits, "an empty batch takes any reading");
         }
-        self.hand_over(batch, confirm);
+        if reading.confirm {
+            self.confirm.push((reading.session, reading.sequence));
+        }
     }
-}
 
-impl SpoolSink {
-    fn hand_over(&self, batch: Batch, confirm: Vec<(duet_protocol::wire::SessionId, u32)>) {
-        let mail = self.mail.clone();
-        let done = move |_: Batch, durability| {
+    fn flush(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let fresh = self.spare.pop().unwrap_or_default();
+        let batch = std::mem::replace(&mut self.batch, fresh);
+        let confirm = std::mem::take(&mut self.confirm);
+        let urgency = if confirm.is_empty() { Urgency::Quiet } else { Urgency::Awaited };
+        let (mail, spare) = (self.mail.clone(), Arc::clone(&self.spare));
+        let done = move |batch: Batch, durability| {
             if durability == Durability::Durable && !confirm.is_empty() {
                 // A shard whose mailbox is full is given no acknowledgement; the device asks again.
                 let _ = mail.try_send(Mail::Durable(confirm));
             }
+            // More spares than there is room for are not needed.
+            let _ = spare.push(batch);
         };
         // What the spool refuses is counted there and never acknowledged.
-        let _ = self.submitter.submit(batch, Box::new(done));
+        let _ = self.submitter.submit(batch, urgency, Box::new(done));
+    }
+}
+
+impl SpoolSink {
+    fn new(submitter: Submitter, mail: MailSender<Mail>) -> Self {
+        let spare = Arc::new(ArrayQueue::new(SPARE_BATCHES));
+        Self { submitter, mail, batch: Batch::new(), confirm: Vec::new(), spare }
     }
 }
 
@@ -169,7 +188,7 @@ impl Server {
                 gcm,
                 gauges: Arc::clone(&gauges[io.index()]),
             };
-            let sink = SpoolSink { submitter: spool.submitter(), mail: own };
+            let sink = SpoolSink::new(spool.submitter(), own);
             let view = Arc::clone(view);
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{}", io.index()))

@@ -94,10 +94,10 @@ pub struct Gauges {
 }
 
 /// A reading that a device sent, decrypted and authentic.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reading {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading<'a> {
     /// The device's registered name.
-    pub device: Arc<str>,
+    pub device: &'a str,
     /// Its session.
     pub session: SessionId,
     /// The record's number in the session.
@@ -107,16 +107,19 @@ pub struct Reading {
     /// When it was measured, milliseconds since 1970: arrival less the age that the device gave.
     pub time_ms: u64,
     /// The measurement.
-    pub payload: Vec<u8>,
+    pub payload: &'a [u8],
     /// Whether the device waits until it is durable.
     pub confirm: bool,
 }
 
 /// Takes readings towards durable storage.
 pub trait Sink {
-    /// Takes the readings of a turn; when they are durable, [`Mail::Durable`] must follow with the
-    /// readings that want confirmation. What is not taken is never acknowledged.
-    fn submit(&mut self, readings: Vec<Reading>);
+    /// Takes a reading; when it is durable and wants confirmation, [`Mail::Durable`] must follow.
+    /// What is not taken is never acknowledged.
+    fn take(&mut self, reading: &Reading<'_>);
+
+    /// The readings of a turn are complete: none may wait for the next one.
+    fn flush(&mut self);
 }
 
 /// What other threads tell a shard.
@@ -171,7 +174,6 @@ pub struct Shard<E, S> {
     cached: HashMap<[u8; 32], SessionId>,
     hellos: VecDeque<(Path, Hello)>,
     records: Records,
-    readings: Vec<Reading>,
     pending: usize,
     acking: Vec<SessionId>,
     commands: HashMap<u32, Sent>,
@@ -204,7 +206,6 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             cached: HashMap::new(),
             hellos: VecDeque::new(),
             records: Records::default(),
-            readings: Vec::new(),
             pending: 0,
             acking: Vec::new(),
             commands: HashMap::new(),
@@ -371,9 +372,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         self.turn_us = now.mono_us;
         self.open_records(now);
         self.answer_hellos(now);
-        if !self.readings.is_empty() {
-            self.sink.submit(std::mem::take(&mut self.readings));
-        }
+        self.sink.flush();
         for id in std::mem::take(&mut self.acking) {
             if let Some(session) = self.sessions.get_mut(&id) {
                 let path = session.path;

@@ -79,11 +79,8 @@ impl Fleet {
     /// Registers devices and starts the gateway with one shard.
     pub(crate) fn start(dir: &Path, datagrams: usize, streams: usize) -> Self {
         let profile = Profile { mode: Mode::Certificate, source: KeySource::Ephemeral };
-        let wanted = |number, transport| Wanted {
-            name: format!("device-{number}"),
-            profile,
-            transport,
-        };
+        let wanted =
+            |number, transport| Wanted { name: format!("device-{number}"), profile, transport };
         let all: Vec<_> = (0..datagrams)
             .map(|number| wanted(number, Transport::Datagram))
             .chain((0..streams).map(|number| wanted(datagrams + number, Transport::Stream)))

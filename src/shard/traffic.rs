@@ -84,13 +84,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         match up? {
             Up::Reading { confirm, channel, age_ms, payload } => {
                 self.counts.readings += 1;
-                self.readings.push(Reading {
-                    device: Arc::clone(&session.device.name),
+                self.sink.take(&Reading {
+                    device: &session.device.name,
                     session: id,
                     sequence: header.sequence,
                     channel,
                     time_ms: now.unix_ms.saturating_sub(age_ms.unwrap_or(0).into()),
-                    payload: payload.to_vec(),
+                    payload,
                     confirm,
                 });
             }

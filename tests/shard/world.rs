@@ -13,15 +13,31 @@ use duet_protocol::ec::{SecretScalar, Software};
 use duet_protocol::identity::{Credential, DeviceId, Fingerprint, Gateway, RegistrationKey};
 use duet_protocol::initiator::{DeviceKey, Identity};
 use duet_protocol::profile::{Mode, Profile, Transport};
-use duet_protocol::wire::{Kind, MESSAGE_MAX};
+use duet_protocol::wire::{Kind, MESSAGE_MAX, SessionId};
 
 #[derive(Clone, Default)]
-pub(crate) struct Collected(pub(crate) Rc<RefCell<Vec<Reading>>>);
+pub(crate) struct Collected(pub(crate) Rc<RefCell<Vec<Stored>>>);
+
+/// A reading that the shard gave away.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) device: String,
+    pub(crate) session: SessionId,
+    pub(crate) sequence: u32,
+    pub(crate) channel: u16,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) confirm: bool,
+}
 
 impl Sink for Collected {
-    fn submit(&mut self, readings: Vec<Reading>) {
-        self.0.borrow_mut().extend(readings);
+    fn take(&mut self, reading: &Reading<'_>) {
+        let Reading { session, sequence, channel, confirm, .. } = *reading;
+        let (device, payload) = (reading.device.to_owned(), reading.payload.to_vec());
+        let stored = Stored { device, session, sequence, channel, payload, confirm };
+        self.0.borrow_mut().push(stored);
     }
+
+    fn flush(&mut self) {}
 }
 
 pub(crate) type TestShard = Shard<Batched, Collected>;
