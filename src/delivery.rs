@@ -63,4 +63,4 @@ pub use error::{Damage, SpoolError};
 pub use format::{MAX_DEVICE, MAX_PAYLOAD, ReadingRef, Record};
 pub use reader::Reader;
 pub use recover::Recovery;
-pub use spool::{Done, Durability, Spool, SpoolConfig, Submitter, Urgency};
+pub use spool::{Done, Durability, Health, Spool, SpoolConfig, Submitter, Urgency};

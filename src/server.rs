@@ -20,7 +20,8 @@ use tokio::sync::oneshot;
 use crate::admin::{CommandError, Fault, Gateway, Phase, Status};
 use crate::config::Config;
 use crate::delivery::{
-    Batch, Durability, MAX_PAYLOAD, ReadingRef, Spool, SpoolConfig, SpoolError, Submitter, Urgency,
+    Batch, Durability, Health, MAX_PAYLOAD, ReadingRef, Spool, SpoolConfig, SpoolError, Submitter,
+    Urgency,
 };
 use crate::registry::View;
 use crate::shard::engine::Batched;
@@ -74,7 +75,7 @@ pub struct Control {
     shards: u32,
     view: Arc<View>,
     draining: AtomicBool,
-    healthy: Arc<AtomicBool>,
+    spool: Arc<Health>,
     gauges: Vec<Arc<Gauges>>,
 }
 
@@ -162,7 +163,8 @@ impl Server {
             listen: config.listen,
             shards: config.shards,
             streams_max: config.limits.max_streams as usize,
-            min_wait_us: 200,
+            cores: if config.pin { cores(config.shards) } else { Vec::new() },
+            min_wait_us: config.gather_us,
             ..transport::Settings::default()
         };
         let Bound { local, shards, mail, warnings, .. } = transport::bind::<Mail>(settings)?;
@@ -206,7 +208,7 @@ impl Server {
             shards: u32::try_from(config.shards).unwrap_or(u32::MAX),
             view: Arc::clone(view),
             draining: AtomicBool::new(false),
-            healthy: spool.health(),
+            spool: spool.health(),
             gauges,
         });
         let warnings = warnings.iter().map(ToString::to_string).collect();
@@ -238,6 +240,14 @@ impl Server {
         self.spool.shutdown()?;
         result
     }
+}
+
+/// A core for each shard, of those that this process may use; none where there are too few.
+fn cores(shards: usize) -> Vec<usize> {
+    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return Vec::new() };
+    let allowed = (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+    let cores: Vec<_> = allowed.take(shards).collect();
+    if cores.len() == shards { cores } else { Vec::new() }
 }
 
 /// This node's own secret: made once, and kept, so that a device whose session a restart took
@@ -300,7 +310,10 @@ impl Gateway for Control {
     fn status(&self) -> Status {
         let draining = self.draining.load(Ordering::Relaxed);
         let phase = if draining { Phase::Draining } else { Phase::Running };
-        let healthy = self.healthy.load(Ordering::Relaxed);
+        let faults = [
+            (self.spool.has_failed(), Fault::SpoolFailed),
+            (self.spool.is_full(), Fault::SpoolFull),
+        ];
         Status {
             phase,
             uptime_s: self.started.elapsed().as_secs(),
@@ -309,7 +322,7 @@ impl Gateway for Control {
             sessions: sum(&self.gauges, |gauges| &gauges.sessions),
             pending: sum(&self.gauges, |gauges| &gauges.pending),
             devices: self.view.len() as u64,
-            faults: if healthy { Vec::new() } else { vec![Fault::SpoolFailed] },
+            faults: faults.iter().filter(|(holds, _)| *holds).map(|(_, fault)| *fault).collect(),
             ..Status::starting(self.shards)
         }
     }

@@ -93,11 +93,32 @@ impl Submitter {
     }
 }
 
+/// How the spool is, for whoever reports it.
+#[derive(Debug, Default)]
+pub struct Health {
+    failed: AtomicBool,
+    full: AtomicBool,
+}
+
+impl Health {
+    /// A write or sync has failed: nothing is stored until the gateway is started anew.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// The last group was refused, since the spool has reached its size limit.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+}
+
 /// A running spool.
 pub struct Spool {
     submitter: Submitter,
     thread: JoinHandle<Result<(), SpoolError>>,
-    healthy: Arc<AtomicBool>,
+    health: Arc<Health>,
     /// What opening found.
     pub recovery: Recovery,
 }
@@ -122,8 +143,8 @@ impl Spool {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let hurry = Arc::new(Notify::new());
         let hurried = Arc::clone(&hurry);
-        let healthy = Arc::new(AtomicBool::new(true));
-        let flag = Arc::clone(&healthy);
+        let health = Arc::new(Health::default());
+        let flag = Arc::clone(&health);
         let dir = config.dir.clone();
         let thread = std::thread::Builder::new()
             .name("spool".into())
@@ -135,7 +156,7 @@ impl Spool {
                     .unwrap_or(Err(SpoolError::ThreadEnded))
             })
             .map_err(SpoolError::io("starting the thread of", &dir))?;
-        Ok(Self { submitter: Submitter { queue, hurry }, thread, healthy, recovery })
+        Ok(Self { submitter: Submitter { queue, hurry }, thread, health, recovery })
     }
 
     /// A way to hand batches over; any number may exist.
@@ -147,13 +168,13 @@ impl Spool {
     /// Whether it stores what it is given.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        self.healthy.load(Ordering::Relaxed) && !self.thread.is_finished()
+        !self.health.has_failed() && !self.thread.is_finished()
     }
 
-    /// A flag that falls when the spool fails, for whoever reports health.
+    /// How it is, also after this handle is gone.
     #[must_use]
-    pub fn health(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.healthy)
+    pub fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
     }
 
     /// Stores what is queued and ends. Every [`Submitter`] must be gone, or this waits for it.
@@ -223,14 +244,14 @@ impl Writer {
         mut self,
         mut waiting: mpsc::Receiver<Submission>,
         hurry: Arc<Notify>,
-        healthy: Arc<AtomicBool>,
+        health: Arc<Health>,
     ) -> Result<(), SpoolError> {
         let mut result = Ok(());
         let mut group = Group::default();
         let mut file = match self.open() {
             Ok(file) => Some(file),
             Err(error) => {
-                healthy.store(false, Ordering::Relaxed);
+                health.failed.store(true, Ordering::Relaxed);
                 result = Err(error);
                 None
             }
@@ -265,6 +286,7 @@ impl Writer {
                 (Some(file), Ok(())) => self.commit(file, &batches, &mut group).await,
                 _ => Ok(Commit::Ended),
             };
+            health.full.store(matches!(outcome, Ok(Commit::Full)), Ordering::Relaxed);
             let durability = match outcome {
                 Ok(Commit::Ended) => {
                     metrics::counter!(names::REFUSED, "reason" => names::FAILED).increment(1);
@@ -277,7 +299,7 @@ impl Writer {
                 }
                 Err(error) => {
                     metrics::counter!(names::REFUSED, "reason" => names::FAILED).increment(1);
-                    healthy.store(false, Ordering::Relaxed);
+                    health.failed.store(true, Ordering::Relaxed);
                     result = Err(error);
                     Durability::Failed
                 }
