@@ -96,6 +96,7 @@ impl<E: Engine> Duet<E> {
             sessions_max: 1 << 20,
             pending_max: 1 << 20,
             retry_from: usize::MAX,
+            hello_us: 40,
             gcm: duet_aead::Gcm::best(),
             gauges: Arc::default(),
         };

@@ -5,6 +5,7 @@
 //! It owns its sessions alone: no lock is taken on the path of a record. What it shares with other
 //! threads is the registry's view and its mail.
 
+mod admission;
 mod commands;
 pub mod engine;
 mod hellos;
@@ -24,8 +25,9 @@ use duet_protocol::identity::{DeviceId, Gateway};
 use duet_protocol::message::Down;
 use duet_protocol::reason::DropReason;
 use duet_protocol::record::scrub_stack;
-use duet_protocol::wire::{Hello, Kind, SessionId};
+use duet_protocol::wire::{Kind, SessionId};
 
+use self::admission::Waiting;
 pub use self::commands::Command;
 use self::commands::Sent;
 use self::engine::Engine;
@@ -78,6 +80,8 @@ pub struct Settings {
     pub pending_max: usize,
     /// From how many waiting hellos on an address must prove itself first (RETRY).
     pub retry_from: usize,
+    /// What a HELLO costs about, µs: by it a storm is told when to come back.
+    pub hello_us: u64,
     /// How records are sealed and opened.
     pub gcm: Gcm,
     /// Where it tells other threads how many sessions it has.
@@ -172,7 +176,7 @@ pub struct Shard<E, S> {
     contacts: HashMap<DeviceId, Contact>,
     /// Pending sessions by their HELLO's digest and path kind, for repeated HELLOs.
     cached: HashMap<[u8; 32], SessionId>,
-    hellos: VecDeque<(Path, Hello)>,
+    hellos: Waiting,
     records: Records,
     pending: usize,
     acking: Vec<SessionId>,
@@ -204,7 +208,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             sessions: HashMap::new(),
             contacts: HashMap::new(),
             cached: HashMap::new(),
-            hellos: VecDeque::new(),
+            hellos: Waiting::default(),
             records: Records::default(),
             pending: 0,
             acking: Vec::new(),

@@ -40,6 +40,7 @@ fn shard() -> Shard<Batched, Nothing> {
         sessions_max: 100,
         pending_max: 50,
         retry_from: 64,
+        hello_us: 40,
         gcm: duet_aead::Gcm::best(),
         gauges: Arc::default(),
     };

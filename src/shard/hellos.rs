@@ -1,7 +1,6 @@
 //! From HELLO to ACCEPT: admission, the batch, freshness. Changes the sessions only at its end.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,10 +10,11 @@ use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
 use duet_protocol::responder::{Claim, Opened, Proven, Responding, Signing};
 use duet_protocol::schedule::{self, Grant};
-use duet_protocol::wire::{CHALLENGE_LEN, Hello, Retry, SessionId};
+use duet_protocol::wire::{CHALLENGE_LEN, Hello, SessionId};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
+use super::admission::{Policy, Refusal};
 use super::engine::Engine;
 use super::session::{Pending, Session};
 use super::{
@@ -25,10 +25,6 @@ use crate::transport::{Now, Path};
 
 /// How long a challenge may be answered, µs.
 const CHALLENGE_US: u64 = 30_000_000;
-/// The most hellos that wait for their batch (R93).
-const HELLOS_MAX: usize = 512;
-/// How long a cookie's epoch is, µs; the epoch before is valid too.
-const COOKIE_EPOCH_US: u64 = 30_000_000;
 
 struct About {
     session: SessionId,
@@ -104,55 +100,15 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             return Ok(());
         }
-        if let Path::Datagram(from) = path
-            && self.hellos.len() >= self.settings.retry_from
-        {
-            self.check_address(now, from, &hello)?;
-        }
-        if self.hellos.iter().any(|(_, waiting)| waiting.digest == hello.digest) {
-            return Err(DropReason::Repeated);
-        }
-        if self.hellos.len() >= HELLOS_MAX {
-            return Err(DropReason::HelloQueueFull);
-        }
-        self.hellos.push_back((path, hello));
-        Ok(())
-    }
-
-    /// Under load an address proves that it receives what is sent to it, before it costs any
-    /// elliptic-curve work; nothing is kept of it meanwhile (R51).
-    fn check_address(
-        &mut self,
-        now: Now,
-        from: SocketAddr,
-        hello: &Hello,
-    ) -> Result<(), DropReason> {
-        let mut address = [0; 18];
-        let ip = match from.ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-            IpAddr::V6(ip) => ip,
+        let policy = Policy {
+            node_key: &self.settings.node_key,
+            retry_from: self.settings.retry_from,
+            hello_us: self.settings.hello_us,
         };
-        address[..16].copy_from_slice(&ip.octets());
-        address[16..].copy_from_slice(&from.port().to_be_bytes());
-        #[expect(clippy::cast_possible_truncation, reason = "epochs may wrap")]
-        let epoch = (now.mono_us / COOKIE_EPOCH_US) as u32;
-        let key = &self.settings.node_key;
-        let cookie = |epoch| schedule::cookie(key, epoch, &address, &hello.digest);
-        // R2: compared in constant time.
-        if let Some(given) = hello.cookie() {
-            let current = given.ct_eq(&cookie(epoch));
-            if (current | given.ct_eq(&cookie(epoch.wrapping_sub(1)))).into() {
-                return Ok(());
-            }
-        }
-        let mut echo = [0; 8];
-        echo.copy_from_slice(&hello.digest[..8]);
-        // What waits now is answered in about this time: 20 µs each.
-        let wait_10ms = u16::try_from(self.hellos.len() / 500).unwrap_or(u16::MAX);
-        let retry = Retry { echo, wait_10ms, cookie: cookie(epoch) };
-        self.out.push_back((Path::Datagram(from), retry.encode().to_vec()));
-        let tried = hello.cookie().is_some();
-        Err(if tried { DropReason::Cookie } else { DropReason::Unvalidated })
+        self.hellos.admit(now, path, hello, policy).map_err(|Refusal { reason, retry }| {
+            self.out.extend(retry.map(|retry| (path, retry.encode().to_vec())));
+            reason
+        })
     }
 
     /// Answers the oldest hellos: decapsulate, open, look up, verify, agree, sign, each as one
@@ -162,8 +118,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             return;
         }
         let began = Instant::now();
-        let batch = self.hellos.len().min(BATCH_MAX);
-        let hellos: Vec<_> = self.hellos.drain(..batch).collect();
+        let hellos = self.hellos.take(BATCH_MAX);
+        let batch = hellos.len();
         let (claims, kept) = self.open_hellos(now, hellos);
         let proven = self.prove(now, claims);
         let signing = self.agree(proven, &kept);

@@ -91,6 +91,7 @@ impl World {
             sessions_max: 100,
             pending_max: 50,
             retry_from,
+            hello_us: 40,
             gcm: duet_aead::Gcm::best(),
             gauges: std::sync::Arc::default(),
         };
