@@ -8,6 +8,7 @@
 mod commands;
 pub mod engine;
 mod hellos;
+mod random;
 mod records;
 mod session;
 mod traffic;
@@ -28,19 +29,22 @@ use duet_protocol::wire::{Hello, Kind, SessionId};
 pub use self::commands::Command;
 use self::commands::Sent;
 use self::engine::Engine;
+pub(crate) use self::random::random;
 use self::records::Records;
 use self::session::Session;
 use crate::registry::View;
 use crate::transport::{Handler, Now, Path, StreamId, Transmit};
 
-/// The highest `fresh` of a device that the gateway has not met (R22).
+/// The highest `fresh` of a device that the gateway has not met (R42).
 const FIRST_FRESH_MAX: u64 = 1 << 48;
-/// The furthest that `fresh` may jump without a challenge (R22).
+/// The furthest that `fresh` may jump without a challenge (R42).
 const FRESH_JUMP_MAX: u64 = 1 << 40;
 /// The most hellos that are answered in one turn: larger batches gain little and keep records
 /// waiting.
 pub const BATCH_MAX: usize = 64;
-/// The most RESETs a second.
+/// How long after a discarded message its stream is closed, µs.
+const CLOSE_AFTER_US: u64 = 1_000_000;
+/// The most RESETs a second (R62).
 const RESETS_PER_S: u32 = 10_000;
 
 /// One of the gateway's certificates with its private key.
@@ -62,9 +66,9 @@ pub struct Settings {
     pub index: usize,
     /// How many shards there are.
     pub shards: usize,
-    /// A session ends after this silence, µs.
+    /// A session ends after this silence, µs (R82).
     pub idle_us: u64,
-    /// An unconfirmed session ends after this time, µs.
+    /// An unconfirmed session ends after this time, µs (R47).
     pub pending_us: u64,
     /// How long a session may live, seconds.
     pub lifetime_s: u32,
@@ -173,10 +177,15 @@ pub struct Shard<E, S> {
     commands: HashMap<u32, Sent>,
     next_command: u32,
     out: VecDeque<(Path, Vec<u8>)>,
-    closing: VecDeque<StreamId>,
+    /// Streams to close, and when.
+    closing: VecDeque<(u64, StreamId)>,
+    /// The time of the last turn.
+    turn_us: u64,
     next_sweep_us: u64,
     resets_left: u32,
     draining: bool,
+    /// Whether keys were moved or destroyed in this turn, and copies may lie on the stack.
+    scrub: bool,
     /// What it has counted so far.
     pub counts: Counts,
 }
@@ -202,9 +211,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             next_command: u32::from_be_bytes(random()),
             out: VecDeque::new(),
             closing: VecDeque::new(),
+            turn_us: 0,
             next_sweep_us: 0,
             resets_left: RESETS_PER_S,
             draining: false,
+            scrub: false,
             counts: Counts::default(),
         }
     }
@@ -215,10 +226,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.sessions.len()
     }
 
-    fn discard(&mut self, path: Path, reason: DropReason) {
+    /// R91: one reason for each input. R88, R89: its stream is closed, always after the same time,
+    /// but for a record that came again.
+    fn discard(&mut self, now: Now, path: Path, reason: DropReason) {
         self.counts.drops[reason as usize] += 1;
-        if let Path::Stream(stream) = path {
-            self.closing.push_back(stream);
+        if let Path::Stream(stream) = path
+            && reason != DropReason::Replay
+        {
+            self.closing.push_back((now.mono_us + CLOSE_AFTER_US, stream));
         }
     }
 
@@ -231,11 +246,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             Err(reason) => Err(reason),
         };
         if let Err(reason) = handled {
-            self.discard(path, reason);
+            self.discard(now, path, reason);
         }
     }
 
-    /// Ends a session and destroys its keys.
+    /// Ends a session and destroys its keys (R81).
     fn end(&mut self, id: SessionId) {
         let Some(session) = self.sessions.remove(&id) else { return };
         if let Some(pending) = &session.pending {
@@ -247,7 +262,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             contact.pending = contact.pending.filter(|pending| *pending != id);
         }
         drop(session);
-        scrub_stack();
+        self.scrub = true;
     }
 
     fn publish(&self) {
@@ -309,13 +324,6 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 }
 
-pub(crate) fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    // Without randomness no session may be made, and nothing useful can be done.
-    assert!(getrandom::fill(&mut bytes).is_ok(), "the kernel has no randomness to give");
-    bytes
-}
-
 impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     type Mail = Mail;
 
@@ -332,6 +340,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     fn handle_mail(&mut self, now: Now, mail: Mail) {
         match mail {
             Mail::Durable(readings) => {
+                // R74: only what is durable is acknowledged.
                 for (id, sequence) in readings {
                     if let Some(session) = self.sessions.get_mut(&id) {
                         session.stored.take(sequence);
@@ -359,6 +368,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     }
 
     fn handle_turn(&mut self, now: Now) {
+        self.turn_us = now.mono_us;
         self.open_records(now);
         self.answer_hellos(now);
         if !self.readings.is_empty() {
@@ -373,6 +383,9 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         }
         self.send_commands(now);
         self.sweep(now);
+        if std::mem::take(&mut self.scrub) {
+            scrub_stack();
+        }
     }
 
     fn poll_transmit(&mut self, out: &mut [u8]) -> Option<Transmit> {
@@ -382,15 +395,16 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     }
 
     fn poll_close(&mut self) -> Option<StreamId> {
-        self.closing.pop_front()
+        self.closing.pop_front_if(|(due_us, _)| *due_us <= self.turn_us).map(|(_, stream)| stream)
     }
 
     fn poll_timeout(&self) -> Option<u64> {
         if !self.hellos.is_empty() {
             return Some(0);
         }
+        let close = self.closing.front().map(|(due_us, _)| *due_us);
         let command = self.commands.values().map(|sent| sent.resend_us.min(sent.until_us)).min();
-        Some(command.map_or(self.next_sweep_us, |due| due.min(self.next_sweep_us)))
+        [Some(self.next_sweep_us), command, close].into_iter().flatten().min()
     }
 
     fn is_finished(&self) -> bool {

@@ -61,6 +61,17 @@ impl Scratch {
     fn new() -> Self {
         let scratch = Self(tempfile::tempdir().unwrap());
         assert!(scratch.duet(&["init"]).0);
+        // The gateway's certificate is not of our own making either.
+        let (der, _) = scratch.openssl_certificate(0);
+        let place = |name: &str| scratch.state().join(name);
+        fs::copy(scratch.0.path().join("0.key"), place("gateway.key")).unwrap();
+        let pem = Command::new("openssl")
+            .args(["x509", "-inform", "DER", "-in"])
+            .arg(scratch.0.path().join("0.der"))
+            .output()
+            .unwrap();
+        assert!(pem.status.success() && !der.is_empty());
+        fs::write(place("gateway.pem"), pem.stdout).unwrap();
         scratch
     }
 

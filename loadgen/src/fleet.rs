@@ -26,6 +26,27 @@ pub struct Member {
     pub seed: [u8; 32],
 }
 
+impl Member {
+    /// The configuration of another life of this device: its counter goes on.
+    pub fn next_config(&mut self) -> Config {
+        let Config { identity, gateway, profile, transport, fresh } = &mut self.config;
+        *fresh += 1_000;
+        let (identity, gateway) = (identity.clone(), *gateway);
+        Config { identity, gateway, profile: *profile, transport: *transport, fresh: *fresh }
+    }
+
+    /// Another life's seed.
+    pub fn next_seed(&mut self) -> [u8; 32] {
+        for byte in &mut self.seed {
+            *byte = byte.wrapping_add(1);
+            if *byte != 0 {
+                break;
+            }
+        }
+        self.seed
+    }
+}
+
 /// What the fleet does.
 #[derive(Clone, Copy, Debug)]
 pub struct Job {

@@ -1,3 +1,11 @@
 //! Device fleet and, measured beside it, what the same job costs over real TLS.
 
+pub mod compare;
+pub mod exchange;
 pub mod fleet;
+pub mod local;
+pub mod relay;
+pub mod summary;
+pub mod table;
+mod tcp_info;
+pub mod tls;

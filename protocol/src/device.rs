@@ -25,19 +25,21 @@ use crate::{
     wire::{COOKIE, DownHeader, Kind, Reset, SessionId, UpHeader},
 };
 
-/// How long before the first retransmission, µs.
+/// How long before the first retransmission, µs (R83).
 pub const RETRANSMIT_US: u64 = 1_000_000;
 /// The longest pause between retransmissions, µs.
 pub const RETRANSMIT_MAX_US: u64 = 30_000_000;
 /// How often the same HELLO is sent before a new one is made.
 const HELLO_ATTEMPTS: u8 = 5;
-/// How often a record is sent in silence before the session is taken for lost.
+/// How often a record is sent in silence before the session is taken for lost (R84, R85).
 const RECORD_ATTEMPTS: u8 = 5;
-/// The highest mark of a gateway that a device believes (R24).
+/// The highest mark of a gateway that a device believes (R59).
 const MARK_MAX: u64 = 1 << 62;
-/// The longest pause after a RESET, µs: devices of a restarted gateway spread over it.
+/// The longest pause after a RESET, µs: devices of a restarted gateway spread over it (R64).
 const RESET_BACKOFF_US: u64 = 500_000;
-/// How many records back a RESET may refer to.
+/// From this sequence number on a device makes a new session, in good time before the last one.
+const SEQUENCE_RENEW: u32 = u32::MAX - (1 << 20);
+/// How many records back a RESET may refer to (R63).
 const RECENT: usize = 8;
 
 /// What a device is built from.
@@ -50,7 +52,7 @@ pub struct Config {
     pub profile: Profile,
     /// What carries its messages.
     pub transport: Transport,
-    /// Its counter: higher than any it has used. At most 2⁴⁸ the first time.
+    /// Its counter: higher than any it has used. At most 2⁴⁸ the first time (R22).
     pub fresh: u64,
 }
 
@@ -138,9 +140,9 @@ struct Session {
     down: Cipher,
     next: u32,
     window: ReplayWindow,
-    /// When the session is renewed, before its lifetime ends.
+    /// When the session is renewed, before its lifetime ends (R86).
     renew: u64,
-    recent: [[u8; 16]; RECENT],
+    recent: [Option<[u8; 16]>; RECENT],
     ping: Option<Retransmit>,
     result: bool,
 }
@@ -300,7 +302,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
         }
     }
 
-    /// Ends the session: the next transmission is CLOSE, after which no key remains.
+    /// Ends the session: the next transmission is CLOSE, after which no key remains (R81).
     pub fn close(&mut self) {
         self.handshake = None;
         self.begin = None;
@@ -321,7 +323,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
             let waiting = self.readings.iter().flatten().filter(|r| r.confirmed.is_none());
             waiting.for_each(|reading| earlier(reading.resend.due));
             if self.handshake.is_none() && self.begin.is_none() {
-                earlier(session.renew);
+                earlier(if session.next >= SEQUENCE_RENEW { 0 } else { session.renew });
             }
         }
         next
@@ -337,7 +339,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
             scrub_stack();
             return len;
         }
-        if self.session.as_ref().is_some_and(|session| session.renew <= now_us)
+        if self.session.as_ref().is_some_and(|session| session.is_worn(now_us))
             && self.handshake.is_none()
             && self.begin.is_none()
         {
@@ -466,13 +468,17 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
             Kind::Retry => {
                 let handshake = self.handshake.as_mut().ok_or(DropReason::Unexpected)?;
                 let retry = handshake.waiting.retry(message)?;
+                // R53: at most two for one HELLO.
                 if handshake.retries == 2 {
                     return Err(DropReason::Unexpected);
                 }
                 handshake.retries += 1;
                 handshake.cookie = Some(retry.cookie);
                 handshake.attempts = 0;
-                handshake.due = now_us + u64::from(retry.wait_10ms) * 10_000;
+                // R54: the same bytes, after the wait.
+                // Nobody has signed the pause: it is believed within bounds.
+                let wait_us = (u64::from(retry.wait_10ms) * 10_000).min(RETRANSMIT_MAX_US);
+                handshake.due = now_us + wait_us;
                 Ok(Event::Nothing)
             }
             Kind::Challenge => {
@@ -481,6 +487,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
                 if mark > MARK_MAX {
                     return Err(DropReason::Mark);
                 }
+                // R60: above the mark, with a new E and the challenge.
                 self.config.fresh = self.config.fresh.max(mark + 1);
                 self.challenge = Some(challenge);
                 self.handshake = None;
@@ -514,11 +521,12 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
             next: 0,
             window: ReplayWindow::new(),
             renew: now_us + u64::from(lifetime_s) * 900_000,
-            recent: [[0; 16]; RECENT],
+            recent: [None; RECENT],
             ping: Some(Retransmit { due: now_us, attempts: 0 }),
             result: false,
         });
         self.handshake = None;
+        // R76: what is not acknowledged goes out again under numbers of the new session.
         for reading in self.readings.iter_mut().flatten() {
             reading.sequence = None;
             reading.resend = Retransmit { due: now_us, attempts: 0 };
@@ -551,7 +559,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
             }
             Down::Command { command, payload } => {
                 if self.last_command == Some(command) {
-                    // Done already: the result was lost on the way.
+                    // Done already: the result was lost on the way (R78).
                     session.result = self.result.0 == command;
                     return Ok(Event::Nothing);
                 }
@@ -573,7 +581,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
     fn handle_reset<'m>(&mut self, now_us: u64, message: &[u8]) -> Result<Event<'m>, DropReason> {
         let reset = Reset::decode(message)?;
         let session = self.session.as_ref().ok_or(DropReason::Unexpected)?;
-        let genuine = session.recent.iter().any(|mac| mac.ct_eq(&reset.mac).into());
+        let genuine = session.recent.iter().flatten().any(|mac| mac.ct_eq(&reset.mac).into());
         if reset.session != session.id || !genuine {
             return Err(DropReason::Unexpected);
         }
@@ -586,6 +594,13 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
 }
 
 impl Session {
+    /// Numbers start at 0 and rise by one (R66); the last is never used (R68).
+    /// Whether a new session is due: by time, or because the sequence numbers come to their end
+    /// (R68).
+    const fn is_worn(&self, now_us: u64) -> bool {
+        self.renew <= now_us || self.next >= SEQUENCE_RENEW
+    }
+
     fn take_sequence(&mut self) -> Option<u32> {
         let sequence = self.next;
         self.next = sequence.checked_add(1)?;
@@ -597,13 +612,14 @@ impl Session {
         Some(self.seal_at(sequence, up, out))
     }
 
+    /// The same text under the same number: the same bytes (R67).
     fn seal_at(&mut self, sequence: u32, up: Up<'_>, out: &mut [u8]) -> usize {
         let mut text = Zeroizing::new([0; TEXT_MAX]);
         let len = up.encode(text.as_mut_slice());
         let header = UpHeader { session: self.id, sequence };
         let len = self.up.seal_up(header, &text[..len], out);
         self.recent.rotate_right(1);
-        self.recent[0] = schedule::reset_mac(&self.token, &out[..len]);
+        self.recent[0] = Some(schedule::reset_mac(&self.token, &out[..len]));
         len
     }
 }

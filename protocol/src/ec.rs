@@ -4,7 +4,7 @@
 //! are resumed with its answer. A gateway answers tasks in batches with an engine of its own; a
 //! device or a test uses the functions here, which call the `p256` crate.
 //!
-//! On the wire a point is its x-coordinate and stands for the point with even y (R11). Only
+//! On the wire a point is its x-coordinate and stands for the point with even y (R18). Only
 //! x-coordinates enter the key schedule, and x(k·P) = x(−k·P): whether a scalar or its negative
 //! belongs to the even point therefore never matters.
 
@@ -122,7 +122,7 @@ impl SecretScalar {
         valid.then(|| Self(*bytes))
     }
 
-    /// Maps 48 uniform bytes to a scalar with negligible bias: (bytes mod (n−1)) + 1 (R12).
+    /// Maps 48 uniform bytes to a scalar with negligible bias: (bytes mod (n−1)) + 1 (R20).
     #[must_use]
     pub fn from_wide(bytes: &[u8; 48]) -> Self {
         let mut wide = U384::from_be_slice(bytes);
@@ -157,7 +157,7 @@ impl SecretScalar {
 impl PublicKey {
     /// Takes an uncompressed SEC 1 encoding of a point on the curve.
     ///
-    /// `None` for any other length or form, coordinates out of range, and points off the curve.
+    /// `None` for any other length or form, coordinates out of range, and points off the curve (R7).
     #[must_use]
     pub fn from_sec1(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; 65] = bytes.try_into().ok()?;
@@ -216,8 +216,8 @@ pub fn encapsulate(task: &EncapsulateTask) -> Option<Encapsulated> {
     Some(Encapsulated { point: encode(&own), shared: shared_x(&task.scalar, &peer) })
 }
 
-/// Signs a digest with a hedged deterministic nonce (RFC 6979 §3.6, `extra` as the additional
-/// input), normalised so that the nonce's point has even y (R13).
+/// Signs a digest with a hedged deterministic nonce (R27; RFC 6979 §3.6, `extra` as the additional
+/// input), normalised so that the nonce's point has even y (R26).
 ///
 /// `None` with negligible probability (a zero r or s).
 #[must_use]
@@ -236,7 +236,7 @@ pub fn sign(key: &SecretScalar, digest: &[u8; 32], extra: &[u8; 32]) -> Option<S
     Some(signature.to_bytes().into())
 }
 
-/// Whether the signature is the key's over the digest.
+/// Whether the signature is the key's over the digest, whatever its nonce point's parity (R33).
 #[must_use]
 pub fn verify(task: &VerifyTask) -> bool {
     let Ok(key) = VerifyingKey::from_sec1_bytes(&task.key.0) else { return false };

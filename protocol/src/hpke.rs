@@ -77,6 +77,11 @@ impl Context {
         this
     }
 
+    #[cfg(feature = "hazmat")]
+    pub(crate) const fn parts(&self) -> (&[u8; 16], &[u8; 12], &[u8; 32]) {
+        (&self.key, &self.base_nonce, &self.exporter)
+    }
+
     /// Seals `buffer` in place: the context's only message.
     #[must_use]
     pub fn seal(&self, aad: &[u8], buffer: &mut [u8]) -> [u8; 16] {

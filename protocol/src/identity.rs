@@ -22,7 +22,7 @@ impl core::fmt::Display for DeviceId {
 }
 
 impl DeviceId {
-    /// The id of a device in mode `certificate`: the head of its certificate's fingerprint (R6).
+    /// The id of a device in mode `certificate`: the head of its certificate's fingerprint (R3).
     #[must_use]
     pub fn of_certificate(certificate: &Fingerprint) -> Self {
         let mut id = [0; 8];
@@ -31,7 +31,7 @@ impl DeviceId {
     }
 
     /// The byte that steers every message of this device to the shard that owns it:
-    /// the first byte of SHA-256(id) (R4).
+    /// the first byte of SHA-256(id) (R10).
     #[must_use]
     pub fn slot(&self) -> u8 {
         Sha256::digest(self.0)[0]
@@ -50,7 +50,7 @@ impl Fingerprint {
         Self(Sha256::digest(der).into())
     }
 
-    /// What stands in a certificate's place in mode `registered-id` (R7).
+    /// What stands in a certificate's place in mode `registered-id` (R4).
     #[must_use]
     pub fn of_registered_id(id: &DeviceId) -> Self {
         Self(Sha256::new_with_prefix(b"duet1 device id").chain_update(id.0).finalize().into())
@@ -65,7 +65,7 @@ pub struct PublicKey(pub [u8; 65]);
 /// The gateway as both sides know it: its preset certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gateway {
-    /// Which of the gateway's keys: one byte in HELLO, so that two may overlap in rotation.
+    /// Which of the gateway's keys: one byte in HELLO, so that two may overlap in rotation (R8).
     pub key_id: u8,
     /// `cS`: the certificate's fingerprint.
     pub fingerprint: Fingerprint,
@@ -73,7 +73,7 @@ pub struct Gateway {
     pub key: PublicKey,
 }
 
-/// A secret that device and gateway share since registration (mode `registered-id`).
+/// A secret that device and gateway share since registration (mode `registered-id`): random (R9).
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct RegistrationKey(pub [u8; 32]);
 

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Each arrow is an elliptic-curve operation that the caller does, or a message that came in.
-//! [`Waiting`] stays until a genuine ACCEPT has come: forged ones cost it nothing.
+//! [`Waiting`] stays until a genuine ACCEPT has come: forged ones cost it nothing (R33).
 
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -46,13 +46,13 @@ pub struct Identity {
 /// The fresh values of one HELLO.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct Freshness {
-    /// The device's counter: higher than in every HELLO before.
+    /// The device's counter: higher than in every HELLO before (R22).
     pub fresh: u64,
     /// The challenge that this HELLO answers, if it answers one.
     pub challenge: Option<[u8; 16]>,
     /// For the hedged ephemeral scalar.
     pub random: [u8; 32],
-    /// S: the random or key of the profiles that send one.
+    /// S: the random or key of the profiles that send one (R23).
     pub secret: [u8; RANDOM],
 }
 
@@ -147,7 +147,7 @@ impl Proving<'_> {
         }
     }
 
-    /// What to sign with the device's private key (normalised, R13); `None` when the proof is a
+    /// What to sign with the device's private key (normalised, R26); `None` when the proof is a
     /// MAC.
     #[must_use]
     pub fn digest(&self) -> Option<[u8; 32]> {
@@ -214,6 +214,7 @@ impl Message {
     }
 }
 
+/// What is destroyed with the wait (R35).
 #[derive(Zeroize, ZeroizeOnDrop)]
 struct Secrets {
     scalar: SecretScalar,
@@ -232,13 +233,13 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// The message: only ever sent again byte for byte (R14).
+    /// The message: only ever sent again byte for byte (R21).
     #[must_use]
     pub fn hello(&self) -> &[u8] {
         self.message.as_slice()
     }
 
-    /// The cookie of a RETRY that answers this HELLO.
+    /// The cookie of a RETRY that answers this HELLO, by its echo (R53).
     ///
     /// # Errors
     /// [`DropReason::Malformed`]; [`DropReason::Unexpected`] when it answers another HELLO.
@@ -250,7 +251,7 @@ impl Waiting {
         Ok(retry)
     }
 
-    /// The message with a cookie behind it, written to `out`; its length.
+    /// The message with a cookie behind it, which no hash covers (R55), written to `out`; its length.
     ///
     /// # Panics
     /// When `out` is shorter than [`HELLO_MAX`].

@@ -22,6 +22,8 @@ extern crate std;
 pub mod aead;
 pub mod device;
 pub mod ec;
+#[cfg(feature = "hazmat")]
+pub mod hazmat;
 pub mod hpke;
 pub mod identity;
 pub mod initiator;

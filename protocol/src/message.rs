@@ -152,7 +152,7 @@ impl<'a> Up<'a> {
     /// Reads an opened record's text.
     ///
     /// # Errors
-    /// [`DropReason::Message`] for whatever is not a message from a device.
+    /// [`DropReason::Message`] for whatever is not a message from a device (R73).
     pub fn decode(text: &'a [u8]) -> Result<Self, DropReason> {
         let ([kind], rest) = array(text)?;
         match kind {
@@ -218,7 +218,7 @@ impl<'a> Down<'a> {
     /// Reads an opened record's text.
     ///
     /// # Errors
-    /// [`DropReason::Message`] for whatever is not a message to a device.
+    /// [`DropReason::Message`] for whatever is not a message to a device (R73).
     pub fn decode(text: &'a [u8]) -> Result<Self, DropReason> {
         let ([kind], rest) = array(text)?;
         match kind {

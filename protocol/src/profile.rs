@@ -46,7 +46,8 @@ pub enum Transfer {
 pub enum Transport {
     /// One message a datagram (UDP).
     Datagram,
-    /// A byte stream (TCP), a 2-byte length before each message.
+    /// A byte stream (TCP), a 2-byte length before each message (R14); the first one is due within
+    /// a fixed time (R90).
     Stream,
 }
 
@@ -171,7 +172,7 @@ impl Offer {
             | (self.challenged as u8) << 6
     }
 
-    /// Reads the byte; exactly one byte names each offer.
+    /// Reads the byte; exactly one byte names each offer (R16).
     ///
     /// # Errors
     /// [`UnknownProfile`] for reserved values of any field.

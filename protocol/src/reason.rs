@@ -1,6 +1,6 @@
 //! Why an input was discarded: one reason an input, each with a static label for metrics.
 //!
-//! A peer never learns which one (R40): a datagram is met with silence, a stream with a close.
+//! A peer never learns which one (R91): a datagram is met with silence (R87), a stream with a close.
 
 use thiserror::Error;
 
@@ -50,6 +50,8 @@ reasons! {
     Challenge = "challenge",
     /// A HELLO whose session is already confirmed, or pending under a newer HELLO.
     Stale = "stale",
+    /// A HELLO that is waiting for its answer already.
+    Repeated = "repeated",
     /// A HELLO under load from an address that has proven nothing, met with a RETRY.
     Unvalidated = "unvalidated",
     /// The same with a cookie that is wrong or too old.

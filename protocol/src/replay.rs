@@ -1,4 +1,4 @@
-//! The receiver's window over sequence numbers (R30): each number is taken once.
+//! The receiver's window over sequence numbers (R69): each number is taken once.
 
 /// How far behind the newest record a late one may arrive.
 pub const WINDOW: u32 = 128;
@@ -46,7 +46,7 @@ impl ReplayWindow {
         }
     }
 
-    /// Takes the number of an authentic record. Numbers are closed at 2³² − 1 (R31), which a
+    /// Takes the number of an authentic record. Numbers are closed at 2³² − 1 (R68), which a
     /// sender never uses.
     pub const fn take(&mut self, sequence: u32) {
         if sequence >= self.next {

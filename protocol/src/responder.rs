@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Each arrow is work that the caller does, in whatever batches it likes; nothing here performs an
-//! elliptic-curve operation, and nothing here remembers anything. The order is R20's: cookie, open,
+//! elliptic-curve operation, and nothing here remembers anything. The order is R36's: cookie, open,
 //! slot, profile, proof, freshness; nothing that a stranger can see differs before the proof.
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -69,7 +69,7 @@ impl Opened {
     ///
     /// # Errors
     /// [`DropReason::HelloOpen`] when it is not sealed to this gateway, [`DropReason::Slot`] when the
-    /// clear slot is not the sealed identity's.
+    /// clear slot is not the sealed identity's (R37).
     pub fn new(
         hello: Hello,
         gateway: &Gateway,
@@ -103,6 +103,7 @@ impl Opened {
         let mut proof = [0; 64];
         let proof_len = profile.proof_len();
         proof[..proof_len].copy_from_slice(fields.take(proof_len)?);
+        // R17: padding is zeros.
         if fields.0.iter().any(|&byte| byte != 0) {
             return Err(DropReason::Malformed);
         }
@@ -132,10 +133,11 @@ impl Opened {
     }
 
     /// Goes on with what the registry holds for this id, or with nothing: then the same work is
-    /// done against a stand-in and the verdict is no, so that a stranger cannot tell (R40).
+    /// done against a stand-in and the verdict is no, so that a stranger cannot tell (R38).
     #[must_use]
     pub fn claim(self, gateway: &Gateway, credential: Option<&Credential>) -> Claim {
         let mode = self.hello.offer.profile.mode;
+        // R5: a device belongs to one mode.
         let known = credential.filter(|credential| credential.mode == mode);
         let stand_in;
         let credential = if let Some(credential) = known {
@@ -391,7 +393,7 @@ impl Accept {
 }
 
 impl Signing {
-    /// What the gateway signs; `None` in key source `ephemeral`.
+    /// What the gateway signs; `None` in key source `ephemeral`. The signature is sealed (R31).
     #[must_use]
     pub fn digest(&self) -> Option<[u8; 32]> {
         self.proven.opened.hello.offer.profile.source.has_random().then(|| {

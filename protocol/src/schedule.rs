@@ -1,4 +1,4 @@
-//! The key schedule, with the specification's names. `‖` joins fixed-length fields; every label is
+//! The key schedule of the one suite (R1), with the specification's names. `‖` joins fixed-length fields; every label is
 //! ASCII without a NUL; Extract and Expand are RFC 5869 with SHA-256.
 
 use hkdf::{GenericHkdf, HkdfExtract};
@@ -39,7 +39,7 @@ impl KeyIv {
     }
 }
 
-/// The keys of both directions of a session.
+/// The keys of both directions of a session. They have no encoding, and are never stored (R72).
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct SessionKeys {
     /// Device to gateway.
@@ -118,7 +118,7 @@ fn head<const N: usize>(bytes: &[u8; 32]) -> [u8; N] {
 }
 
 /// `e_c`: the device's ephemeral scalar, safe even when `random` is bad, since the device's own
-/// secret `d` (private key or registration key) and the ever-rising `fresh` enter too (R12).
+/// secret `d` (private key or registration key) and the ever-rising `fresh` enter too (R19).
 #[must_use]
 pub fn hedged_scalar(
     random: &[u8; 32],
@@ -133,7 +133,7 @@ pub fn hedged_scalar(
     SecretScalar::from_wide(&wide)
 }
 
-/// `hs`: the HPKE exporter's secret, bound to the registration key where there is one.
+/// `hs`: the HPKE exporter's secret, bound to the registration key where there is one (R24).
 #[must_use]
 pub fn handshake_secret(ex: &Secret, registration: Option<&RegistrationKey>) -> Secret {
     extract(&ex.0, registration.map_or(&[0; 32], |key| &key.0))
@@ -166,7 +166,7 @@ impl Claim<'_> {
         ]
     }
 
-    /// What the device signs: SHA-256("duet1 device sig" ‖ M).
+    /// What the device signs: SHA-256("duet1 device sig" ‖ M) (R25).
     pub(crate) fn digest(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         let fresh = self.fresh.to_be_bytes();
@@ -174,7 +174,7 @@ impl Claim<'_> {
         hash.finalize().into()
     }
 
-    /// The proof by registration key: HMAC(binder key, "duet1 binder" ‖ M)\[0..8].
+    /// The proof by registration key: HMAC(binder key, "duet1 binder" ‖ M)\[0..8] (R28).
     pub(crate) fn binder(&self, hs: &Secret) -> [u8; 8] {
         let mut key = Zeroizing::new([0; 32]);
         expand(hs, &[b"duet1 binder"], key.as_mut_slice());
@@ -183,7 +183,7 @@ impl Claim<'_> {
     }
 }
 
-/// `th`: everything both sides have seen when ACCEPT is made.
+/// `th`: everything both sides have seen when ACCEPT is made (R29).
 #[must_use]
 pub(crate) fn transcript(
     hello: &[u8],
@@ -215,12 +215,16 @@ pub(crate) fn gateway_digest(th: &[u8; 32], ikm_part: &[u8], grant: &[u8; GRANT]
         .into()
 }
 
-/// `master`, from which the session's keys come.
+/// `master`, from which the session's keys come (R29).
 #[must_use]
 pub(crate) fn master(hs: &Secret, th: &[u8; 32], ikm: &[u8]) -> Secret {
-    let mut salt = Zeroizing::new([0; 32]);
-    expand(hs, &[b"duet1 salt", th], salt.as_mut_slice());
-    extract(salt.as_slice(), ikm)
+    extract(&salt(hs, th).0, ikm)
+}
+
+pub(crate) fn salt(hs: &Secret, th: &[u8; 32]) -> Secret {
+    let mut salt = Secret([0; 32]);
+    expand(hs, &[b"duet1 salt", th], &mut salt.0);
+    salt
 }
 
 /// The key that seals ACCEPT in key source `ephemeral`.
@@ -256,7 +260,7 @@ pub(crate) fn session_keys(master: &Secret) -> SessionKeys {
     keys
 }
 
-/// The key that seals a CHALLENGE: only the sender of the HELLO can open it.
+/// The key that seals a CHALLENGE: only the sender of the HELLO can open it (R56).
 #[must_use]
 pub(crate) fn challenge_key(hs: &Secret, nonce: &[u8; 16]) -> KeyIv {
     let prk = hkdf_from(&extract(nonce, &hs.0));
@@ -272,20 +276,20 @@ pub fn reset_mac(token: &[u8; 12], record: &[u8]) -> [u8; 16] {
     head(&mac(token, &[record]))
 }
 
-/// A gateway node's reset token for a session: HMAC(node key, session id)\[0..12]. The session
-/// id's first byte is its slot.
+/// A gateway node's reset token for a session: HMAC(node key, label ‖
+/// session id)\[0..12] (R61). The session id's first byte is its slot.
 #[must_use]
 pub fn reset_token(node_key: &[u8; 32], session: SessionId) -> [u8; 12] {
     head(&mac(node_key, &[b"duet1 reset token", &session.0.to_be_bytes()]))
 }
 
-/// A gateway node's cookie for an address and a HELLO in an epoch.
+/// A gateway node's cookie for an address and a HELLO in an epoch (R52).
 #[must_use]
 pub fn cookie(node_key: &[u8; 32], epoch: u32, address: &[u8], hello: &[u8; 32]) -> [u8; 16] {
     head(&mac(node_key, &[b"duet1 cookie", &epoch.to_be_bytes(), hello, address]))
 }
 
-/// A gateway node's challenge to a device.
+/// A gateway node's challenge to a device (R57).
 #[must_use]
 pub fn challenge(
     node_key: &[u8; 32],

@@ -1,4 +1,4 @@
-//! What stands where in a message. Decoding needs no secret and never panics.
+//! What stands where in a message. Decoding needs no secret and never panics (R13).
 //!
 //! The first byte of every message is `kind << 4 | version`; the second byte of every message from
 //! a device is its slot, by which the kernel steers a datagram to the shard that owns the device.
@@ -70,7 +70,7 @@ impl Kind {
         (self as u8) << 4 | VERSION
     }
 
-    /// Reads a message's first byte.
+    /// Reads a message's first byte (R11).
     ///
     /// # Errors
     /// [`DropReason::Malformed`] when there is none, [`DropReason::Version`], [`DropReason::Kind`].
@@ -152,6 +152,7 @@ impl Offer {
     }
 }
 
+// R92: nobody draws more bytes than he brings.
 const _: () = {
     let mut i = 0;
     while i < Profile::ALL.len() {
@@ -198,9 +199,11 @@ impl Hello {
             return Err(DropReason::Kind);
         }
         let offer = Offer::decode(header[2]).map_err(|_| DropReason::Profile)?;
+        // R15: a HELLO belongs to one carrier.
         if offer.transport != transport {
             return Err(DropReason::Profile);
         }
+        // R12: one length with a cookie, one without.
         let len = offer.hello_len();
         let (hello, trailer) = message.split_at_checked(len).ok_or(DropReason::Malformed)?;
         let cookie = match trailer.len() {

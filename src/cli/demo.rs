@@ -5,25 +5,19 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::path::Path;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use duet::config::{Config, Overrides};
 use duet::delivery::Reader;
-use duet::identity::{self, Role};
-use duet::registry::{Enrolment, NewDevice, Registry, SourceSet};
-use duet_protocol::device;
-use duet_protocol::ec::SecretScalar;
-use duet_protocol::identity::{Credential, DeviceId, Fingerprint, Gateway, RegistrationKey};
-use duet_protocol::initiator::{DeviceKey, Identity};
-use duet_protocol::profile::{Mode, Profile, Transport};
-use loadgen::fleet::{self, Job, Member, Outcome};
-use p256::pkcs8::DecodePrivateKey as _;
+use duet_protocol::profile::{Profile, Transport};
+use loadgen::compare::{self, Settings};
+use loadgen::fleet::{self, Job, Outcome};
+use loadgen::local::{LocalGateway, Wanted};
+use loadgen::table;
 
 /// Readings that each device sends.
 const READINGS: u16 = 3;
@@ -40,17 +34,6 @@ pub(super) struct Demo {
     devices: u16,
 }
 
-/// The gateway's process; killed if the demo fails on the way.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It has ended, or is ended here.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 impl Demo {
     pub(super) fn run(self) -> Result<ExitCode> {
         let files =
@@ -63,28 +46,32 @@ impl Demo {
         let parent = std::env::temp_dir();
         let dir = parent.join(format!("duet-demo-{}", std::process::id()));
         fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let state = dir.join("state");
-        println!("state        {}", state.display());
-
         let program = std::env::current_exe()?;
-        let init = Command::new(&program).arg("--state").arg(&state).arg("init").output()?;
-        ensure!(init.status.success(), "init failed: {}", String::from_utf8_lossy(&init.stderr));
+        let settings = Settings::quick();
+        let mut wanted = fleet_of(self.devices);
+        wanted.extend(settings.wanted());
         let began = Instant::now();
-        let members = register(&state, self.devices)?;
-        println!("registered   {} devices in {:.1?}", members.len(), began.elapsed());
+        let (gateway, mut members) = LocalGateway::start(&program, &dir, 2, &wanted)?;
+        let state = gateway.state.clone();
+        println!("state        {}", state.display());
+        println!("registered   {} devices, in {:.1?}", members.len(), began.elapsed());
+        println!("gateway      {}, UDP and TCP, 2 shards", gateway.address);
 
-        let (mut gateway, address) = start(&program, &state)?;
-        println!("gateway      {address}, UDP and TCP, 2 shards");
+        let compared = members.split_off(self.devices.into());
         let began = Instant::now();
         let ramp = Duration::from_millis(3 * u64::from(self.devices));
+        let address = gateway.address;
         let job = Job { gateway: address, readings: READINGS, ramp, limit: LIMIT, threads: 2 };
         let outcomes = fleet::run(members, job)?;
-        println!("fleet        done in {:.1?}", began.elapsed());
-        terminate(&mut gateway)?;
+        println!("fleet        {} devices done in {:.1?}", outcomes.len(), began.elapsed());
+        let report = compare::run(&gateway, compared, &settings)?;
+        gateway.stop()?;
 
         print_profiles(&outcomes);
         let (found, missing) = compare(&state, &outcomes)?;
         let incomplete = outcomes.iter().filter(|outcome| !outcome.complete).count();
+        println!("\nFour against two: the same job by Duet and by TLS, in one run\n");
+        print!("{}", table::render(&report));
         println!(
             "\nspool        {found} confirmed readings found with their content, {missing} missing"
         );
@@ -96,90 +83,22 @@ impl Demo {
     }
 }
 
-fn start(program: &Path, state: &Path) -> Result<(Running, SocketAddr)> {
-    let mut child = Command::new(program)
-        .arg("--state")
-        .arg(state)
-        .args(["run", "--shards", "2", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let out = child.stdout.take().context("the gateway has no output")?;
-    let running = Running(child);
-    let mut address = None;
-    for line in BufReader::new(out).lines() {
-        let line = line?;
-        if let Some(rest) = line.strip_prefix("listening") {
-            address = rest.split_whitespace().next().and_then(|text| text.parse().ok());
-        }
-        if line == "running" {
-            break;
-        }
-    }
-    Ok((running, address.context("the gateway did not start")?))
-}
-
-fn terminate(gateway: &mut Running) -> Result<()> {
-    let pid = rustix::process::Pid::from_child(&gateway.0);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-    let status = gateway.0.wait()?;
-    ensure!(status.success(), "the gateway ended with {status}");
-    Ok(())
-}
-
-/// Registers the fleet in one transaction, profiles and transports taken in turn.
-fn register(state: &Path, count: u16) -> Result<Vec<Member>> {
-    let now_s = identity::now_s();
-    let config = Config::load(Some(state), None, &Overrides::default())?;
-    let certificate =
-        identity::load_certificate(&config.gateway.certificate, Role::Gateway, now_s)?;
-    let (fingerprint, key) = (certificate.fingerprint, certificate.key);
-    let gateway = Gateway { key_id: config.gateway.key_id, fingerprint, key };
-    let mut members = Vec::new();
-    let mut devices = Vec::new();
-    for number in 0..count {
-        let profile = Profile::ALL[usize::from(number) % Profile::ALL.len()];
-        let turn = usize::from(number) / Profile::ALL.len();
-        let transport =
-            if turn.is_multiple_of(2) { Transport::Datagram } else { Transport::Stream };
-        let name = format!("demo-{number:04}");
-        let (identity, enrolment) = enrol(profile.mode, now_s)?;
-        let sources = SourceSet::of([profile.source]);
-        devices.push(NewDevice { name: name.parse()?, enrolment, sources });
-        let config = device::Config { identity, gateway, profile, transport, fresh: 1 };
-        members.push(Member { name, config, seed: random()? });
-    }
-    Registry::open(&state.join("registry.redb"))?.add_all(devices, now_s)?;
-    Ok(members)
-}
-
-fn enrol(mode: Mode, now_s: i64) -> Result<(Identity, Enrolment)> {
-    let id = DeviceId(random()?);
-    if mode == Mode::RegisteredId {
-        let key = RegistrationKey(random()?);
-        let fingerprint = Fingerprint::of_registered_id(&id);
-        let own = DeviceKey::Registration(key.clone());
-        return Ok((Identity { id, fingerprint, key: own }, Enrolment::RegisteredId { id, key }));
-    }
-    let made = identity::create("demo device", 1, now_s)?;
-    let der = made.certificate_der;
-    let secret = p256::SecretKey::from_pkcs8_pem(&made.key_pem)?;
-    let secret =
-        SecretScalar::from_bytes(&secret.to_bytes().into()).context("a key out of range")?;
-    let public = secret.public_key();
-    let (credential, enrolment) = if mode == Mode::Certificate {
-        (Credential::certificate(&der, public), Enrolment::Certificate { der })
-    } else {
-        let credential = Credential::registered_certificate(id, &der, public);
-        (credential, Enrolment::RegisteredCertificate { id, der })
-    };
-    let Credential { id, fingerprint, .. } = credential;
-    Ok((Identity { id, fingerprint, key: DeviceKey::Private(secret) }, enrolment))
-}
-
-fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)?;
-    Ok(bytes)
+/// All profiles in turn, each over both transports.
+fn fleet_of(count: u16) -> Vec<Wanted> {
+    (0..count)
+        .map(|number| {
+            let turn = usize::from(number) / Profile::ALL.len();
+            Wanted {
+                name: format!("demo-{number:04}"),
+                profile: Profile::ALL[usize::from(number) % Profile::ALL.len()],
+                transport: if turn.is_multiple_of(2) {
+                    Transport::Datagram
+                } else {
+                    Transport::Stream
+                },
+            }
+        })
+        .collect()
 }
 
 fn print_profiles(outcomes: &[Outcome]) {
@@ -215,7 +134,7 @@ fn print_profiles(outcomes: &[Outcome]) {
 
 /// How many confirmed readings the spool has exactly as they were sent, and how many it lacks.
 fn compare(state: &Path, outcomes: &[Outcome]) -> Result<(usize, usize)> {
-    let dir: PathBuf = Config::load(Some(state), None, &Overrides::default())?.spool.dir;
+    let dir = Config::load(Some(state), None, &Overrides::default())?.spool.dir;
     let mut reader = Reader::open(&dir)?;
     let mut stored = HashSet::new();
     while let Some(record) = reader.read()? {

@@ -50,12 +50,15 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         if command.payload.len() > PAYLOAD_MAX {
             return command.refuse(CommandError::TooLong);
         }
+        // R48: nothing is sent in a session that no record has confirmed.
         let live = self.contacts.get(&command.device).and_then(|contact| contact.live);
         let live = live.and_then(|id| Some((id, self.sessions.get(&id)?.path)));
         let Some((session, path)) = live else {
             return command.refuse(CommandError::NotConnected);
         };
-        if self.commands.len() >= COMMANDS_MAX {
+        // R80: the device remembers one command only.
+        let open = self.commands.values().any(|sent| sent.command.device == command.device);
+        if open || self.commands.len() >= COMMANDS_MAX {
             return command.refuse(CommandError::Busy);
         }
         let number = self.next_command;
@@ -66,7 +69,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.commands.insert(number, sent);
     }
 
-    /// Sends what is due, and again each second until its result or its time is there.
+    /// Sends what is due, and again each second until its result or its time is there (R79).
     pub(super) fn send_commands(&mut self, now: Now) {
         let over: Vec<u32> = self
             .commands

@@ -1,13 +1,14 @@
 //! From HELLO to ACCEPT: admission, the batch, freshness. Changes the sessions only at its end.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use duet_protocol::ec::{SecretScalar, Signature};
+use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
-use duet_protocol::record::scrub_stack;
 use duet_protocol::responder::{Claim, Opened, Proven, Responding, Signing};
 use duet_protocol::schedule::{self, Grant};
 use duet_protocol::wire::{CHALLENGE_LEN, Hello, Retry, SessionId};
@@ -23,7 +24,7 @@ use crate::transport::{Now, Path};
 
 /// How long a challenge may be answered, µs.
 const CHALLENGE_US: u64 = 30_000_000;
-/// The most hellos that wait for their batch.
+/// The most hellos that wait for their batch (R93).
 const HELLOS_MAX: usize = 512;
 /// How long a cookie's epoch is, µs; the epoch before is valid too.
 const COOKIE_EPOCH_US: u64 = 30_000_000;
@@ -61,7 +62,7 @@ struct Signed {
     key: usize,
 }
 
-/// One challenge a device at a time: whatever a stranger plays back, the device can answer it.
+/// One challenge a device at a time (R57): whatever a stranger plays back, the device can answer it.
 fn challenge(
     now: Now,
     contact: &mut Contact,
@@ -94,6 +95,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             Path::Stream(_) => Transport::Stream,
         };
         let hello = Hello::decode(bytes, transport)?;
+        // R50: the same bytes get the same answer.
         if let Some(session) = self.cached.get(&hello.digest) {
             if let Some(pending) = self.sessions.get(session).and_then(|s| s.pending.as_ref()) {
                 self.out.push_back((path, pending.accept.as_slice().to_vec()));
@@ -105,6 +107,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         {
             self.check_address(now, from, &hello)?;
         }
+        if self.hellos.iter().any(|(_, waiting)| waiting.digest == hello.digest) {
+            return Err(DropReason::Repeated);
+        }
         if self.hellos.len() >= HELLOS_MAX {
             return Err(DropReason::HelloQueueFull);
         }
@@ -113,7 +118,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// Under load an address proves that it receives what is sent to it, before it costs any
-    /// elliptic-curve work; nothing is kept of it meanwhile.
+    /// elliptic-curve work; nothing is kept of it meanwhile (R51).
     fn check_address(
         &mut self,
         now: Now,
@@ -131,6 +136,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let epoch = (now.mono_us / COOKIE_EPOCH_US) as u32;
         let key = &self.settings.node_key;
         let cookie = |epoch| schedule::cookie(key, epoch, &address, &hello.digest);
+        // R2: compared in constant time.
         if let Some(given) = hello.cookie() {
             let current = given.ct_eq(&cookie(epoch));
             if (current | given.ct_eq(&cookie(epoch.wrapping_sub(1)))).into() {
@@ -156,18 +162,18 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let began = Instant::now();
         let batch = self.hellos.len().min(BATCH_MAX);
         let hellos: Vec<_> = self.hellos.drain(..batch).collect();
-        let claims = self.open_hellos(hellos);
+        let claims = self.open_hellos(now, hellos);
         let proven = self.prove(now, claims);
         let signing = self.agree(proven);
         self.accept(now, signing);
-        scrub_stack();
+        self.scrub = true;
         #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
         metrics::histogram!("duet_hello_batch").record(batch as f64);
         metrics::histogram!("duet_hello_batch_seconds").record(began.elapsed().as_secs_f64());
     }
 
     /// Decapsulates and opens, and looks up who each one claims to be.
-    fn open_hellos(&mut self, hellos: Vec<(Path, Hello)>) -> Vec<Claimed<E::Kept>> {
+    fn open_hellos(&mut self, now: Now, hellos: Vec<(Path, Hello)>) -> Vec<Claimed<E::Kept>> {
         let mut claims = Vec::with_capacity(hellos.len());
         let mut by_key: Vec<Vec<(Path, Hello)>> =
             self.settings.keys.iter().map(|_| Vec::new()).collect();
@@ -175,7 +181,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let id = hello.gateway_key_id();
             match self.settings.keys.iter().position(|key| key.gateway.key_id == id) {
                 Some(key) => by_key[key].push((path, hello)),
-                None => self.discard(path, DropReason::GatewayKey),
+                None => self.discard(now, path, DropReason::GatewayKey),
             }
         }
         for (key, hellos) in by_key.into_iter().enumerate().filter(|(_, hellos)| !hellos.is_empty())
@@ -196,31 +202,34 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                         let claim = opened.claim(&gateway, credential);
                         claims.push(Claimed { path, claim, device, key, kept });
                     }
-                    Err(reason) => self.discard(path, reason),
+                    Err(reason) => self.discard(now, path, reason),
                 }
             }
         }
         claims
     }
 
-    /// Verifies every proof, and admits who may enter.
+    /// Verifies every proof, and admits who may enter. Before, a HELLO changes nothing (R40).
     fn prove(&mut self, now: Now, claims: Vec<Claimed<E::Kept>>) -> Vec<Admitted<E::Kept>> {
         let tasks: Vec<_> = claims.iter().filter_map(|one| one.claim.verify_task()).collect();
         let mut verdicts = self.engine.verify(&tasks).into_iter();
         let mut admitted = Vec::with_capacity(claims.len());
         let mut met = Vec::new();
+        let mut batch = HashMap::new();
         for Claimed { path, claim, device, key, kept } in claims {
             let signer = claim.verify_task().map(|task| task.key);
             let verdict = signer.is_none() || verdicts.next().unwrap_or(false);
-            match claim.verified(verdict).and_then(|proven| self.admit(now, path, proven, device)) {
+            let proven = claim.verified(verdict);
+            match proven.and_then(|proven| self.admit(now, path, proven, device, &batch)) {
                 Ok(Some((proven, device))) => {
                     met.extend(signer);
+                    batch.insert(proven.id(), proven.fresh());
                     if let Some((responding, about)) = self.begin(proven) {
                         admitted.push(Admitted { path, responding, about, device, key, kept });
                     }
                 }
                 Ok(None) => {}
-                Err(reason) => self.discard(path, reason),
+                Err(reason) => self.discard(now, path, reason),
             }
         }
         self.engine.remember(&met);
@@ -266,7 +275,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         signing
     }
 
-    /// Makes the sessions and sends their ACCEPTs.
+    /// Makes the sessions and sends their ACCEPTs: the answer to a granted HELLO alone (R32).
     fn accept(&mut self, now: Now, signing: Vec<Signed>) {
         for Signed { path, signing, signature, about, device, .. } in signing {
             let (accept, keys) = signing.signed(&signature);
@@ -287,30 +296,36 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
     }
 
-    /// Profile, validity and freshness of a proven HELLO. `None` when it was met with a challenge.
+    /// Profile, validity and freshness of a proven HELLO; `batch` holds what was admitted in this
+    /// batch before it. `None` when it was met with a challenge.
     fn admit(
         &mut self,
         now: Now,
         path: Path,
         proven: Proven,
         device: Option<Arc<Device>>,
+        batch: &HashMap<DeviceId, u64>,
     ) -> Result<Option<(Proven, Arc<Device>)>, DropReason> {
         let device = device.ok_or(DropReason::Proof)?;
         let now_s = i64::try_from(now.unix_ms / 1_000).unwrap_or(i64::MAX);
+        // R39.
         if device.is_revoked() || device.validity.is_some_and(|v| !v.contains(now_s)) {
             return Err(DropReason::Proof);
         }
+        // R6.
         if !device.sources.contains(proven.hello().offer.profile.source) {
             return Err(DropReason::NotAllowed);
         }
         let known = self.contacts.entry(device.credential.id).or_default();
         known.challenge.take_if(|challenge| challenge.until_us <= now.mono_us);
+        // R43: a challenged HELLO passes whatever its `fresh` is.
         if let Some(answer) = proven.challenge() {
             let expected = known.challenge.as_ref().ok_or(DropReason::Challenge)?;
             if !bool::from(expected.value.ct_eq(answer)) {
                 return Err(DropReason::Challenge);
             }
         } else {
+            // R42; the mark is the credential's (R45).
             let (fresh, mark) = (proven.fresh(), device.mark());
             let reach =
                 if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
@@ -319,20 +334,21 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 self.out.push_back((path, message.to_vec()));
                 return Ok(None);
             }
+            // R46: only a greater `fresh` replaces a pending session.
             let older = known
                 .pending
                 .and_then(|id| self.sessions.get(&id)?.pending.as_ref())
                 .is_some_and(|pending| pending.fresh >= fresh);
-            if older {
+            if older || batch.get(&proven.id()).is_some_and(|earlier| *earlier >= fresh) {
                 return Err(DropReason::Stale);
             }
         }
-        if self.sessions.len() >= self.settings.sessions_max {
+        if self.sessions.len() + batch.len() >= self.settings.sessions_max {
             return Err(DropReason::SessionsFull);
         }
         let replaces =
             self.contacts.get(&device.credential.id).is_some_and(|c| c.pending.is_some());
-        if self.pending >= self.settings.pending_max && !replaces {
+        if self.pending + batch.len() >= self.settings.pending_max && !replaces {
             return Err(DropReason::PendingFull);
         }
         Ok(Some((proven, device)))
@@ -351,11 +367,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             lifetime_s: self.settings.lifetime_s,
             reset_token: schedule::reset_token(&self.settings.node_key, session),
         };
+        // R30: fresh for each ACCEPT.
         let scalar = SecretScalar::from_wide(&random());
         Some((proven.respond(grant, scalar, random()), about))
     }
 
-    /// A random id, unused here, whose slot this shard owns.
+    /// A random id, unused here, whose slot this shard owns (R34).
     fn vacant_id(&self, slot: u8) -> Option<SessionId> {
         (0..64).find_map(|_| {
             let [a, b, c] = random();

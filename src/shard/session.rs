@@ -97,7 +97,7 @@ impl Session {
     }
 
     /// A record newer than all before came over this path: answers go there from now on, but no
-    /// more bytes than came from there, until it has shown that it receives them (R29).
+    /// more bytes than came from there, until it has shown that it receives them (R71).
     pub(super) fn arrive(&mut self, path: Path, bytes: usize) {
         if self.path != path {
             self.path = path;

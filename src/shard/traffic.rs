@@ -44,7 +44,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 None => Err(DropReason::RecordOpen),
             };
             if let Err(reason) = handled {
-                self.discard(path, reason);
+                self.discard(now, path, reason);
             }
         }
         records.clear();
@@ -63,11 +63,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let session = self.sessions.get_mut(&id).ok_or(DropReason::UnknownSessionQuiet)?;
         let up = Up::decode(text);
         match session.window.place(header.sequence) {
+            // R70.
             Place::Newest => session.arrive(path, text.len() + OVERHEAD),
             Place::Late => {}
             Place::TooOld => return Err(DropReason::Replay),
             Place::Repeated => {
-                // Its acknowledgement may have been lost: it is given again, the reading is not.
+                // Its acknowledgement may have been lost: it is given again, the reading is not (R75).
                 let durable = session.stored.place(header.sequence) == Place::Repeated;
                 if durable && let Ok(Up::Reading { confirm: true, .. }) = up {
                     session.acks.push(header.sequence);
@@ -93,6 +94,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                     confirm,
                 });
             }
+            // R77.
             Up::Ping => {
                 let pong = session.seal(self.settings.gcm, id, Down::Pong);
                 self.out.extend(pong.map(|pong| (session.path, pong)));
@@ -121,6 +123,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
         self.resets_left -= 1;
         self.counts.resets += 1;
+        // R62: for a record of an unknown session, and for nothing else.
         let token = schedule::reset_token(&self.settings.node_key, id);
         let reset = Reset { session: id, mac: schedule::reset_mac(&token, record) };
         self.out.push_back((path, reset.encode().to_vec()));
@@ -128,7 +131,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// The first valid record of a session: only now does the device's mark move, and only now
-    /// does the older session end (R21, R25).
+    /// does the older session end (R41, R49).
     fn confirm(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(pending) = session.pending.take() else { return };
@@ -142,11 +145,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             return;
         }
         self.counts.confirmed += 1;
+        // R44: as far as an unchallenged HELLO could, and no further.
         let mark = device.mark();
         let reach = if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
         self.view.raise_mark(&device, pending.fresh.min(reach));
         let contact = self.contacts.entry(device.credential.id).or_default();
         contact.pending = None;
+        // R58.
         if pending.challenged {
             contact.challenge = None;
         }

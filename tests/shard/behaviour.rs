@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 
 use duet::registry::Name;
 use duet::shard::Mail;
-use duet::transport::{Handler, Path};
+use duet::transport::{Handler, Path, StreamId};
 use duet_protocol::device::{Config, Device, Event};
 use duet_protocol::ec::Software;
 use duet_protocol::identity::{DeviceId, Fingerprint, RegistrationKey};
 use duet_protocol::initiator::{DeviceKey, Identity};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::reason::DropReason;
-use duet_protocol::wire::{Kind, MESSAGE_MAX};
+use duet_protocol::wire::{Kind, MESSAGE_MAX, Reset};
 
 use crate::world::World;
 
@@ -229,6 +229,12 @@ fn a_new_address_gets_no_more_bytes_than_came_from_it_until_it_answers() {
     world.shard.handle_turn(world.now);
     assert!(world.shard.poll_transmit(&mut out).is_none(), "500 bytes for {len}");
 
+    let (second, mut refused) = command(1);
+    world.shard.handle_mail(world.now, Mail::Command(second));
+    assert!(refused.try_recv().unwrap().is_err(), "one command at a time (R80)");
+    world.pass(5_000_000);
+    world.shard.handle_turn(world.now);
+
     let (short, mut answer) = command(1);
     world.shard.handle_mail(world.now, Mail::Command(short));
     world.shard.handle_turn(world.now);
@@ -242,8 +248,84 @@ fn a_new_address_gets_no_more_bytes_than_came_from_it_until_it_answers() {
     world.shard.handle_datagram(world.now, moved, &out[..len]);
     world.shard.handle_turn(world.now);
     assert_eq!(answer.try_recv().unwrap().unwrap(), b"ok");
-    world.pass(1_000_000);
+    let (long, _waiting) = command(500);
+    world.shard.handle_mail(world.now, Mail::Command(long));
     world.shard.handle_turn(world.now);
     let sent = world.shard.poll_transmit(&mut out).unwrap();
-    assert!(sent.len > 500, "the address has answered: the long command goes there now");
+    assert!(sent.len > 500, "the address has answered: long commands go there now");
+}
+
+#[test]
+fn a_reset_is_believed_only_for_a_record_that_was_sent() {
+    let mut world = World::new();
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let mut device = world.device(1, profile, Transport::Datagram);
+    device.open(world.now.mono_us);
+    world.settle(&mut device);
+    let session = device.session().unwrap();
+    for mac in [[0; 16], [0xff; 16]] {
+        let mut forged = Reset { session, mac }.encode();
+        let told = device.handle_message(world.now.mono_us, &mut forged);
+        assert_eq!(told, Err(DropReason::Unexpected));
+    }
+}
+
+#[test]
+fn of_two_hellos_in_one_batch_the_newer_stands_and_a_copy_is_not_answered_twice() {
+    let mut world = World::new();
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let mut device = world.device(1, profile, Transport::Datagram);
+    let mut hello = || {
+        let mut out = [0; MESSAGE_MAX];
+        device.close();
+        device.open(world.now.mono_us);
+        let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+        out[..len].to_vec()
+    };
+    let (older, newer) = (hello(), hello());
+    let from = "192.0.2.1:4000".parse().unwrap();
+    for message in [&newer, &older, &newer] {
+        world.shard.handle_datagram(world.now, from, message);
+    }
+    world.shard.handle_turn(world.now);
+    let mut out = [0; MESSAGE_MAX];
+    let sent = world.shard.poll_transmit(&mut out).unwrap();
+    assert!(world.shard.poll_transmit(&mut out[sent.len..]).is_none(), "one ACCEPT");
+    assert_eq!(world.shard.sessions(), 1);
+    assert_eq!(world.shard.counts.drops[DropReason::Stale as usize], 1);
+    assert_eq!(world.shard.counts.drops[DropReason::Repeated as usize], 1);
+    assert_eq!(device.handle_message(world.now.mono_us, &mut out[..sent.len]), Ok(Event::Opened));
+}
+
+#[test]
+fn a_stream_is_closed_after_a_fixed_time_but_not_for_a_repeated_record() {
+    let mut world = World::new();
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let mut device = world.device(1, profile, Transport::Stream);
+    device.open(world.now.mono_us);
+    let stream = StreamId::simulated(5);
+    let mut out = [0; MESSAGE_MAX];
+    let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+    world.shard.handle_message(world.now, stream, &out[..len]);
+    world.shard.handle_turn(world.now);
+    let sent = world.shard.poll_transmit(&mut out).unwrap();
+    device.handle_message(world.now.mono_us, &mut out[..sent.len]).unwrap();
+    device.send_reading(world.now.mono_us, 1, b"x", true).unwrap();
+    let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+    for _ in 0..2 {
+        world.shard.handle_message(world.now, stream, &out[..len]);
+        world.shard.handle_turn(world.now);
+    }
+    assert_eq!(world.shard.counts.drops[DropReason::Replay as usize], 1);
+    world.pass(10_000_000);
+    world.shard.handle_turn(world.now);
+    assert_eq!(world.shard.poll_close(), None);
+
+    let bad = StreamId::simulated(6);
+    world.shard.handle_message(world.now, bad, b"nonsense");
+    world.shard.handle_turn(world.now);
+    assert_eq!(world.shard.poll_close(), None, "not before its time");
+    world.pass(1_000_000);
+    world.shard.handle_turn(world.now);
+    assert_eq!(world.shard.poll_close(), Some(bad));
 }

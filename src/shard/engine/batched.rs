@@ -15,6 +15,8 @@ use crate::shard::random;
 
 /// The fewest tables: one chunk of work must find room at once.
 const SLOTS_MIN: usize = 32;
+/// Tables that are allocated together.
+const ARENA: usize = 1_024;
 /// Tasks on devices' keys that are worked on at once.
 const CHUNK: usize = SLOTS_MIN;
 
@@ -27,25 +29,28 @@ pub struct Batched {
 /// Which key has which table. When there is room for no more, the table that has not been used
 /// since the hand last came by is overwritten (the clock algorithm).
 struct Tables {
-    arena: TableArena,
-    slots: HashMap<[u8; 65], TableSlot>,
-    keys: Vec<Option<[u8; 65]>>,
+    /// Each with room for [`ARENA`] tables.
+    arenas: Vec<TableArena>,
+    /// The most tables.
+    most: usize,
+    slots: HashMap<[u8; 65], usize>,
+    /// The keys by slot.
+    keys: Vec<[u8; 65]>,
     used: Vec<bool>,
     hand: usize,
 }
 
 impl Batched {
-    /// An engine with room for the tables of `keys` devices, 4 KiB each, all allocated here.
+    /// An engine that keeps the tables of up to `keys` devices, 4 KiB each, made as they come.
     #[must_use]
     pub fn new(backend: Backend, keys: usize) -> Self {
         let curve = duet_curve::Engine::new(backend, &random());
-        let slots = keys.max(SLOTS_MIN);
-        let arena = TableArena::new(&curve, TableWidth::KiB4, slots);
         let tables = Tables {
-            arena,
+            arenas: Vec::new(),
+            most: keys.max(SLOTS_MIN),
             slots: HashMap::new(),
-            keys: vec![None; slots],
-            used: vec![false; slots],
+            keys: Vec::new(),
+            used: Vec::new(),
             hand: 0,
         };
         Self { curve, tables }
@@ -53,46 +58,62 @@ impl Batched {
 }
 
 impl Tables {
-    fn slot(&mut self, key: &PublicKey) -> Option<TableSlot> {
+    fn slot(&mut self, key: &PublicKey) -> Option<usize> {
         let slot = *self.slots.get(&key.0)?;
-        self.used[slot.0 as usize] = true;
+        self.used[slot] = true;
         Some(slot)
     }
 
-    fn table(&self, slot: TableSlot) -> Option<Table<'_>> {
-        self.arena.get(slot)
+    fn table(&self, slot: usize) -> Option<Table<'_>> {
+        self.arenas[slot / ARENA].get(within(slot))
     }
 
-    fn take_slot(&mut self, key: &PublicKey) -> TableSlot {
+    fn take_slot(&mut self, key: &PublicKey) -> usize {
+        if self.keys.len() < self.most {
+            self.keys.push(key.0);
+            self.used.push(true);
+            self.slots.insert(key.0, self.keys.len() - 1);
+            return self.keys.len() - 1;
+        }
         while self.used[self.hand] {
             self.used[self.hand] = false;
             self.hand = (self.hand + 1) % self.keys.len();
         }
-        let at = self.hand;
+        let slot = self.hand;
         self.hand = (self.hand + 1) % self.keys.len();
-        if let Some(old) = self.keys[at].replace(key.0) {
-            self.slots.remove(&old);
-        }
-        let slot = TableSlot(u32::try_from(at).unwrap_or(u32::MAX));
+        let old = std::mem::replace(&mut self.keys[slot], key.0);
+        self.slots.remove(&old);
         self.slots.insert(key.0, slot);
-        self.used[at] = true;
+        self.used[slot] = true;
         slot
     }
 
     /// Makes the missing tables of at most [`CHUNK`] keys.
     fn insert(&mut self, curve: &duet_curve::Engine, keys: &[PublicKey]) {
-        let mut missing = Vec::new();
+        let mut missing: Vec<Vec<_>> = Vec::new();
         for key in keys {
             if self.slot(key).is_none()
                 && let Ok(point) = duet_curve::PublicKey::from_sec1_bytes(&key.0)
             {
-                missing.push((self.take_slot(key), point));
+                let slot = self.take_slot(key);
+                missing.resize_with(missing.len().max(slot / ARENA + 1), Vec::new);
+                missing[slot / ARENA].push((within(slot), point));
             }
         }
-        if !missing.is_empty() {
-            self.arena.insert(curve, &missing);
+        for (arena, missing) in missing.into_iter().enumerate().filter(|(_, some)| !some.is_empty())
+        {
+            while self.arenas.len() <= arena {
+                let slots = ARENA.min(self.most - self.arenas.len() * ARENA);
+                self.arenas.push(TableArena::new(curve, TableWidth::KiB4, slots));
+            }
+            self.arenas[arena].insert(curve, &missing);
         }
     }
+}
+
+fn within(slot: usize) -> TableSlot {
+    #[expect(clippy::cast_possible_truncation, reason = "below the size of an arena")]
+    TableSlot((slot % ARENA) as u32)
 }
 
 fn scalar(secret: &SecretScalar) -> duet_curve::SecretScalar {

@@ -1,0 +1,208 @@
+//! A gateway of one's own: the real `duet` program with its own state directory, started for a
+//! measurement and stopped after it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use duet_protocol::device::Config;
+use duet_protocol::ec::SecretScalar;
+use duet_protocol::identity::{
+    Credential, DeviceId, Fingerprint, Gateway, PublicKey, RegistrationKey,
+};
+use duet_protocol::initiator::{DeviceKey, Identity};
+use duet_protocol::profile::{Mode, Profile, Transport};
+use p256::pkcs8::DecodePrivateKey as _;
+
+use crate::fleet::Member;
+
+/// The key id in a new gateway's settings.
+const KEY_ID: u8 = 0;
+
+/// A device to be registered and driven.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Its name.
+    pub name: String,
+    /// Its profile.
+    pub profile: Profile,
+    /// What carries its messages.
+    pub transport: Transport,
+}
+
+/// A running gateway; killed when dropped before [`LocalGateway::stop`].
+pub struct LocalGateway {
+    child: Child,
+    /// Where it listens, UDP and TCP.
+    pub address: SocketAddr,
+    /// Its state directory.
+    pub state: PathBuf,
+}
+
+impl Drop for LocalGateway {
+    fn drop(&mut self) {
+        // It has ended, or is ended here.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl LocalGateway {
+    /// Makes a state directory in `dir`, registers the devices, starts the gateway with this many
+    /// shards on free ports of loopback.
+    ///
+    /// # Errors
+    /// What the program said, when it refused.
+    pub fn start(
+        program: &Path,
+        dir: &Path,
+        shards: usize,
+        wanted: &[Wanted],
+    ) -> Result<(Self, Vec<Member>)> {
+        let state = dir.join("state");
+        duet(program, &state, &["init"])?;
+        let gateway = read_certificate(&state.join("gateway.pem"))?;
+        let list = dir.join("devices.ndjson");
+        let mut out = fs::File::create(&list)?;
+        let mut members = Vec::with_capacity(wanted.len());
+        for wanted in wanted {
+            let (identity, line) = enrol(wanted)?;
+            writeln!(out, "{line}")?;
+            let Wanted { name, profile, transport } = wanted.clone();
+            let config = Config { identity, gateway, profile, transport, fresh: 1 };
+            members.push(Member { name, config, seed: random()? });
+        }
+        drop(out);
+        if !wanted.is_empty() {
+            duet(program, &state, &["device", "import", &list.display().to_string()])?;
+        }
+        fs::remove_file(&list)?;
+
+        let shards = shards.to_string();
+        let mut child = Command::new(program)
+            .arg("--state")
+            .arg(&state)
+            .args(["run", "--shards", &shards, "--listen", "127.0.0.1:0"])
+            .args(["--metrics", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| program.display().to_string())?;
+        let lines = child.stdout.take().context("the gateway has no output")?;
+        let mut this = Self { child, address: SocketAddr::from(([127, 0, 0, 1], 0)), state };
+        for line in BufReader::new(lines).lines() {
+            let line = line?;
+            if let Some(rest) = line.strip_prefix("listening") {
+                let text = rest.split_whitespace().next().unwrap_or_default();
+                this.address = text.parse().context("the gateway's address")?;
+            }
+            if line == "running" {
+                return Ok((this, members));
+            }
+        }
+        bail!("the gateway ended before it was running");
+    }
+
+    /// The processor time that all its threads have used so far.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn cpu(&self) -> Result<Duration> {
+        let mut total = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let text = fs::read_to_string(task?.path().join("schedstat"))?;
+            let spent = text.split_whitespace().next().context("an empty schedstat")?;
+            total += spent.parse::<u64>()?;
+        }
+        Ok(Duration::from_nanos(total))
+    }
+
+    /// Lets it drain and end.
+    ///
+    /// # Errors
+    /// When it does not end well.
+    pub fn stop(mut self) -> Result<()> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the gateway ended with {status}");
+        Ok(())
+    }
+}
+
+fn duet(program: &Path, state: &Path, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(program)
+        .arg("--state")
+        .arg(state)
+        .args(arguments)
+        .output()
+        .with_context(|| program.display().to_string())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "duet {}: {said}", arguments.join(" "));
+    Ok(())
+}
+
+fn read_certificate(path: &Path) -> Result<Gateway> {
+    let text = fs::read(path).with_context(|| path.display().to_string())?;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&text)?;
+    let certificate = pem.parse_x509()?;
+    let key = PublicKey::from_sec1(&certificate.public_key().subject_public_key.data)
+        .context("the gateway's certificate has no P-256 key")?;
+    let fingerprint = Fingerprint::of_certificate(&pem.contents);
+    Ok(Gateway { key_id: KEY_ID, fingerprint, key })
+}
+
+/// A new identity, and the line that registers it.
+fn enrol(wanted: &Wanted) -> Result<(Identity, String)> {
+    let Wanted { name, profile, .. } = wanted;
+    let (mode, source) = (profile.mode, profile.source.name());
+    let id = DeviceId(random()?);
+    let line = |mode: &str, rest: serde_json::Value| {
+        let mut line = serde_json::json!({ "name": name, "mode": mode, "profile": source });
+        if let (Some(line), Some(rest)) = (line.as_object_mut(), rest.as_object()) {
+            line.extend(rest.clone());
+        }
+        line.to_string()
+    };
+    if mode == Mode::RegisteredId {
+        let key: [u8; 32] = random()?;
+        let rest = serde_json::json!({ "id": id.to_string(), "key": hex(&key) });
+        let fingerprint = Fingerprint::of_registered_id(&id);
+        let key = DeviceKey::Registration(RegistrationKey(key));
+        return Ok((Identity { id, fingerprint, key }, line("registered-id", rest)));
+    }
+    let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let certificate = rcgen::CertificateParams::new(Vec::new())?.self_signed(&pair)?;
+    let der = certificate.der();
+    let secret = p256::SecretKey::from_pkcs8_der(&pair.serialize_der())?;
+    let secret =
+        SecretScalar::from_bytes(&secret.to_bytes().into()).context("a key out of range")?;
+    let public = secret.public_key();
+    let (credential, line) = if mode == Mode::Certificate {
+        let rest = serde_json::json!({ "certificate": hex(der) });
+        (Credential::certificate(der, public), line("certificate", rest))
+    } else {
+        let rest = serde_json::json!({ "certificate": hex(der), "id": id.to_string() });
+        let credential = Credential::registered_certificate(id, der, public);
+        (credential, line("registered-certificate", rest))
+    };
+    let Credential { id, fingerprint, .. } = credential;
+    Ok((Identity { id, fingerprint, key: DeviceKey::Private(secret) }, line))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Random bytes of the kernel.
+///
+/// # Errors
+/// When it has none.
+pub fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,183 @@
+//! The `loadgen` command.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Parser, Subcommand};
+use duet_protocol::profile::{Profile, Transport};
+use loadgen::compare::{self, Settings};
+use loadgen::fleet::{self, Job};
+use loadgen::local::{LocalGateway, Wanted};
+use loadgen::{summary, table};
+
+/// Measures a Duet gateway with real devices, and the same job over real TLS beside it.
+#[derive(Parser)]
+#[command(
+    name = "loadgen",
+    version,
+    max_term_width = 98,
+    after_help = "Both commands start a gateway of their own (the program `duet`, found beside \
+        this one) in a temporary directory on loopback, and stop it at the end.\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong usage."
+)]
+struct Cli {
+    /// The gateway's program [default: duet, beside this program]
+    #[arg(long, global = true, value_name = "FILE")]
+    duet: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a fleet: every device opens a channel, sends its readings, sees them confirmed, leaves
+    Run(Run),
+    /// Measure the same job by Duet and by TLS 1.2 and 1.3 with mutual authentication
+    Compare(Compare),
+}
+
+#[derive(Args)]
+struct Run {
+    /// How many devices
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    devices: u32,
+    /// Profiles, taken in turn; `all` for all fifteen
+    #[arg(long, value_name = "PROFILE,…", default_value = "certificate/ephemeral")]
+    profiles: String,
+    /// `udp`, `tcp` or `both`, taken in turn
+    #[arg(long, default_value = "udp")]
+    transport: String,
+    /// Devices that begin each second (open loop: whether or not earlier ones are done)
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    rate: u32,
+    /// Readings of each device
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    readings: u16,
+    /// The whole must be done within so many seconds
+    #[arg(long, value_name = "S", default_value_t = 60)]
+    duration: u64,
+    /// Shards of the gateway
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    shards: usize,
+    /// Seed of the devices' randomness; without it, the kernel's
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Compare {
+    /// A few seconds instead of up to a minute
+    #[arg(long)]
+    quick: bool,
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("loadgen: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let program = match cli.duet {
+        Some(program) => program,
+        None => std::env::current_exe()?.with_file_name("duet"),
+    };
+    ensure!(
+        program.is_file(),
+        "{}: no such program; build it with `cargo build --release`, or name it with --duet",
+        program.display()
+    );
+    let dir = tempfile::tempdir()?;
+    match cli.command {
+        Command::Compare(Compare { quick, json }) => {
+            let settings = if quick { Settings::quick() } else { Settings::full() };
+            let (gateway, members) =
+                LocalGateway::start(&program, dir.path(), 1, &settings.wanted())?;
+            let report = compare::run(&gateway, members, &settings)?;
+            gateway.stop()?;
+            print!("{}", table::render(&report));
+            write_json(json, &report)
+        }
+        Command::Run(run) => run.run(&program, dir.path()),
+    }
+}
+
+fn write_json(to: Option<PathBuf>, report: &impl serde::Serialize) -> Result<()> {
+    if let Some(path) = to {
+        let text = serde_json::to_string_pretty(report)?;
+        std::fs::write(&path, text + "\n").with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+impl Run {
+    fn run(self, program: &std::path::Path, dir: &std::path::Path) -> Result<()> {
+        ensure!(self.devices > 0 && self.rate > 0, "--devices and --rate must be at least 1");
+        let files = rlimit::increase_nofile_limit(u64::from(self.devices) + 256)?;
+        ensure!(
+            files >= u64::from(self.devices) + 64,
+            "{} devices need as many open files, and only {files} are allowed: raise `ulimit -n`",
+            self.devices
+        );
+        let profiles = if self.profiles == "all" {
+            Profile::ALL.to_vec()
+        } else {
+            let read = |name: &str| {
+                let all = || Profile::ALL.map(Profile::name).join(", ");
+                Profile::from_name(name)
+                    .with_context(|| format!("no profile {name:?}; there are: {}", all()))
+            };
+            self.profiles.split(',').map(read).collect::<Result<_>>()?
+        };
+        let transports = match self.transport.as_str() {
+            "udp" => vec![Transport::Datagram],
+            "tcp" => vec![Transport::Stream],
+            "both" => vec![Transport::Datagram, Transport::Stream],
+            other => bail!("--transport must be udp, tcp or both, not {other:?}"),
+        };
+        let wanted: Vec<_> = (0..self.devices as usize)
+            .map(|number| Wanted {
+                name: format!("device-{number:06}"),
+                profile: profiles[number % profiles.len()],
+                transport: transports[number / profiles.len() % transports.len()],
+            })
+            .collect();
+        let (gateway, mut members) = LocalGateway::start(program, dir, self.shards, &wanted)?;
+        if let Some(seed) = self.seed {
+            for (number, member) in members.iter_mut().enumerate() {
+                member.seed = [0; 32];
+                member.seed[..8].copy_from_slice(&seed.to_be_bytes());
+                member.seed[8..16].copy_from_slice(&number.to_be_bytes());
+            }
+        }
+        let before = gateway.cpu()?;
+        let job = Job {
+            gateway: gateway.address,
+            readings: self.readings,
+            ramp: Duration::from_secs(self.devices.into()) / self.rate,
+            limit: Duration::from_secs(self.duration),
+            threads: 2,
+        };
+        let outcomes = fleet::run(members, job)?;
+        let spent = gateway.cpu()?.saturating_sub(before);
+        gateway.stop()?;
+        let report = summary::Report::new(&outcomes, spent);
+        println!("{report}");
+        write_json(self.json, &report)?;
+        let incomplete = report.devices - report.complete;
+        ensure!(incomplete == 0, "{incomplete} devices did not finish within {} s", self.duration);
+        Ok(())
+    }
+}
