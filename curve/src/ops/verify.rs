@@ -245,7 +245,7 @@ impl<L: Lanes> Context<L> {
             #[inline(always)]
             || {
                 let start = Affine::<L>::from_entry(&L::load_rows(&[&self.start; MAX_WIDTH]));
-                let mut acc = start.to_point(0);
+                let mut acc = start.to_point();
                 for (i, (at, negate)) in plan.q[..shape.steps()].iter().enumerate() {
                     if i % shape.v == 0 && i > 0 {
                         acc = double(&acc);
@@ -287,7 +287,7 @@ impl<L: Lanes> Context<L> {
         self.lanes.call(
             #[inline(always)]
             || {
-                let zero = L::tight(L::sub(L::loose(&L::one()), L::loose(&L::one())));
+                let zero = L::unpack(&[L::splat(0); 4]);
                 let mut acc = Point { x: L::one(), y: L::one(), z: zero };
                 let mut infinite = u8::MAX;
                 for (i, (at, negate)) in plan.q[..shape.steps()].iter().enumerate() {

@@ -1,5 +1,5 @@
 //! What the integration tests share: engines of every backend, and a small deterministic generator.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::cast_possible_truncation)]
 
 use duet_curve::{Backend, Engine, PublicKey, SecretScalar, TableArena, TableSlot, TableWidth};
 
