@@ -7,8 +7,8 @@
 //!
 //! Functions are kept out of line: inlined into every formula they take minutes to compile.
 
-// Bounds are far from the limits of f64.
-#![allow(clippy::cast_precision_loss)]
+// Bounds are far from the limits of f64 and i128.
+#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
 
 use crate::backend::{Backend, Kind};
 use crate::lanes::{Lanes, MAX_WIDTH, Words};
