@@ -12,6 +12,10 @@ use duet_curve::{
     Backend, EcdhItem, Engine, Key, PublicKey, SecretScalar, SignItem, TableArena, TableSlot,
     TableWidth, VerifyItem,
 };
+use p256::elliptic_curve::Group;
+use p256::elliptic_curve::ops::Reduce;
+use p256::elliptic_curve::point::AffineCoordinates;
+use p256::{ProjectivePoint, Scalar};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -24,10 +28,11 @@ fn main() {
     pin(0);
     let mut bench = Bench::default();
     let world = World::new();
-    let portable = Engine::new(Backend::portable(), &random());
+    let seed = random();
+    let portable = Engine::new(Backend::portable(), &seed);
     let mut engines = vec![(portable, "portable")];
     match Backend::ifma() {
-        Some(backend) => engines.insert(0, (Engine::new(backend, &random()), "ifma")),
+        Some(backend) => engines.insert(0, (Engine::new(backend, &seed), "ifma")),
         None => println!("this CPU lacks AVX-512 IFMA: portable backend only"),
     }
     let arenas: Vec<Vec<TableArena>> = engines
@@ -40,6 +45,7 @@ fn main() {
         for ((engine, name), arenas) in engines.iter().zip(&arenas) {
             let items = if *name == "ifma" { ITEMS } else { 64 };
             world.verify(&mut bench, engine, name, arenas, items, round);
+            world.flood(&mut bench, engine, name, &arenas[3], &seed);
             world.secret(&mut bench, engine, name, arenas, items, round);
         }
     }
@@ -64,12 +70,21 @@ fn random() -> [u8; 32] {
     bytes
 }
 
-fn scalar() -> SecretScalar {
+fn scalar_bytes() -> [u8; 32] {
     loop {
-        if let Some(s) = SecretScalar::from_bytes(&random()) {
-            return s;
+        let bytes = random();
+        if SecretScalar::from_bytes(&bytes).is_some() {
+            return bytes;
         }
     }
+}
+
+fn secret(bytes: &[u8; 32]) -> SecretScalar {
+    SecretScalar::from_bytes(bytes).expect("in range")
+}
+
+fn reduced(bytes: &[u8; 32]) -> Scalar {
+    <Scalar as Reduce<p256::FieldBytes>>::reduce(&(*bytes).into())
 }
 
 fn index(below: usize) -> usize {
@@ -79,7 +94,7 @@ fn index(below: usize) -> usize {
 
 #[derive(Default)]
 struct Bench {
-    names: Vec<(String, &'static str, Option<f64>)>,
+    names: Vec<(String, String, Option<f64>)>,
     /// Microseconds an item, by operation, by round.
     times: Vec<Vec<f64>>,
     at: usize,
@@ -96,7 +111,7 @@ impl Bench {
     fn run(
         &mut self,
         name: String,
-        anchor: &'static str,
+        anchor: &str,
         goal: Option<f64>,
         items: usize,
         f: impl FnOnce(),
@@ -105,7 +120,7 @@ impl Bench {
         f();
         let time = start.elapsed().as_secs_f64() * 1e6 / items as f64;
         if self.times.len() == self.at {
-            self.names.push((name, anchor, goal));
+            self.names.push((name, anchor.into(), goal));
             self.times.push(vec![]);
         }
         if self.counted {
@@ -138,6 +153,7 @@ const KEY_PAIR: &str = "aws-lc-rs key pair";
 const SIGN: &str = "aws-lc-rs sign";
 
 struct World {
+    device_secrets: Vec<Scalar>,
     keys: Vec<PublicKey>,
     /// Device, digest, signature.
     signed: Vec<(usize, [u8; 32], [u8; 64])>,
@@ -153,9 +169,10 @@ struct World {
 impl World {
     fn new() -> Self {
         let engine = Engine::new(Backend::detect(), &random());
-        let device_secrets: Vec<_> = (0..DEVICES).map(|_| scalar()).collect();
+        let bytes: Vec<_> = (0..DEVICES).map(|_| scalar_bytes()).collect();
+        let secrets: Vec<_> = bytes.iter().map(secret).collect();
         let mut keys = vec![];
-        engine.key_pairs(&device_secrets, &mut keys);
+        engine.key_pairs(&secrets, &mut keys);
         let mut signed = vec![];
         let mut aws_digests = vec![];
         for _ in 0..DEVICES {
@@ -164,7 +181,7 @@ impl World {
             let bytes: [u8; 32] = digest.as_ref().try_into().expect("32 bytes");
             let item = SignItem { digest: &bytes, randomness: &random() };
             let mut out = vec![];
-            engine.sign(&device_secrets[device], &[item], &mut out);
+            engine.sign(&secrets[device], &[item], &mut out);
             signed.push((device, bytes, out[0]));
             aws_digests.push(digest);
         }
@@ -184,8 +201,9 @@ impl World {
             .map(|k| k.to_sec1_bytes()[1..].try_into().expect("64 bytes"))
             .collect();
         Self {
+            device_secrets: bytes.iter().map(reduced).collect(),
             xs: keys.iter().take(ITEMS).map(PublicKey::x).collect(),
-            secrets: (0..ITEMS).map(|_| scalar()).collect(),
+            secrets: secrets.into_iter().take(ITEMS).collect(),
             points,
             keys,
             signed,
@@ -290,6 +308,51 @@ impl World {
         go(bench, "no tables", goal(5.0, None), 64, None);
         go(bench, "no tables", None, 8, None);
         go(bench, "no tables", goal(1.0, None), 1, None);
+    }
+
+    /// What someone who knows the engine's seed, and so its secret point S, can do: valid signatures
+    /// with R = −2ᵉ·S, which meet their like in the last addition. The goal is at most twice the time.
+    fn flood(
+        &self,
+        bench: &mut Bench,
+        engine: &Engine,
+        name: &str,
+        arena: &TableArena,
+        seed: &[u8; 32],
+    ) {
+        const N: usize = 64;
+        for (label, e, table) in [("4 KiB tables", 22, true), ("no tables", 64, false)] {
+            let nonce = -(0..e).fold(reduced(seed), |s, _| s.double());
+            let point = ProjectivePoint::mul_by_generator(&nonce).to_affine();
+            let r = reduced(&AffineCoordinates::x(&point).into());
+            let inverse = nonce.invert().expect("not zero");
+            let signatures: Vec<[u8; 64]> = self.signed[..N]
+                .iter()
+                .map(|(device, digest, _)| {
+                    let s = inverse * (reduced(digest) + r * self.device_secrets[*device]);
+                    let mut signature = [0; 64];
+                    signature[..32].copy_from_slice(&r.to_bytes());
+                    signature[32..].copy_from_slice(&s.to_bytes());
+                    signature
+                })
+                .collect();
+            let items: Vec<_> = (self.signed.iter().zip(&signatures))
+                .map(|((device, digest, _), signature)| {
+                    let key = match table {
+                        true => Key::Table(arena.get(TableSlot(*device as u32)).expect("a table")),
+                        false => Key::Plain(&self.keys[*device]),
+                    };
+                    VerifyItem { key, digest, signature }
+                })
+                .collect();
+            let before = engine.slow_verifications();
+            let mut verdicts = Vec::with_capacity(N);
+            let anchor = format!("{name} verify, {label}, batch 64");
+            let label = format!("{name} verify, slow path by design, {label}, batch 64");
+            bench.run(label, &anchor, Some(0.5), N, || engine.verify(&items, &mut verdicts));
+            assert!(verdicts.iter().all(|v| v.is_valid()));
+            assert_eq!(engine.slow_verifications() - before, N as u64);
+        }
     }
 
     fn secret(

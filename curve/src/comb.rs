@@ -218,7 +218,7 @@ fn walk_shape<L: Lanes, const K: usize, const W: usize, const V: usize, const E:
                     for k in 0..K {
                         let q = Affine::from_entry(&found[k]);
                         if r == shape.e - 1 && s == 0 {
-                            acc[k] = q.to_point(negate[k]);
+                            acc[k] = q.to_point_signed(negate[k]);
                             continue;
                         }
                         if s == 0 {

@@ -7,6 +7,7 @@ use crate::lanes::{Lanes, MAX_WIDTH, Words};
 use crate::order;
 use crate::point::{Affine, double_times, normalise};
 use crate::table::{Row, TableSlot, TableWidth};
+use std::sync::atomic::AtomicU64;
 
 /// Items handled together: one inversion and one pipeline for all of them.
 pub(crate) const CHUNK: usize = 64;
@@ -27,6 +28,8 @@ pub(crate) struct Context<L: Lanes> {
     pub(crate) start: Row,
     /// −2^(e−1)·S for each table width, which takes S out again after e − 1 doublings.
     correction: [Row; TableWidth::ALL.len()],
+    /// Signatures that took verification's slow path.
+    pub(crate) slow: AtomicU64,
 }
 
 impl<L: Lanes> Context<L> {
@@ -53,7 +56,8 @@ impl<L: Lanes> Context<L> {
         normalise(lanes, &points, 1, &mut affine);
         let row = |i: usize| fixed::rows(lanes, &affine[i])[0];
         let correction = [row(1), row(2), row(3), row(4)];
-        Self { lanes, g_rows, g_shared, start: row(0), correction }
+        let slow = AtomicU64::new(0);
+        Self { lanes, g_rows, g_shared, start: row(0), correction, slow }
     }
 
     /// The correction for a comb of `width`.

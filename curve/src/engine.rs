@@ -9,6 +9,7 @@ use crate::ops::verify::{Key, VerifyItem};
 use crate::portable::Portable;
 use crate::table::{PointTable, Row, Table, TableSlot, TableWidth};
 use std::fmt;
+use std::sync::atomic::Ordering;
 
 /// Batched P-256 on one backend. About 1 MiB of tables; share one between threads.
 ///
@@ -75,6 +76,14 @@ impl Engine {
             }
         }
         dispatch!(self, context => context.verify(items, verdicts));
+    }
+
+    /// How many signatures this engine has verified by the slow path, which takes about twice the time.
+    /// Chance does not lead there, nor can a signer who does not know the engine's seed: anything but 0
+    /// means that the seed is known.
+    #[must_use]
+    pub fn slow_verifications(&self) -> u64 {
+        dispatch!(self, context => context.slow.load(Ordering::Relaxed))
     }
 
     /// For each x-coordinate (32 bytes, big-endian): the point E with that x and even y, x(s·E), and

@@ -68,7 +68,7 @@ pub(crate) fn window_rows<L: Lanes>(lanes: L, w: usize) -> Vec<Row> {
         let base = load_affine(lanes, &refs);
         let twice = lanes.call(
             #[inline(always)]
-            || double(&base.to_point(0)),
+            || double(&base.to_point()),
         );
         let mut step = Vec::with_capacity(1);
         normalise(lanes, &[twice], 1, &mut step);
@@ -117,7 +117,7 @@ pub(crate) fn mul<L: Lanes>(lanes: L, table: &L::SharedTable, scalar: &Words<L>)
                 (Affine::<L> { x, y }, negate)
             };
             let (q, negate) = lookup(0);
-            let mut acc = q.to_point(negate);
+            let mut acc = q.to_point_signed(negate);
             for i in 1..WINDOWS - 1 {
                 let (q, negate) = lookup(i);
                 acc = add_mixed(&acc, &q, negate);

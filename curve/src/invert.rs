@@ -137,7 +137,7 @@ fn batch_with_zeros<L: Lanes>(lanes: L, values: &mut [L::Fe]) {
     lanes.call(
         #[inline(always)]
         || {
-            let none = L::tight(L::sub(L::loose(&L::one()), L::loose(&L::one())));
+            let none = L::unpack(&[L::splat(0); 4]);
             for (x, zero) in values.iter_mut().zip(&zeros) {
                 *x = L::select_fe(*zero, x, &none);
             }

@@ -27,6 +27,8 @@
 //! ```
 
 mod backend;
+#[cfg(test)]
+mod bounds;
 mod comb;
 mod context;
 mod engine;

@@ -52,11 +52,17 @@ impl<L: Lanes> Affine<L> {
         Self { x: L::unpack(&[e[0], e[1], e[2], e[3]]), y: L::unpack(&[e[4], e[5], e[6], e[7]]) }
     }
 
-    /// As a Jacobian point, negated in the lanes of `negate`.
+    /// As a Jacobian point.
     #[inline(always)]
-    pub(crate) fn to_point(self, negate: u8) -> Point<L> {
+    pub(crate) fn to_point(self) -> Point<L> {
+        Point { x: self.x, y: self.y, z: L::one() }
+    }
+
+    /// As a Jacobian point, negated in the lanes of `negate`; y below 1.1·p.
+    #[inline(always)]
+    pub(crate) fn to_point_signed(self, negate: u8) -> Point<L> {
         let y = L::tight(L::add_p(L::neg_if(L::loose(&self.y), negate), 2));
-        Point { x: self.x, y, z: L::one() }
+        Point { y, ..self.to_point() }
     }
 
     /// From integers below 2²⁵⁶.
@@ -74,7 +80,7 @@ impl<L: Lanes> Affine<L> {
     /// Lanes whose coordinates satisfy y² = x³ − 3x + b.
     #[inline(always)]
     pub(crate) fn on_curve(&self) -> u8 {
-        let d = L::sub(L::add_p(curve_rhs::<L>(&self.x), 3), L::sqr(&self.y));
+        let d = L::sub(L::add_p(curve_rhs::<L>(&self.x), 2), L::sqr(&self.y));
         L::is_zero(&L::tight(d))
     }
 }
@@ -82,7 +88,7 @@ impl<L: Lanes> Affine<L> {
 /// x³ − 3x + b.
 #[inline(always)]
 pub(crate) fn curve_rhs<L: Lanes>(x: &L::Fe) -> L::Loose {
-    let x2 = L::tight(L::sub(L::add_p(L::sqr(x), 3), L::loose(&L::three())));
+    let x2 = L::tight(L::sub(L::add_p(L::sqr(x), 1), L::loose(&L::three())));
     L::add(L::mul(&x2, x), L::loose(&L::b()))
 }
 
@@ -116,7 +122,7 @@ pub(crate) fn double<L: Lanes>(p: &Point<L>) -> Point<L> {
     let high = L::tight(L::add(sum, L::double(sum)));
     let alpha = L::tight(L::mul(&low, &high)); // 3(X − Z²)(X + Z²)
     let yz = L::tight(L::add(L::loose(&p.y), L::loose(&p.z)));
-    let z3 = L::reduce(L::add_p(L::sub(L::sub(L::sqr(&yz), yy), delta), 4)); // 2YZ
+    let z3 = L::reduce(L::add_p(L::sub(L::sub(L::sqr(&yz), yy), delta), 3)); // 2YZ
     let s2 = L::double(s);
     let x3 = L::reduce(L::add_p(L::sub(L::sqr(&alpha), L::double(s2)), 6));
     let t = L::tight(L::add_p(L::sub(s2, L::loose(&x3)), 3));
@@ -184,7 +190,7 @@ pub(crate) fn add_mixed_public<L: Lanes>(
     }
     let equal = same_x & L::is_zero(&r);
     let sum = Point::select(equal, &sum, &double(p));
-    let sum = Point::select(*infinite, &sum, &q.to_point(negate));
+    let sum = Point::select(*infinite, &sum, &q.to_point_signed(negate));
     *infinite = same_x & !equal;
     sum
 }
@@ -198,15 +204,15 @@ pub(crate) fn add_sub<L: Lanes>(p: &Point<L>, q: &Cached<L>) -> (Point<L>, Point
     let u2 = L::mul(&q.x, &zz);
     let zzz = L::tight(L::mul(&p.z, &zz));
     let s2 = L::mul(&q.y, &zzz);
-    let h = L::tight(L::add_p(L::sub(u2, L::loose(&u1)), 3));
-    let r_plus = L::tight(L::add_p(L::sub(s2, L::loose(&s1)), 5));
-    let r_minus = L::tight(L::add_p(L::sub(L::neg(s2), L::loose(&s1)), 8));
+    let h = L::tight(L::add_p(L::sub(u2, L::loose(&u1)), 2));
+    let r_plus = L::tight(L::add_p(L::sub(s2, L::loose(&s1)), 2));
+    let r_minus = L::tight(L::add_p(L::sub(L::neg(s2), L::loose(&s1)), 3));
     let hh = L::tight(L::sqr(&h));
     let z3 = L::tight(L::mul(&L::tight(L::mul(&p.z, &q.z)), &h));
     let hhh = L::mul(&h, &hh);
     let v = L::mul(&u1, &hh);
     let minus_hhh = L::tight(L::add_p(L::neg(hhh), 2));
-    let common = L::add_p(L::sub(L::neg(hhh), L::double(v)), 5);
+    let common = L::add_p(L::sub(L::neg(hhh), L::double(v)), 4);
     let branch = Branch::<L> { h3: minus_hhh, v, s1, common };
     let (x_plus, y_plus) = branch.finish(&r_plus);
     let (x_minus, y_minus) = branch.finish(&r_minus);
@@ -236,7 +242,7 @@ impl<L: Lanes> Branch<L> {
 /// −P.
 #[inline(always)]
 pub(crate) fn negate<L: Lanes>(p: &Point<L>) -> Point<L> {
-    Point { x: p.x, y: L::reduce(L::add_p(L::neg(L::loose(&p.y)), 5)), z: p.z }
+    Point { x: p.x, y: L::reduce(L::add_p(L::neg(L::loose(&p.y)), 4)), z: p.z }
 }
 
 // --- out-of-line blocks
@@ -259,7 +265,7 @@ pub(crate) fn double_times<L: Lanes>(lanes: L, p: &Point<L>, k: usize) -> Point<
 pub(crate) fn point_of<L: Lanes>(lanes: L, q: &Affine<L>) -> Point<L> {
     lanes.call(
         #[inline(always)]
-        || q.to_point(0),
+        || q.to_point(),
     )
 }
 

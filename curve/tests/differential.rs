@@ -13,7 +13,7 @@ use p256::elliptic_curve::ops::Reduce;
 use p256::elliptic_curve::sec1::ToSec1Point;
 use p256::elliptic_curve::{Field, Group, PrimeField};
 use p256::{ProjectivePoint, Scalar};
-use support::{Rng, arena, engines, secret};
+use support::{Rng, arena, cases, engines, secret};
 
 fn xy(p: &ProjectivePoint) -> [u8; 64] {
     p.to_affine().to_sec1_point(false).as_bytes()[1..].try_into().expect("not infinity")
@@ -142,10 +142,12 @@ fn agreement_at_edges_and_random() {
 #[test]
 fn decapsulation_then_agreement() {
     let mut rng = Rng(3);
-    let s = rng.scalar();
-    let (s_p256, s_ours) = (scalar(&s), secret(&s));
+    let [one, two] = [1u64, 2].map(Scalar::from);
+    let edges = [one, two, -one, -two].map(|s| (bytes(&s), 9));
+    let sizes = [1, 2, 7, 8, 9, 63, 64, 65, 200].map(|n| (rng.scalar(), n));
     for engine in engines() {
-        for n in [1, 2, 7, 8, 9, 63, 64, 65, 200] {
+        for (s, n) in edges.into_iter().chain(sizes) {
+            let (s_p256, s_ours) = (scalar(&s), secret(&s));
             let mut xs = vec![];
             let mut points = vec![];
             for i in 0..n {
@@ -169,7 +171,9 @@ fn decapsulation_then_agreement() {
             }
             let mut out = vec![];
             engine.decapsulate(&s_ours, &xs, &mut out);
-            let fresh: Vec<[u8; 32]> = (0..n).map(|_| rng.scalar()).collect();
+            let fresh: Vec<[u8; 32]> = (0..n)
+                .map(|i| if i % 2 == 0 { edges[i / 2 % 4].0 } else { rng.scalar() })
+                .collect();
             let fresh_secrets: Vec<_> = fresh.iter().map(secret).collect();
             let mut survivors = vec![];
             for i in 0..n {
@@ -197,36 +201,64 @@ fn decapsulation_then_agreement() {
     }
 }
 
+/// 32 bytes.
+fn hex(digits: &str) -> [u8; 32] {
+    core::array::from_fn(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).expect("digits"))
+}
+
+/// p + `small`, big-endian.
+fn p_plus(small: u16) -> [u8; 32] {
+    let mut out = hex("ffffffff00000001000000000000000000000000ffffffffffffffffffffffff");
+    let mut carry = small;
+    for byte in out.iter_mut().rev() {
+        carry += u16::from(*byte);
+        *byte = carry as u8;
+        carry >>= 8;
+    }
+    out
+}
+
 #[test]
 fn points_that_are_none() {
     let mut rng = Rng(4);
     let key = secret(&rng.scalar());
     let good = xy(&ProjectivePoint::GENERATOR);
-    let p = [
-        0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff,
-        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-    ];
-    // x = 5 is on the curve: 5 and 5 + p fit 32 bytes, but only the first is a coordinate.
-    let five = PublicKey::from_sec1_bytes(
-        &[&[2u8; 1][..], &{
-            let mut x = [0; 32];
-            x[31] = 5;
-            x
-        }]
-        .concat(),
-    )
-    .expect("x = 5 is on the curve");
-    let mut big = [0u8; 64];
-    big[32..].copy_from_slice(&five.y());
-    big[..32].copy_from_slice(&p);
-    big[31] = 0xff; // p's low byte is ff; p + 5 carries
-    let mut carry = 5u16;
-    for i in (0..32).rev() {
-        let sum = u16::from(p[i]) + carry;
-        big[i] = sum as u8;
-        carry = sum >> 8;
+    // Points with x = 5 and with y = 5: adding p to the coordinate still fits 32 bytes, and is the same
+    // modulo p, but is not a coordinate.
+    let mut small = [0; 32];
+    small[31] = 5;
+    let five = PublicKey::from_sec1_bytes(&[&[2][..], &small].concat()).expect("on the curve");
+    let x_of_y_5 = hex("d7325d7646cd60d80a92738ceb345f844cffaf35841022cab176f692de8de1d7");
+    let valid = [[five.x(), five.y()], [x_of_y_5, small]].map(|xy| xy.concat());
+    for xy in &valid {
+        PublicKey::from_sec1_bytes(&[&[4][..], xy].concat()).expect("on the curve");
     }
-    let mut bad: Vec<[u8; 64]> = vec![[0; 64], [0xff; 64], big];
+    let mut above = [valid[0].clone(), valid[1].clone()];
+    above[0][..32].copy_from_slice(&p_plus(5));
+    above[1][32..].copy_from_slice(&p_plus(5));
+    let mut bad: Vec<[u8; 64]> =
+        vec![[0; 64], [0xff; 64], p_plus(0).repeat(2).try_into().expect("64")];
+    bad.extend(above.map(|b| <[u8; 64]>::try_from(b).expect("64 bytes")));
+    // (x, 0) has order 2 on some curve, and (0, y) order 3.
+    bad.push([[7; 32], [0; 32]].concat().try_into().expect("64 bytes"));
+    bad.push([[0; 32], [7; 32]].concat().try_into().expect("64 bytes"));
+    // Points of the twist, y² = x³ − 3x − b.
+    for (x, y) in [
+        (
+            "0000000000000000000000000000000000000000000000000000000000000001",
+            "e1c326485e55a67e45dd8348b4c99e8ca0a77d9150889f19a2d39dbc8c3d7cfa",
+        ),
+        (
+            "0000000000000000000000000000000000000000000000000000000000000002",
+            "de17b2671045fe58740248c17a8bd2fb2ef7c3c49b01da9f903efa3dcda669c7",
+        ),
+        (
+            "ffffffff00000001000000000000000000000000ffffffffffffffffffffcfc5",
+            "81524e96be95e4a3009453b775ff36653c3c5dd7f1157f951902d0c186224662",
+        ),
+    ] {
+        bad.push([hex(x), hex(y)].concat().try_into().expect("64 bytes"));
+    }
     for i in 0..64 {
         let mut b = good;
         b[i] ^= 1;
@@ -303,8 +335,7 @@ fn check_verdicts(
 
 #[test]
 fn verification_of_random_and_damaged() {
-    let rounds: usize =
-        std::env::var("DUET_CURVE_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(4000);
+    let rounds = cases() / 250;
     let mut rng = Rng(5);
     let signers: Vec<_> = (0..37).map(|_| signer(&scalar(&rng.scalar()))).collect();
     let keys: Vec<_> = signers.iter().map(|s| s.public).collect();

@@ -22,6 +22,7 @@ use crate::lanes::{Lanes, MAX_WIDTH, Words};
 use crate::order;
 use crate::point::{Affine, Point, add_mixed, add_mixed_public, double};
 use crate::table::{Row, Table, TableWidth};
+use std::sync::atomic::Ordering;
 
 /// Whose signature it should be.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +51,13 @@ struct Group {
     /// The item of each lane; lanes from `len` on repeat the first.
     items: [usize; MAX_WIDTH],
     len: usize,
+}
+
+impl Group {
+    /// The lanes that have an item of their own.
+    fn lanes(&self) -> u8 {
+        u8::MAX >> (MAX_WIDTH - self.len)
+    }
 }
 
 /// A group's scalars.
@@ -117,7 +125,7 @@ impl<L: Lanes> Context<L> {
             if let Some(p) = prepared.get(g + 1) {
                 self.plan(p, &tables[g + 1], shape(g + 1), &mut next);
             }
-            let valid = self.run(&prepared[g], &tables[g], shape(g), group.width, &plan);
+            let valid = self.run(group, &prepared[g], &tables[g], shape(g), &plan);
             for lane in 0..group.len {
                 if valid >> lane & 1 == 1 {
                     verdicts[base + group.items[lane]] = Verdict::Valid;
@@ -233,19 +241,19 @@ impl<L: Lanes> Context<L> {
     /// Lanes whose signature is valid.
     fn run(
         &self,
+        group: &Group,
         p: &Prepared<L>,
         tables: &Tables<'_>,
         shape: Shape,
-        width: Option<TableWidth>,
         plan: &Plan,
     ) -> u8 {
         // A transient comb has the shape of the narrowest table.
-        let correction = self.correction(width.unwrap_or(TableWidth::Bytes512));
+        let correction = self.correction(group.width.unwrap_or(TableWidth::Bytes512));
         let (valid, exceptional) = self.lanes.call(
             #[inline(always)]
             || {
                 let start = Affine::<L>::from_entry(&L::load_rows(&[&self.start; MAX_WIDTH]));
-                let mut acc = start.to_point(0);
+                let mut acc = start.to_point();
                 for (i, (at, negate)) in plan.q[..shape.steps()].iter().enumerate() {
                     if i % shape.v == 0 && i > 0 {
                         acc = double(&acc);
@@ -271,7 +279,9 @@ impl<L: Lanes> Context<L> {
             },
         );
         let mut valid = valid;
-        if exceptional & !p.invalid != 0 {
+        let exceptional = exceptional & !p.invalid & group.lanes();
+        if exceptional != 0 {
+            self.slow.fetch_add(exceptional.count_ones().into(), Ordering::Relaxed);
             let again = self.run_complete(p, tables, shape, plan);
             valid = (valid & !exceptional) | (again & exceptional);
         }
@@ -282,12 +292,10 @@ impl<L: Lanes> Context<L> {
     /// so that even someone who knew S could at most double the price of a group.
     #[cold]
     fn run_complete(&self, p: &Prepared<L>, tables: &Tables<'_>, shape: Shape, plan: &Plan) -> u8 {
-        #[cfg(test)]
-        tests::COMPLETE.set(tests::COMPLETE.get() + 1);
         self.lanes.call(
             #[inline(always)]
             || {
-                let zero = L::tight(L::sub(L::loose(&L::one()), L::loose(&L::one())));
+                let zero = L::unpack(&[L::splat(0); 4]);
                 let mut acc = Point { x: L::one(), y: L::one(), z: zero };
                 let mut infinite = u8::MAX;
                 for (i, (at, negate)) in plan.q[..shape.steps()].iter().enumerate() {

@@ -36,7 +36,8 @@ pub(super) fn select(take: u64, a: &Limbs, b: &Limbs) -> Limbs {
     out
 }
 
-/// Subtracts `m` once from the five-limb value (t, top) if it is at least `m`.
+/// Subtracts `m` once from the five-limb value (t, top) if it is at least `m`: always subtracts, and
+/// adds `m` or nothing back, which costs less than a selection.
 #[inline(always)]
 pub(super) fn reduce_once(t: &Limbs, top: u64, m: &Limbs) -> Limbs {
     let (d0, c) = t[0].borrowing_sub(m[0], false);
@@ -44,7 +45,12 @@ pub(super) fn reduce_once(t: &Limbs, top: u64, m: &Limbs) -> Limbs {
     let (d2, c) = t[2].borrowing_sub(m[2], c);
     let (d3, c) = t[3].borrowing_sub(m[3], c);
     let (_, c) = top.borrowing_sub(0, c);
-    select(u64::from(c), &[d0, d1, d2, d3], t)
+    let mask = 0u64.wrapping_sub(u64::from(c));
+    let (d0, c) = d0.carrying_add(m[0] & mask, false);
+    let (d1, c) = d1.carrying_add(m[1] & mask, c);
+    let (d2, c) = d2.carrying_add(m[2] & mask, c);
+    let (d3, _) = d3.carrying_add(m[3] & mask, c);
+    [d0, d1, d2, d3]
 }
 
 #[inline(always)]

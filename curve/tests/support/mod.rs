@@ -1,14 +1,28 @@
 //! What the integration tests share: engines of every backend, and a small deterministic generator.
-#![allow(dead_code, missing_docs, unreachable_pub)]
-// Test data is small.
-#![allow(clippy::cast_possible_truncation)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::cast_possible_truncation)]
 
-use duet_curve::{Backend, Engine, PublicKey, SecretScalar, TableArena, TableSlot, TableWidth};
+use duet_curve::{
+    BACKEND_VARIABLE, Backend, Engine, PublicKey, SecretScalar, TableArena, TableSlot, TableWidth,
+};
 
-/// One engine a backend this CPU runs; says loudly which one it leaves out.
+/// How many cases the longest tests are to try: `DUET_CURVE_CASES`, or a million.
+pub fn cases() -> usize {
+    match std::env::var("DUET_CURVE_CASES") {
+        Ok(n) => n.parse().expect("DUET_CURVE_CASES is a number"),
+        Err(_) => 1_000_000,
+    }
+}
+
+/// One engine a backend this CPU runs; says loudly which one it leaves out. Where `DUET_BACKEND` forces
+/// a backend, the one that was forced.
 pub fn engines() -> Vec<Engine> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).expect("randomness");
+    if let Some(forced) = std::env::var_os(BACKEND_VARIABLE) {
+        let backend = Backend::detect();
+        assert!(forced != "portable" || backend == Backend::portable(), "{forced:?} is ignored");
+        return vec![Engine::new(backend, &seed)];
+    }
     let mut engines = vec![Engine::new(Backend::portable(), &seed)];
     match Backend::ifma() {
         Some(backend) => engines.push(Engine::new(backend, &seed)),
