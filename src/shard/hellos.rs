@@ -1,6 +1,6 @@
 //! From HELLO to ACCEPT: admission, the batch, freshness. Changes the sessions only at its end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -100,7 +100,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         // R50: the same bytes get the same answer.
         if let Some(session) = self.cached.get(&hello.digest) {
             if let Some(pending) = self.sessions.get(session).and_then(|s| s.pending.as_ref()) {
-                self.out.push_back((path, pending.accept.as_slice().to_vec()));
+                self.out.push(path, pending.accept.as_slice().to_vec());
             }
             return Ok(());
         }
@@ -150,7 +150,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         // What waits now is answered in about this time: 20 µs each.
         let wait_10ms = u16::try_from(self.hellos.len() / 500).unwrap_or(u16::MAX);
         let retry = Retry { echo, wait_10ms, cookie: cookie(epoch) };
-        self.out.push_back((Path::Datagram(from), retry.encode().to_vec()));
+        self.out.push(Path::Datagram(from), retry.encode().to_vec());
         let tried = hello.cookie().is_some();
         Err(if tried { DropReason::Cookie } else { DropReason::Unvalidated })
     }
@@ -224,6 +224,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let mut admitted = Vec::with_capacity(claims.len());
         let mut met = Vec::new();
         let mut batch = HashMap::new();
+        let mut taken = HashSet::new();
         for Claimed { path, claim, device, key, kept } in claims {
             let signer = claim.verify_task().map(|task| task.key);
             let verdict = signer.is_none() || verdicts.next().unwrap_or(false);
@@ -232,7 +233,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 Ok(Some((proven, device))) => {
                     met.extend(signer);
                     batch.insert(proven.id(), proven.fresh());
-                    if let Some((responding, about)) = self.begin(proven) {
+                    if let Some((responding, about)) = self.begin(proven, &mut taken) {
                         admitted.push(Admitted { path, responding, about, device, key, kept });
                     }
                 }
@@ -287,7 +288,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn accept(&mut self, now: Now, signing: Vec<Signed>) {
         for Signed { path, signing, signature, about, device, .. } in signing {
             let (accept, keys) = signing.signed(&signature);
-            self.out.push_back((path, accept.as_slice().to_vec()));
+            self.out.push(path, accept.as_slice().to_vec());
             self.counts.accepts += 1;
             let About { session: id, hello, fresh, challenged } = about;
             // Two hellos of one device in one batch: the later one stands.
@@ -339,7 +340,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
             if fresh <= mark || fresh > reach {
                 let message = challenge(now, known, &self.settings.node_key, &proven, mark);
-                self.out.push_back((path, message.to_vec()));
+                self.out.push(path, message.to_vec());
                 return Ok(None);
             }
             // R46: only a greater `fresh` replaces a pending session.
@@ -362,8 +363,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         Ok(Some((proven, device)))
     }
 
-    fn begin(&mut self, proven: Proven) -> Option<(Responding, About)> {
-        let session = self.vacant_id(proven.hello().slot())?;
+    /// `taken` holds the ids that were given in this batch: their sessions do not exist yet.
+    fn begin(
+        &mut self,
+        proven: Proven,
+        taken: &mut HashSet<SessionId>,
+    ) -> Option<(Responding, About)> {
+        let session = self.vacant_id(proven.hello().slot(), taken)?;
+        taken.insert(session);
         let about = About {
             session,
             hello: proven.hello().digest,
@@ -385,11 +392,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// A random id, unused here, whose slot this shard owns (R34).
-    fn vacant_id(&self, slot: u8) -> Option<SessionId> {
+    fn vacant_id(&self, slot: u8, taken: &HashSet<SessionId>) -> Option<SessionId> {
         (0..64).find_map(|_| {
             let [a, b, c] = random();
             let id = SessionId(u32::from_be_bytes([slot, a, b, c]));
-            (!self.sessions.contains_key(&id)).then_some(id)
+            (!self.sessions.contains_key(&id) && !taken.contains(&id)).then_some(id)
         })
     }
 }
