@@ -162,7 +162,9 @@ impl Server {
         let settings = transport::Settings {
             listen: config.listen,
             shards: config.shards,
-            streams_max: config.limits.max_streams as usize,
+            // The limit is for all shards together, and a shard counts fewer than 2²⁰.
+            streams_max: (config.limits.max_streams as usize / config.shards)
+                .clamp(1, (1 << 20) - 1),
             cores: if config.pin { cores(config.shards) } else { Vec::new() },
             min_wait_us: config.gather_us,
             ..transport::Settings::default()
@@ -263,10 +265,24 @@ fn node_key(path: &Path) -> Result<[u8; 32], ServerError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut key = [0; 32];
             getrandom::fill(&mut key).map_err(|_| ServerError::System("randomness"))?;
-            crate::identity::write_new(path, &key, 0o600).map_err(failed)?;
+            keep_key(path, &key).map_err(failed)?;
             Ok(key)
         }
         Err(error) => Err(failed(error)),
+    }
+}
+
+/// Whole or not at all: whoever is killed on the way finds no file, or the key.
+fn keep_key(path: &Path, key: &[u8; 32]) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    match std::fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => crate::identity::write_new(&draft, key, 0o600)?,
+    }
+    std::fs::rename(&draft, path)?;
+    match path.parent() {
+        Some(dir) => std::fs::File::open(dir)?.sync_all(),
+        None => Ok(()),
     }
 }
 
@@ -328,5 +344,22 @@ impl Gateway for Control {
             faults: faults.iter().filter(|(holds, _)| *holds).map(|(_, fault)| *fault).collect(),
             ..Status::starting(self.shards)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_key_is_kept_and_a_draft_of_it_does_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.key");
+        std::fs::write(path.with_extension("draft"), b"cut off").unwrap();
+        let key = node_key(&path).unwrap();
+        assert_eq!(node_key(&path).unwrap(), key);
+        assert!(!path.with_extension("draft").exists());
+        std::fs::write(&path, b"cut off").unwrap();
+        assert!(node_key(&path).unwrap_err().to_string().contains("not 32 bytes"));
     }
 }

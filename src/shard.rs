@@ -9,12 +9,14 @@ mod admission;
 mod commands;
 pub mod engine;
 mod hellos;
+mod outbox;
 mod random;
 mod records;
 mod session;
+mod streams;
 mod traffic;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,11 +33,13 @@ use self::admission::Waiting;
 pub use self::commands::Command;
 use self::commands::Sent;
 use self::engine::Engine;
+use self::outbox::Outbox;
 pub(crate) use self::random::random;
 use self::records::Records;
 use self::session::Session;
+use self::streams::Streams;
 use crate::registry::View;
-use crate::transport::{Handler, Now, Path, StreamId, Transmit};
+use crate::transport::{Handler, Now, Path, StreamId, Transmit, shard_of};
 
 /// The highest `fresh` of a device that the gateway has not met (R42).
 const FIRST_FRESH_MAX: u64 = 1 << 48;
@@ -44,8 +48,6 @@ const FRESH_JUMP_MAX: u64 = 1 << 40;
 /// The most hellos that are answered in one turn: larger batches gain little and keep records
 /// waiting.
 pub const BATCH_MAX: usize = 64;
-/// How long after a discarded message its stream is closed, µs.
-const CLOSE_AFTER_US: u64 = 1_000_000;
 /// The most RESETs a second (R62).
 const RESETS_PER_S: u32 = 10_000;
 
@@ -164,6 +166,8 @@ pub struct Counts {
     pub readings: u64,
     /// RESETs sent.
     pub resets: u64,
+    /// Messages that were not sent, since too many waited already.
+    pub unsent: u64,
 }
 
 /// A shard.
@@ -182,9 +186,8 @@ pub struct Shard<E, S> {
     acking: Vec<SessionId>,
     commands: HashMap<u32, Sent>,
     next_command: u32,
-    out: VecDeque<(Path, Vec<u8>)>,
-    /// Streams to close, and when.
-    closing: VecDeque<(u64, StreamId)>,
+    out: Outbox,
+    streams: Streams,
     /// The time of the last turn.
     turn_us: u64,
     next_sweep_us: u64,
@@ -214,8 +217,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             acking: Vec::new(),
             commands: HashMap::new(),
             next_command: u32::from_be_bytes(random()),
-            out: VecDeque::new(),
-            closing: VecDeque::new(),
+            out: Outbox::default(),
+            streams: Streams::default(),
             turn_us: 0,
             next_sweep_us: 0,
             resets_left: RESETS_PER_S,
@@ -238,12 +241,19 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         if let Path::Stream(stream) = path
             && reason != DropReason::Replay
         {
-            self.closing.push_back((now.mono_us + CLOSE_AFTER_US, stream));
+            self.streams.fail(now.mono_us, stream);
         }
     }
 
     fn handle(&mut self, now: Now, path: Path, bytes: &[u8]) {
+        if let Path::Stream(stream) = path {
+            self.streams.arrived(now.mono_us, stream);
+        }
+        // R10: a stream may bring what another shard owns, and knows, though this one does not.
+        let Settings { index, shards, .. } = self.settings;
+        let foreign = shard_of(bytes, shards).is_some_and(|owner| owner != index);
         let handled = match Kind::of(bytes) {
+            Ok(Kind::Hello | Kind::Up) if foreign => Err(DropReason::Slot),
             Ok(Kind::Hello) if self.draining => Err(DropReason::HelloQueueFull),
             Ok(Kind::Hello) => self.handle_hello(now, path, bytes),
             Ok(Kind::Up) => self.queue_record(path, bytes),
@@ -288,12 +298,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 metrics::counter!("duet_drops_total", &labels).absolute(count);
             }
         }
-        let Counts { accepts, confirmed, readings, resets, .. } = self.counts;
+        let Counts { accepts, confirmed, readings, resets, unsent, .. } = self.counts;
         metrics::counter!("duet_accepts_total", "shard" => shard.clone()).absolute(accepts);
         metrics::counter!("duet_sessions_confirmed_total", "shard" => shard.clone())
             .absolute(confirmed);
         metrics::counter!("duet_readings_total", "shard" => shard.clone()).absolute(readings);
-        metrics::counter!("duet_resets_total", "shard" => shard).absolute(resets);
+        metrics::counter!("duet_resets_total", "shard" => shard.clone()).absolute(resets);
+        metrics::counter!("duet_unsent_total", "shard" => shard).absolute(unsent);
     }
 
     fn sweep(&mut self, now: Now) {
@@ -322,7 +333,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         if let Some(session) = self.sessions.get_mut(&id) {
             let path = session.path;
             if let Some(close) = session.seal(self.settings.gcm, id, Down::Close) {
-                self.out.push_back((path, close));
+                self.out.push_last(path, close);
             }
         }
         self.end(id);
@@ -340,7 +351,9 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         self.handle(now, Path::Stream(stream), bytes);
     }
 
-    fn handle_stream_closed(&mut self, _: Now, _: StreamId) {}
+    fn handle_stream_closed(&mut self, _: Now, stream: StreamId) {
+        self.streams.closed(stream);
+    }
 
     fn handle_mail(&mut self, now: Now, mail: Mail) {
         match mail {
@@ -381,10 +394,11 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
             if let Some(session) = self.sessions.get_mut(&id) {
                 let path = session.path;
                 let acks = session.seal_acks(self.settings.gcm, id);
-                self.out.extend(acks.into_iter().map(|ack| (path, ack)));
+                acks.into_iter().for_each(|ack| self.out.push(path, ack));
             }
         }
         self.send_commands(now);
+        self.counts.unsent = self.out.unsent;
         self.sweep(now);
         if std::mem::take(&mut self.scrub) {
             scrub_stack();
@@ -392,20 +406,20 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     }
 
     fn poll_transmit(&mut self, out: &mut [u8]) -> Option<Transmit> {
-        let (to, bytes) = self.out.pop_front()?;
+        let (to, bytes) = self.out.pop()?;
         out[..bytes.len()].copy_from_slice(&bytes);
         Some(Transmit { to, len: bytes.len() })
     }
 
     fn poll_close(&mut self) -> Option<StreamId> {
-        self.closing.pop_front_if(|(due_us, _)| *due_us <= self.turn_us).map(|(_, stream)| stream)
+        self.streams.poll(self.turn_us)
     }
 
     fn poll_timeout(&self) -> Option<u64> {
         if !self.hellos.is_empty() {
             return Some(0);
         }
-        let close = self.closing.front().map(|(due_us, _)| *due_us);
+        let close = self.streams.next_us();
         let command = self.commands.values().map(|sent| sent.resend_us.min(sent.until_us)).min();
         [Some(self.next_sweep_us), command, close].into_iter().flatten().min()
     }

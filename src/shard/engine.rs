@@ -124,6 +124,21 @@ mod tests {
         agrees_with_reference(OneByOne, 1);
     }
 
+    /// A key that has a table already, among as many new ones as there are tables.
+    #[test]
+    fn no_answer_is_missing_when_a_chunk_evicts_its_own() {
+        let mut engine = Batched::new(duet_curve::Backend::detect(), 32);
+        let task = |byte| EncapsulateTask { scalar: scalar(7), peer: scalar(byte).public_key() };
+        for first in [1, 32, 63] {
+            let tasks: Vec<_> = (first..first + 32).rev().map(task).collect();
+            let tasks: Vec<_> = tasks.iter().map(|task| (task, None)).collect();
+            assert!(engine.encapsulate(&tasks).iter().all(Option::is_some), "from {first}");
+        }
+        let tasks: Vec<_> = std::iter::once(94).chain(100..131).map(task).collect();
+        let tasks: Vec<_> = tasks.iter().map(|task| (task, None)).collect();
+        assert!(engine.encapsulate(&tasks).iter().all(Option::is_some));
+    }
+
     #[test]
     fn batches_agree_with_the_reference_also_when_tables_are_evicted() {
         for backend in [duet_curve::Backend::detect(), duet_curve::Backend::portable()] {

@@ -1,6 +1,6 @@
 //! From HELLO to ACCEPT: admission, the batch, freshness. Changes the sessions only at its end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -96,7 +96,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         // R50: the same bytes get the same answer.
         if let Some(session) = self.cached.get(&hello.digest) {
             if let Some(pending) = self.sessions.get(session).and_then(|s| s.pending.as_ref()) {
-                self.out.push_back((path, pending.accept.as_slice().to_vec()));
+                self.out.push(path, pending.accept.as_slice().to_vec());
             }
             return Ok(());
         }
@@ -106,7 +106,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             hello_us: self.settings.hello_us,
         };
         self.hellos.admit(now, path, hello, policy).map_err(|Refusal { reason, retry }| {
-            self.out.extend(retry.map(|retry| (path, retry.encode().to_vec())));
+            if let Some(retry) = retry {
+                self.out.push(path, retry.encode().to_vec());
+            }
             reason
         })
     }
@@ -180,6 +182,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let mut admitted = Vec::with_capacity(claims.len());
         let mut met = Vec::new();
         let mut batch = HashMap::new();
+        let mut taken = HashSet::new();
         for Claimed { path, claim, device, key, kept } in claims {
             let signer = claim.verify_task().map(|task| task.key);
             let verdict = signer.is_none() || verdicts.next().unwrap_or(false);
@@ -188,7 +191,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 Ok(Some((proven, device))) => {
                     met.extend(signer);
                     batch.insert(proven.id(), proven.fresh());
-                    if let Some((responding, about)) = self.begin(proven) {
+                    if let Some((responding, about)) = self.begin(proven, &mut taken) {
                         admitted.push(Admitted { path, responding, about, device, key, kept });
                     }
                 }
@@ -243,7 +246,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn accept(&mut self, now: Now, signing: Vec<Signed>) {
         for Signed { path, signing, signature, about, device, .. } in signing {
             let (accept, keys) = signing.signed(&signature);
-            self.out.push_back((path, accept.as_slice().to_vec()));
+            self.out.push(path, accept.as_slice().to_vec());
             self.counts.accepts += 1;
             let About { session: id, hello, fresh, challenged } = about;
             // Two hellos of one device in one batch: the later one stands.
@@ -295,7 +298,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
             if fresh <= mark || fresh > reach {
                 let message = challenge(now, known, &self.settings.node_key, &proven, mark);
-                self.out.push_back((path, message.to_vec()));
+                self.out.push(path, message.to_vec());
                 return Ok(None);
             }
             // R46: only a greater `fresh` replaces a pending session.
@@ -318,8 +321,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         Ok(Some((proven, device)))
     }
 
-    fn begin(&mut self, proven: Proven) -> Option<(Responding, About)> {
-        let session = self.vacant_id(proven.hello().slot())?;
+    /// `taken` holds the ids that were given in this batch: their sessions do not exist yet.
+    fn begin(
+        &mut self,
+        proven: Proven,
+        taken: &mut HashSet<SessionId>,
+    ) -> Option<(Responding, About)> {
+        let session = self.vacant_id(proven.hello().slot(), taken)?;
+        taken.insert(session);
         let about = About {
             session,
             hello: proven.hello().digest,
@@ -341,11 +350,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// A random id, unused here, whose slot this shard owns (R34).
-    fn vacant_id(&self, slot: u8) -> Option<SessionId> {
+    fn vacant_id(&self, slot: u8, taken: &HashSet<SessionId>) -> Option<SessionId> {
         (0..64).find_map(|_| {
             let [a, b, c] = random();
             let id = SessionId(u32::from_be_bytes([slot, a, b, c]));
-            (!self.sessions.contains_key(&id)).then_some(id)
+            (!self.sessions.contains_key(&id) && !taken.contains(&id)).then_some(id)
         })
     }
 }

@@ -80,11 +80,32 @@ impl World {
         stored: Collected,
         retry_from: usize,
     ) -> TestShard {
+        Self::build(registry, gateway, stored, retry_from, (0, 1))
+    }
+
+    /// One of several shards.
+    pub(crate) fn one_of(
+        registry: &Registry,
+        gateway: Gateway,
+        stored: Collected,
+        index: usize,
+        shards: usize,
+    ) -> TestShard {
+        Self::build(registry, gateway, stored, 64, (index, shards))
+    }
+
+    fn build(
+        registry: &Registry,
+        gateway: Gateway,
+        stored: Collected,
+        retry_from: usize,
+        (index, shards): (usize, usize),
+    ) -> TestShard {
         let settings = Settings {
             keys: vec![GatewayKey { gateway, secret: scalar(0x31) }],
             node_key: [0x77; 32],
-            index: 0,
-            shards: 1,
+            index,
+            shards,
             idle_us: 600_000_000,
             pending_us: 10_000_000,
             lifetime_s: 86_400,
