@@ -1,6 +1,8 @@
 //! Starts and ends the data plane: one thread a shard, the spool behind them. It moves no byte
 //! itself.
 
+mod sink;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,26 +12,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_queue::ArrayQueue;
 use duet_aead::Gcm;
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
-use duet_protocol::wire::SessionId;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::admin::{CommandError, Fault, Gateway, Phase, Status};
 use crate::config::Config;
-use crate::delivery::{
-    Batch, Durability, Health, MAX_PAYLOAD, ReadingRef, Spool, SpoolConfig, SpoolError, Submitter,
-    Urgency,
-};
+use crate::delivery::{Health, Spool, SpoolConfig, SpoolError};
 use crate::registry::View;
 use crate::shard::engine::Batched;
-use crate::shard::{BATCH_MAX, Command, GatewayKey, Gauges, Mail, Reading, Settings, Shard, Sink};
+use crate::shard::{BATCH_MAX, Command, GatewayKey, Gauges, Mail, Settings, Shard};
 use crate::transport::{self, Bound, MailSender, TransportError, run_shard};
-
-/// The most batches whose memory a shard keeps for the next ones.
-const SPARE_BATCHES: usize = 64;
 
 /// Why the data plane could not start, or ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +57,8 @@ pub struct Server {
     /// What went differently than wished, for people.
     pub warnings: Vec<String>,
     threads: Vec<JoinHandle<Result<(), TransportError>>>,
+    stop: transport::Stop,
+    ended: Arc<Notify>,
     spool: Spool,
     control: Arc<Control>,
 }
@@ -81,66 +77,6 @@ pub struct Control {
 
 fn sum(gauges: &[Arc<Gauges>], of: impl Fn(&Gauges) -> &AtomicU64) -> u64 {
     gauges.iter().map(|gauges| of(gauges).load(Ordering::Relaxed)).sum()
-}
-
-/// A shard's readings on their way to the spool, and the spool's answers on their way back.
-struct SpoolSink {
-    submitter: Submitter,
-    mail: MailSender<Mail>,
-    batch: Batch,
-    /// Those of the batch that want confirmation.
-    confirm: Vec<(SessionId, u32)>,
-    /// Batches that came back from the spool, for their memory.
-    spare: Arc<ArrayQueue<Batch>>,
-}
-
-impl Sink for SpoolSink {
-    fn take(&mut self, reading: &Reading<'_>) {
-        let record = ReadingRef {
-            device: reading.device,
-            session: reading.session.0,
-            sequence: reading.sequence,
-            channel: reading.channel,
-            time_ms: reading.time_ms,
-            payload: reading.payload.get(..MAX_PAYLOAD).unwrap_or(reading.payload),
-        };
-        if !self.batch.push(&record) {
-            self.flush();
-            let fits = self.batch.push(&record);
-            debug_assert!(fits, "an empty batch takes any reading");
-        }
-        if reading.confirm {
-            self.confirm.push((reading.session, reading.sequence));
-        }
-    }
-
-    fn flush(&mut self) {
-        if self.batch.is_empty() {
-            return;
-        }
-        let fresh = self.spare.pop().unwrap_or_default();
-        let batch = std::mem::replace(&mut self.batch, fresh);
-        let confirm = std::mem::take(&mut self.confirm);
-        let urgency = if confirm.is_empty() { Urgency::Quiet } else { Urgency::Awaited };
-        let (mail, spare) = (self.mail.clone(), Arc::clone(&self.spare));
-        let done = move |batch: Batch, durability| {
-            if durability == Durability::Durable && !confirm.is_empty() {
-                // A shard whose mailbox is full is given no acknowledgement; the device asks again.
-                let _ = mail.try_send(Mail::Durable(confirm));
-            }
-            // More spares than there is room for are not needed.
-            let _ = spare.push(batch);
-        };
-        // What the spool refuses is counted there and never acknowledged.
-        let _ = self.submitter.submit(batch, urgency, Box::new(done));
-    }
-}
-
-impl SpoolSink {
-    fn new(submitter: Submitter, mail: MailSender<Mail>) -> Self {
-        let spare = Arc::new(ArrayQueue::new(SPARE_BATCHES));
-        Self { submitter, mail, batch: Batch::new(), confirm: Vec::new(), spare }
-    }
 }
 
 impl Server {
@@ -169,7 +105,7 @@ impl Server {
             min_wait_us: config.gather_us,
             ..transport::Settings::default()
         };
-        let Bound { local, shards, mail, warnings, .. } = transport::bind::<Mail>(settings)?;
+        let Bound { local, shards, mail, warnings, stop } = transport::bind::<Mail>(settings)?;
         let sessions_max = config.limits.max_sessions as usize / config.shards;
         let (gcm, curve) = (Gcm::select()?, Backend::detect());
         metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
@@ -177,7 +113,7 @@ impl Server {
         // Measured by the pipeline bench, in batches.
         let hello_us = if curve == Backend::portable() { 150 } else { 35 };
         let tables = config.limits.max_tables as usize / config.shards;
-        let mut threads = Vec::new();
+        let (mut threads, ended) = (Vec::new(), Arc::new(Notify::new()));
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
         for (io, own) in shards.into_iter().zip(mail.clone()) {
             let settings = Settings {
@@ -195,11 +131,12 @@ impl Server {
                 gcm,
                 gauges: Arc::clone(&gauges[io.index()]),
             };
-            let sink = SpoolSink::new(spool.submitter(), own);
-            let view = Arc::clone(view);
+            let sink = sink::SpoolSink::new(spool.submitter(), own);
+            let (view, ending) = (Arc::clone(view), Ending(Arc::clone(&ended)));
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{}", io.index()))
                 .spawn(move || {
+                    let _ending = ending;
                     let engine = Batched::new(curve, tables);
                     run_shard(io, Shard::new(settings, view, engine, sink)).map(|_| ())
                 })
@@ -216,8 +153,22 @@ impl Server {
             spool: spool.health(),
             gauges,
         });
-        let warnings = warnings.iter().map(ToString::to_string).collect();
-        Ok(Self { local, warnings, threads, spool, control })
+        let mut warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+        if spool.recovery.cut_bytes > 0 {
+            warnings.push(format!(
+                "{}: {} bytes of an unfinished commit were cut off; nothing in them was confirmed",
+                config.spool.dir.display(),
+                spool.recovery.cut_bytes,
+            ));
+        }
+        Ok(Self { local, warnings, threads, stop, ended, spool, control })
+    }
+
+    /// Completes when a shard ends by itself: then the gateway must end, for a supervisor to
+    /// start it anew.
+    #[must_use]
+    pub fn ended(&self) -> Arc<Notify> {
+        Arc::clone(&self.ended)
     }
 
     /// What the control plane holds.
@@ -232,18 +183,30 @@ impl Server {
     /// The first thing that went wrong on the way.
     pub fn drain(self) -> Result<(), ServerError> {
         self.control.draining.store(true, Ordering::Relaxed);
-        self.control.tell_all(|| Mail::Drain);
+        if !self.control.tell_all(|| Mail::Drain) {
+            // One that takes no mail is ended without its goodbyes.
+            self.stop.stop();
+        }
         // The last senders but the spool's completions: what remains ends with the shards.
         let mut result = Ok(());
         for thread in self.threads {
             match thread.join() {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => result = Err(error.into()),
-                Err(_) => result = Err(ServerError::System("a shard its peace: it panicked")),
+                Err(_) => result = Err(ServerError::System("a shard to go on: it panicked")),
             }
         }
         self.spool.shutdown()?;
         result
+    }
+}
+
+/// Tells that a shard's thread ends, also by a panic.
+struct Ending(Arc<Notify>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.notify_one();
     }
 }
 
@@ -287,25 +250,30 @@ fn keep_key(path: &Path, key: &[u8; 32]) -> io::Result<()> {
 }
 
 impl Control {
-    fn tell_all(&self, mail: impl Fn() -> Mail) {
-        let Ok(shards) = self.mail.lock() else { return };
+    /// Whether every shard took it. Control mail must arrive, and a full mailbox empties within
+    /// a turn.
+    fn tell_all(&self, mail: impl Fn() -> Mail) -> bool {
+        let Ok(shards) = self.mail.lock() else { return false };
+        let mut all = true;
         for shard in shards.iter() {
-            let mut waiting = mail();
-            // Control mail must arrive; a full mailbox empties within a turn.
+            let mut waiting = Some(mail());
             for _ in 0..1_000 {
-                match shard.try_send(waiting) {
-                    Ok(()) => break,
-                    Err(refused) => waiting = refused,
+                let Some(mail) = waiting.take() else { break };
+                waiting = shard.try_send(mail).err();
+                if waiting.is_some() {
+                    std::thread::sleep(Duration::from_millis(1));
                 }
-                std::thread::sleep(Duration::from_millis(1));
             }
+            all &= waiting.is_none();
         }
+        all
     }
 }
 
 impl Gateway for Control {
     fn revoked(&self, device: DeviceId) {
-        self.tell_all(|| Mail::Revoked(device));
+        // Where it does not arrive, the registry's view tells with the device's next record.
+        let _ = self.tell_all(|| Mail::Revoked(device));
     }
 
     fn command(

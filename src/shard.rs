@@ -132,6 +132,8 @@ pub trait Sink {
 pub enum Mail {
     /// These readings are durable.
     Durable(Vec<(SessionId, u32)>),
+    /// These readings were not stored: when they come again, they are taken again.
+    Refused(Vec<(SessionId, u32)>),
     /// This device may no longer be connected.
     Revoked(DeviceId),
     /// A connected device is to do something.
@@ -364,6 +366,13 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
                         session.stored.take(sequence);
                         session.acks.push(sequence);
                         self.acking.push(id);
+                    }
+                }
+            }
+            Mail::Refused(readings) => {
+                for (id, sequence) in readings {
+                    if let Some(session) = self.sessions.get_mut(&id) {
+                        session.window.give_back(sequence);
                     }
                 }
             }

@@ -124,7 +124,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let batch = hellos.len();
         let (claims, kept) = self.open_hellos(now, hellos);
         let proven = self.prove(now, claims);
-        let signing = self.agree(proven, &kept);
+        let signing = self.agree(now, proven, &kept);
         self.accept(now, signing);
         self.scrub = true;
         #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
@@ -191,8 +191,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 Ok(Some((proven, device))) => {
                     met.extend(signer);
                     batch.insert(proven.id(), proven.fresh());
-                    if let Some((responding, about)) = self.begin(proven, &mut taken) {
-                        admitted.push(Admitted { path, responding, about, device, key, kept });
+                    match self.begin(proven, &mut taken) {
+                        Some((responding, about)) => {
+                            admitted.push(Admitted { path, responding, about, device, key, kept });
+                        }
+                        None => self.discard(now, path, DropReason::SessionsFull),
                     }
                 }
                 Ok(None) => {}
@@ -203,7 +206,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         admitted
     }
 
-    fn agree(&mut self, admitted: Vec<Admitted>, kept: &[E::Kept]) -> Vec<Signed> {
+    fn agree(&mut self, now: Now, admitted: Vec<Admitted>, kept: &[E::Kept]) -> Vec<Signed> {
         let tasks: Vec<_> = admitted
             .iter()
             .filter_map(|one| {
@@ -212,17 +215,16 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             })
             .collect();
         let mut answers = self.engine.encapsulate(&tasks).into_iter();
-        let mut signing: Vec<Signed> = admitted
-            .into_iter()
-            .filter_map(|Admitted { path, responding, about, device, key, .. }| {
-                let answer = match responding.task() {
-                    Some(_) => Some(answers.next().flatten()?),
-                    None => None,
-                };
-                let signing = responding.agreed(answer);
-                Some(Signed { path, signing, signature: [0; 64], about, device, key })
-            })
-            .collect();
+        let mut signing = Vec::with_capacity(admitted.len());
+        for Admitted { path, responding, about, device, key, .. } in admitted {
+            let answer = responding.task().and_then(|_| answers.next().flatten());
+            if responding.task().is_some() && answer.is_none() {
+                self.discard(now, path, DropReason::Point);
+                continue;
+            }
+            let made = responding.agreed(answer);
+            signing.push(Signed { path, signing: made, signature: [0; 64], about, device, key });
+        }
         for (key, GatewayKey { secret, .. }) in self.settings.keys.iter().enumerate() {
             let (places, digests): (Vec<_>, Vec<_>) = signing
                 .iter()
