@@ -28,6 +28,7 @@ use duet_protocol::message::Down;
 use duet_protocol::reason::DropReason;
 use duet_protocol::record::scrub_stack;
 use duet_protocol::wire::{Kind, SessionId};
+use rustc_hash::FxHashMap;
 
 use self::admission::Waiting;
 pub use self::commands::Command;
@@ -178,7 +179,8 @@ pub struct Shard<E, S> {
     view: Arc<View>,
     engine: E,
     sink: S,
-    sessions: HashMap<SessionId, Session>,
+    /// Session ids and streams' numbers are the gateway's own choice: nobody can make them collide.
+    sessions: FxHashMap<SessionId, Session>,
     contacts: HashMap<DeviceId, Contact>,
     /// Pending sessions by their HELLO's digest and path kind, for repeated HELLOs.
     cached: HashMap<[u8; 32], SessionId>,
@@ -210,7 +212,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             view,
             engine,
             sink,
-            sessions: HashMap::new(),
+            sessions: FxHashMap::default(),
             contacts: HashMap::new(),
             cached: HashMap::new(),
             hellos: Waiting::default(),

@@ -1,6 +1,8 @@
 //! Which streams are to be closed, and when. One entry a stream: whatever it sends costs no more.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
 
 use crate::transport::StreamId;
 
@@ -21,7 +23,7 @@ enum State {
 /// The streams that brought messages.
 #[derive(Default)]
 pub(super) struct Streams {
-    states: HashMap<StreamId, State>,
+    states: FxHashMap<StreamId, State>,
     /// In the order of time, as each waits equally long.
     failed: VecDeque<(u64, StreamId)>,
     unproven: VecDeque<(u64, StreamId)>,
