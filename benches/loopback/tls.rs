@@ -148,10 +148,13 @@ impl Peer {
             connections[place].write(&payload);
         }
     }
+}
 
-    pub(crate) fn stop(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It has ended, or is ended here.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
