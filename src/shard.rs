@@ -37,7 +37,7 @@ use self::engine::Engine;
 use self::outbox::Outbox;
 pub(crate) use self::random::random;
 use self::records::Records;
-use self::session::Session;
+use self::session::{Session, Unsealed};
 use self::streams::Streams;
 use crate::registry::View;
 use crate::transport::{Handler, Now, Path, StreamId, Transmit, shard_of};
@@ -188,6 +188,8 @@ pub struct Shard<E, S> {
     records: Records,
     pending: usize,
     acking: Vec<SessionId>,
+    /// What this turn has to say, sealed at its end as one batch.
+    unsealed: Vec<Unsealed>,
     commands: HashMap<u32, Sent>,
     next_command: u32,
     out: Outbox,
@@ -219,6 +221,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             records: Records::default(),
             pending: 0,
             acking: Vec::new(),
+            unsealed: Vec::new(),
             commands: HashMap::new(),
             next_command: u32::from_be_bytes(random()),
             out: Outbox::default(),
@@ -308,6 +311,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             .absolute(confirmed);
         metrics::counter!("duet_readings_total", "shard" => shard.clone()).absolute(readings);
         metrics::counter!("duet_resets_total", "shard" => shard.clone()).absolute(resets);
+        metrics::counter!("duet_slow_verifications_total", "shard" => shard.clone())
+            .absolute(self.engine.slow_verifications());
         metrics::counter!("duet_unsent_total", "shard" => shard).absolute(unsent);
     }
 
@@ -335,9 +340,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 
     fn close_session(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id) {
-            let path = session.path;
-            if let Some(close) = session.seal(self.settings.gcm, id, Down::Close) {
-                self.out.push_last(path, close);
+            let close = session.prepare(id, Down::Close);
+            let close =
+                session::seal(self.settings.gcm, &self.sessions, close.into_iter().collect());
+            for (path, message) in close {
+                self.out.push_last(path, message);
             }
         }
         self.end(id);
@@ -403,12 +410,14 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         self.sink.flush();
         for id in std::mem::take(&mut self.acking) {
             if let Some(session) = self.sessions.get_mut(&id) {
-                let path = session.path;
-                let acks = session.seal_acks(self.settings.gcm, id);
-                acks.into_iter().for_each(|ack| self.out.push(path, ack));
+                self.unsealed.extend(session.prepare_acks(id));
             }
         }
         self.send_commands(now);
+        let unsealed = std::mem::take(&mut self.unsealed);
+        for (path, message) in session::seal(self.settings.gcm, &self.sessions, unsealed) {
+            self.out.push(path, message);
+        }
         self.counts.unsent = self.out.unsent;
         self.sweep(now);
         if std::mem::take(&mut self.scrub) {

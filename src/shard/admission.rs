@@ -25,6 +25,8 @@ const HORIZON_US: u64 = 4_000_000;
 #[derive(Default)]
 pub(super) struct Waiting {
     hellos: VecDeque<(Path, Hello)>,
+    /// When each of them came, µs.
+    arrived_us: VecDeque<u64>,
     digests: HashSet<[u8; 32]>,
     sources: HashMap<IpAddr, usize>,
     /// From when on there is room for one that is sent away now.
@@ -104,12 +106,20 @@ impl Waiting {
             *self.sources.entry(source).or_default() += 1;
         }
         self.hellos.push_back((path, hello));
+        self.arrived_us.push_back(now.mono_us);
         Ok(())
+    }
+
+    /// When the oldest came, µs.
+    pub(super) fn oldest_us(&self) -> Option<u64> {
+        self.arrived_us.front().copied()
     }
 
     /// Takes the oldest hellos, at most this many.
     pub(super) fn take(&mut self, most: usize) -> Vec<(Path, Hello)> {
-        let batch: Vec<_> = self.hellos.drain(..most.min(self.hellos.len())).collect();
+        let count = most.min(self.hellos.len());
+        self.arrived_us.drain(..count);
+        let batch: Vec<_> = self.hellos.drain(..count).collect();
         for (path, hello) in &batch {
             self.digests.remove(&hello.digest);
             if let Some(source) = source(*path)

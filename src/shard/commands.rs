@@ -110,9 +110,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 && let Some(session) = self.sessions.get_mut(&id)
             {
                 let down = Down::Command { command: *number, payload: &sent.command.payload };
-                if let Some(message) = session.seal(self.settings.gcm, id, down) {
+                if let Some(message) = session.prepare(id, down) {
                     sent.sent_to.add(session.path);
-                    self.out.push(session.path, message);
+                    self.unsealed.push(message);
                 }
             }
         }

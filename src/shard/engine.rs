@@ -36,6 +36,10 @@ pub trait Engine {
     /// Signs each digest, with a nonce hedged by fresh randomness.
     fn sign(&mut self, secret: &SecretScalar, digests: &[[u8; 32]]) -> Vec<Option<Signature>>;
 
+    /// How many signatures took the slow path so far: more than a few mean that somebody makes them
+    /// on purpose.
+    fn slow_verifications(&self) -> u64;
+
     /// Keys that proved themselves and will be met again: an engine may prepare for them.
     fn remember(&mut self, keys: &[PublicKey]);
 }

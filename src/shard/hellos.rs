@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use duet_protocol::ec::{SecretScalar, Signature};
 use duet_protocol::identity::DeviceId;
@@ -116,9 +116,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     /// Answers the oldest hellos: decapsulate, open, look up, verify, agree, sign, each as one
     /// batch. What is left over has its turn after the records that came meanwhile.
     pub(super) fn answer_hellos(&mut self, now: Now) {
-        if self.hellos.is_empty() {
-            return;
-        }
+        let Some(oldest_us) = self.hellos.oldest_us() else { return };
+        let waited = Duration::from_micros(now.mono_us.saturating_sub(oldest_us));
         let began = Instant::now();
         let hellos = self.hellos.take(BATCH_MAX);
         let batch = hellos.len();
@@ -129,6 +128,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.scrub = true;
         #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
         metrics::histogram!("duet_hello_batch").record(batch as f64);
+        metrics::histogram!("duet_hello_wait_seconds").record(waited.as_secs_f64());
         metrics::histogram!("duet_hello_batch_seconds").record(began.elapsed().as_secs_f64());
     }
 

@@ -105,10 +105,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             // R77.
             Up::Ping => {
-                let pong = session.seal(self.settings.gcm, id, Down::Pong);
-                if let Some(pong) = pong {
-                    self.out.push(session.path, pong);
-                }
+                self.unsealed.extend(session.prepare(id, Down::Pong));
             }
             Up::Result { command, status, payload } => {
                 let device = session.device.credential.id;

@@ -266,6 +266,10 @@ impl Engine for Batched {
         signatures.into_iter().map(Some).collect()
     }
 
+    fn slow_verifications(&self) -> u64 {
+        self.curve.slow_verifications()
+    }
+
     fn remember(&mut self, keys: &[PublicKey]) {
         for keys in keys.chunks(CHUNK) {
             self.tables.insert(&self.curve, keys);
