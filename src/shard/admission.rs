@@ -18,6 +18,11 @@ const WAITING_MAX: usize = 512;
 const SOURCE_MAX: usize = 128;
 /// How long a cookie's epoch is, µs; the epoch before is valid too.
 const COOKIE_EPOCH_US: u64 = 30_000_000;
+/// How many hellos a second of addresses that prove nothing may turn out to be worth nothing, before
+/// all such addresses are asked first.
+const WASTED_PER_S: u64 = 100;
+/// How many of them in a row.
+const WASTED_MAX: u64 = 128;
 /// The furthest ahead that anyone is asked to come back, µs.
 const HORIZON_US: u64 = 4_000_000;
 
@@ -31,6 +36,8 @@ pub(super) struct Waiting {
     sources: HashMap<IpAddr, usize>,
     /// From when on there is room for one that is sent away now.
     next_slot_us: u64,
+    /// When the hellos wasted so far are forgiven.
+    forgiven_us: u64,
 }
 
 /// Why a HELLO does not wait, and what its sender is told.
@@ -87,7 +94,9 @@ impl Waiting {
         policy: Policy<'_>,
     ) -> Result<(), Refusal> {
         let loaded = self.hellos.len() >= policy.retry_from;
-        if loaded && let Path::Datagram(from) = path {
+        if (loaded || self.is_flooded(now))
+            && let Path::Datagram(from) = path
+        {
             self.check_address(now, from, &hello, policy)?;
         }
         if self.digests.contains(&hello.digest) {
@@ -108,6 +117,20 @@ impl Waiting {
         self.hellos.push_back((path, hello));
         self.arrived_us.push_back(now.mono_us);
         Ok(())
+    }
+
+    /// Whether more hellos were worth nothing of late than honest devices can explain: then
+    /// elliptic-curve work is for those only who prove that they receive.
+    fn is_flooded(&self, now: Now) -> bool {
+        self.forgiven_us > now.mono_us + WASTED_MAX * 1_000_000 / WASTED_PER_S
+    }
+
+    /// So many of the hellos that were taken, from addresses that had proven nothing, drew no ACCEPT.
+    pub(super) fn wasted(&mut self, now: Now, count: u64) {
+        let cost_us = count * 1_000_000 / WASTED_PER_S;
+        // A batch may be worth nothing as a whole; more is not held against those that follow.
+        let most_us = now.mono_us + 2 * WASTED_MAX * 1_000_000 / WASTED_PER_S;
+        self.forgiven_us = (self.forgiven_us.max(now.mono_us) + cost_us).min(most_us);
     }
 
     /// When the oldest came, µs.
@@ -171,8 +194,13 @@ impl Waiting {
         let Path::Datagram(from) = path else { return reason.into() };
         let cost_us = policy.hello_us;
         let waiting_us = self.hellos.len() as u64 * cost_us;
-        self.next_slot_us = self.next_slot_us.max(now.mono_us + waiting_us) + cost_us;
-        let ahead_us = (self.next_slot_us - now.mono_us) % HORIZON_US;
+        let ahead_us = if reason == DropReason::Unvalidated && self.is_flooded(now) {
+            // Most of them never come back: they take no slot from those that do.
+            waiting_us
+        } else {
+            self.next_slot_us = self.next_slot_us.max(now.mono_us + waiting_us) + cost_us;
+            (self.next_slot_us - now.mono_us) % HORIZON_US
+        };
         let mut echo = [0; 8];
         echo.copy_from_slice(&hello.digest[..8]);
         let cookie = cookie(policy.node_key, epoch(now), from, hello);
@@ -294,6 +322,24 @@ mod tests {
         assert_eq!(waiting.take(WAITING_MAX).len(), WAITING_MAX);
         assert!(waiting.is_empty() && waiting.digests.is_empty() && waiting.sources.is_empty());
         assert!(admit(&mut waiting, 1, 0).is_ok());
+    }
+
+    #[test]
+    fn a_flood_of_worthless_hellos_is_asked_first_and_takes_no_slots() {
+        let mut waiting = Waiting::default();
+        waiting.wasted(now(0), WASTED_MAX);
+        assert!(waiting.admit(now(0), from(1, 0), hello(0), POLICY).is_ok(), "not yet a flood");
+        waiting.wasted(now(0), 50);
+        for number in 1..20_000 {
+            let (reason, retry) =
+                refused(waiting.admit(now(0), from(1, number), hello(number), POLICY));
+            assert_eq!((reason, retry.unwrap().wait_10ms), (DropReason::Unvalidated, 0));
+        }
+        let refusal = waiting.admit(now(0), from(1, 1), hello(1), POLICY);
+        let retry = refused(refusal).1.unwrap();
+        assert!(waiting.admit(now(0), from(1, 1), with_cookie(1, &retry), POLICY).is_ok());
+        // Half a second later fifty are forgiven.
+        assert!(waiting.admit(now(500_000), from(1, 2), hello(2), POLICY).is_ok());
     }
 
     #[test]

@@ -121,10 +121,17 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let began = Instant::now();
         let hellos = self.hellos.take(BATCH_MAX);
         let batch = hellos.len();
+        let unproven = |(path, hello): &&(Path, Hello)| {
+            matches!(path, Path::Datagram(_)) && hello.cookie().is_none()
+        };
+        let unproven = hellos.iter().filter(unproven).count() as u64;
+        let before = self.counts.accepts;
         let (claims, kept) = self.open_hellos(now, hellos);
         let proven = self.prove(now, claims);
         let signing = self.agree(now, proven, &kept);
         self.accept(now, signing);
+        let accepted = self.counts.accepts - before;
+        self.hellos.wasted(now, unproven.min(batch as u64 - accepted));
         self.scrub = true;
         #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
         metrics::histogram!("duet_hello_batch").record(batch as f64);
