@@ -238,7 +238,12 @@ fn measure(dir: &Path, flood_per_s: u32) -> Measured {
         let rate = sent.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
         (crowd, sender.join().unwrap(), rate)
     });
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(1_200));
+    if std::env::var_os("DUET_BENCH_DROPS").is_some() {
+        let counted = |line: &&str| line.contains("_total") && !line.starts_with('#');
+        let text = gateway.scrape().unwrap();
+        text.lines().filter(counted).for_each(|line| eprintln!("{line}"));
+    }
     let state = gateway.state.clone();
     gateway.stop().unwrap();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_duet"))
