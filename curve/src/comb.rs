@@ -156,81 +156,74 @@ fn push_sums<L: Lanes>(lanes: L, point: &Affine<L>, shape: Shape, out: &mut Vec<
     }
 }
 
-/// Entry `index` (secret, one a lane) of `block`, by reading all of it.
+/// Entry `index` (secret, one a lane) of `block`, by reading all of it: a tree of selections, bit by bit.
 #[inline(always)]
-fn scan<L: Lanes, const K: usize>(block: &[Entry<L>], index: &[L::Word; K]) -> [Entry<L>; K] {
-    let mut out = [[L::splat(0); 8]; K];
-    for (j, entry) in block.iter().enumerate() {
-        let mut hit = [0u8; K];
-        for k in 0..K {
-            hit[k] = L::eq(index[k], L::splat(j as u64));
-        }
-        for (q, word) in entry.iter().enumerate() {
-            for k in 0..K {
-                out[k][q] = L::select(hit[k], out[k][q], *word);
+fn select_entry<L: Lanes, const N: usize>(block: &[Entry<L>; N], index: L::Word) -> Entry<L> {
+    let bits = const { N.trailing_zeros() as usize };
+    let mut masks = [0u8; 8];
+    for (bit, mask) in masks.iter_mut().enumerate().take(bits) {
+        *mask = L::test(index, L::splat(1 << bit));
+    }
+    let mut out = block[0];
+    for (q, word) in out.iter_mut().enumerate() {
+        let mut level: [L::Word; N] = core::array::from_fn(|j| block[j][q]);
+        for (bit, mask) in masks.iter().enumerate().take(bits) {
+            for j in 0..N >> (bit + 1) {
+                level[j] = L::select(*mask, level[2 * j], level[2 * j + 1]);
             }
         }
+        *word = level[0];
     }
     out
 }
 
-/// K multiples of the points of one table, in constant time: the table is read whole at each step,
-/// once for all K.
-pub(crate) fn walk<L: Lanes, const K: usize>(
+/// Multiples of the points of one table, in constant time: the table is read whole at each step.
+pub(crate) fn walk<L: Lanes>(
     lanes: L,
     table: &[Entry<L>],
     shape: Shape,
-    scalars: &[Words<L>; K],
-) -> [Point<L>; K] {
+    scalar: &Words<L>,
+) -> Point<L> {
     assert_eq!(table.len(), shape.entries());
     match (shape.w, shape.v, shape.e) {
-        (4, 1, 64) => walk_shape::<L, K, 4, 1, 64>(lanes, table, scalars),
-        (4, 2, 32) => walk_shape::<L, K, 4, 2, 32>(lanes, table, scalars),
-        (5, 2, 26) => walk_shape::<L, K, 5, 2, 26>(lanes, table, scalars),
-        (6, 2, 22) => walk_shape::<L, K, 6, 2, 22>(lanes, table, scalars),
+        (4, 1, 64) => walk_shape::<L, 4, 8, 1, 64>(lanes, table, scalar),
+        (4, 2, 32) => walk_shape::<L, 4, 8, 2, 32>(lanes, table, scalar),
+        (5, 2, 26) => walk_shape::<L, 5, 16, 2, 26>(lanes, table, scalar),
+        (6, 2, 22) => walk_shape::<L, 6, 32, 2, 22>(lanes, table, scalar),
         _ => unreachable!("no table has another shape"),
     }
 }
 
-/// [`walk`] for one shape, so that loops over teeth and entries unroll.
-fn walk_shape<L: Lanes, const K: usize, const W: usize, const V: usize, const E: usize>(
+/// [`walk`] for one shape, with blocks of N entries, so that loops over teeth and entries unroll.
+fn walk_shape<L: Lanes, const W: usize, const N: usize, const V: usize, const E: usize>(
     lanes: L,
     table: &[Entry<L>],
-    scalars: &[Words<L>; K],
-) -> [Point<L>; K] {
+    scalar: &Words<L>,
+) -> Point<L> {
     let shape = const { Shape { w: W, v: V, e: E } };
     lanes.call(
         #[inline(always)]
         || {
-            let mut digits = [Digits::<L>::for_comb(&scalars[0], shape); K];
-            for k in 1..K {
-                digits[k] = Digits::for_comb(&scalars[k], shape);
-            }
+            let digits = Digits::<L>::for_comb(scalar, shape);
             let one = L::one();
-            let mut acc = [Point { x: one, y: one, z: one }; K];
-            for r in (0..shape.e).rev() {
-                for (s, block) in table.chunks_exact(shape.block()).enumerate() {
-                    let (mut index, mut negate) = ([L::splat(0); K], [0u8; K]);
-                    for k in 0..K {
-                        (index[k], negate[k]) = digits[k].comb(shape, r, s);
+            let mut acc = Point { x: one, y: one, z: one };
+            for r in (0..E).rev() {
+                for (s, block) in table.as_chunks::<N>().0.iter().enumerate() {
+                    let (index, negate) = digits.comb(shape, r, s);
+                    let q = Affine::from_entry(&select_entry::<L, N>(block, index));
+                    if (r, s) == (E - 1, 0) {
+                        acc = q.to_point_signed(negate);
+                        continue;
                     }
-                    let found = scan::<L, K>(block, &index);
-                    for k in 0..K {
-                        let q = Affine::from_entry(&found[k]);
-                        if r == shape.e - 1 && s == 0 {
-                            acc[k] = q.to_point_signed(negate[k]);
-                            continue;
-                        }
-                        if s == 0 {
-                            acc[k] = double(&acc[k]);
-                        }
-                        // The only addition that can meet equal points: see `MATHS.md`.
-                        acc[k] = if (r, s) == (0, 1) {
-                            add_last(lanes, &acc[k], &q, negate[k])
-                        } else {
-                            add_mixed(&acc[k], &q, negate[k])
-                        };
+                    if s == 0 {
+                        acc = double(&acc);
                     }
+                    // The only addition that can meet equal points: see `MATHS.md`.
+                    acc = if (r, s) == (0, 1) {
+                        add_last(lanes, &acc, &q, negate)
+                    } else {
+                        add_mixed(&acc, &q, negate)
+                    };
                 }
             }
             acc

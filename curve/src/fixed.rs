@@ -10,7 +10,7 @@ use crate::point::{
 use crate::table::Row;
 
 /// Digits a window of the constant-time table.
-pub(crate) const WIDTH: usize = 6;
+pub(crate) const WIDTH: usize = 7;
 /// Entries a window of the constant-time table.
 pub(crate) const ENTRIES: usize = 1 << (WIDTH - 1);
 /// Windows of the constant-time table.
@@ -122,7 +122,7 @@ pub(crate) fn mul<L: Lanes>(lanes: L, table: &L::SharedTable, scalar: &Words<L>)
                 let (q, negate) = lookup(i);
                 acc = add_mixed(&acc, &q, negate);
             }
-            // The last window can meet its own digit's multiple: 15·2²⁵³ − n does.
+            // The last window can meet its own digit's multiple: see `MATHS.md`.
             let (q, negate) = lookup(WINDOWS - 1);
             add_last(lanes, &acc, &q, negate)
         },

@@ -57,11 +57,16 @@ fn call_with_features<R>(f: impl FnOnce() -> R) -> R {
 
 /// A fixed base's table, limb by limb: for each window, ten groups (five limbs of x, five of y) of
 /// `ENTRIES` words, so that four two-register permutations fetch one limb for eight lanes.
-pub(crate) struct SharedTable(Vec<[[u64; 8]; ENTRIES / 8]>);
+pub(crate) struct SharedTable(Vec<[Line; ENTRIES / 8]>);
+
+/// Eight words in one cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u64; 8]);
 
 /// Entries a window of a [`SharedTable`].
 const ENTRIES: usize = crate::fixed::ENTRIES;
-const _: () = assert!(ENTRIES == 32, "shared_lookup is written for 32 entries");
+const _: () = assert!(ENTRIES == 64, "shared_lookup is written for 64 entries");
 
 impl Lanes for Ifma {
     const WIDTH: usize = 8;
@@ -154,11 +159,11 @@ impl Lanes for Ifma {
             3 => ((w[2] >> 28) | (w[3] << 36)) & field::MASK,
             _ => w[3] >> 16,
         };
-        let mut table = vec![[[0; 8]; ENTRIES / 8]; windows * 10];
+        let mut table = vec![[Line([0; 8]); ENTRIES / 8]; windows * 10];
         for (i, row) in rows.iter().enumerate() {
             let (window, entry) = (i / entries, i % entries);
             for l in 0..10 {
-                table[window * 10 + l][entry / 8][entry % 8] =
+                table[window * 10 + l][entry / 8].0[entry % 8] =
                     limb(&row.0[4 * (l / 5)..4 * (l / 5) + 4], l % 5);
             }
         }
@@ -167,11 +172,19 @@ impl Lanes for Ifma {
     #[inline(always)]
     fn shared_lookup(table: &SharedTable, window: usize, index: V) -> (Fe, Fe) {
         let upper = vector::test(index, vector::splat(16));
+        let half = vector::test(index, vector::splat(32));
         let mut out = [vector::zero(); 10];
         for (o, limb) in out.iter_mut().zip(&table.0[window * 10..window * 10 + 10]) {
-            let low = vector::permute2(vector::load(&limb[0]), index, vector::load(&limb[1]));
-            let high = vector::permute2(vector::load(&limb[2]), index, vector::load(&limb[3]));
-            *o = vector::select(upper, low, high);
+            let quarter = |i: usize| {
+                vector::permute2(
+                    vector::load(&limb[2 * i].0),
+                    index,
+                    vector::load(&limb[2 * i + 1].0),
+                )
+            };
+            let low = vector::select(upper, quarter(0), quarter(1));
+            let high = vector::select(upper, quarter(2), quarter(3));
+            *o = vector::select(half, low, high);
         }
         let [x0, x1, x2, x3, x4, y0, y1, y2, y3, y4] = out;
         (Fe([x0, x1, x2, x3, x4]), Fe([y0, y1, y2, y3, y4]))
@@ -196,6 +209,14 @@ impl Lanes for Ifma {
     #[inline(always)]
     fn sqr(a: &Fe) -> Loose {
         field::sqr(a)
+    }
+    #[inline(always)]
+    fn mul_add(a: &Fe, b: &Fe, c: Loose) -> Loose {
+        field::mul_add(a, b, &c)
+    }
+    #[inline(always)]
+    fn sqr_add_2(a: &Fe, c: Loose) -> Loose {
+        field::sqr_add_2(a, &c)
     }
     #[inline(always)]
     fn mul_add_mul(a: &Fe, b: &Fe, c: &Fe, d: &Fe) -> Loose {

@@ -166,7 +166,7 @@ fn scalar_sqr_times<L: Lanes>(lanes: L, a: &L::Scalar, k: usize) -> L::Scalar {
 }
 
 /// a^(n−2), in and out in Montgomery form. The sequence of operations is fixed.
-fn scalar<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
+pub(crate) fn scalar<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
     // n − 2 = ffffffff 00000000 ffffffff ffffffff bce6faad a7179e84 f3b9cac2 fc63254f: runs of ones
     // in the upper half, windows of four bits in the lower.
     const LOW: [u64; 2] = [0xbce6_faad_a717_9e84, 0xf3b9_cac2_fc63_254f];
@@ -234,7 +234,7 @@ fn scalar_public<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
 }
 
 /// a⁻¹ mod n of a public number, 0 for 0.
-fn invert_public(a: &[u64; 4]) -> [u64; 4] {
+pub(crate) fn invert_public(a: &[u64; 4]) -> [u64; 4] {
     let inverse = Option::<p256::Scalar>::from(p256::Scalar::from_repr(order::bytes(a).into()))
         .and_then(|s| Option::<p256::Scalar>::from(Invert::invert_vartime(&s)))
         .unwrap_or_default();

@@ -103,6 +103,10 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn mul(a: &Self::Fe, b: &Self::Fe) -> Self::Loose;
     /// a².
     fn sqr(a: &Self::Fe) -> Self::Loose;
+    /// a·b + c.
+    fn mul_add(a: &Self::Fe, b: &Self::Fe, c: Self::Loose) -> Self::Loose;
+    /// a² + 2c.
+    fn sqr_add_2(a: &Self::Fe, c: Self::Loose) -> Self::Loose;
     /// a·b + c·d.
     fn mul_add_mul(a: &Self::Fe, b: &Self::Fe, c: &Self::Fe, d: &Self::Fe) -> Self::Loose;
     /// a·b − 2c² (may be negative: down to −2c²/R).

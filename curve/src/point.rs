@@ -5,7 +5,7 @@
 //! and no later operation makes Z non-zero again. One test at the end therefore finds every
 //! exceptional case on the way. `MATHS.md` derives the bounds behind each `add_p`.
 //!
-//! Bounds, in units of p: X, Z < 2.1, Y < 3.3.
+//! Bounds, in units of p: X < 2.1, Y < 3.3, Z < 3.5.
 
 use crate::lanes::{Lanes, Words};
 use zeroize::Zeroize;
@@ -110,66 +110,66 @@ impl<L: Lanes> Point<L> {
     }
 }
 
+// The order of independent steps below was found by measuring: a core looks about one product ahead,
+// and with a better order of the same steps it finds a tenth more to do.
+
 /// 2·P. Infinity gives infinity.
 #[inline(always)]
 pub(crate) fn double<L: Lanes>(p: &Point<L>) -> Point<L> {
     let delta = L::sqr(&p.z);
     let yy = L::sqr(&p.y);
-    let g = L::reduce(L::double(yy)); // 2Y²
-    let s = L::mul(&p.x, &g); // 2XY²
     let low = L::tight(L::add_p(L::sub(L::loose(&p.x), delta), 2));
     let sum = L::add(L::loose(&p.x), delta);
     let high = L::tight(L::add(sum, L::double(sum)));
+    let z3 = L::tight(L::double(L::mul(&p.y, &p.z)));
+    let g = L::reduce(L::double(yy)); // 2Y²
     let alpha = L::tight(L::mul(&low, &high)); // 3(X − Z²)(X + Z²)
-    let yz = L::tight(L::add(L::loose(&p.y), L::loose(&p.z)));
-    let z3 = L::reduce(L::add_p(L::sub(L::sub(L::sqr(&yz), yy), delta), 3)); // 2YZ
+    let s = L::mul(&p.x, &g); // 2XY²
     let s2 = L::double(s);
-    let x3 = L::reduce(L::add_p(L::sub(L::sqr(&alpha), L::double(s2)), 6));
+    let x3 = L::reduce(L::sqr_add_2(&alpha, L::add_p(L::neg(s2), 3)));
     let t = L::tight(L::add_p(L::sub(s2, L::loose(&x3)), 3));
     let y3 = L::tight(L::add_p(L::mul_sub_2sqr(&alpha, &t, &g), 1)); // α(4XY² − X₃) − 8Y⁴
     Point { x: x3, y: y3, z: z3 }
 }
 
-/// H = x₂Z² − X and r = ±y₂Z³ − Y, negating y₂ in the lanes of `negate`.
+/// P ± Q, negating y₂ in the lanes of `negate`, with H = x₂Z² − X and r = ±y₂Z³ − Y.
 #[inline(always)]
-pub(crate) fn differences<L: Lanes>(p: &Point<L>, q: &Affine<L>, negate: u8) -> (L::Fe, L::Fe) {
+fn add_core<L: Lanes>(p: &Point<L>, q: &Affine<L>, negate: u8) -> (Point<L>, L::Fe, L::Fe) {
     let zz = L::tight(L::sqr(&p.z));
-    let u = L::mul(&q.x, &zz);
+    let h = L::tight(L::mul_add(&q.x, &zz, L::add_p(L::neg(L::loose(&p.x)), 3)));
     let zzz = L::tight(L::mul(&p.z, &zz));
+    let hh = L::tight(L::sqr(&h));
+    let v = L::mul(&p.x, &hh);
     let s = L::neg_if(L::mul(&q.y, &zzz), negate);
-    let h = L::tight(L::add_p(L::sub(u, L::loose(&p.x)), 3));
-    let r = L::tight(L::add_p(L::sub(s, L::loose(&p.y)), 5));
-    (h, r)
-}
-
-/// The rest of an addition, where (x₁, y₁) is P scaled as H and r are.
-#[inline(always)]
-fn finish_add<L: Lanes>(x1: &L::Fe, y1: &L::Fe, h: &L::Fe, r: &L::Fe, z3: L::Fe) -> Point<L> {
-    let hh = L::tight(L::sqr(h));
-    let hhh = L::mul(h, &hh);
-    let v = L::mul(x1, &hh);
-    let x3 = L::reduce(L::add_p(L::sub(L::sub(L::sqr(r), hhh), L::double(v)), 5));
+    let hhh = L::mul(&h, &hh);
     let minus_hhh = L::tight(L::add_p(L::neg(hhh), 2));
+    let r = L::tight(L::add_p(L::sub(s, L::loose(&p.y)), 5));
+    let z3 = L::tight(L::mul(&p.z, &h));
+    let rr = L::sqr(&r);
+    let x3 = L::reduce(L::add_p(L::sub(L::sub(rr, hhh), L::double(v)), 5));
     let t = L::tight(L::add_p(L::sub(v, L::loose(&x3)), 3));
-    let y3 = L::tight(L::mul_add_mul(r, &t, y1, &minus_hhh));
-    Point { x: x3, y: y3, z: z3 }
+    let y3 = L::tight(L::mul_add_mul(&r, &t, &p.y, &minus_hhh));
+    (Point { x: x3, y: y3, z: z3 }, h, r)
 }
 
 /// P ± Q. Incomplete: P = ±Q or P = ∞ gives Z = 0.
 #[inline(always)]
 pub(crate) fn add_mixed<L: Lanes>(p: &Point<L>, q: &Affine<L>, negate: u8) -> Point<L> {
-    let (h, r) = differences(p, q, negate);
-    let z3 = L::tight(L::mul(&p.z, &h));
-    finish_add(&p.x, &p.y, &h, &r, z3)
+    add_core(p, q, negate).0
+}
+
+/// H and r: both zero where P = ±Q, H alone where P is the opposite.
+#[inline(always)]
+pub(crate) fn differences<L: Lanes>(p: &Point<L>, q: &Affine<L>, negate: u8) -> (L::Fe, L::Fe) {
+    let (_, h, r) = add_core(p, q, negate);
+    (h, r)
 }
 
 /// P ± Q, also where P equals ±Q. P = ∞ still gives Z = 0.
 #[inline(always)]
 pub(crate) fn add_mixed_or_double<L: Lanes>(p: &Point<L>, q: &Affine<L>, negate: u8) -> Point<L> {
-    let (h, r) = differences(p, q, negate);
+    let (sum, h, r) = add_core(p, q, negate);
     let equal = L::is_zero(&h) & L::is_zero(&r);
-    let z3 = L::tight(L::mul(&p.z, &h));
-    let sum = finish_add(&p.x, &p.y, &h, &r, z3);
     Point::select(equal, &sum, &double(p))
 }
 
@@ -181,9 +181,7 @@ pub(crate) fn add_mixed_public<L: Lanes>(
     q: &Affine<L>,
     negate: u8,
 ) -> Point<L> {
-    let (h, r) = differences(p, q, negate);
-    let z3 = L::tight(L::mul(&p.z, &h));
-    let sum = finish_add(&p.x, &p.y, &h, &r, z3);
+    let (sum, h, r) = add_core(p, q, negate);
     let same_x = L::is_zero(&h) & !*infinite;
     if same_x | *infinite == 0 {
         return sum;

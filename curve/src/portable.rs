@@ -137,6 +137,14 @@ impl Lanes for Portable {
         field::sqr(a)
     }
     #[inline(always)]
+    fn mul_add(a: &Limbs, b: &Limbs, c: Limbs) -> Limbs {
+        field::add(&field::mul(a, b), &c)
+    }
+    #[inline(always)]
+    fn sqr_add_2(a: &Limbs, c: Limbs) -> Limbs {
+        field::add(&field::sqr(a), &field::add(&c, &c))
+    }
+    #[inline(always)]
     fn mul_add_mul(a: &Limbs, b: &Limbs, c: &Limbs, d: &Limbs) -> Limbs {
         field::add(&field::mul(a, b), &field::mul(c, d))
     }
@@ -195,7 +203,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn pack(a: &Limbs) -> Words<Self> {
-        *a
+        field::canonical(a)
     }
     #[inline(always)]
     fn to_montgomery(w: &Words<Self>) -> Limbs {
@@ -203,7 +211,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn from_montgomery(a: &Limbs) -> Words<Self> {
-        field::mul(a, &[1, 0, 0, 0])
+        field::canonical(&field::mul(a, &[1, 0, 0, 0]))
     }
 
     #[inline(always)]

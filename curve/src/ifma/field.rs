@@ -65,8 +65,7 @@ pub(super) fn columns(mut t: [V; 10], a: &[V; 5], b: &[V; 5]) -> [V; 10] {
 
 /// The ten columns of a square.
 #[inline(always)]
-pub(super) fn square_columns(a: &[V; 5]) -> [V; 10] {
-    let mut t = [zero(); 10];
+pub(super) fn square_columns(mut t: [V; 10], a: &[V; 5]) -> [V; 10] {
     for i in 0..5 {
         for j in i + 1..5 {
             t[i + j] = madd_lo(t[i + j], a[i], a[j]);
@@ -75,7 +74,7 @@ pub(super) fn square_columns(a: &[V; 5]) -> [V; 10] {
             t[i + j + 1] = madd_hi(t[i + j + 1], a[i], a[j]);
         }
     }
-    for x in &mut t[1..9] {
+    for x in &mut t[1..] {
         *x = v::add(*x, *x);
     }
     for i in 0..5 {
@@ -85,73 +84,108 @@ pub(super) fn square_columns(a: &[V; 5]) -> [V; 10] {
     t
 }
 
-/// How [`reduce_columns`] forms the products of a quotient digit with p's limbs.
+/// Which products of a quotient digit with powers of two [`reduce_columns`] forms by shifts instead of
+/// multiply-adds. Shifts take more instructions but leave the multipliers to others: what is fastest
+/// was found by measuring.
 pub(super) mod shape {
-    /// All by multiply-add: shortest code.
-    pub(crate) const MULTIPLY: u8 = 0;
-    /// Products with powers of two by shifts: fewer multiply-adds, where those are the bottleneck.
-    pub(crate) const SHIFT: u8 = 1;
-    /// As `SHIFT`, for columns that may be negative.
-    pub(crate) const SHIFT_SIGNED: u8 = 2;
+    /// The low part of q·2⁴⁴.
+    pub(crate) const LOW_44: u8 = 1;
+    /// The high part of q·2⁴⁴.
+    pub(crate) const HIGH_44: u8 = 2;
+    /// The high part of q·2³⁶.
+    pub(crate) const HIGH_36: u8 = 4;
+    /// Columns may be negative.
+    pub(crate) const SIGNED: u8 = 8;
+
+    pub(crate) const PRODUCT: u8 = LOW_44 | HIGH_44;
+    pub(crate) const SQUARE: u8 = HIGH_36;
+}
+
+/// One digit of a reduction: adds q·p·2^(52i), where q is column i.
+#[inline(always)]
+fn reduce_digit<const SHAPE: u8>(t: &mut [V; 10], i: usize) {
+    let mask = splat(MASK);
+    let c44 = splat(1 << 44);
+    let c36 = splat(1 << 36);
+    let p4 = splat(P[4]);
+    let q = t[i];
+    let low = v::and(q, mask);
+    // Adding q·p clears the low 52 bits: q·(2⁵² − 1) + q = q·2⁵², whose carry is folded into the
+    // 2⁴⁴ limb (p₁ = 2⁴⁴ − 1, so q·p₁ + q = q·2⁴⁴).
+    let carry = if SHAPE & shape::SIGNED != 0 { sar::<52>(q) } else { shr::<52>(q) };
+    t[i + 1] = if SHAPE & shape::LOW_44 != 0 {
+        v::add(t[i + 1], v::add(v::and(shl::<44>(q), mask), carry))
+    } else {
+        v::add(madd_lo(t[i + 1], q, c44), carry)
+    };
+    t[i + 2] = if SHAPE & shape::HIGH_44 != 0 {
+        v::add(t[i + 2], shr::<8>(low))
+    } else {
+        madd_hi(t[i + 2], q, c44)
+    };
+    t[i + 3] = madd_lo(t[i + 3], q, c36);
+    t[i + 4] = if SHAPE & shape::HIGH_36 != 0 {
+        v::add(t[i + 4], shr::<16>(low))
+    } else {
+        madd_hi(t[i + 4], q, c36)
+    };
+    t[i + 4] = madd_lo(t[i + 4], q, p4);
+    t[i + 5] = madd_hi(t[i + 5], q, p4);
 }
 
 /// Montgomery reduction: five digits of t + q·p, divided by 2²⁶⁰.
 #[inline(always)]
 pub(super) fn reduce_columns<const SHAPE: u8>(mut t: [V; 10]) -> Loose {
-    let mask = splat(MASK);
-    let c44 = splat(1 << 44);
-    let c36 = splat(1 << 36);
-    let p4 = splat(P[4]);
     for i in 0..5 {
-        let q = t[i];
-        // Adding q·p clears the low 52 bits: q·(2⁵² − 1) + q = q·2⁵², whose carry is folded into
-        // the 2⁴⁴ limb (p₁ = 2⁴⁴ − 1, so q·p₁ + q = q·2⁴⁴).
-        let carry = if SHAPE == shape::SHIFT_SIGNED { sar::<52>(q) } else { shr::<52>(q) };
-        if SHAPE == shape::MULTIPLY {
-            t[i + 1] = madd_lo(t[i + 1], q, c44);
-            t[i + 1] = v::add(t[i + 1], carry);
-            t[i + 2] = madd_hi(t[i + 2], q, c44);
-            t[i + 3] = madd_lo(t[i + 3], q, c36);
-            t[i + 4] = madd_hi(t[i + 4], q, c36);
-        } else {
-            let low = v::and(q, mask);
-            t[i + 1] = v::add(t[i + 1], v::add(v::and(shl::<44>(q), mask), carry));
-            t[i + 2] = v::add(t[i + 2], shr::<8>(low));
-            t[i + 3] = madd_lo(t[i + 3], q, c36);
-            t[i + 4] = v::add(t[i + 4], shr::<16>(low));
-        }
-        t[i + 4] = madd_lo(t[i + 4], q, p4);
-        t[i + 5] = madd_hi(t[i + 5], q, p4);
+        reduce_digit::<SHAPE>(&mut t, i);
     }
     Loose([t[5], t[6], t[7], t[8], t[9]])
 }
 
 #[inline(always)]
 pub(super) fn mul(a: &Fe, b: &Fe) -> Loose {
-    reduce_columns::<{ shape::SHIFT }>(columns([zero(); 10], &a.0, &b.0))
+    reduce_columns::<{ shape::PRODUCT }>(columns([zero(); 10], &a.0, &b.0))
 }
 
 #[inline(always)]
 pub(super) fn sqr(a: &Fe) -> Loose {
-    reduce_columns::<{ shape::MULTIPLY }>(square_columns(&a.0))
+    reduce_columns::<{ shape::SQUARE }>(square_columns([zero(); 10], &a.0))
+}
+
+/// a·b + c: the sum costs nothing, as the columns start from it.
+#[inline(always)]
+pub(super) fn mul_add(a: &Fe, b: &Fe, c: &Loose) -> Loose {
+    let c = &c.0;
+    let z = zero();
+    let t = [z, z, z, z, z, c[0], c[1], c[2], c[3], c[4]];
+    reduce_columns::<{ shape::PRODUCT }>(columns(t, &a.0, &b.0))
+}
+
+/// a² + 2c, likewise.
+#[inline(always)]
+pub(super) fn sqr_add_2(a: &Fe, c: &Loose) -> Loose {
+    let c = &c.0;
+    let z = zero();
+    let t = [z, z, z, z, z, c[0], c[1], c[2], c[3], c[4]];
+    reduce_columns::<{ shape::SQUARE }>(square_columns(t, &a.0))
 }
 
 /// a·b + c·d with one reduction.
 #[inline(always)]
 pub(super) fn mul_add_mul(a: &Fe, b: &Fe, c: &Fe, d: &Fe) -> Loose {
     let t = columns([zero(); 10], &a.0, &b.0);
-    reduce_columns::<{ shape::SHIFT }>(columns(t, &c.0, &d.0))
+    reduce_columns::<{ shape::PRODUCT }>(columns(t, &c.0, &d.0))
 }
 
 /// a·b − 2c² with one reduction.
 #[inline(always)]
 pub(super) fn mul_sub_2sqr(a: &Fe, b: &Fe, c: &Fe) -> Loose {
-    let square = square_columns(&c.0);
+    let square = square_columns([zero(); 10], &c.0);
     let mut t = columns([zero(); 10], &a.0, &b.0);
     for (x, s) in t.iter_mut().zip(square) {
         *x = v::sub(*x, shl::<1>(s));
     }
-    reduce_columns::<{ shape::SHIFT_SIGNED }>(t)
+    reduce_columns::<{ shape::PRODUCT | shape::SIGNED }>(t)
 }
 
 /// Limb-wise a ∘ b.

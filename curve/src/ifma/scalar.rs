@@ -51,7 +51,7 @@ pub(super) fn mul(a: &Fe, b: &Fe) -> Fe {
 
 #[inline(always)]
 pub(super) fn sqr(a: &Fe) -> Fe {
-    reduce_columns(square_columns(&a.0))
+    reduce_columns(square_columns([zero(); 10], &a.0))
 }
 
 /// n − a, a in [0, n].

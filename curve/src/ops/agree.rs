@@ -98,7 +98,7 @@ impl<L: Lanes> Context<L> {
                 .zip(tables.clone())
                 .map(|(group, table)| {
                     let k = self.load_secrets(group, |item| item.secret);
-                    self.walk(table, TRANSIENT, &k)
+                    comb::walk(self.lanes, table, TRANSIENT, &k)
                 })
                 .collect::<Vec<_>>()
                 .into();
@@ -143,7 +143,7 @@ impl<L: Lanes> Context<L> {
                 .map(|group| {
                     let k = self.load_secrets(group, |item| item.1);
                     let (entries, shape) = table(group);
-                    self.walk(&entries, shape, &k)
+                    comb::walk(self.lanes, &entries, shape, &k)
                 })
                 .collect::<Vec<_>>()
                 .into();
@@ -207,7 +207,7 @@ impl<L: Lanes> Context<L> {
             let entries = comb::tables(self.lanes, &points, TRANSIENT);
             let results: Secrets<Point<L>> = entries
                 .chunks_exact(TRANSIENT_ENTRIES)
-                .map(|table| self.walk(table, TRANSIENT, &k))
+                .map(|table| comb::walk(self.lanes, table, TRANSIENT, &k))
                 .collect::<Vec<_>>()
                 .into();
             let shared = self.affine_x(&results, &self.inverses(&results));
@@ -316,7 +316,7 @@ impl<L: Lanes> Context<L> {
             for group in chunk.chunks(L::WIDTH) {
                 let k = self.load_secrets(group, |item| item.1);
                 let (entries, shape) = table(group);
-                points.push(self.walk(&entries, shape, &k));
+                points.push(comb::walk(self.lanes, &entries, shape, &k));
                 public.push(fixed::mul(self.lanes, &self.g_shared, &k));
             }
             points.extend_from_slice(&public);
@@ -357,11 +357,6 @@ impl<L: Lanes> Context<L> {
         secret: impl Fn(&T) -> &SecretScalar,
     ) -> Words<L> {
         load4(self.lanes, |lane| secret(&group[lane.min(group.len() - 1)]).0)
-    }
-
-    fn walk(&self, table: &[Entry<L>], shape: comb::Shape, k: &Words<L>) -> Point<L> {
-        let [point] = comb::walk::<L, 1>(self.lanes, table, shape, &[*k]);
-        point
     }
 
     /// 1/Z of each point, one inversion in all.

@@ -1,4 +1,7 @@
-//! Integers modulo p in four 64-bit limbs, Montgomery form with R = 2²⁵⁶, always reduced.
+//! Integers modulo p in four 64-bit limbs, Montgomery form with R = 2²⁵⁶.
+//!
+//! Elements are below 2²⁵⁶, and so may be p or a little more: nothing but a carry is looked at until
+//! an element leaves the field.
 //!
 //! p = 2²⁵⁶ − 2²²⁴ + 2¹⁹² + 2⁹⁶ − 1, so −p⁻¹ mod 2⁶⁴ = 1: the quotient digit of each reduction step
 //! is the lowest limb itself, and its product with p is a handful of shifts and additions.
@@ -8,6 +11,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 use cmov::Cmov;
+use core::hint::black_box;
 
 /// Four limbs, least significant first.
 pub(crate) type Limbs = [u64; 4];
@@ -36,21 +40,28 @@ pub(super) fn select(take: u64, a: &Limbs, b: &Limbs) -> Limbs {
     out
 }
 
-/// Subtracts `m` once from the five-limb value (t, top) if it is at least `m`: always subtracts, and
-/// adds `m` or nothing back, which costs less than a selection.
+/// Subtracts `m` once from the five-limb value (t, top) if it is at least `m`.
 #[inline(always)]
 pub(super) fn reduce_once(t: &Limbs, top: u64, m: &Limbs) -> Limbs {
+    // Limbs of p known to the compiler break the chain of borrows into comparisons.
+    let m = black_box(m);
     let (d0, c) = t[0].borrowing_sub(m[0], false);
     let (d1, c) = t[1].borrowing_sub(m[1], c);
     let (d2, c) = t[2].borrowing_sub(m[2], c);
     let (d3, c) = t[3].borrowing_sub(m[3], c);
     let (_, c) = top.borrowing_sub(0, c);
-    let mask = 0u64.wrapping_sub(u64::from(c));
-    let (d0, c) = d0.carrying_add(m[0] & mask, false);
-    let (d1, c) = d1.carrying_add(m[1] & mask, c);
-    let (d2, c) = d2.carrying_add(m[2] & mask, c);
-    let (d3, _) = d3.carrying_add(m[3] & mask, c);
-    [d0, d1, d2, d3]
+    select(u64::from(c), &[d0, d1, d2, d3], t)
+}
+
+/// x − p where `carry` is 1, x where it is 0, modulo 2²⁵⁶; and whether it borrowed.
+#[inline(always)]
+fn subtract_p(x: &Limbs, carry: bool) -> (Limbs, bool) {
+    let mask = 0u64.wrapping_sub(u64::from(carry));
+    let (x0, c) = x[0].borrowing_sub(mask, false);
+    let (x1, c) = x[1].borrowing_sub(mask & P[1], c);
+    let (x2, c) = x[2].borrowing_sub(0, c);
+    let (x3, c) = x[3].borrowing_sub(mask & P[3], c);
+    ([x0, x1, x2, x3], c)
 }
 
 #[inline(always)]
@@ -58,8 +69,10 @@ pub(super) fn add(a: &Limbs, b: &Limbs) -> Limbs {
     let (x0, c) = a[0].carrying_add(b[0], false);
     let (x1, c) = a[1].carrying_add(b[1], c);
     let (x2, c) = a[2].carrying_add(b[2], c);
-    let (x3, c) = a[3].carrying_add(b[3], c);
-    reduce_once(&[x0, x1, x2, x3], u64::from(c), &P)
+    let (x3, carry) = a[3].carrying_add(b[3], c);
+    // A sum of 2²⁵⁶ + p or more carries twice.
+    let (x, borrow) = subtract_p(&[x0, x1, x2, x3], carry);
+    subtract_p(&x, carry & !borrow).0
 }
 
 #[inline(always)]
@@ -67,59 +80,99 @@ pub(super) fn sub(a: &Limbs, b: &Limbs) -> Limbs {
     let (x0, c) = a[0].borrowing_sub(b[0], false);
     let (x1, c) = a[1].borrowing_sub(b[1], c);
     let (x2, c) = a[2].borrowing_sub(b[2], c);
-    let (x3, c) = a[3].borrowing_sub(b[3], c);
-    let m = 0u64.wrapping_sub(u64::from(c));
-    let (x0, c) = x0.carrying_add(m, false);
-    let (x1, c) = x1.carrying_add(m & P[1], c);
-    let (x2, c) = x2.carrying_add(0, c);
-    let (x3, _) = x3.carrying_add(m & P[3], c);
-    [x0, x1, x2, x3]
+    let (x3, borrow) = a[3].borrowing_sub(b[3], c);
+    // A difference below −p borrows twice.
+    let (x, carry) = add_p(&[x0, x1, x2, x3], borrow);
+    add_p(&x, borrow & !carry).0
 }
 
-/// One digit of the reduction: (t + t₀·p) / 2⁶⁴.
+/// x + p where `borrow` is 1, x where it is 0, modulo 2²⁵⁶; and whether it carried.
 #[inline(always)]
-fn reduce_digit(t: [u64; 5]) -> [u64; 5] {
-    let m = t[0];
-    // m·p = m·2²⁵⁶ − m·2²²⁴ + m·2¹⁹² + m·2⁹⁶ − m; the low limb cancels.
-    let (low, borrow) = m.borrowing_sub(m << 32, false);
-    let high = m - (m >> 32) - u64::from(borrow);
-    let (t1, c) = t[1].carrying_add(m << 32, false);
-    let (t2, c) = t[2].carrying_add(m >> 32, c);
-    let (t3, c) = t[3].carrying_add(low, c);
-    let (t4, c) = t[4].carrying_add(high, c);
-    [t1, t2, t3, t4, u64::from(c)]
+fn add_p(x: &Limbs, borrow: bool) -> (Limbs, bool) {
+    let mask = 0u64.wrapping_sub(u64::from(borrow));
+    let (x0, c) = x[0].carrying_add(mask, false);
+    let (x1, c) = x[1].carrying_add(mask & P[1], c);
+    let (x2, c) = x[2].carrying_add(0, c);
+    let (x3, c) = x[3].carrying_add(mask & P[3], c);
+    ([x0, x1, x2, x3], c)
+}
+
+/// t/R, below 2²⁵⁶: four digits, each of which adds the multiple of p that clears the lowest limb.
+#[inline(always)]
+fn reduce(t: &[u64; 8]) -> Limbs {
+    let mut low = [t[0], t[1], t[2], t[3]];
+    for _ in 0..4 {
+        let m = low[0];
+        // m·p = m·2²⁵⁶ − m·2²²⁴ + m·2¹⁹² + m·2⁹⁶ − m; the low limb cancels.
+        let (left, right) = (m << 32, m >> 32);
+        let (x3, borrow) = m.borrowing_sub(left, false);
+        let x4 = m - right - u64::from(borrow);
+        let (t1, c) = low[1].carrying_add(left, false);
+        let (t2, c) = low[2].carrying_add(right, c);
+        let (t3, c) = low[3].carrying_add(x3, c);
+        low = [t1, t2, t3, x4 + u64::from(c)];
+    }
+    let (x0, c) = low[0].carrying_add(t[4], false);
+    let (x1, c) = low[1].carrying_add(t[5], c);
+    let (x2, c) = low[2].carrying_add(t[6], c);
+    let (x3, carry) = low[3].carrying_add(t[7], c);
+    // The sum is below 2²⁵⁶ + p.
+    subtract_p(&[x0, x1, x2, x3], carry).0
+}
+
+/// The column (c₀, c₁, c₂) + a·b.
+#[inline(always)]
+fn accumulate(c: [u64; 3], a: u64, b: u64) -> [u64; 3] {
+    let (low, high) = a.carrying_mul(b, 0);
+    let (c0, carry) = c[0].carrying_add(low, false);
+    let (c1, carry) = c[1].carrying_add(high, carry);
+    [c0, c1, c[2] + u64::from(carry)]
+}
+
+/// a·b, column by column.
+#[inline(always)]
+pub(super) fn product(a: &Limbs, b: &Limbs) -> [u64; 8] {
+    let [a0, a1, a2, a3] = *a;
+    let [b0, b1, b2, b3] = *b;
+    let (r0, high) = a0.carrying_mul(b0, 0);
+    let c = accumulate([high, 0, 0], a0, b1);
+    let [r1, c0, c1] = accumulate(c, a1, b0);
+    let c = accumulate([c0, c1, 0], a0, b2);
+    let c = accumulate(c, a1, b1);
+    let [r2, c0, c1] = accumulate(c, a2, b0);
+    let c = accumulate([c0, c1, 0], a0, b3);
+    let c = accumulate(c, a1, b2);
+    let c = accumulate(c, a2, b1);
+    let [r3, c0, c1] = accumulate(c, a3, b0);
+    let c = accumulate([c0, c1, 0], a1, b3);
+    let c = accumulate(c, a2, b2);
+    let [r4, c0, c1] = accumulate(c, a3, b1);
+    let c = accumulate([c0, c1, 0], a2, b3);
+    let [r5, c0, c1] = accumulate(c, a3, b2);
+    let [r6, r7, _] = accumulate([c0, c1, 0], a3, b3);
+    [r0, r1, r2, r3, r4, r5, r6, r7]
 }
 
 #[inline(always)]
 pub(super) fn mul(a: &Limbs, b: &Limbs) -> Limbs {
-    let mut t = [0u64; 5];
-    for &digit in b {
-        let (u0, c) = a[0].carrying_mul_add(digit, t[0], 0);
-        let (u1, c) = a[1].carrying_mul_add(digit, t[1], c);
-        let (u2, c) = a[2].carrying_mul_add(digit, t[2], c);
-        let (u3, c) = a[3].carrying_mul_add(digit, t[3], c);
-        let (u4, carry) = t[4].carrying_add(c, false);
-        t = reduce_digit([u0, u1, u2, u3, u4]);
-        t[4] += u64::from(carry);
-    }
-    reduce_once(&[t[0], t[1], t[2], t[3]], t[4], &P)
+    reduce(&product(a, b))
 }
 
 #[inline(always)]
-pub(super) fn sqr(a: &Limbs) -> Limbs {
-    let (r1, c) = a[0].carrying_mul_add(a[1], 0, 0);
-    let (r2, c) = a[0].carrying_mul_add(a[2], 0, c);
-    let (r3, r4) = a[0].carrying_mul_add(a[3], 0, c);
+pub(super) fn square(a: &Limbs) -> [u64; 8] {
+    let (r1, c) = a[0].carrying_mul(a[1], 0);
+    let (r2, c) = a[0].carrying_mul(a[2], c);
+    let (r3, r4) = a[0].carrying_mul(a[3], c);
     let (r3, c) = a[1].carrying_mul_add(a[2], r3, 0);
     let (r4, r5) = a[1].carrying_mul_add(a[3], r4, c);
     let (r5, r6) = a[2].carrying_mul_add(a[3], r5, 0);
-    let r7 = r6 >> 63;
-    let r6 = (r6 << 1) | (r5 >> 63);
-    let r5 = (r5 << 1) | (r4 >> 63);
-    let r4 = (r4 << 1) | (r3 >> 63);
-    let r3 = (r3 << 1) | (r2 >> 63);
-    let r2 = (r2 << 1) | (r1 >> 63);
-    let r1 = r1 << 1;
+    // Twice that, and the squares.
+    let (r1, c) = r1.carrying_add(r1, false);
+    let (r2, c) = r2.carrying_add(r2, c);
+    let (r3, c) = r3.carrying_add(r3, c);
+    let (r4, c) = r4.carrying_add(r4, c);
+    let (r5, c) = r5.carrying_add(r5, c);
+    let (r6, r7) = r6.carrying_add(r6, c);
     let (r0, h) = a[0].carrying_mul(a[0], 0);
     let (r1, c) = r1.carrying_add(h, false);
     let (l, h) = a[1].carrying_mul(a[1], 0);
@@ -130,21 +183,25 @@ pub(super) fn sqr(a: &Limbs) -> Limbs {
     let (r5, c) = r5.carrying_add(h, c);
     let (l, h) = a[3].carrying_mul(a[3], 0);
     let (r6, c) = r6.carrying_add(l, c);
-    let (r7, _) = r7.carrying_add(h, c);
-    let mut t = [r0, r1, r2, r3, 0];
-    for _ in 0..4 {
-        t = reduce_digit(t);
-    }
-    let (x0, c) = t[0].carrying_add(r4, false);
-    let (x1, c) = t[1].carrying_add(r5, c);
-    let (x2, c) = t[2].carrying_add(r6, c);
-    let (x3, c) = t[3].carrying_add(r7, c);
-    reduce_once(&[x0, x1, x2, x3], t[4] + u64::from(c), &P)
+    let (r7, _) = u64::from(r7).carrying_add(h, c);
+    [r0, r1, r2, r3, r4, r5, r6, r7]
 }
 
-/// 1 where a = 0.
+#[inline(always)]
+pub(super) fn sqr(a: &Limbs) -> Limbs {
+    reduce(&square(a))
+}
+
+/// The integer in [0, p).
+#[inline(always)]
+pub(super) fn canonical(a: &Limbs) -> Limbs {
+    reduce_once(a, 0, &P)
+}
+
+/// 1 where a ≡ 0.
 #[inline(always)]
 pub(super) fn is_zero(a: &Limbs) -> u64 {
+    let a = canonical(a);
     let x = a[0] | a[1] | a[2] | a[3];
     1 ^ ((x | x.wrapping_neg()) >> 63)
 }
@@ -156,16 +213,16 @@ mod tests {
     #[test]
     fn constants() {
         let plain = [1, 0, 0, 0];
-        assert_eq!(mul(&R2, &plain), ONE);
-        assert_eq!(mul(&ONE, &plain), plain);
+        assert_eq!(canonical(&mul(&R2, &plain)), ONE);
+        assert_eq!(canonical(&mul(&ONE, &plain)), plain);
         let b = [
             0x3bce_3c3e_27d2_604b,
             0x651d_06b0_cc53_b0f6,
             0xb3eb_bd55_7698_86bc,
             0x5ac6_35d8_aa3a_93e7,
         ];
-        assert_eq!(mul(&b, &R2), B);
+        assert_eq!(canonical(&mul(&b, &R2)), B);
         assert_eq!(sqr(&R2), mul(&R2, &R2));
-        assert_eq!(add(&sub(&ONE, &B), &B), ONE);
+        assert_eq!(canonical(&add(&sub(&ONE, &B), &B)), ONE);
     }
 }
