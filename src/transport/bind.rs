@@ -264,11 +264,11 @@ fn bind_all(
 ) -> Result<(Vec<Sockets>, SocketAddr), TransportError> {
     let (first, local) = match settings.listen.port() {
         0 => bind_free_port(settings.listen)?,
-        _ => (bind_pair(settings.listen, BIND_PATIENCE)?, settings.listen),
+        _ => (bind_alone(settings.listen, BIND_PATIENCE)?, settings.listen),
     };
     let mut sockets = vec![first];
     for _ in 1..settings.shards {
-        sockets.push(bind_pair(local, BIND_PATIENCE)?);
+        sockets.push(join(local)?);
     }
     let failed = |step| move |source| TransportError::Socket { step, address: local, source };
     for pair in &sockets {
@@ -317,11 +317,25 @@ fn bind_free_port(listen: SocketAddr) -> Result<(Sockets, SocketAddr), Transport
     Err(TransportError::Socket { step: "find a free port for", address: listen, source: last })
 }
 
-fn bind_pair(address: SocketAddr, patience: Duration) -> Result<Sockets, TransportError> {
+/// Another shard's sockets on the port of the first.
+fn join(address: SocketAddr) -> Result<Sockets, TransportError> {
+    let bind = |kind, step| {
+        open(address, kind, true).map_err(|source| TransportError::Socket { step, address, source })
+    };
+    Ok(Sockets {
+        datagrams: bind(Type::DGRAM, "bind UDP to")?,
+        listener: bind(Type::STREAM, "bind TCP to")?,
+    })
+}
+
+/// The first sockets on a port that is to be ours alone.
+fn bind_alone(address: SocketAddr, patience: Duration) -> Result<Sockets, TransportError> {
     let bind = |kind, step| {
         let end = Instant::now() + patience;
         loop {
-            match open(address, kind, true) {
+            // Alone first: sharing is for our own shards, and the kernel would let another gateway of
+            // the same user join them and take half of the devices.
+            match open(address, kind, false).map(drop).and_then(|()| open(address, kind, true)) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
                     std::thread::sleep(Duration::from_millis(5));
                 }
@@ -361,6 +375,17 @@ fn open(address: SocketAddr, kind: Type, shared: bool) -> io::Result<Socket> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_gateway_does_not_join_the_first() {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let first = bind::<()>(Settings { listen, shards: 2, ..Settings::default() }).unwrap();
+        let again = Settings { listen: first.local, shards: 2, ..Settings::default() };
+        let refused = bind::<()>(again.clone()).unwrap_err().to_string();
+        assert!(refused.contains(&first.local.to_string()), "{refused}");
+        drop(first);
+        assert!(bind::<()>(again).is_ok());
+    }
 
     #[test]
     fn all_shards_share_one_port_for_both_protocols() {
