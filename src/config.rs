@@ -35,6 +35,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Data-plane threads, 1 to 256.
     pub shards: usize,
+    /// Whether each data-plane thread stays on a core of its own.
+    pub pin: bool,
+    /// Under load, how long a data-plane thread gathers input for one turn, µs.
+    pub gather_us: u32,
     /// Certificate and key that new devices are given.
     pub gateway: KeyFiles,
     /// The certificate before it, accepted as long as devices hold it.
@@ -166,6 +170,8 @@ struct File {
     state: Option<PathBuf>,
     listen: Option<SocketAddr>,
     shards: Option<usize>,
+    pin: Option<bool>,
+    gather_us: Option<u32>,
     gateway: FileGateway,
     spool: FileSpool,
     metrics: FileMetrics,
@@ -294,6 +300,8 @@ impl Config {
         let config = Self {
             listen,
             shards,
+            pin: file.pin.unwrap_or(true),
+            gather_us: file.gather_us.unwrap_or(200),
             gateway,
             retiring,
             spool: Spool {
@@ -321,6 +329,11 @@ impl Config {
 
     fn check_ranges(&self, check: &mut Check) {
         let Self { spool, session, limits, .. } = self;
+        check.that(
+            self.gather_us <= 10_000,
+            "gather_us",
+            "must be at most 10000: readings and hellos wait that long under load",
+        );
         check.that(
             (1 << 20..=1 << 30).contains(&spool.segment_bytes)
                 && spool.segment_bytes.is_multiple_of(4096),
@@ -434,13 +447,14 @@ mod tests {
     #[test]
     fn every_value_out_of_range_is_named_at_once() {
         let all = message(
-            "shards = 0\n[spool]\nsegment_bytes = 5\nmax_bytes = 6\n\
+            "shards = 0\ngather_us = 10001\n[spool]\nsegment_bytes = 5\nmax_bytes = 6\n\
              [metrics]\nlisten = \"192.0.2.1:9\"\n\
              [session]\nidle_timeout_s = 1\npending_timeout_ms = 1\nlifetime_s = 1\n\
              [limits]\nmax_sessions = 0\nmax_pending = 0\nmax_streams = 0\nmax_tables = 0\n",
         );
         for key in [
             "shards must",
+            "gather_us must",
             "spool.segment_bytes must",
             "spool.max_bytes must",
             "metrics.listen must",

@@ -3,8 +3,8 @@
 //! One process owns the file at a time: the running gateway, or a command while none runs. Each
 //! change is one durable transaction, all or nothing, and reaches the in-memory [`View`] that
 //! shards look devices up in only after it is on disk. A credential that was revoked is refused
-//! for ever, even after its device was removed: by its fingerprint and, for a certificate, by its
-//! key, so that a new certificate over the stolen key does not bring it back.
+//! for ever, even after its device was removed: by its fingerprint and by its key, so
+//! that neither a new certificate over the stolen key nor another id with it brings it back.
 //!
 //! Freshness marks belong to an (id, credential) pair and are never deleted or lowered. They are
 //! saved some seconds late: after a crash a mark may be old, which only means that replays of
@@ -458,6 +458,7 @@ impl Registry {
             let key = Sha256::new_with_prefix(b"duet key").chain_update(certificate.key.0);
             refused.push(key.finalize().into());
         }
+        refused.extend(record.registration_key_digest());
         Ok(refused)
     }
 

@@ -1,6 +1,8 @@
 //! Starts and ends the data plane: one thread a shard, the spool behind them. It moves no byte
 //! itself.
 
+mod sink;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,16 +15,14 @@ use std::time::{Duration, Instant};
 use duet_aead::Gcm;
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::admin::{CommandError, Fault, Gateway, Phase, Status};
 use crate::config::Config;
-use crate::delivery::{
-    Batch, Durability, MAX_PAYLOAD, ReadingRef, Spool, SpoolConfig, SpoolError, Submitter,
-};
+use crate::delivery::{Health, Spool, SpoolConfig, SpoolError};
 use crate::registry::View;
 use crate::shard::engine::Batched;
-use crate::shard::{BATCH_MAX, Command, GatewayKey, Gauges, Mail, Reading, Settings, Shard, Sink};
+use crate::shard::{BATCH_MAX, Command, GatewayKey, Gauges, Mail, Settings, Shard};
 use crate::transport::{self, Bound, MailSender, TransportError, run_shard};
 
 /// Why the data plane could not start, or ended badly.
@@ -57,6 +57,8 @@ pub struct Server {
     /// What went differently than wished, for people.
     pub warnings: Vec<String>,
     threads: Vec<JoinHandle<Result<(), TransportError>>>,
+    stop: transport::Stop,
+    ended: Arc<Notify>,
     spool: Spool,
     control: Arc<Control>,
 }
@@ -69,58 +71,12 @@ pub struct Control {
     shards: u32,
     view: Arc<View>,
     draining: AtomicBool,
-    healthy: Arc<AtomicBool>,
+    spool: Arc<Health>,
     gauges: Vec<Arc<Gauges>>,
 }
 
 fn sum(gauges: &[Arc<Gauges>], of: impl Fn(&Gauges) -> &AtomicU64) -> u64 {
     gauges.iter().map(|gauges| of(gauges).load(Ordering::Relaxed)).sum()
-}
-
-/// A shard's readings on their way to the spool, and the spool's answers on their way back.
-struct SpoolSink {
-    submitter: Submitter,
-    mail: MailSender<Mail>,
-}
-
-impl Sink for SpoolSink {
-    fn submit(&mut self, readings: Vec<Reading>) {
-        let mut batch = Batch::new();
-        let mut confirm = Vec::new();
-        for reading in &readings {
-            let record = ReadingRef {
-                device: &reading.device,
-                session: reading.session.0,
-                sequence: reading.sequence,
-                channel: reading.channel,
-                time_ms: reading.time_ms,
-                payload: reading.payload.get(..MAX_PAYLOAD).unwrap_or(&reading.payload),
-            };
-            if !batch.push(&record) {
-                self.hand_over(std::mem::take(&mut batch), std::mem::take(&mut confirm));
-                let fits = batch.push(&record);
-                debug_assert!(fits, "an empty batch takes any reading");
-            }
-            if reading.confirm {
-                confirm.push((reading.session, reading.sequence));
-            }
-        }
-        self.hand_over(batch, confirm);
-    }
-}
-
-impl SpoolSink {
-    fn hand_over(&self, batch: Batch, confirm: Vec<(duet_protocol::wire::SessionId, u32)>) {
-        let mail = self.mail.clone();
-        let done = move |_: Batch, durability| {
-            if durability == Durability::Durable && !confirm.is_empty() {
-                // A shard whose mailbox is full is given no acknowledgement; the device asks again.
-                let _ = mail.try_send(Mail::Durable(confirm));
-            }
-        };
-        // What the spool refuses is counted there and never acknowledged.
-        let _ = self.submitter.submit(batch, Box::new(done));
-    }
 }
 
 impl Server {
@@ -142,16 +98,22 @@ impl Server {
         let settings = transport::Settings {
             listen: config.listen,
             shards: config.shards,
-            streams_max: config.limits.max_streams as usize,
+            // The limit is for all shards together, and a shard counts fewer than 2²⁰.
+            streams_max: (config.limits.max_streams as usize / config.shards)
+                .clamp(1, (1 << 20) - 1),
+            cores: if config.pin { cores(config.shards) } else { Vec::new() },
+            min_wait_us: config.gather_us,
             ..transport::Settings::default()
         };
-        let Bound { local, shards, mail, warnings, .. } = transport::bind::<Mail>(settings)?;
+        let Bound { local, shards, mail, warnings, stop } = transport::bind::<Mail>(settings)?;
         let sessions_max = config.limits.max_sessions as usize / config.shards;
         let (gcm, curve) = (Gcm::select()?, Backend::detect());
         metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
             .set(1.0);
+        // Measured by the pipeline bench, in batches.
+        let hello_us = if curve == Backend::portable() { 150 } else { 35 };
         let tables = config.limits.max_tables as usize / config.shards;
-        let mut threads = Vec::new();
+        let (mut threads, ended) = (Vec::new(), Arc::new(Notify::new()));
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
         for (io, own) in shards.into_iter().zip(mail.clone()) {
             let settings = Settings {
@@ -165,14 +127,16 @@ impl Server {
                 sessions_max,
                 pending_max: (config.limits.max_pending as usize / config.shards).max(1),
                 retry_from: 2 * BATCH_MAX,
+                hello_us,
                 gcm,
                 gauges: Arc::clone(&gauges[io.index()]),
             };
-            let sink = SpoolSink { submitter: spool.submitter(), mail: own };
-            let view = Arc::clone(view);
+            let sink = sink::SpoolSink::new(spool.submitter(), own);
+            let (view, ending) = (Arc::clone(view), Ending(Arc::clone(&ended)));
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{}", io.index()))
                 .spawn(move || {
+                    let _ending = ending;
                     let engine = Batched::new(curve, tables);
                     run_shard(io, Shard::new(settings, view, engine, sink)).map(|_| ())
                 })
@@ -186,11 +150,25 @@ impl Server {
             shards: u32::try_from(config.shards).unwrap_or(u32::MAX),
             view: Arc::clone(view),
             draining: AtomicBool::new(false),
-            healthy: spool.health(),
+            spool: spool.health(),
             gauges,
         });
-        let warnings = warnings.iter().map(ToString::to_string).collect();
-        Ok(Self { local, warnings, threads, spool, control })
+        let mut warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+        if spool.recovery.cut_bytes > 0 {
+            warnings.push(format!(
+                "{}: {} bytes of an unfinished commit were cut off; nothing in them was confirmed",
+                config.spool.dir.display(),
+                spool.recovery.cut_bytes,
+            ));
+        }
+        Ok(Self { local, warnings, threads, stop, ended, spool, control })
+    }
+
+    /// Completes when a shard ends by itself: then the gateway must end, for a supervisor to
+    /// start it anew.
+    #[must_use]
+    pub fn ended(&self) -> Arc<Notify> {
+        Arc::clone(&self.ended)
     }
 
     /// What the control plane holds.
@@ -205,19 +183,39 @@ impl Server {
     /// The first thing that went wrong on the way.
     pub fn drain(self) -> Result<(), ServerError> {
         self.control.draining.store(true, Ordering::Relaxed);
-        self.control.tell_all(|| Mail::Drain);
+        if !self.control.tell_all(|| Mail::Drain) {
+            // One that takes no mail is ended without its goodbyes.
+            self.stop.stop();
+        }
         // The last senders but the spool's completions: what remains ends with the shards.
         let mut result = Ok(());
         for thread in self.threads {
             match thread.join() {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => result = Err(error.into()),
-                Err(_) => result = Err(ServerError::System("a shard its peace: it panicked")),
+                Err(_) => result = Err(ServerError::System("a shard to go on: it panicked")),
             }
         }
         self.spool.shutdown()?;
         result
     }
+}
+
+/// Tells that a shard's thread ends, also by a panic.
+struct Ending(Arc<Notify>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+/// A core for each shard, of those that this process may use; none where there are too few.
+fn cores(shards: usize) -> Vec<usize> {
+    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return Vec::new() };
+    let allowed = (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+    let cores: Vec<_> = allowed.take(shards).collect();
+    if cores.len() == shards { cores } else { Vec::new() }
 }
 
 /// This node's own secret: made once, and kept, so that a device whose session a restart took
@@ -230,33 +228,52 @@ fn node_key(path: &Path) -> Result<[u8; 32], ServerError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut key = [0; 32];
             getrandom::fill(&mut key).map_err(|_| ServerError::System("randomness"))?;
-            crate::identity::write_new(path, &key, 0o600).map_err(failed)?;
+            keep_key(path, &key).map_err(failed)?;
             Ok(key)
         }
         Err(error) => Err(failed(error)),
     }
 }
 
+/// Whole or not at all: whoever is killed on the way finds no file, or the key.
+fn keep_key(path: &Path, key: &[u8; 32]) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    match std::fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => crate::identity::write_new(&draft, key, 0o600)?,
+    }
+    std::fs::rename(&draft, path)?;
+    match path.parent() {
+        Some(dir) => std::fs::File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
 impl Control {
-    fn tell_all(&self, mail: impl Fn() -> Mail) {
-        let Ok(shards) = self.mail.lock() else { return };
+    /// Whether every shard took it. Control mail must arrive, and a full mailbox empties within
+    /// a turn.
+    fn tell_all(&self, mail: impl Fn() -> Mail) -> bool {
+        let Ok(shards) = self.mail.lock() else { return false };
+        let mut all = true;
         for shard in shards.iter() {
-            let mut waiting = mail();
-            // Control mail must arrive; a full mailbox empties within a turn.
+            let mut waiting = Some(mail());
             for _ in 0..1_000 {
-                match shard.try_send(waiting) {
-                    Ok(()) => break,
-                    Err(refused) => waiting = refused,
+                let Some(mail) = waiting.take() else { break };
+                waiting = shard.try_send(mail).err();
+                if waiting.is_some() {
+                    std::thread::sleep(Duration::from_millis(1));
                 }
-                std::thread::sleep(Duration::from_millis(1));
             }
+            all &= waiting.is_none();
         }
+        all
     }
 }
 
 impl Gateway for Control {
     fn revoked(&self, device: DeviceId) {
-        self.tell_all(|| Mail::Revoked(device));
+        // Where it does not arrive, the registry's view tells with the device's next record.
+        let _ = self.tell_all(|| Mail::Revoked(device));
     }
 
     fn command(
@@ -280,7 +297,10 @@ impl Gateway for Control {
     fn status(&self) -> Status {
         let draining = self.draining.load(Ordering::Relaxed);
         let phase = if draining { Phase::Draining } else { Phase::Running };
-        let healthy = self.healthy.load(Ordering::Relaxed);
+        let faults = [
+            (self.spool.has_failed(), Fault::SpoolFailed),
+            (self.spool.is_full(), Fault::SpoolFull),
+        ];
         Status {
             phase,
             uptime_s: self.started.elapsed().as_secs(),
@@ -289,8 +309,25 @@ impl Gateway for Control {
             sessions: sum(&self.gauges, |gauges| &gauges.sessions),
             pending: sum(&self.gauges, |gauges| &gauges.pending),
             devices: self.view.len() as u64,
-            faults: if healthy { Vec::new() } else { vec![Fault::SpoolFailed] },
+            faults: faults.iter().filter(|(holds, _)| *holds).map(|(_, fault)| *fault).collect(),
             ..Status::starting(self.shards)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_key_is_kept_and_a_draft_of_it_does_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.key");
+        std::fs::write(path.with_extension("draft"), b"cut off").unwrap();
+        let key = node_key(&path).unwrap();
+        assert_eq!(node_key(&path).unwrap(), key);
+        assert!(!path.with_extension("draft").exists());
+        std::fs::write(&path, b"cut off").unwrap();
+        assert!(node_key(&path).unwrap_err().to_string().contains("not 32 bytes"));
     }
 }

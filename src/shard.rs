@@ -5,15 +5,18 @@
 //! It owns its sessions alone: no lock is taken on the path of a record. What it shares with other
 //! threads is the registry's view and its mail.
 
+mod admission;
 mod commands;
 pub mod engine;
 mod hellos;
+mod outbox;
 mod random;
 mod records;
 mod session;
+mod streams;
 mod traffic;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,16 +27,20 @@ use duet_protocol::identity::{DeviceId, Gateway};
 use duet_protocol::message::Down;
 use duet_protocol::reason::DropReason;
 use duet_protocol::record::scrub_stack;
-use duet_protocol::wire::{Hello, Kind, SessionId};
+use duet_protocol::wire::{Kind, SessionId};
+use rustc_hash::FxHashMap;
 
+use self::admission::Waiting;
 pub use self::commands::Command;
 use self::commands::Sent;
 use self::engine::Engine;
+use self::outbox::Outbox;
 pub(crate) use self::random::random;
 use self::records::Records;
-use self::session::Session;
+use self::session::{Session, Unsealed};
+use self::streams::Streams;
 use crate::registry::View;
-use crate::transport::{Handler, Now, Path, StreamId, Transmit};
+use crate::transport::{Handler, Now, Path, StreamId, Transmit, shard_of};
 
 /// The highest `fresh` of a device that the gateway has not met (R42).
 const FIRST_FRESH_MAX: u64 = 1 << 48;
@@ -42,8 +49,6 @@ const FRESH_JUMP_MAX: u64 = 1 << 40;
 /// The most hellos that are answered in one turn: larger batches gain little and keep records
 /// waiting.
 pub const BATCH_MAX: usize = 64;
-/// How long after a discarded message its stream is closed, µs.
-const CLOSE_AFTER_US: u64 = 1_000_000;
 /// The most RESETs a second (R62).
 const RESETS_PER_S: u32 = 10_000;
 
@@ -78,6 +83,8 @@ pub struct Settings {
     pub pending_max: usize,
     /// From how many waiting hellos on an address must prove itself first (RETRY).
     pub retry_from: usize,
+    /// What a HELLO costs about, µs: by it a storm is told when to come back.
+    pub hello_us: u64,
     /// How records are sealed and opened.
     pub gcm: Gcm,
     /// Where it tells other threads how many sessions it has.
@@ -94,10 +101,10 @@ pub struct Gauges {
 }
 
 /// A reading that a device sent, decrypted and authentic.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reading {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading<'a> {
     /// The device's registered name.
-    pub device: Arc<str>,
+    pub device: &'a str,
     /// Its session.
     pub session: SessionId,
     /// The record's number in the session.
@@ -107,22 +114,27 @@ pub struct Reading {
     /// When it was measured, milliseconds since 1970: arrival less the age that the device gave.
     pub time_ms: u64,
     /// The measurement.
-    pub payload: Vec<u8>,
+    pub payload: &'a [u8],
     /// Whether the device waits until it is durable.
     pub confirm: bool,
 }
 
 /// Takes readings towards durable storage.
 pub trait Sink {
-    /// Takes the readings of a turn; when they are durable, [`Mail::Durable`] must follow with the
-    /// readings that want confirmation. What is not taken is never acknowledged.
-    fn submit(&mut self, readings: Vec<Reading>);
+    /// Takes a reading; when it is durable and wants confirmation, [`Mail::Durable`] must follow.
+    /// What is not taken is never acknowledged.
+    fn take(&mut self, reading: &Reading<'_>);
+
+    /// The readings of a turn are complete: none may wait for the next one.
+    fn flush(&mut self);
 }
 
 /// What other threads tell a shard.
 pub enum Mail {
     /// These readings are durable.
     Durable(Vec<(SessionId, u32)>),
+    /// These readings were not stored: when they come again, they are taken again.
+    Refused(Vec<(SessionId, u32)>),
     /// This device may no longer be connected.
     Revoked(DeviceId),
     /// A connected device is to do something.
@@ -157,6 +169,8 @@ pub struct Counts {
     pub readings: u64,
     /// RESETs sent.
     pub resets: u64,
+    /// Messages that were not sent, since too many waited already.
+    pub unsent: u64,
 }
 
 /// A shard.
@@ -165,20 +179,21 @@ pub struct Shard<E, S> {
     view: Arc<View>,
     engine: E,
     sink: S,
-    sessions: HashMap<SessionId, Session>,
+    /// Session ids and streams' numbers are the gateway's own choice: nobody can make them collide.
+    sessions: FxHashMap<SessionId, Session>,
     contacts: HashMap<DeviceId, Contact>,
     /// Pending sessions by their HELLO's digest and path kind, for repeated HELLOs.
     cached: HashMap<[u8; 32], SessionId>,
-    hellos: VecDeque<(Path, Hello)>,
+    hellos: Waiting,
     records: Records,
-    readings: Vec<Reading>,
     pending: usize,
     acking: Vec<SessionId>,
+    /// What this turn has to say, sealed at its end as one batch.
+    unsealed: Vec<Unsealed>,
     commands: HashMap<u32, Sent>,
     next_command: u32,
-    out: VecDeque<(Path, Vec<u8>)>,
-    /// Streams to close, and when.
-    closing: VecDeque<(u64, StreamId)>,
+    out: Outbox,
+    streams: Streams,
     /// The time of the last turn.
     turn_us: u64,
     next_sweep_us: u64,
@@ -199,18 +214,18 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             view,
             engine,
             sink,
-            sessions: HashMap::new(),
+            sessions: FxHashMap::default(),
             contacts: HashMap::new(),
             cached: HashMap::new(),
-            hellos: VecDeque::new(),
+            hellos: Waiting::default(),
             records: Records::default(),
-            readings: Vec::new(),
             pending: 0,
             acking: Vec::new(),
+            unsealed: Vec::new(),
             commands: HashMap::new(),
             next_command: u32::from_be_bytes(random()),
-            out: VecDeque::new(),
-            closing: VecDeque::new(),
+            out: Outbox::default(),
+            streams: Streams::default(),
             turn_us: 0,
             next_sweep_us: 0,
             resets_left: RESETS_PER_S,
@@ -233,12 +248,19 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         if let Path::Stream(stream) = path
             && reason != DropReason::Replay
         {
-            self.closing.push_back((now.mono_us + CLOSE_AFTER_US, stream));
+            self.streams.fail(now.mono_us, stream);
         }
     }
 
     fn handle(&mut self, now: Now, path: Path, bytes: &[u8]) {
+        if let Path::Stream(stream) = path {
+            self.streams.arrived(now.mono_us, stream);
+        }
+        // R10: a stream may bring what another shard owns, and knows, though this one does not.
+        let Settings { index, shards, .. } = self.settings;
+        let foreign = shard_of(bytes, shards).is_some_and(|owner| owner != index);
         let handled = match Kind::of(bytes) {
+            Ok(Kind::Hello | Kind::Up) if foreign => Err(DropReason::Slot),
             Ok(Kind::Hello) if self.draining => Err(DropReason::HelloQueueFull),
             Ok(Kind::Hello) => self.handle_hello(now, path, bytes),
             Ok(Kind::Up) => self.queue_record(path, bytes),
@@ -283,12 +305,15 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 metrics::counter!("duet_drops_total", &labels).absolute(count);
             }
         }
-        let Counts { accepts, confirmed, readings, resets, .. } = self.counts;
+        let Counts { accepts, confirmed, readings, resets, unsent, .. } = self.counts;
         metrics::counter!("duet_accepts_total", "shard" => shard.clone()).absolute(accepts);
         metrics::counter!("duet_sessions_confirmed_total", "shard" => shard.clone())
             .absolute(confirmed);
         metrics::counter!("duet_readings_total", "shard" => shard.clone()).absolute(readings);
-        metrics::counter!("duet_resets_total", "shard" => shard).absolute(resets);
+        metrics::counter!("duet_resets_total", "shard" => shard.clone()).absolute(resets);
+        metrics::counter!("duet_slow_verifications_total", "shard" => shard.clone())
+            .absolute(self.engine.slow_verifications());
+        metrics::counter!("duet_unsent_total", "shard" => shard).absolute(unsent);
     }
 
     fn sweep(&mut self, now: Now) {
@@ -315,9 +340,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 
     fn close_session(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id) {
-            let path = session.path;
-            if let Some(close) = session.seal(self.settings.gcm, id, Down::Close) {
-                self.out.push_back((path, close));
+            let close = session.prepare(id, Down::Close);
+            let close =
+                session::seal(self.settings.gcm, &self.sessions, close.into_iter().collect());
+            for (path, message) in close {
+                self.out.push_last(path, message);
             }
         }
         self.end(id);
@@ -335,7 +362,9 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         self.handle(now, Path::Stream(stream), bytes);
     }
 
-    fn handle_stream_closed(&mut self, _: Now, _: StreamId) {}
+    fn handle_stream_closed(&mut self, _: Now, stream: StreamId) {
+        self.streams.closed(stream);
+    }
 
     fn handle_mail(&mut self, now: Now, mail: Mail) {
         match mail {
@@ -346,6 +375,13 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
                         session.stored.take(sequence);
                         session.acks.push(sequence);
                         self.acking.push(id);
+                    }
+                }
+            }
+            Mail::Refused(readings) => {
+                for (id, sequence) in readings {
+                    if let Some(session) = self.sessions.get_mut(&id) {
+                        session.window.give_back(sequence);
                     }
                 }
             }
@@ -371,17 +407,18 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         self.turn_us = now.mono_us;
         self.open_records(now);
         self.answer_hellos(now);
-        if !self.readings.is_empty() {
-            self.sink.submit(std::mem::take(&mut self.readings));
-        }
+        self.sink.flush();
         for id in std::mem::take(&mut self.acking) {
             if let Some(session) = self.sessions.get_mut(&id) {
-                let path = session.path;
-                let acks = session.seal_acks(self.settings.gcm, id);
-                self.out.extend(acks.into_iter().map(|ack| (path, ack)));
+                self.unsealed.extend(session.prepare_acks(id));
             }
         }
         self.send_commands(now);
+        let unsealed = std::mem::take(&mut self.unsealed);
+        for (path, message) in session::seal(self.settings.gcm, &self.sessions, unsealed) {
+            self.out.push(path, message);
+        }
+        self.counts.unsent = self.out.unsent;
         self.sweep(now);
         if std::mem::take(&mut self.scrub) {
             scrub_stack();
@@ -389,20 +426,20 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     }
 
     fn poll_transmit(&mut self, out: &mut [u8]) -> Option<Transmit> {
-        let (to, bytes) = self.out.pop_front()?;
+        let (to, bytes) = self.out.pop()?;
         out[..bytes.len()].copy_from_slice(&bytes);
         Some(Transmit { to, len: bytes.len() })
     }
 
     fn poll_close(&mut self) -> Option<StreamId> {
-        self.closing.pop_front_if(|(due_us, _)| *due_us <= self.turn_us).map(|(_, stream)| stream)
+        self.streams.poll(self.turn_us)
     }
 
     fn poll_timeout(&self) -> Option<u64> {
         if !self.hellos.is_empty() {
             return Some(0);
         }
-        let close = self.closing.front().map(|(due_us, _)| *due_us);
+        let close = self.streams.next_us();
         let command = self.commands.values().map(|sent| sent.resend_us.min(sent.until_us)).min();
         [Some(self.next_sweep_us), command, close].into_iter().flatten().min()
     }

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use duet::delivery::{
-    Batch, Durability, Filter, Reader, ReadingRef, Spool, SpoolConfig, SpoolError, cat, verify,
+    Batch, Durability, Filter, Reader, ReadingRef, Spool, SpoolConfig, SpoolError, Urgency, cat,
+    verify,
 };
 
 fn config(dir: &Path) -> SpoolConfig {
@@ -29,7 +30,7 @@ fn store(spool: &Spool, session: u32, count: u32) -> Durability {
     }
     let (done, answer) = mpsc::channel();
     let report = Box::new(move |_, durability| done.send(durability).unwrap());
-    assert!(spool.submitter().submit(batch, report).is_ok());
+    assert!(spool.submitter().submit(batch, Urgency::Awaited, report).is_ok());
     answer.recv().unwrap()
 }
 

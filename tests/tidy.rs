@@ -211,7 +211,7 @@ const BELOW: &[(&str, &[&str])] = &[
 ];
 
 /// What a shard may know of the transport.
-const TRANSPORT_TYPES: [&str; 5] = ["Handler", "Now", "Path", "StreamId", "Transmit"];
+const TRANSPORT_TYPES: [&str; 6] = ["Handler", "Now", "Path", "StreamId", "Transmit", "shard_of"];
 
 /// Words that no code of a sans-IO module contains.
 const INPUT_OUTPUT: &[&str] = &[

@@ -2,8 +2,8 @@
 //! measurement and stopped after it.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -39,6 +39,8 @@ pub struct LocalGateway {
     child: Child,
     /// Where it listens, UDP and TCP.
     pub address: SocketAddr,
+    /// Where its metrics are.
+    pub metrics: SocketAddr,
     /// Its state directory.
     pub state: PathBuf,
 }
@@ -92,18 +94,42 @@ impl LocalGateway {
             .spawn()
             .with_context(|| program.display().to_string())?;
         let lines = child.stdout.take().context("the gateway has no output")?;
-        let mut this = Self { child, address: SocketAddr::from(([127, 0, 0, 1], 0)), state };
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut this = Self { child, address: nowhere, metrics: nowhere, state };
         for line in BufReader::new(lines).lines() {
             let line = line?;
             if let Some(rest) = line.strip_prefix("listening") {
                 let text = rest.split_whitespace().next().unwrap_or_default();
                 this.address = text.parse().context("the gateway's address")?;
             }
+            if let Some(rest) = line.strip_prefix("metrics") {
+                let text = rest.trim().trim_start_matches("http://").trim_end_matches("/metrics");
+                this.metrics = text.parse().context("the metrics' address")?;
+            }
             if line == "running" {
                 return Ok((this, members));
             }
         }
         bail!("the gateway ended before it was running");
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its metrics as Prometheus would see them.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn scrape(&self) -> Result<String> {
+        let mut stream = TcpStream::connect(self.metrics)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: duet\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
     }
 
     /// The processor time that all its threads have used so far.

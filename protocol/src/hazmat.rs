@@ -106,7 +106,7 @@ pub fn master(hs: &Secret, th: &[u8; 32], ikm: &[u8]) -> Secret {
 /// The key that seals ACCEPT in key source `ephemeral`.
 #[must_use]
 pub fn accept_key(master: &Secret) -> KeyIv {
-    schedule::accept_key(master)
+    schedule::accept_key(&master.prk())
 }
 
 /// The key that seals ACCEPT in the method's own profiles with a registered id.
@@ -118,7 +118,7 @@ pub fn accept_key_registered(hs: &Secret, th: &[u8; 32]) -> KeyIv {
 /// The session's keys.
 #[must_use]
 pub fn session_keys(master: &Secret) -> SessionKeys {
-    schedule::session_keys(master)
+    schedule::session_keys(&master.prk())
 }
 
 /// The key that seals a CHALLENGE.

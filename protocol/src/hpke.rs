@@ -1,17 +1,22 @@
 //! HPKE base mode (RFC 9180) for the one suite: DHKEM(P-256, HKDF-SHA256), HKDF-SHA256,
 //! AES-128-GCM. The Diffie-Hellman itself is done elsewhere; this is everything after it.
 
-use hkdf::{GenericHkdf, HkdfExtract};
-use hmac::Hmac;
-use sha2::Sha256;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::{aead, ec::SharedX, identity::PublicKey};
-
-type Hkdf = GenericHkdf<Hmac<Sha256>>;
+use crate::{
+    aead,
+    ec::SharedX,
+    identity::PublicKey,
+    schedule::{self, Hkdf, Secret},
+};
 
 const KEM_SUITE: &[u8] = b"KEM\x00\x10";
 const HPKE_SUITE: &[u8] = b"HPKE\x00\x10\x00\x01\x00\x01";
+/// LabeledExtract("", "psk_id_hash", ""): mode base has no PSK, so it is always this.
+const PSK_ID_HASH: [u8; 32] = [
+    0xb8, 0x8d, 0x4e, 0x6d, 0x91, 0x75, 0x9e, 0x65, 0xe8, 0x7c, 0x47, 0x0e, 0x8b, 0x91, 0x41, 0x11,
+    0x3e, 0x9a, 0xd5, 0xf0, 0xc8, 0xce, 0xef, 0xc1, 0xe0, 0x88, 0xc8, 0x2e, 0x69, 0x80, 0x50, 0x07,
+];
 
 /// The key schedule's result: seals or opens exactly one message (sequence number 0), and exports.
 #[derive(Zeroize, ZeroizeOnDrop)]
@@ -21,15 +26,12 @@ pub struct Context {
     exporter: [u8; 32],
 }
 
-fn labeled_extract(suite: &[u8], salt: &[u8], label: &[u8], ikm: &[&[u8]]) -> Hkdf {
-    let mut extract = HkdfExtract::<Sha256>::new(Some(salt));
-    extract.input_ikm(b"HPKE-v1");
-    extract.input_ikm(suite);
-    extract.input_ikm(label);
-    ikm.iter().for_each(|part| extract.input_ikm(part));
-    let (mut prk, hkdf) = extract.finalize();
-    prk.zeroize();
-    hkdf
+/// LabeledExtract (RFC 9180 §4): HMAC with the salt as its key.
+fn labeled_extract(suite: &[u8], salt: &[u8], label: &[u8], ikm: &[&[u8]]) -> Secret {
+    let mut parts: [&[u8]; 7] = [&[]; 7];
+    parts[..3].copy_from_slice(&[b"HPKE-v1", suite, label]);
+    parts[3..3 + ikm.len()].copy_from_slice(ikm);
+    Secret(schedule::mac(salt, &parts))
 }
 
 fn labeled_expand(prk: &Hkdf, suite: &[u8], label: &[u8], info: &[&[u8]], out: &mut [u8]) {
@@ -41,22 +43,12 @@ fn labeled_expand(prk: &Hkdf, suite: &[u8], label: &[u8], info: &[&[u8]], out: &
     crate::schedule::expand_parts(prk, &parts, out);
 }
 
-/// LabeledExtract as bytes, for the hashes inside the key schedule's context.
-fn labeled_hash(label: &[u8], ikm: &[&[u8]]) -> [u8; 32] {
-    let mut extract = HkdfExtract::<Sha256>::new(Some(&[]));
-    extract.input_ikm(b"HPKE-v1");
-    extract.input_ikm(HPKE_SUITE);
-    extract.input_ikm(label);
-    ikm.iter().for_each(|part| extract.input_ikm(part));
-    extract.finalize().0.into()
-}
-
 impl Context {
     /// `SetupBase` after the Diffie-Hellman (RFC 9180 §4.1, §5.1.1): `enc` is the encapsulated key,
     /// `recipient` the receiver's public key, `info` the concatenation of its parts.
     #[must_use]
     pub fn new(dh: &SharedX, enc: &PublicKey, recipient: &PublicKey, info: &[&[u8]]) -> Self {
-        let prk = labeled_extract(KEM_SUITE, &[], b"eae_prk", &[&dh.0]);
+        let prk = labeled_extract(KEM_SUITE, &[], b"eae_prk", &[&dh.0]).prk();
         let mut shared = Zeroizing::new([0; 32]);
         labeled_expand(
             &prk,
@@ -66,10 +58,9 @@ impl Context {
             shared.as_mut_slice(),
         );
 
-        let psk_id_hash = labeled_hash(b"psk_id_hash", &[]);
-        let info_hash = labeled_hash(b"info_hash", info);
-        let context: [&[u8]; 3] = [&[0], &psk_id_hash, &info_hash];
-        let secret = labeled_extract(HPKE_SUITE, shared.as_slice(), b"secret", &[]);
+        let info_hash = labeled_extract(HPKE_SUITE, &[], b"info_hash", info);
+        let context: [&[u8]; 3] = [&[0], &PSK_ID_HASH, &info_hash.0];
+        let secret = labeled_extract(HPKE_SUITE, shared.as_slice(), b"secret", &[]).prk();
         let mut this = Self { key: [0; 16], base_nonce: [0; 12], exporter: [0; 32] };
         labeled_expand(&secret, HPKE_SUITE, b"key", &context, &mut this.key);
         labeled_expand(&secret, HPKE_SUITE, b"base_nonce", &context, &mut this.base_nonce);
@@ -107,6 +98,11 @@ mod tests {
 
     use super::*;
     use crate::ec::{self, SecretScalar};
+
+    #[test]
+    fn the_constant_is_the_hash() {
+        assert_eq!(labeled_extract(HPKE_SUITE, &[], b"psk_id_hash", &[]).0, PSK_ID_HASH);
+    }
 
     fn hex(text: &str) -> Vec<u8> {
         (0..text.len() / 2)

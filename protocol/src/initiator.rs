@@ -348,7 +348,7 @@ impl Accepting<'_> {
             (KeySource::Ephemeral, _) => {
                 let shared: &SharedX = &answer.ok_or(DropReason::Point)?.shared;
                 let secret = schedule::master(&secrets.hs, &th, &shared.0);
-                let keys = schedule::accept_key(&secret);
+                let keys = schedule::accept_key(&secret.prk());
                 master = Some(secret);
                 aead::open(&keys.key, &keys.iv, &clear, text, tag)
             }
@@ -421,7 +421,7 @@ impl Answered {
         if self.verify.is_some() && !verdict {
             return Err(DropReason::AcceptOpen);
         }
-        let keys = schedule::session_keys(&self.master);
+        let keys = schedule::session_keys(&self.master.prk());
         Ok((self.grant, keys))
     }
 }

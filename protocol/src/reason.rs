@@ -58,6 +58,8 @@ reasons! {
     Cookie = "cookie",
     /// More hellos were waiting than the gateway takes.
     HelloQueueFull = "hello_queue_full",
+    /// More hellos of one address were waiting than its share of a full queue.
+    SourceFull = "source_full",
     /// More sessions wait for their first record than the gateway takes.
     PendingFull = "pending_full",
     /// No memory set aside for another session.

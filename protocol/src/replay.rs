@@ -60,6 +60,14 @@ impl ReplayWindow {
             }
         }
     }
+
+    /// Undoes [`take`](Self::take) of a number within the window: what it stood for was not kept,
+    /// and may come again.
+    pub const fn give_back(&mut self, sequence: u32) {
+        if matches!(self.place(sequence), Place::Repeated) {
+            self.seen &= !(1 << (self.next - 1 - sequence));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -101,5 +109,19 @@ mod tests {
         assert_eq!(window.place(u32::MAX - 1), Place::Repeated);
         assert_eq!(window.place(u32::MAX - 2), Place::Late);
         assert_eq!(window.place(0), Place::TooOld);
+    }
+
+    #[test]
+    fn a_number_given_back_can_be_taken_again_and_no_other() {
+        let mut window = ReplayWindow::new();
+        [0, 1, 2, 200].into_iter().for_each(|number| window.take(number));
+        window.give_back(200);
+        assert_eq!(window.place(200), Place::Late);
+        window.take(200);
+        assert_eq!(window.place(200), Place::Repeated);
+        // Below the window, never seen, and in the future: nothing to give back.
+        [1, 150, 300].into_iter().for_each(|number| window.give_back(number));
+        assert_eq!((window.place(1), window.place(150)), (Place::TooOld, Place::Late));
+        assert_eq!(window.place(201), Place::Newest);
     }
 }

@@ -424,6 +424,7 @@ impl Signing {
             }
         };
 
+        let master = master.prk();
         let mut accept = Accept { bytes: [0; ACCEPT_MAX], len: 0 };
         accept.append(&clear);
         accept.append(ikm_part.as_slice());

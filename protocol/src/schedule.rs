@@ -1,7 +1,7 @@
 //! The key schedule of the one suite (R1), with the specification's names. `‖` joins fixed-length fields; every label is
 //! ASCII without a NUL; Extract and Expand are RFC 5869 with SHA-256.
 
-use hkdf::{GenericHkdf, HkdfExtract};
+use hkdf::GenericHkdf;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -12,7 +12,7 @@ use crate::{
     wire::{GRANT, HELLO_HEADER, SessionId},
 };
 
-type Hkdf = GenericHkdf<Hmac<Sha256>>;
+pub(crate) type Hkdf = GenericHkdf<Hmac<Sha256>>;
 
 /// A 32-byte secret of the schedule (`ex`, `hs`, `master`, …).
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -85,25 +85,24 @@ pub(crate) fn expand_parts(prk: &Hkdf, info: &[&[u8]], out: &mut [u8]) {
     }
 }
 
-fn hkdf_from(secret: &Secret) -> Hkdf {
-    let Ok(prk) = Hkdf::from_prk(&secret.0) else { unreachable!("32 bytes are a PRK") };
-    prk
+impl Secret {
+    /// Ready to expand: worth keeping while several keys come from one secret.
+    pub(crate) fn prk(&self) -> Hkdf {
+        let Ok(prk) = Hkdf::from_prk(&self.0) else { unreachable!("32 bytes are a PRK") };
+        prk
+    }
 }
 
 fn expand(secret: &Secret, info: &[&[u8]], out: &mut [u8]) {
-    expand_parts(&hkdf_from(secret), info, out);
+    expand_parts(&secret.prk(), info, out);
 }
 
+/// Extract is HMAC with the salt as its key (RFC 5869 §2.2).
 fn extract(salt: &[u8], ikm: &[u8]) -> Secret {
-    let mut extract = HkdfExtract::<Sha256>::new(Some(salt));
-    extract.input_ikm(ikm);
-    let (mut prk, _) = extract.finalize();
-    let secret = Secret(prk.into());
-    prk.zeroize();
-    secret
+    Secret(mac(salt, &[ikm]))
 }
 
-fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+pub(crate) fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else {
         unreachable!("HMAC takes keys of any length")
     };
@@ -229,18 +228,17 @@ pub(crate) fn salt(hs: &Secret, th: &[u8; 32]) -> Secret {
 
 /// The key that seals ACCEPT in key source `ephemeral`.
 #[must_use]
-pub(crate) fn accept_key(master: &Secret) -> KeyIv {
-    let prk = hkdf_from(master);
+pub(crate) fn accept_key(master: &Hkdf) -> KeyIv {
     let mut out = KeyIv { key: [0; 16], iv: [0; 12] };
-    expand_parts(&prk, &[b"duet1 accept key"], &mut out.key);
-    expand_parts(&prk, &[b"duet1 accept iv"], &mut out.iv);
+    expand_parts(master, &[b"duet1 accept key"], &mut out.key);
+    expand_parts(master, &[b"duet1 accept iv"], &mut out.iv);
     out
 }
 
 /// The key that seals ACCEPT in the method's own profiles with a registered id.
 #[must_use]
 pub(crate) fn accept_key_registered(hs: &Secret, th: &[u8; 32]) -> KeyIv {
-    let prk = hkdf_from(hs);
+    let prk = hs.prk();
     let mut out = KeyIv { key: [0; 16], iv: [0; 12] };
     expand_parts(&prk, &[b"duet1 accept key", th], &mut out.key);
     expand_parts(&prk, &[b"duet1 accept iv", th], &mut out.iv);
@@ -249,21 +247,20 @@ pub(crate) fn accept_key_registered(hs: &Secret, th: &[u8; 32]) -> KeyIv {
 
 /// The session's keys in both directions.
 #[must_use]
-pub(crate) fn session_keys(master: &Secret) -> SessionKeys {
-    let prk = hkdf_from(master);
+pub(crate) fn session_keys(master: &Hkdf) -> SessionKeys {
     let empty = || KeyIv { key: [0; 16], iv: [0; 12] };
     let mut keys = SessionKeys { up: empty(), down: empty() };
-    expand_parts(&prk, &[b"duet1 up key"], &mut keys.up.key);
-    expand_parts(&prk, &[b"duet1 up iv"], &mut keys.up.iv);
-    expand_parts(&prk, &[b"duet1 down key"], &mut keys.down.key);
-    expand_parts(&prk, &[b"duet1 down iv"], &mut keys.down.iv);
+    expand_parts(master, &[b"duet1 up key"], &mut keys.up.key);
+    expand_parts(master, &[b"duet1 up iv"], &mut keys.up.iv);
+    expand_parts(master, &[b"duet1 down key"], &mut keys.down.key);
+    expand_parts(master, &[b"duet1 down iv"], &mut keys.down.iv);
     keys
 }
 
 /// The key that seals a CHALLENGE: only the sender of the HELLO can open it (R56).
 #[must_use]
 pub(crate) fn challenge_key(hs: &Secret, nonce: &[u8; 16]) -> KeyIv {
-    let prk = hkdf_from(&extract(nonce, &hs.0));
+    let prk = extract(nonce, &hs.0).prk();
     let mut out = KeyIv { key: [0; 16], iv: [0; 12] };
     expand_parts(&prk, &[b"duet1 retry key"], &mut out.key);
     expand_parts(&prk, &[b"duet1 retry iv"], &mut out.iv);

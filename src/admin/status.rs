@@ -25,8 +25,6 @@ pub struct Status {
     pub sessions: u64,
     /// Sessions that wait for their first record.
     pub pending: u64,
-    /// TCP connections.
-    pub streams: u64,
 }
 
 /// Where in its life a gateway is.
@@ -49,10 +47,6 @@ pub enum Fault {
     SpoolFailed,
     /// The spool reached its size limit.
     SpoolFull,
-    /// An upstream has not acknowledged anything for too long.
-    UpstreamStalled,
-    /// A shard's thread has ended or does not turn.
-    ShardStalled,
     /// Freshness marks could not be saved.
     MarksUnsaved,
 }
@@ -81,7 +75,6 @@ impl Status {
             devices: 0,
             sessions: 0,
             pending: 0,
-            streams: 0,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use metrics::{counter, describe_counter, describe_gauge, gauge};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 /// Access to the process's metrics.
@@ -25,6 +25,22 @@ pub fn install() -> Telemetry {
         // Another recorder means that someone else collects: ours then renders nothing.
         let _ = metrics::set_global_recorder(recorder);
         describe_gauge!("duet_devices", "Devices that may connect.");
+        describe_gauge!("duet_sessions", "Sessions that a record has confirmed.");
+        describe_gauge!("duet_sessions_pending", "Sessions that wait for their first record.");
+        describe_gauge!("duet_backend_info", "1; its labels name the engines in use.");
+        describe_counter!("duet_drops_total", "Inputs discarded, each for one reason.");
+        describe_counter!("duet_accepts_total", "ACCEPTs made, repeated ones not counted.");
+        describe_counter!("duet_sessions_confirmed_total", "Sessions confirmed by a record.");
+        describe_counter!("duet_readings_total", "Readings taken.");
+        describe_counter!("duet_resets_total", "RESETs sent.");
+        describe_counter!("duet_unsent_total", "Messages not sent: too many waited already.");
+        describe_counter!(
+            "duet_slow_verifications_total",
+            "Signatures that took the slow path: more than a few are made on purpose."
+        );
+        describe_histogram!("duet_hello_batch", "Hellos answered as one batch.");
+        describe_histogram!("duet_hello_wait_seconds", "Wait of a batch's oldest HELLO.");
+        describe_histogram!("duet_hello_batch_seconds", "Time that one batch took.");
         describe_gauge!("duet_marks_failed", "1 while freshness marks cannot be saved.");
         describe_counter!("duet_marks_saved_total", "Freshness marks saved.");
         describe_counter!("duet_control_requests_total", "Requests on the control socket.");

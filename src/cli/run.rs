@@ -14,6 +14,7 @@ use duet::shard::GatewayKey;
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::Gateway;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use super::control::open_patiently;
 
@@ -82,10 +83,13 @@ fn serve(prepared: Prepared) -> Result<()> {
     writeln!(out, "devices      {}", view.len())?;
     writeln!(out, "metrics      http://{}/metrics", admin.http())?;
     writeln!(out, "running")?;
-    stop.wait();
+    let asked = stop.wait(&server.ended());
     let drained = server.drain();
     admin.shutdown()?;
     drained?;
+    if !asked {
+        bail!("a shard ended by itself");
+    }
     Ok(writeln!(out, "stopped")?)
 }
 
@@ -106,12 +110,14 @@ impl Stop {
         Ok(Self { runtime, terminate, interrupt })
     }
 
-    fn wait(mut self) {
+    /// Whether it was a signal, and not a shard's end.
+    fn wait(mut self, ended: &Notify) -> bool {
         self.runtime.block_on(async {
             tokio::select! {
-                _ = self.terminate.recv() => {}
-                _ = self.interrupt.recv() => {}
+                _ = self.terminate.recv() => true,
+                _ = self.interrupt.recv() => true,
+                () = ended.notified() => false,
             }
-        });
+        })
     }
 }

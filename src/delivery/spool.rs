@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::batch::{Batch, Group};
 use super::error::SpoolError;
@@ -22,6 +22,10 @@ use super::{MAX_BATCH_BYTES, metrics as names, segment};
 
 /// The most batches that wait for the next group.
 const QUEUE: usize = 1_024;
+/// How long readings gather for which nobody waits.
+const QUIET: Duration = Duration::from_millis(10);
+/// The least time between the starts of two commits.
+const INTERVAL: Duration = Duration::from_millis(1);
 /// The most bytes of one group.
 const GROUP_MAX: usize = 4 << 20;
 
@@ -48,10 +52,27 @@ pub enum Durability {
 /// Called on the spool's thread with the batch, to be used again, and what became of it.
 pub type Done = Box<dyn FnOnce(Batch, Durability) + Send>;
 
+/// Whether somebody waits until a batch is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// A device waits for its confirmation.
+    Awaited,
+    /// Nobody waits: it may gather with others for a moment.
+    Quiet,
+}
+
+struct Submission {
+    batch: Batch,
+    urgency: Urgency,
+    done: Done,
+}
+
 /// By which shards hand batches over.
 #[derive(Clone)]
 pub struct Submitter {
-    queue: mpsc::Sender<(Batch, Done)>,
+    queue: mpsc::Sender<Submission>,
+    /// Ends the gathering of quiet batches.
+    hurry: Arc<Notify>,
 }
 
 impl Submitter {
@@ -59,11 +80,37 @@ impl Submitter {
     ///
     /// # Errors
     /// The batch and its completion, when too many are waiting or the spool has ended.
-    pub fn submit(&self, batch: Batch, done: Done) -> Result<(), (Batch, Done)> {
-        self.queue.try_send((batch, done)).map_err(|refused| {
+    pub fn submit(&self, batch: Batch, urgency: Urgency, done: Done) -> Result<(), (Batch, Done)> {
+        self.queue.try_send(Submission { batch, urgency, done }).map_err(|refused| {
             metrics::counter!(names::REFUSED, "reason" => names::QUEUE).increment(1);
-            refused.into_inner()
-        })
+            let Submission { batch, done, .. } = refused.into_inner();
+            (batch, done)
+        })?;
+        if urgency == Urgency::Awaited || self.queue.capacity() < QUEUE / 2 {
+            self.hurry.notify_one();
+        }
+        Ok(())
+    }
+}
+
+/// How the spool is, for whoever reports it.
+#[derive(Debug, Default)]
+pub struct Health {
+    failed: AtomicBool,
+    full: AtomicBool,
+}
+
+impl Health {
+    /// A write or sync has failed: nothing is stored until the gateway is started anew.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// The last group was refused, since the spool has reached its size limit.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
     }
 }
 
@@ -71,7 +118,7 @@ impl Submitter {
 pub struct Spool {
     submitter: Submitter,
     thread: JoinHandle<Result<(), SpoolError>>,
-    healthy: Arc<AtomicBool>,
+    health: Arc<Health>,
     /// What opening found.
     pub recovery: Recovery,
 }
@@ -94,19 +141,22 @@ impl Spool {
         let lock = segment::Lock::take(&config.dir)?;
         let (tail, recovery) = recover(&config.dir, config.segment_bytes)?;
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let healthy = Arc::new(AtomicBool::new(true));
-        let flag = Arc::clone(&healthy);
+        let hurry = Arc::new(Notify::new());
+        let hurried = Arc::clone(&hurry);
+        let health = Arc::new(Health::default());
+        let flag = Arc::clone(&health);
         let dir = config.dir.clone();
         let thread = std::thread::Builder::new()
             .name("spool".into())
             .spawn(move || {
                 let _lock = lock;
-                let run = || tokio_uring::start(Writer::new(config, tail).run(waiting, flag));
+                let run =
+                    || tokio_uring::start(Writer::new(config, tail).run(waiting, hurried, flag));
                 std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
                     .unwrap_or(Err(SpoolError::ThreadEnded))
             })
             .map_err(SpoolError::io("starting the thread of", &dir))?;
-        Ok(Self { submitter: Submitter { queue }, thread, healthy, recovery })
+        Ok(Self { submitter: Submitter { queue, hurry }, thread, health, recovery })
     }
 
     /// A way to hand batches over; any number may exist.
@@ -118,13 +168,13 @@ impl Spool {
     /// Whether it stores what it is given.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        self.healthy.load(Ordering::Relaxed) && !self.thread.is_finished()
+        !self.health.has_failed() && !self.thread.is_finished()
     }
 
-    /// A flag that falls when the spool fails, for whoever reports health.
+    /// How it is, also after this handle is gone.
     #[must_use]
-    pub fn health(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.healthy)
+    pub fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
     }
 
     /// Stores what is queued and ends. Every [`Submitter`] must be gone, or this waits for it.
@@ -154,6 +204,18 @@ impl Spare {
     }
 }
 
+/// Waits for more to commit with what has come. `began` is when the commit before did.
+async fn gather(hurry: &Notify, urgency: Urgency, began: Instant) {
+    if urgency == Urgency::Quiet {
+        // A hurry of batches that were committed since may end this early, once: harmless.
+        let _ = tokio::time::timeout(QUIET, hurry.notified()).await;
+    }
+    let earliest = began + INTERVAL;
+    if Instant::now() < earliest {
+        tokio::time::sleep_until(earliest.into()).await;
+    }
+}
+
 struct Writer {
     config: SpoolConfig,
     path: PathBuf,
@@ -180,41 +242,51 @@ impl Writer {
 
     async fn run(
         mut self,
-        mut waiting: mpsc::Receiver<(Batch, Done)>,
-        healthy: Arc<AtomicBool>,
+        mut waiting: mpsc::Receiver<Submission>,
+        hurry: Arc<Notify>,
+        health: Arc<Health>,
     ) -> Result<(), SpoolError> {
         let mut result = Ok(());
         let mut group = Group::default();
         let mut file = match self.open() {
             Ok(file) => Some(file),
             Err(error) => {
-                healthy.store(false, Ordering::Relaxed);
+                health.failed.store(true, Ordering::Relaxed);
                 result = Err(error);
                 None
             }
         };
         let mut held = None;
+        let mut began = Instant::now();
         loop {
-            let Some(first) = (match held.take() {
-                Some(held) => Some(held),
-                None => waiting.recv().await,
-            }) else {
-                break;
+            let (first, urgency) = match held.take() {
+                // It has waited for a group already.
+                Some(held) => (held, Urgency::Awaited),
+                None => match waiting.recv().await {
+                    Some(first) => {
+                        let urgency = first.urgency;
+                        (first, urgency)
+                    }
+                    None => break,
+                },
             };
-            let mut bytes = first.0.bytes();
+            gather(&hurry, urgency, began).await;
+            began = Instant::now();
+            let mut bytes = first.batch.bytes();
             let mut batches = vec![first];
             while let Ok(next) = waiting.try_recv() {
-                if bytes + next.0.bytes() > GROUP_MAX.min(self.room_max()) {
+                if bytes + next.batch.bytes() > GROUP_MAX.min(self.room_max()) {
                     held = Some(next);
                     break;
                 }
-                bytes += next.0.bytes();
+                bytes += next.batch.bytes();
                 batches.push(next);
             }
             let outcome = match (&mut file, &result) {
                 (Some(file), Ok(())) => self.commit(file, &batches, &mut group).await,
                 _ => Ok(Commit::Ended),
             };
+            health.full.store(matches!(outcome, Ok(Commit::Full)), Ordering::Relaxed);
             let durability = match outcome {
                 Ok(Commit::Ended) => {
                     metrics::counter!(names::REFUSED, "reason" => names::FAILED).increment(1);
@@ -227,13 +299,13 @@ impl Writer {
                 }
                 Err(error) => {
                     metrics::counter!(names::REFUSED, "reason" => names::FAILED).increment(1);
-                    healthy.store(false, Ordering::Relaxed);
+                    health.failed.store(true, Ordering::Relaxed);
                     result = Err(error);
                     Durability::Failed
                 }
             };
             metrics::gauge!(names::HEALTHY).set(if result.is_ok() { 1.0 } else { 0.0 });
-            for (mut batch, done) in batches {
+            for Submission { mut batch, done, .. } in batches {
                 batch.clear();
                 done(batch, durability);
             }
@@ -265,11 +337,11 @@ impl Writer {
     async fn commit(
         &mut self,
         file: &mut tokio_uring::fs::File,
-        batches: &[(Batch, Done)],
+        batches: &[Submission],
         group: &mut Group,
     ) -> Result<Commit, SpoolError> {
         let began = Instant::now();
-        let bytes: usize = batches.iter().map(|(batch, _)| batch.bytes()).sum();
+        let bytes: usize = batches.iter().map(|one| one.batch.bytes()).sum();
         if self.at + bytes as u64 > self.header.size {
             if self.disk_bytes + self.config.segment_bytes > self.config.max_bytes {
                 return Ok(Commit::Full);
@@ -279,7 +351,7 @@ impl Writer {
             full.close().await.map_err(SpoolError::io("closing the segment before", &self.path))?;
         }
         group.begin(self.header.seed(), self.next_index);
-        batches.iter().for_each(|(batch, _)| batch.seal_into(group));
+        batches.iter().for_each(|one| one.batch.seal_into(group));
         let records = group.records;
         let buffer = std::mem::take(&mut group.bytes);
         let (written, buffer) = file.write_all_at(buffer, self.at).await;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use duet_protocol::identity::{Credential, DeviceId, Fingerprint, RegistrationKey};
 use duet_protocol::profile::Mode;
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -145,6 +146,17 @@ impl Record {
                 Fingerprint::of_certificate(der)
             }
             Stored::RegisteredId(_) => Fingerprint::of_registered_id(&self.id),
+        }
+    }
+
+    /// What a registration key is refused by; nothing in the certificate modes.
+    pub(super) fn registration_key_digest(&self) -> Option<[u8; 32]> {
+        match &self.secret {
+            Stored::Certificate(_) | Stored::RegisteredCertificate(_) => None,
+            Stored::RegisteredId(key) => {
+                let hash = Sha256::new_with_prefix(b"duet registration key").chain_update(key.0);
+                Some(hash.finalize().into())
+            }
         }
     }
 

@@ -13,7 +13,9 @@ fn name(text: &str) -> Name {
 }
 
 fn keyed(text: &str, id: u64) -> NewDevice {
-    let (id, key) = (DeviceId(id.to_be_bytes()), RegistrationKey([9; 32]));
+    let mut key = RegistrationKey([9; 32]);
+    key.0[..8].copy_from_slice(&id.to_be_bytes());
+    let id = DeviceId(id.to_be_bytes());
     let enrolment = Enrolment::RegisteredId { id, key };
     NewDevice { name: name(text), enrolment, sources: SourceSet::default() }
 }
@@ -104,6 +106,22 @@ fn a_revoked_credential_never_returns_but_its_name_may() {
     let new = create("d", 1, NOW_S).unwrap().certificate_der;
     registry.add(certified("a", &new), NOW_S).unwrap();
     assert_eq!((view.len(), registry.show(&name("a")).unwrap().revoked_s), (1, None));
+}
+
+#[test]
+fn a_revoked_registration_key_is_refused_under_any_id() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    let with_key = |text: &str, id: u8, key: u8| {
+        let (id, key) = (DeviceId([id; 8]), RegistrationKey([key; 32]));
+        let enrolment = Enrolment::RegisteredId { id, key };
+        NewDevice { name: name(text), enrolment, sources: SourceSet::default() }
+    };
+    registry.add(with_key("a", 1, 1), NOW_S).unwrap();
+    registry.revoke(&name("a"), NOW_S).unwrap();
+    let error = registry.add(with_key("b", 2, 1), NOW_S).unwrap_err();
+    assert!(matches!(error, RegistryError::Refused { .. }));
+    registry.add(with_key("b", 2, 2), NOW_S).unwrap();
 }
 
 #[test]

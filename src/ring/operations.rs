@@ -101,7 +101,13 @@ impl Ring {
         self.push(entry.user_data(Kind::Plain.user_data(tag)));
     }
 
-    /// Cancels every operation on a descriptor.
+    /// Cancels the receive on a stream that was begun with this tag: the kernel finds it without a search.
+    pub fn cancel_receive(&mut self, receive_tag: u64, tag: u64) {
+        let entry = opcode::AsyncCancel::new(Kind::ReceiveStreams.user_data(receive_tag)).build();
+        self.push(entry.user_data(Kind::Plain.user_data(tag)));
+    }
+
+    /// Cancels every operation on a descriptor, for which the kernel looks through all there are.
     pub fn cancel_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
         let all = types::CancelBuilder::fd(types::Fd(stream.as_raw_fd())).all();
         let entry = opcode::AsyncCancel2::new(all).build();

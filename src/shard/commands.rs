@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use duet_protocol::identity::DeviceId;
 use duet_protocol::message::{Down, PAYLOAD_MAX};
-use duet_protocol::wire::SessionId;
 use tokio::sync::oneshot;
 
 use super::engine::Engine;
@@ -35,12 +34,30 @@ impl Command {
     }
 }
 
+/// Where a command has gone so far.
+#[derive(Clone, Copy)]
+pub(super) enum Destinations {
+    Nowhere,
+    /// Who names the command's number receives there (R71).
+    Only(Path),
+    /// The number may come from elsewhere.
+    Several,
+}
+
+impl Destinations {
+    fn add(&mut self, path: Path) {
+        *self = match *self {
+            Self::Nowhere => Self::Only(path),
+            Self::Only(first) if first == path => Self::Only(path),
+            Self::Only(_) | Self::Several => Self::Several,
+        };
+    }
+}
+
 /// A command that is out.
 pub(super) struct Sent {
     pub(super) command: Command,
-    pub(super) session: SessionId,
-    /// Where it went last.
-    pub(super) path: Path,
+    pub(super) sent_to: Destinations,
     pub(super) until_us: u64,
     pub(super) resend_us: u64,
 }
@@ -52,10 +69,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
         // R48: nothing is sent in a session that no record has confirmed.
         let live = self.contacts.get(&command.device).and_then(|contact| contact.live);
-        let live = live.and_then(|id| Some((id, self.sessions.get(&id)?.path)));
-        let Some((session, path)) = live else {
+        if live.is_none() {
             return command.refuse(CommandError::NotConnected);
-        };
+        }
         // R80: the device remembers one command only.
         let open = self.commands.values().any(|sent| sent.command.device == command.device);
         if open || self.commands.len() >= COMMANDS_MAX {
@@ -65,7 +81,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.next_command = number.wrapping_add(1);
         let timeout = u64::try_from(command.timeout.as_micros()).unwrap_or(u64::MAX);
         let until_us = now.mono_us.saturating_add(timeout);
-        let sent = Sent { command, session, path, until_us, resend_us: now.mono_us };
+        let sent_to = Destinations::Nowhere;
+        let sent = Sent { command, sent_to, until_us, resend_us: now.mono_us };
         self.commands.insert(number, sent);
     }
 
@@ -87,11 +104,16 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 continue;
             }
             sent.resend_us = now.mono_us + 1_000_000;
-            if let Some(session) = self.sessions.get_mut(&sent.session) {
-                sent.path = session.path;
+            // The session may be another one than when the command was given.
+            let live = self.contacts.get(&sent.command.device).and_then(|contact| contact.live);
+            if let Some(id) = live
+                && let Some(session) = self.sessions.get_mut(&id)
+            {
                 let down = Down::Command { command: *number, payload: &sent.command.payload };
-                let message = session.seal(self.settings.gcm, sent.session, down);
-                self.out.extend(message.map(|message| (session.path, message)));
+                if let Some(message) = session.prepare(id, down) {
+                    sent.sent_to.add(session.path);
+                    self.unsealed.push(message);
+                }
             }
         }
     }

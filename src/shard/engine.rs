@@ -36,6 +36,10 @@ pub trait Engine {
     /// Signs each digest, with a nonce hedged by fresh randomness.
     fn sign(&mut self, secret: &SecretScalar, digests: &[[u8; 32]]) -> Vec<Option<Signature>>;
 
+    /// How many signatures took the slow path so far: more than a few mean that somebody makes them
+    /// on purpose.
+    fn slow_verifications(&self) -> u64;
+
     /// Keys that proved themselves and will be met again: an engine may prepare for them.
     fn remember(&mut self, keys: &[PublicKey]);
 }
@@ -122,6 +126,21 @@ mod tests {
     #[test]
     fn one_by_one_is_the_reference() {
         agrees_with_reference(OneByOne, 1);
+    }
+
+    /// A key that has a table already, among as many new ones as there are tables.
+    #[test]
+    fn no_answer_is_missing_when_a_chunk_evicts_its_own() {
+        let mut engine = Batched::new(duet_curve::Backend::detect(), 32);
+        let task = |byte| EncapsulateTask { scalar: scalar(7), peer: scalar(byte).public_key() };
+        for first in [1, 32, 63] {
+            let tasks: Vec<_> = (first..first + 32).rev().map(task).collect();
+            let tasks: Vec<_> = tasks.iter().map(|task| (task, None)).collect();
+            assert!(engine.encapsulate(&tasks).iter().all(Option::is_some), "from {first}");
+        }
+        let tasks: Vec<_> = std::iter::once(94).chain(100..131).map(task).collect();
+        let tasks: Vec<_> = tasks.iter().map(|task| (task, None)).collect();
+        assert!(engine.encapsulate(&tasks).iter().all(Option::is_some));
     }
 
     #[test]

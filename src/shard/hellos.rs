@@ -1,9 +1,8 @@
 //! From HELLO to ACCEPT: admission, the batch, freshness. Changes the sessions only at its end.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use duet_protocol::ec::{SecretScalar, Signature};
 use duet_protocol::identity::DeviceId;
@@ -11,9 +10,11 @@ use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
 use duet_protocol::responder::{Claim, Opened, Proven, Responding, Signing};
 use duet_protocol::schedule::{self, Grant};
-use duet_protocol::wire::{CHALLENGE_LEN, Hello, Retry, SessionId};
+use duet_protocol::wire::{CHALLENGE_LEN, Hello, SessionId};
 use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
 
+use super::admission::{Policy, Refusal};
 use super::engine::Engine;
 use super::session::{Pending, Session};
 use super::{
@@ -24,10 +25,6 @@ use crate::transport::{Now, Path};
 
 /// How long a challenge may be answered, µs.
 const CHALLENGE_US: u64 = 30_000_000;
-/// The most hellos that wait for their batch (R93).
-const HELLOS_MAX: usize = 512;
-/// How long a cookie's epoch is, µs; the epoch before is valid too.
-const COOKIE_EPOCH_US: u64 = 30_000_000;
 
 struct About {
     session: SessionId,
@@ -36,21 +33,22 @@ struct About {
     challenged: bool,
 }
 
-struct Claimed<K> {
+struct Claimed {
     path: Path,
     claim: Claim,
     device: Option<Arc<Device>>,
     key: usize,
-    kept: K,
+    /// Where in the batch the engine's part of it is kept.
+    kept: usize,
 }
 
-struct Admitted<K> {
+struct Admitted {
     path: Path,
     responding: Responding,
     about: About,
     device: Arc<Device>,
     key: usize,
-    kept: K,
+    kept: usize,
 }
 
 struct Signed {
@@ -98,83 +96,57 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         // R50: the same bytes get the same answer.
         if let Some(session) = self.cached.get(&hello.digest) {
             if let Some(pending) = self.sessions.get(session).and_then(|s| s.pending.as_ref()) {
-                self.out.push_back((path, pending.accept.as_slice().to_vec()));
+                self.out.push(path, pending.accept.as_slice().to_vec());
             }
             return Ok(());
         }
-        if let Path::Datagram(from) = path
-            && self.hellos.len() >= self.settings.retry_from
-        {
-            self.check_address(now, from, &hello)?;
-        }
-        if self.hellos.iter().any(|(_, waiting)| waiting.digest == hello.digest) {
-            return Err(DropReason::Repeated);
-        }
-        if self.hellos.len() >= HELLOS_MAX {
-            return Err(DropReason::HelloQueueFull);
-        }
-        self.hellos.push_back((path, hello));
-        Ok(())
-    }
-
-    /// Under load an address proves that it receives what is sent to it, before it costs any
-    /// elliptic-curve work; nothing is kept of it meanwhile (R51).
-    fn check_address(
-        &mut self,
-        now: Now,
-        from: SocketAddr,
-        hello: &Hello,
-    ) -> Result<(), DropReason> {
-        let mut address = [0; 18];
-        let ip = match from.ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-            IpAddr::V6(ip) => ip,
+        let policy = Policy {
+            node_key: &self.settings.node_key,
+            retry_from: self.settings.retry_from,
+            hello_us: self.settings.hello_us,
         };
-        address[..16].copy_from_slice(&ip.octets());
-        address[16..].copy_from_slice(&from.port().to_be_bytes());
-        #[expect(clippy::cast_possible_truncation, reason = "epochs may wrap")]
-        let epoch = (now.mono_us / COOKIE_EPOCH_US) as u32;
-        let key = &self.settings.node_key;
-        let cookie = |epoch| schedule::cookie(key, epoch, &address, &hello.digest);
-        // R2: compared in constant time.
-        if let Some(given) = hello.cookie() {
-            let current = given.ct_eq(&cookie(epoch));
-            if (current | given.ct_eq(&cookie(epoch.wrapping_sub(1)))).into() {
-                return Ok(());
+        self.hellos.admit(now, path, hello, policy).map_err(|Refusal { reason, retry }| {
+            if let Some(retry) = retry {
+                self.out.push(path, retry.encode().to_vec());
             }
-        }
-        let mut echo = [0; 8];
-        echo.copy_from_slice(&hello.digest[..8]);
-        // What waits now is answered in about this time: 20 µs each.
-        let wait_10ms = u16::try_from(self.hellos.len() / 500).unwrap_or(u16::MAX);
-        let retry = Retry { echo, wait_10ms, cookie: cookie(epoch) };
-        self.out.push_back((Path::Datagram(from), retry.encode().to_vec()));
-        let tried = hello.cookie().is_some();
-        Err(if tried { DropReason::Cookie } else { DropReason::Unvalidated })
+            reason
+        })
     }
 
     /// Answers the oldest hellos: decapsulate, open, look up, verify, agree, sign, each as one
     /// batch. What is left over has its turn after the records that came meanwhile.
     pub(super) fn answer_hellos(&mut self, now: Now) {
-        if self.hellos.is_empty() {
-            return;
-        }
+        let Some(oldest_us) = self.hellos.oldest_us() else { return };
+        let waited = Duration::from_micros(now.mono_us.saturating_sub(oldest_us));
         let began = Instant::now();
-        let batch = self.hellos.len().min(BATCH_MAX);
-        let hellos: Vec<_> = self.hellos.drain(..batch).collect();
-        let claims = self.open_hellos(now, hellos);
+        let hellos = self.hellos.take(BATCH_MAX);
+        let batch = hellos.len();
+        let unproven = |(path, hello): &&(Path, Hello)| {
+            matches!(path, Path::Datagram(_)) && hello.cookie().is_none()
+        };
+        let unproven = hellos.iter().filter(unproven).count() as u64;
+        let before = self.counts.accepts;
+        let (claims, kept) = self.open_hellos(now, hellos);
         let proven = self.prove(now, claims);
-        let signing = self.agree(proven);
+        let signing = self.agree(now, proven, &kept);
         self.accept(now, signing);
+        let accepted = self.counts.accepts - before;
+        self.hellos.wasted(now, unproven.min(batch as u64 - accepted));
         self.scrub = true;
         #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
         metrics::histogram!("duet_hello_batch").record(batch as f64);
+        metrics::histogram!("duet_hello_wait_seconds").record(waited.as_secs_f64());
         metrics::histogram!("duet_hello_batch_seconds").record(began.elapsed().as_secs_f64());
     }
 
     /// Decapsulates and opens, and looks up who each one claims to be.
-    fn open_hellos(&mut self, now: Now, hellos: Vec<(Path, Hello)>) -> Vec<Claimed<E::Kept>> {
+    fn open_hellos(
+        &mut self,
+        now: Now,
+        hellos: Vec<(Path, Hello)>,
+    ) -> (Vec<Claimed>, Vec<E::Kept>) {
         let mut claims = Vec::with_capacity(hellos.len());
+        let mut all_kept = Vec::with_capacity(hellos.len());
         let mut by_key: Vec<Vec<(Path, Hello)>> =
             self.settings.keys.iter().map(|_| Vec::new()).collect();
         for (path, hello) in hellos {
@@ -200,22 +172,24 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                         let device = self.view.lookup(&opened.id());
                         let credential = device.as_ref().map(|device| &device.credential);
                         let claim = opened.claim(&gateway, credential);
-                        claims.push(Claimed { path, claim, device, key, kept });
+                        claims.push(Claimed { path, claim, device, key, kept: all_kept.len() });
+                        all_kept.push(kept);
                     }
                     Err(reason) => self.discard(now, path, reason),
                 }
             }
         }
-        claims
+        (claims, all_kept)
     }
 
     /// Verifies every proof, and admits who may enter. Before, a HELLO changes nothing (R40).
-    fn prove(&mut self, now: Now, claims: Vec<Claimed<E::Kept>>) -> Vec<Admitted<E::Kept>> {
+    fn prove(&mut self, now: Now, claims: Vec<Claimed>) -> Vec<Admitted> {
         let tasks: Vec<_> = claims.iter().filter_map(|one| one.claim.verify_task()).collect();
         let mut verdicts = self.engine.verify(&tasks).into_iter();
         let mut admitted = Vec::with_capacity(claims.len());
         let mut met = Vec::new();
         let mut batch = HashMap::new();
+        let mut taken = HashSet::new();
         for Claimed { path, claim, device, key, kept } in claims {
             let signer = claim.verify_task().map(|task| task.key);
             let verdict = signer.is_none() || verdicts.next().unwrap_or(false);
@@ -224,8 +198,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 Ok(Some((proven, device))) => {
                     met.extend(signer);
                     batch.insert(proven.id(), proven.fresh());
-                    if let Some((responding, about)) = self.begin(proven) {
-                        admitted.push(Admitted { path, responding, about, device, key, kept });
+                    match self.begin(proven, &mut taken) {
+                        Some((responding, about)) => {
+                            admitted.push(Admitted { path, responding, about, device, key, kept });
+                        }
+                        None => self.discard(now, path, DropReason::SessionsFull),
                     }
                 }
                 Ok(None) => {}
@@ -236,26 +213,25 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         admitted
     }
 
-    fn agree(&mut self, admitted: Vec<Admitted<E::Kept>>) -> Vec<Signed> {
+    fn agree(&mut self, now: Now, admitted: Vec<Admitted>, kept: &[E::Kept]) -> Vec<Signed> {
         let tasks: Vec<_> = admitted
             .iter()
             .filter_map(|one| {
-                let kept = one.responding.peer_is_hello().then_some(&one.kept);
+                let kept = one.responding.peer_is_hello().then(|| &kept[one.kept]);
                 Some((one.responding.task()?, kept))
             })
             .collect();
         let mut answers = self.engine.encapsulate(&tasks).into_iter();
-        let mut signing: Vec<Signed> = admitted
-            .into_iter()
-            .filter_map(|Admitted { path, responding, about, device, key, .. }| {
-                let answer = match responding.task() {
-                    Some(_) => Some(answers.next().flatten()?),
-                    None => None,
-                };
-                let signing = responding.agreed(answer);
-                Some(Signed { path, signing, signature: [0; 64], about, device, key })
-            })
-            .collect();
+        let mut signing = Vec::with_capacity(admitted.len());
+        for Admitted { path, responding, about, device, key, .. } in admitted {
+            let answer = responding.task().and_then(|_| answers.next().flatten());
+            if responding.task().is_some() && answer.is_none() {
+                self.discard(now, path, DropReason::Point);
+                continue;
+            }
+            let made = responding.agreed(answer);
+            signing.push(Signed { path, signing: made, signature: [0; 64], about, device, key });
+        }
         for (key, GatewayKey { secret, .. }) in self.settings.keys.iter().enumerate() {
             let (places, digests): (Vec<_>, Vec<_>) = signing
                 .iter()
@@ -279,7 +255,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn accept(&mut self, now: Now, signing: Vec<Signed>) {
         for Signed { path, signing, signature, about, device, .. } in signing {
             let (accept, keys) = signing.signed(&signature);
-            self.out.push_back((path, accept.as_slice().to_vec()));
+            self.out.push(path, accept.as_slice().to_vec());
             self.counts.accepts += 1;
             let About { session: id, hello, fresh, challenged } = about;
             // Two hellos of one device in one batch: the later one stands.
@@ -331,7 +307,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
             if fresh <= mark || fresh > reach {
                 let message = challenge(now, known, &self.settings.node_key, &proven, mark);
-                self.out.push_back((path, message.to_vec()));
+                self.out.push(path, message.to_vec());
                 return Ok(None);
             }
             // R46: only a greater `fresh` replaces a pending session.
@@ -354,8 +330,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         Ok(Some((proven, device)))
     }
 
-    fn begin(&mut self, proven: Proven) -> Option<(Responding, About)> {
-        let session = self.vacant_id(proven.hello().slot())?;
+    /// `taken` holds the ids that were given in this batch: their sessions do not exist yet.
+    fn begin(
+        &mut self,
+        proven: Proven,
+        taken: &mut HashSet<SessionId>,
+    ) -> Option<(Responding, About)> {
+        let session = self.vacant_id(proven.hello().slot(), taken)?;
+        taken.insert(session);
         let about = About {
             session,
             hello: proven.hello().digest,
@@ -367,17 +349,21 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             lifetime_s: self.settings.lifetime_s,
             reset_token: schedule::reset_token(&self.settings.node_key, session),
         };
-        // R30: fresh for each ACCEPT.
-        let scalar = SecretScalar::from_wide(&random());
+        // R30: fresh for each ACCEPT. Of all 32-byte strings, one in 2³² is no scalar.
+        let scalar = loop {
+            if let Some(scalar) = SecretScalar::from_bytes(&Zeroizing::new(random())) {
+                break scalar;
+            }
+        };
         Some((proven.respond(grant, scalar, random()), about))
     }
 
     /// A random id, unused here, whose slot this shard owns (R34).
-    fn vacant_id(&self, slot: u8) -> Option<SessionId> {
+    fn vacant_id(&self, slot: u8, taken: &HashSet<SessionId>) -> Option<SessionId> {
         (0..64).find_map(|_| {
             let [a, b, c] = random();
             let id = SessionId(u32::from_be_bytes([slot, a, b, c]));
-            (!self.sessions.contains_key(&id)).then_some(id)
+            (!self.sessions.contains_key(&id) && !taken.contains(&id)).then_some(id)
         })
     }
 }

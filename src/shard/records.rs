@@ -4,6 +4,8 @@ use duet_aead::{Gcm, Record, Verdict};
 use duet_protocol::record::nonce;
 use duet_protocol::wire::{SessionId, TAG, UP_HEADER, UpHeader};
 
+use zeroize::Zeroize as _;
+
 use super::session::DirectionKey;
 use crate::transport::Path;
 
@@ -53,6 +55,8 @@ impl Records {
         }
         let mut verdicts = vec![Verdict::default(); records.len()];
         gcm.open_batch(&mut records, &mut verdicts);
+        // The first nonce is the IV itself.
+        records.iter_mut().for_each(|record| record.nonce.zeroize());
         for (place, verdict) in places.into_iter().zip(verdicts) {
             self.items[place].opened = verdict.is_authentic();
         }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use duet_aead::{Gcm, Key};
+use duet_aead::{Gcm, Key, Record};
 use duet_protocol::message::{Down, RANGES_MAX, Range, TEXT_MAX};
 use duet_protocol::record::nonce;
 use duet_protocol::replay::ReplayWindow;
 use duet_protocol::responder::Accept;
 use duet_protocol::schedule::{KeyIv, SessionKeys};
 use duet_protocol::wire::{DOWN_HEADER, DownHeader, SessionId, TAG};
+use rustc_hash::FxHashMap;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::registry::Device;
@@ -51,6 +52,38 @@ impl DirectionKey {
     pub(super) const fn iv(&self) -> &[u8; 12] {
         &self.0.iv.0
     }
+}
+
+/// A message of a session before it is sealed: header, text, room for the tag.
+pub(super) struct Unsealed {
+    session: SessionId,
+    path: Path,
+    header: DownHeader,
+    bytes: Vec<u8>,
+}
+
+/// Seals messages as one batch; those whose sessions have ended meanwhile are left out.
+pub(super) fn seal(
+    gcm: Gcm,
+    sessions: &FxHashMap<SessionId, Session>,
+    mut unsealed: Vec<Unsealed>,
+) -> impl Iterator<Item = (Path, Vec<u8>)> {
+    unsealed.retain(|one| sessions.contains_key(&one.session));
+    let associated: Vec<_> =
+        unsealed.iter().map(|one| one.header.associated_data(one.session)).collect();
+    let mut records = Vec::with_capacity(unsealed.len());
+    for (Unsealed { session, header, bytes, .. }, aad) in unsealed.iter_mut().zip(&associated) {
+        if let Some(session) = sessions.get(session)
+            && let Some((payload, tag)) = bytes[DOWN_HEADER..].split_last_chunk_mut::<TAG>()
+        {
+            let nonce = nonce(session.down.iv(), header.sequence);
+            records.push(Record { key: session.down.key(), nonce, aad, payload, tag });
+        }
+    }
+    gcm.seal_batch(&mut records);
+    // The first nonce is the IV itself.
+    records.iter_mut().for_each(|record| record.nonce.zeroize());
+    unsealed.into_iter().map(|one| (one.path, one.bytes))
 }
 
 pub(super) struct Session {
@@ -115,9 +148,9 @@ impl Session {
         }
     }
 
-    /// Seals a message for the session's path; `None` when the path may get no more bytes or the
-    /// sequence numbers are used up.
-    pub(super) fn seal(&mut self, gcm: Gcm, id: SessionId, message: Down<'_>) -> Option<Vec<u8>> {
+    /// A message for the session's path, to be sealed with the others of this turn; `None` when
+    /// the path may get no more bytes or the sequence numbers are used up.
+    pub(super) fn prepare(&mut self, id: SessionId, message: Down<'_>) -> Option<Unsealed> {
         let mut text = Zeroizing::new([0; TEXT_MAX]);
         let text = {
             let len = message.encode(text.as_mut_slice());
@@ -130,18 +163,15 @@ impl Session {
         let sequence = self.next_down;
         self.next_down = sequence.checked_add(1)?;
         let header = DownHeader { sequence };
-        let mut out = Vec::with_capacity(len);
-        out.extend_from_slice(&header.encode());
-        out.extend_from_slice(text);
-        let nonce = nonce(self.down.iv(), sequence);
-        let aad = header.associated_data(id);
-        let tag = gcm.seal(self.down.key(), &nonce, &aad, &mut out[DOWN_HEADER..]);
-        out.extend_from_slice(&tag);
-        Some(out)
+        let mut bytes = Vec::with_capacity(len);
+        bytes.extend_from_slice(&header.encode());
+        bytes.extend_from_slice(text);
+        bytes.resize(len, 0);
+        Some(Unsealed { session: id, path: self.path, header, bytes })
     }
 
     /// The acknowledgements that are due, as few messages as possible.
-    pub(super) fn seal_acks(&mut self, gcm: Gcm, id: SessionId) -> Vec<Vec<u8>> {
+    pub(super) fn prepare_acks(&mut self, id: SessionId) -> Vec<Unsealed> {
         let mut numbers = std::mem::take(&mut self.acks);
         numbers.sort_unstable();
         numbers.dedup();
@@ -159,7 +189,7 @@ impl Session {
         let mut encoded = [0; RANGES_MAX * 6];
         ranges
             .chunks(RANGES_MAX)
-            .filter_map(|chunk| self.seal(gcm, id, Down::ack(chunk, &mut encoded)))
+            .filter_map(|chunk| self.prepare(id, Down::ack(chunk, &mut encoded)))
             .collect()
     }
 }

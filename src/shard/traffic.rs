@@ -8,6 +8,7 @@ use duet_protocol::replay::Place;
 use duet_protocol::schedule;
 use duet_protocol::wire::{Reset, SessionId, TAG, UP_HEADER, UpHeader};
 
+use super::commands::Destinations;
 use super::engine::Engine;
 use super::{FIRST_FRESH_MAX, FRESH_JUMP_MAX, Reading, Shard, Sink};
 use crate::admin::CommandError;
@@ -61,6 +62,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let id = header.session;
         // A record before this one in the batch may have ended the session, or been this one.
         let session = self.sessions.get_mut(&id).ok_or(DropReason::UnknownSessionQuiet)?;
+        // The registry is ahead of its mail, which says so too.
+        if session.device.is_revoked() {
+            self.close_session(id);
+            return Err(DropReason::Proof);
+        }
         let up = Up::decode(text);
         match session.window.place(header.sequence) {
             // R70.
@@ -79,31 +85,36 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
         session.window.take(header.sequence);
         session.heard_us = now.mono_us;
+        if let Path::Stream(stream) = path {
+            self.streams.prove(stream);
+        }
         self.confirm(id);
         let Some(session) = self.sessions.get_mut(&id) else { return Err(DropReason::Proof) };
         match up? {
             Up::Reading { confirm, channel, age_ms, payload } => {
                 self.counts.readings += 1;
-                self.readings.push(Reading {
-                    device: Arc::clone(&session.device.name),
+                self.sink.take(&Reading {
+                    device: &session.device.name,
                     session: id,
                     sequence: header.sequence,
                     channel,
                     time_ms: now.unix_ms.saturating_sub(age_ms.unwrap_or(0).into()),
-                    payload: payload.to_vec(),
+                    payload,
                     confirm,
                 });
             }
             // R77.
             Up::Ping => {
-                let pong = session.seal(self.settings.gcm, id, Down::Pong);
-                self.out.extend(pong.map(|pong| (session.path, pong)));
+                self.unsealed.extend(session.prepare(id, Down::Pong));
             }
             Up::Result { command, status, payload } => {
-                if self.commands.get(&command).is_some_and(|sent| sent.session == id)
+                let device = session.device.credential.id;
+                if self.commands.get(&command).is_some_and(|sent| sent.command.device == device)
                     && let Some(sent) = self.commands.remove(&command)
                 {
-                    session.validate(sent.path);
+                    if let Destinations::Only(there) = sent.sent_to {
+                        session.validate(there);
+                    }
                     let result = match status {
                         0 => Ok(payload.to_vec()),
                         status => Err(CommandError::Reported(status)),
@@ -126,7 +137,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         // R62: for a record of an unknown session, and for nothing else.
         let token = schedule::reset_token(&self.settings.node_key, id);
         let reset = Reset { session: id, mac: schedule::reset_mac(&token, record) };
-        self.out.push_back((path, reset.encode().to_vec()));
+        self.out.push(path, reset.encode().to_vec());
         DropReason::UnknownSession
     }
 

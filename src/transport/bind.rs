@@ -272,9 +272,13 @@ fn bind_all(
     }
     let failed = |step| move |source| TransportError::Socket { step, address: local, source };
     for pair in &sockets {
-        pair.datagrams
-            .set_recv_buffer_size(settings.receive_buffer)
-            .map_err(failed("size the receive buffer of"))?;
+        // Beyond net.core.rmem_max where the process may administer the network.
+        let size = settings.receive_buffer;
+        if rustix::net::sockopt::set_socket_recv_buffer_size_force(&pair.datagrams, size).is_err() {
+            pair.datagrams
+                .set_recv_buffer_size(size)
+                .map_err(failed("size the receive buffer of"))?;
+        }
     }
     // The kernel reports twice what it grants.
     let granted = sockets[0].datagrams.recv_buffer_size().map_err(failed("inspect"))? / 2;

@@ -366,6 +366,7 @@ impl<H: Handler> Shard<H> {
 
     /// Takes everything back from the kernel, closes all streams and tells the handler.
     fn end(&mut self) {
+        self.streams.cancel_receives(&mut self.io.ring);
         let counters = &mut self.counters;
         self.io.ring.drain(DRAIN_PATIENCE, |completion| match &completion.payload {
             Payload::SentDatagram => count_sent(counters, completion.result),

@@ -465,7 +465,12 @@ impl Streams {
             let _ = socket2::SockRef::from(&stream.fd).set_linger(Some(Duration::ZERO));
         }
         if stream.operations > 0 {
-            context.ring.cancel_stream(stream.fd.as_fd(), Operation::Cancel.tag(id.0));
+            let tag = Operation::Cancel.tag(id.0);
+            if stream.lent == 0 {
+                context.ring.cancel_receive(Operation::Receive.tag(id.0), tag);
+            } else {
+                context.ring.cancel_stream(stream.fd.as_fd(), tag);
+            }
             stream.operations += 1;
         }
         if stream.known {
@@ -478,6 +483,16 @@ impl Streams {
     pub(super) fn cancelled(&mut self, id: StreamId) {
         self.completed(id, false);
         self.settle(id);
+    }
+
+    /// Asks the kernel for all receives back, each by its name: to cancel whatever there is costs the square of it.
+    pub(super) fn cancel_receives(&self, ring: &mut Ring) {
+        for (index, place) in self.table.iter().enumerate() {
+            if place.stream.as_ref().is_some_and(|stream| stream.operations > 0) {
+                let id = StreamId::new(u32::try_from(index).unwrap_or(0), place.generation);
+                ring.cancel_receive(Operation::Receive.tag(id.0), Operation::Cancel.tag(id.0));
+            }
+        }
     }
 
     /// Ends all streams at once, with the ring already drained of their operations; returns those the handler knows.

@@ -137,6 +137,35 @@ fn close_and_revocation_end_sessions() {
 }
 
 #[test]
+fn a_reading_that_was_refused_is_taken_when_it_comes_again() {
+    let mut world = World::new();
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let mut device = world.device(1, profile, Transport::Datagram);
+    device.open(world.now.mono_us);
+    world.settle(&mut device);
+    device.send_reading(world.now.mono_us, 1, b"x", true).unwrap();
+    let mut record = [0; MESSAGE_MAX];
+    let len = device.poll_transmit(world.now.mono_us, &mut record).unwrap();
+    let from = "192.0.2.1:4000".parse().unwrap();
+    let deliver = |world: &mut World| {
+        world.shard.handle_datagram(world.now, from, &record[..len]);
+        world.shard.handle_turn(world.now);
+    };
+    deliver(&mut world);
+    deliver(&mut world);
+    assert_eq!(world.stored.0.borrow().len(), 1, "a repetition is not a second reading");
+    let (session, sequence) = {
+        let stored = world.stored.0.borrow();
+        (stored[0].session, stored[0].sequence)
+    };
+    world.shard.handle_mail(world.now, Mail::Refused(vec![(session, sequence)]));
+    deliver(&mut world);
+    assert_eq!(world.stored.0.borrow().len(), 2, "what was not kept is taken again");
+    deliver(&mut world);
+    assert_eq!(world.stored.0.borrow().len(), 2);
+}
+
+#[test]
 fn a_reading_that_is_not_durable_is_never_acknowledged_however_often_it_comes() {
     let mut world = World::new();
     let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };

@@ -3,5 +3,6 @@
 
 mod behaviour;
 mod hostile;
+mod limits;
 mod simulation;
 mod world;

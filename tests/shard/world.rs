@@ -13,15 +13,31 @@ use duet_protocol::ec::{SecretScalar, Software};
 use duet_protocol::identity::{Credential, DeviceId, Fingerprint, Gateway, RegistrationKey};
 use duet_protocol::initiator::{DeviceKey, Identity};
 use duet_protocol::profile::{Mode, Profile, Transport};
-use duet_protocol::wire::{Kind, MESSAGE_MAX};
+use duet_protocol::wire::{Kind, MESSAGE_MAX, SessionId};
 
 #[derive(Clone, Default)]
-pub(crate) struct Collected(pub(crate) Rc<RefCell<Vec<Reading>>>);
+pub(crate) struct Collected(pub(crate) Rc<RefCell<Vec<Stored>>>);
+
+/// A reading that the shard gave away.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) device: String,
+    pub(crate) session: SessionId,
+    pub(crate) sequence: u32,
+    pub(crate) channel: u16,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) confirm: bool,
+}
 
 impl Sink for Collected {
-    fn submit(&mut self, readings: Vec<Reading>) {
-        self.0.borrow_mut().extend(readings);
+    fn take(&mut self, reading: &Reading<'_>) {
+        let Reading { session, sequence, channel, confirm, .. } = *reading;
+        let (device, payload) = (reading.device.to_owned(), reading.payload.to_vec());
+        let stored = Stored { device, session, sequence, channel, payload, confirm };
+        self.0.borrow_mut().push(stored);
     }
+
+    fn flush(&mut self) {}
 }
 
 pub(crate) type TestShard = Shard<Batched, Collected>;
@@ -64,17 +80,39 @@ impl World {
         stored: Collected,
         retry_from: usize,
     ) -> TestShard {
+        Self::build(registry, gateway, stored, retry_from, (0, 1))
+    }
+
+    /// One of several shards.
+    pub(crate) fn one_of(
+        registry: &Registry,
+        gateway: Gateway,
+        stored: Collected,
+        index: usize,
+        shards: usize,
+    ) -> TestShard {
+        Self::build(registry, gateway, stored, 64, (index, shards))
+    }
+
+    fn build(
+        registry: &Registry,
+        gateway: Gateway,
+        stored: Collected,
+        retry_from: usize,
+        (index, shards): (usize, usize),
+    ) -> TestShard {
         let settings = Settings {
             keys: vec![GatewayKey { gateway, secret: scalar(0x31) }],
             node_key: [0x77; 32],
-            index: 0,
-            shards: 1,
+            index,
+            shards,
             idle_us: 600_000_000,
             pending_us: 10_000_000,
             lifetime_s: 86_400,
             sessions_max: 100,
             pending_max: 50,
             retry_from,
+            hello_us: 40,
             gcm: duet_aead::Gcm::best(),
             gauges: std::sync::Arc::default(),
         };

@@ -35,5 +35,9 @@ impl Engine for OneByOne {
         digests.iter().map(|digest| ec::sign(secret, digest, &random())).collect()
     }
 
+    fn slow_verifications(&self) -> u64 {
+        0
+    }
+
     fn remember(&mut self, _: &[PublicKey]) {}
 }

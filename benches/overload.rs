@@ -1,0 +1,300 @@
+//! The gateway under more than it can do, as a process on one core: `cargo bench --bench overload`.
+//!
+//! Spoofed hellos (random bytes behind a valid header, from many addresses, nobody reads the
+//! answers) while honest devices connect and others send readings; then a storm of devices that
+//! all return in the same instant. The driver, and the flood, have the other core.
+#![allow(clippy::unwrap_used, reason = "a benchmark may end at once")]
+
+use std::collections::{BinaryHeap, HashMap};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use duet_protocol::device::Device;
+use duet_protocol::ec::Software;
+use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
+use duet_protocol::wire::{Kind, MESSAGE_MAX, Retry};
+use loadgen::local::{LocalGateway, Wanted};
+use mio::{Events, Interest, Poll, Token};
+
+/// Devices that connect during each measurement, one after the other at this rate.
+const HONEST: usize = 2_000;
+const HONEST_PER_S: u32 = 500;
+/// Devices that are connected and send readings, one in turn at this rate.
+const ESTABLISHED: usize = 200;
+const READINGS_PER_S: u32 = 2_000;
+/// Devices that return at once.
+const STORM: usize = 8_000;
+/// How long a device waits for an answer before it asks again, doubled each time.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// When a measurement gives up.
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn pin(core: usize) {
+    let mut cores = rustix::thread::CpuSet::new();
+    cores.set(core);
+    rustix::thread::sched_setaffinity(None, &cores).unwrap();
+}
+
+fn start(dir: &Path, devices: usize) -> (LocalGateway, Vec<Device<Software>>) {
+    let profile = Profile { mode: Mode::Certificate, source: KeySource::Ephemeral };
+    let wanted: Vec<_> = (0..devices)
+        .map(|number| Wanted {
+            name: format!("device-{number}"),
+            profile,
+            transport: Transport::Datagram,
+        })
+        .collect();
+    pin(std::thread::available_parallelism().unwrap().get().max(2) - 1);
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_duet"));
+    let (gateway, members) = LocalGateway::start(&program, dir, 1, &wanted).unwrap();
+    pin(0);
+    let device = |member: loadgen::fleet::Member| Device::new(Software, member.config, member.seed);
+    (gateway, members.into_iter().map(device).collect())
+}
+
+fn message(device: &mut Device<Software>) -> Vec<u8> {
+    let mut out = [0; MESSAGE_MAX];
+    let len = device.poll_transmit(0, &mut out).unwrap();
+    out[..len].to_vec()
+}
+
+fn hellos(devices: &mut [Device<Software>]) -> Vec<Vec<u8>> {
+    let hello = |device: &mut Device<Software>| {
+        device.close();
+        device.open(0);
+        message(device)
+    };
+    devices.iter_mut().map(hello).collect()
+}
+
+/// How it went for a crowd of devices.
+struct Crowd {
+    /// When each had its ACCEPT, after it first knocked.
+    took: Vec<Duration>,
+    /// From the first knock to the last ACCEPT.
+    all: Duration,
+    retries: usize,
+    repeats: usize,
+}
+
+impl Crowd {
+    fn quantile(&mut self, percent: usize) -> Duration {
+        self.took.sort_unstable();
+        let last = self.took.len().saturating_sub(1);
+        self.took.get(last * percent / 100).copied().unwrap_or_default()
+    }
+}
+
+/// Every device knocks at its time from a socket of its own and does as RETRY tells it.
+fn knock(to: SocketAddr, hellos: &[Vec<u8>], begin: impl Fn(usize) -> Duration) -> Crowd {
+    let mut poll = Poll::new().unwrap();
+    let sockets: Vec<_> = (0..hellos.len())
+        .map(|number| {
+            let mut socket = mio::net::UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            socket.connect(to).unwrap();
+            poll.registry().register(&mut socket, Token(number), Interest::READABLE).unwrap();
+            socket
+        })
+        .collect();
+    let mut due: BinaryHeap<_> =
+        (0..hellos.len()).map(|number| std::cmp::Reverse((begin(number), number))).collect();
+    let mut cookies: HashMap<usize, [u8; 16]> = HashMap::new();
+    let mut attempts = vec![0u32; hellos.len()];
+    let mut next: Vec<_> = (0..hellos.len()).map(&begin).collect();
+    let mut done = vec![false; hellos.len()];
+    let mut crowd = Crowd { took: Vec::new(), all: Duration::ZERO, retries: 0, repeats: 0 };
+    let (mut events, began) = (Events::with_capacity(1_024), Instant::now());
+    let mut bytes = [0; MESSAGE_MAX];
+    while crowd.took.len() < hellos.len() && began.elapsed() < LIMIT {
+        let now = began.elapsed();
+        while let Some(std::cmp::Reverse((at, number))) = due.peek().copied() {
+            if at > now {
+                break;
+            }
+            due.pop();
+            // What was put off since is in the heap at its new time.
+            if done[number] || next[number] != at {
+                continue;
+            }
+            let cookie = cookies.get(&number).map_or(&[][..], |cookie| &cookie[..]);
+            // A full buffer is a lost datagram: the device asks again.
+            let _ = sockets[number].send(&[&hellos[number], cookie].concat());
+            crowd.repeats += usize::from(attempts[number] > 0);
+            next[number] = now + PATIENCE * (1 << attempts[number].min(5));
+            attempts[number] += 1;
+            due.push(std::cmp::Reverse((next[number], number)));
+        }
+        poll.poll(&mut events, Some(Duration::from_millis(1))).unwrap();
+        for event in &events {
+            let number = event.token().0;
+            while let Ok(len) = sockets[number].recv(&mut bytes) {
+                let now = began.elapsed();
+                match Kind::of(&bytes[..len]) {
+                    Ok(Kind::Accept) if !done[number] => {
+                        done[number] = true;
+                        crowd.took.push(now - begin(number));
+                        crowd.all = now;
+                    }
+                    Ok(Kind::Retry) if !done[number] => {
+                        let retry = Retry::decode(&bytes[..len]).unwrap();
+                        cookies.insert(number, retry.cookie);
+                        crowd.retries += 1;
+                        attempts[number] = 0;
+                        next[number] = now + Duration::from_millis(u64::from(retry.wait_10ms) * 10);
+                        due.push(std::cmp::Reverse((next[number], number)));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    crowd
+}
+
+/// Hellos that nobody made, as fast as one thread can; how many went out.
+fn flood(to: SocketAddr, like: &[u8], per_s: u32, stop: &AtomicBool, sent: &AtomicU64) {
+    let sockets: Vec<_> = (0..64u8)
+        .map(|host| {
+            let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 1, host], 0))).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        })
+        .collect();
+    let (mut bytes, began, mut count) = (like.to_vec(), Instant::now(), 0u32);
+    while !stop.load(Ordering::Relaxed) {
+        if began.elapsed().as_secs_f64() * f64::from(per_s) < f64::from(count) {
+            std::thread::yield_now();
+            continue;
+        }
+        for _ in 0..32 {
+            bytes[1] = count.to_le_bytes()[0];
+            bytes[4..8].copy_from_slice(&count.to_le_bytes());
+            if sockets[count as usize % sockets.len()].send(&bytes).is_ok() {
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+            count += 1;
+        }
+    }
+}
+
+/// Readings of connected devices at their rate until told to stop; how many.
+fn readings(to: SocketAddr, records: &[Vec<u8>], stop: &AtomicBool) -> usize {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(to).unwrap();
+    let (began, mut count) = (Instant::now(), 0);
+    while !stop.load(Ordering::Relaxed) && count < records.len() {
+        let due = Duration::from_secs(1) * u32::try_from(count).unwrap() / READINGS_PER_S;
+        if began.elapsed() < due {
+            std::thread::sleep(Duration::from_micros(200));
+            continue;
+        }
+        socket.send(&records[count]).unwrap();
+        count += 1;
+    }
+    count
+}
+
+struct Measured {
+    crowd: Crowd,
+    readings: usize,
+    stored: usize,
+    flood: f64,
+}
+
+fn measure(dir: &Path, flood_per_s: u32) -> Measured {
+    let (gateway, mut devices) = start(dir, HONEST + ESTABLISHED);
+    let mut established = devices.split_off(HONEST);
+    let to = gateway.address;
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut out = [0; MESSAGE_MAX];
+    let mut records = Vec::new();
+    for device in &mut established {
+        device.open(0);
+        socket.send_to(&message(device), to).unwrap();
+        let len = socket.recv(&mut out).unwrap();
+        device.handle_message(0, &mut out[..len]).unwrap();
+    }
+    let span = Duration::from_secs(1) * u32::try_from(HONEST).unwrap() / HONEST_PER_S + LIMIT;
+    for number in 0..usize::try_from(span.as_secs()).unwrap() * READINGS_PER_S as usize / 4 {
+        let device = &mut established[number % ESTABLISHED];
+        device.send_reading(0, 1, &[0x42; 64], false).unwrap();
+        records.push(message(device));
+    }
+    let hellos = hellos(&mut devices);
+    let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (crowd, readings, flood_rate) = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| readings(to, &records, &stop));
+        let began = Instant::now();
+        if flood_per_s > 0 {
+            scope.spawn(|| flood(to, &hellos[0], flood_per_s, &stop, &sent));
+        }
+        let at = |number| Duration::from_secs(1) * u32::try_from(number).unwrap() / HONEST_PER_S;
+        let crowd = knock(to, &hellos, at);
+        stop.store(true, Ordering::Relaxed);
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        let rate = sent.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
+        (crowd, sender.join().unwrap(), rate)
+    });
+    std::thread::sleep(Duration::from_millis(1_200));
+    if std::env::var_os("DUET_BENCH_DROPS").is_some() {
+        let counted = |line: &&str| line.contains("_total") && !line.starts_with('#');
+        let text = gateway.scrape().unwrap();
+        text.lines().filter(counted).for_each(|line| eprintln!("{line}"));
+    }
+    let state = gateway.state.clone();
+    gateway.stop().unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_duet"))
+        .arg("--state")
+        .arg(&state)
+        .args(["spool", "cat"])
+        .output()
+        .unwrap();
+    let stored = memchr::memchr_iter(b'\n', &output.stdout).count();
+    Measured { crowd, readings, stored, flood: flood_rate }
+}
+
+fn main() {
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let sub = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path
+    };
+    println!(
+        "\n{HONEST} devices connect at {HONEST_PER_S}/s, {ESTABLISHED} send {READINGS_PER_S} readings/s\n"
+    );
+    println!(
+        "{:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>16}",
+        "spoofed/s", "accepted", "p50 ms", "p99 ms", "RETRYs", "repeats", "readings stored"
+    );
+    for (name, per_s) in [("calm", 0), ("busy", 50_000), ("flood", 300_000)] {
+        let mut measured = measure(&sub(name), per_s);
+        let accepted = measured.crowd.took.len();
+        let [p50, p99] = [50, 99].map(|q| measured.crowd.quantile(q).as_secs_f64() * 1e3);
+        println!(
+            "{:>10.0} {accepted:>10} {p50:>10.1} {p99:>10.1} {:>10} {:>10} {:>7} of {:>5}",
+            measured.flood,
+            measured.crowd.retries,
+            measured.crowd.repeats,
+            measured.stored,
+            measured.readings
+        );
+    }
+
+    let (gateway, mut devices) = start(&sub("storm"), STORM);
+    let hellos = hellos(&mut devices);
+    let mut storm = knock(gateway.address, &hellos, |_| Duration::ZERO);
+    gateway.stop().unwrap();
+    let [p50, p99] = [50, 99].map(|q| storm.quantile(q).as_secs_f64() * 1e3);
+    println!(
+        "\n{STORM} devices at once: {} back in {:.2} s, p50 {p50:.0} ms, p99 {p99:.0} ms, {} RETRYs, {} repeats",
+        storm.took.len(),
+        storm.all.as_secs_f64(),
+        storm.retries,
+        storm.repeats
+    );
+}

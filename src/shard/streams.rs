@@ -1,0 +1,87 @@
+//! Which streams are to be closed, and when. One entry a stream: whatever it sends costs no more.
+
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
+
+use crate::transport::StreamId;
+
+/// How long after a discarded message its stream is closed, µs (R89).
+const CLOSE_AFTER_US: u64 = 1_000_000;
+/// How long a stream may go without an authentic record after its first message, µs (R90).
+const PROOF_WITHIN_US: u64 = 30_000_000;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing authentic came yet: whoever sent this may have only listened before.
+    Unproven,
+    Proven,
+    /// To be closed.
+    Failed,
+}
+
+/// The streams that brought messages.
+#[derive(Default)]
+pub(super) struct Streams {
+    states: FxHashMap<StreamId, State>,
+    /// In the order of time, as each waits equally long.
+    failed: VecDeque<(u64, StreamId)>,
+    unproven: VecDeque<(u64, StreamId)>,
+}
+
+impl Streams {
+    /// A message came.
+    pub(super) fn arrived(&mut self, now_us: u64, stream: StreamId) {
+        self.states.entry(stream).or_insert_with(|| {
+            self.unproven.push_back((now_us + PROOF_WITHIN_US, stream));
+            State::Unproven
+        });
+    }
+
+    /// One of its messages was a new and authentic record.
+    pub(super) fn prove(&mut self, stream: StreamId) {
+        if let Some(state) = self.states.get_mut(&stream)
+            && *state == State::Unproven
+        {
+            *state = State::Proven;
+        }
+    }
+
+    /// One of its messages was discarded.
+    pub(super) fn fail(&mut self, now_us: u64, stream: StreamId) {
+        if let Some(state) = self.states.get_mut(&stream)
+            && *state != State::Failed
+        {
+            *state = State::Failed;
+            self.failed.push_back((now_us + CLOSE_AFTER_US, stream));
+        }
+    }
+
+    /// It is gone.
+    pub(super) fn closed(&mut self, stream: StreamId) {
+        self.states.remove(&stream);
+    }
+
+    /// The next stream to close.
+    pub(super) fn poll(&mut self, now_us: u64) -> Option<StreamId> {
+        let due = |(due_us, _): &mut (u64, StreamId)| *due_us <= now_us;
+        if let Some((_, stream)) = self.failed.pop_front_if(due) {
+            return Some(stream);
+        }
+        while let Some((_, stream)) = self.unproven.pop_front_if(due) {
+            if let Some(state) = self.states.get_mut(&stream)
+                && *state == State::Unproven
+            {
+                *state = State::Failed;
+                return Some(stream);
+            }
+        }
+        None
+    }
+
+    /// When to [`poll`](Self::poll).
+    pub(super) fn next_us(&self) -> Option<u64> {
+        let first = |queue: &VecDeque<(u64, StreamId)>| queue.front().map(|(due_us, _)| *due_us);
+        first(&self.failed).into_iter().chain(first(&self.unproven)).min()
+    }
+}

@@ -1,0 +1,215 @@
+//! What a stranger, or a device that means harm, must not get out of a shard.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use duet::shard::{Command, Mail};
+use duet::transport::{Handler as _, Path, StreamId};
+use duet_protocol::device::{Device, Event};
+use duet_protocol::ec::Software;
+use duet_protocol::identity::DeviceId;
+use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
+use duet_protocol::reason::DropReason;
+use duet_protocol::wire::MESSAGE_MAX;
+
+use crate::world::World;
+
+const PROFILE: Profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+
+fn home() -> SocketAddr {
+    "192.0.2.1:4000".parse().unwrap()
+}
+
+fn opened(world: &mut World) -> Device<Software> {
+    let mut device = world.device(1, PROFILE, Transport::Datagram);
+    device.open(world.now.mono_us);
+    assert_eq!(world.settle(&mut device), ["Opened"]);
+    device
+}
+
+fn reading(world: &World, device: &mut Device<Software>, confirm: bool) -> Vec<u8> {
+    let mut out = [0; MESSAGE_MAX];
+    device.send_reading(world.now.mono_us, 1, b"", confirm).unwrap();
+    let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+    out[..len].to_vec()
+}
+
+/// A stream belongs to the shard of its first message. What it brings for other shards' devices
+/// must not be answered here: their sessions are unknown here and yet alive.
+#[test]
+fn what_another_shard_owns_draws_no_reset_and_no_session() {
+    let mut world = World::new();
+    let mut device = opened(&mut world);
+    let record = reading(&world, &mut device, false);
+    device.open(world.now.mono_us);
+    let hello = world.device(2, PROFILE, Transport::Stream);
+    let hello = {
+        let (mut device, mut out) = (hello, [0; MESSAGE_MAX]);
+        device.open(world.now.mono_us);
+        let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+        out[..len].to_vec()
+    };
+    // Of 256 shards each has one slot: this one is neither device's.
+    let foreign = (0..).find(|index| ![record[1], hello[1]].contains(index)).unwrap();
+    let World { registry, gateway, stored, .. } = &world;
+    let mut other = World::one_of(registry, *gateway, stored.clone(), foreign.into(), 256);
+    let mut out = [0; MESSAGE_MAX];
+    for message in [record, hello] {
+        other.handle_message(world.now, StreamId::simulated(1), &message);
+        other.handle_turn(world.now);
+        assert!(other.poll_transmit(&mut out).is_none());
+    }
+    assert_eq!(other.sessions(), 0);
+    assert_eq!(other.counts.drops[DropReason::Slot as usize], 2);
+}
+
+#[test]
+fn a_stream_that_only_fails_is_remembered_once() {
+    let mut world = World::new();
+    for _ in 0..100_000 {
+        world.shard.handle_message(world.now, StreamId::simulated(1), b"x");
+    }
+    assert_eq!(world.shard.counts.drops[DropReason::Version as usize], 100_000);
+    world.pass(1_000_000);
+    world.shard.handle_turn(world.now);
+    assert_eq!(world.shard.poll_close(), Some(StreamId::simulated(1)));
+    assert_eq!(world.shard.poll_close(), None);
+}
+
+/// Whoever has seen one record can play it back on any number of streams; none of them may stay.
+#[test]
+fn a_stream_without_an_authentic_record_does_not_stay() {
+    let mut world = World::new();
+    let mut device = opened(&mut world);
+    let (old, new) = (reading(&world, &mut device, false), reading(&world, &mut device, false));
+    world.shard.handle_datagram(world.now, home(), &old);
+    world.shard.handle_turn(world.now);
+    let [strangers, devices] = [8, 9].map(StreamId::simulated);
+    for (stream, record) in [(strangers, &old), (devices, &new), (devices, &new)] {
+        world.shard.handle_message(world.now, stream, record);
+        world.shard.handle_turn(world.now);
+    }
+    assert_eq!(world.shard.counts.drops[DropReason::Replay as usize], 2);
+    world.pass(29_000_000);
+    world.shard.handle_turn(world.now);
+    assert_eq!(world.shard.poll_close(), None);
+    world.pass(1_000_000);
+    assert!(world.shard.poll_timeout().unwrap() <= world.now.mono_us);
+    world.shard.handle_turn(world.now);
+    assert_eq!(world.shard.poll_close(), Some(strangers));
+    assert_eq!(world.shard.poll_close(), None);
+}
+
+/// A HELLO whose session is pending is answered as often as it comes: here much faster than the
+/// network takes the answers.
+#[test]
+fn what_waits_to_be_sent_is_limited() {
+    let mut world = World::new();
+    let mut device = world.device(1, PROFILE, Transport::Datagram);
+    device.open(world.now.mono_us);
+    let mut out = [0; MESSAGE_MAX];
+    let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+    world.shard.handle_datagram(world.now, home(), &out[..len]);
+    world.shard.handle_turn(world.now);
+    for _ in 0..200_000 {
+        world.shard.handle_datagram(world.now, home(), &out[..len]);
+    }
+    world.shard.handle_turn(world.now);
+    let mut waiting = 0;
+    while world.shard.poll_transmit(&mut out).is_some() {
+        waiting += 1;
+    }
+    assert!(waiting < 20_000, "{waiting} messages were kept");
+    assert_eq!(world.shard.counts.unsent, 200_001 - waiting);
+}
+
+/// The registry knows of a revocation before its mail arrives, if it arrives.
+#[test]
+fn a_revoked_device_delivers_nothing_even_before_its_shard_is_told() {
+    let mut world = World::new();
+    let mut device = opened(&mut world);
+    let name = "device-1".parse().unwrap();
+    let record = reading(&world, &mut device, true);
+    world.registry.revoke(&name, 1_800_000_001).unwrap();
+    world.shard.handle_datagram(world.now, home(), &record);
+    assert_eq!(world.settle(&mut device), ["Closed"]);
+    assert!(world.stored.0.borrow().is_empty());
+    assert_eq!(world.shard.sessions(), 0);
+    assert_eq!(world.shard.counts.drops[DropReason::Proof as usize], 1);
+}
+
+fn command(size: usize) -> Mail {
+    let (answer, _) = tokio::sync::oneshot::channel();
+    let (device, timeout) = (DeviceId([1; 8]), Duration::from_secs(20));
+    Mail::Command(Command { device, payload: vec![b'x'; size], timeout, answer })
+}
+
+/// Who knows a command's number from elsewhere can name it from an address that is not his.
+#[test]
+fn a_result_proves_an_address_only_if_the_command_went_there_alone() {
+    let mut world = World::new();
+    let mut device = opened(&mut world);
+    let victim: SocketAddr = "203.0.113.5:77".parse().unwrap();
+    let mut out = [0; MESSAGE_MAX];
+    for size in [100, 1] {
+        world.shard.handle_mail(world.now, command(size));
+        world.shard.handle_turn(world.now);
+        let sent = world.shard.poll_transmit(&mut out).unwrap();
+        assert_eq!(sent.to, Path::Datagram(home()));
+        let event = device.handle_message(world.now.mono_us, &mut out[..sent.len]).unwrap();
+        let Event::Command { command: number, .. } = event else { panic!("{event:?}") };
+
+        let moved = reading(&world, &mut device, false);
+        world.shard.handle_datagram(world.now, victim, &moved);
+        world.pass(1_000_000);
+        world.shard.handle_turn(world.now);
+        while let Some(sent) = world.shard.poll_transmit(&mut out) {
+            assert!(sent.len <= moved.len());
+        }
+        device.send_result(number, 0, b"");
+        let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+        world.shard.handle_datagram(world.now, victim, &out[..len]);
+        world.shard.handle_turn(world.now);
+
+        world.shard.handle_mail(world.now, command(500));
+        world.shard.handle_turn(world.now);
+        assert!(world.shard.poll_transmit(&mut out).is_none(), "500 bytes to who never asked");
+        world.pass(20_000_000);
+        world.shard.handle_turn(world.now);
+        let back = reading(&world, &mut device, false);
+        world.shard.handle_datagram(world.now, home(), &back);
+        // Enough to be sent a command of 100 bytes again.
+        for _ in 0..4 {
+            let more = reading(&world, &mut device, false);
+            world.shard.handle_datagram(world.now, home(), &more);
+        }
+        world.shard.handle_turn(world.now);
+    }
+}
+
+/// R79: the session may change under a command; the device remembers its number across sessions.
+#[test]
+fn a_command_outlives_the_session_that_it_began_in() {
+    let mut world = World::new();
+    let mut device = opened(&mut world);
+    let (answer, mut result) = tokio::sync::oneshot::channel();
+    let (id, timeout) = (DeviceId([1; 8]), Duration::from_secs(20));
+    let payload = b"open".to_vec();
+    world
+        .shard
+        .handle_mail(world.now, Mail::Command(Command { device: id, payload, timeout, answer }));
+    world.shard.handle_turn(world.now);
+    let mut out = [0; MESSAGE_MAX];
+    while world.shard.poll_transmit(&mut out).is_some() {}
+
+    device.open(world.now.mono_us);
+    assert_eq!(world.settle(&mut device), ["Opened"]);
+    world.pass(1_000_000);
+    world.shard.handle_turn(world.now);
+    let sent = world.shard.poll_transmit(&mut out).expect("the command again");
+    let event = device.handle_message(world.now.mono_us, &mut out[..sent.len]).unwrap();
+    let Event::Command { command: number, payload: b"open" } = event else { panic!("{event:?}") };
+    device.send_result(number, 0, b"done");
+    world.settle(&mut device);
+    assert_eq!(result.try_recv().unwrap().unwrap(), b"done");
+}
