@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// The environment variable that overrides the choice: `portable` forces the portable backend;
-/// anything else, or nothing, means the best there is.
+/// The environment variable that overrides the choice with a backend's name. Anything else, or nothing,
+/// means the best there is.
 pub const BACKEND_VARIABLE: &str = "DUET_BACKEND";
 
 /// A backend this CPU can run. Having a value is the proof that the CPU check ran: the constructors
@@ -15,6 +15,8 @@ pub struct Backend(pub(crate) Kind);
 pub(crate) enum Kind {
     Portable,
     #[cfg(target_arch = "x86_64")]
+    Adx,
+    #[cfg(target_arch = "x86_64")]
     Ifma,
 }
 
@@ -23,6 +25,16 @@ impl Backend {
     #[must_use]
     pub fn portable() -> Self {
         Self(Kind::Portable)
+    }
+
+    /// One lane, multiplied with BMI2 and ADX, if this CPU has them.
+    #[must_use]
+    pub fn adx() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if crate::adx::Adx::detect().is_some() {
+            return Some(Self(Kind::Adx));
+        }
+        None
     }
 
     /// Eight lanes of AVX-512 IFMA, if this CPU has it.
@@ -35,21 +47,26 @@ impl Backend {
         None
     }
 
-    /// The best backend of this CPU, unless [`BACKEND_VARIABLE`] forces the portable one.
+    /// All backends this CPU runs, the best first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::ifma(), Self::adx(), Some(Self::portable())].into_iter().flatten()
+    }
+
+    /// The best backend of this CPU, or the one [`BACKEND_VARIABLE`] names if this CPU runs it.
     #[must_use]
     pub fn detect() -> Self {
         let forced = std::env::var_os(BACKEND_VARIABLE);
-        if forced.is_some_and(|v| v == "portable") {
-            return Self::portable();
-        }
-        Self::ifma().unwrap_or_else(Self::portable)
+        let named = Self::all().find(|b| forced.as_ref().is_some_and(|name| name == b.name()));
+        named.or_else(|| Self::all().next()).unwrap_or_else(Self::portable)
     }
 
-    /// `ifma` or `portable`.
+    /// `ifma`, `adx` or `portable`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Adx => "adx",
             #[cfg(target_arch = "x86_64")]
             Kind::Ifma => "ifma",
         }
@@ -60,6 +77,8 @@ impl Backend {
     pub fn lanes(self) -> usize {
         match self.0 {
             Kind::Portable => 1,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Adx => 1,
             #[cfg(target_arch = "x86_64")]
             Kind::Ifma => 8,
         }

@@ -1,4 +1,8 @@
 //! The engine: the operations on whichever backend was chosen.
+//!
+//! Eight lanes take as long for one item as for eight, and longer than one fast lane does: the engine of
+//! the eight-lane backend does what comes alone in one lane. Tables of points remember which of the two
+//! made them; tables of keys are always the eight-lane backend's, and converted for one use.
 
 use crate::backend::{Backend, Kind};
 use crate::context::Context;
@@ -6,30 +10,57 @@ use crate::keys::{PublicKey, SecretScalar, SharedSecret, Verdict};
 use crate::ops::agree::{Agreed, Decapsulated, EcdhItem, Kept};
 use crate::ops::sign::SignItem;
 use crate::ops::verify::{Key, VerifyItem};
-use crate::portable::Portable;
+use crate::portable::{PORTABLE, Portable};
 use crate::table::{PointTable, Row, Table, TableSlot, TableWidth};
+#[cfg(target_arch = "x86_64")]
+use crate::{
+    adx::Adx,
+    ifma::Ifma,
+    portable::{Multiply, Narrow},
+};
 use std::fmt;
 use std::sync::atomic::Ordering;
 
-/// Batched P-256 on one backend. About 1 MiB of tables; share one between threads.
+/// Batched P-256 on one backend. About 1 MiB of tables, or twice that where the backend has eight lanes;
+/// share one between threads.
 ///
 /// Operations append to a vector of the caller's, one result an item, in the items' order. Any batch
-/// size works; [`Backend::lanes`] at once is the unit of work, and 64 is the largest that gains.
+/// size works; [`Backend::lanes`] at once is the unit of work, and 64 is the largest that gains. What
+/// comes alone would take as long in eight lanes as eight together: it is done in one.
 pub struct Engine(Inner);
 
 enum Inner {
     Portable(Box<Context<Portable>>),
     #[cfg(target_arch = "x86_64")]
-    Ifma(Box<Context<crate::ifma::Ifma>>),
+    Adx(Box<Context<Narrow<Adx>>>),
+    #[cfg(target_arch = "x86_64")]
+    Ifma(Box<Wide>),
 }
 
-/// Calls a method of the chosen core.
+/// The eight-lane backend, and the one-lane backend for what comes alone.
+#[cfg(target_arch = "x86_64")]
+struct Wide {
+    lanes: Context<Ifma>,
+    alone: Context<Narrow<Adx>>,
+}
+
+/// Calls a method of the context that is to do `alone` items: one, or not one.
 macro_rules! dispatch {
-    ($self:expr, $context:ident => $call:expr) => {
+    ($self:expr, $alone:expr, $context:ident => $call:expr) => {
         match &$self.0 {
             Inner::Portable($context) => $call,
             #[cfg(target_arch = "x86_64")]
-            Inner::Ifma($context) => $call,
+            Inner::Adx($context) => $call,
+            #[cfg(target_arch = "x86_64")]
+            Inner::Ifma(wide) => {
+                if $alone {
+                    let $context = &wide.alone;
+                    $call
+                } else {
+                    let $context = &wide.lanes;
+                    $call
+                }
+            }
         }
     };
 }
@@ -45,11 +76,19 @@ impl Engine {
     #[must_use]
     pub fn new(backend: Backend, seed: &[u8; 32]) -> Self {
         Self(match backend.0 {
-            Kind::Portable => Inner::Portable(Box::new(Context::new(Portable, seed))),
+            Kind::Portable => Inner::Portable(Box::new(Context::new(PORTABLE, seed))),
             #[cfg(target_arch = "x86_64")]
-            Kind::Ifma => match crate::ifma::Ifma::detect() {
-                Some(lanes) => Inner::Ifma(Box::new(Context::new(lanes, seed))),
-                None => unreachable!("Backend::ifma asked the same CPU"),
+            Kind::Adx => match Adx::detect() {
+                Some(proof) => Inner::Adx(Box::new(Context::new(Narrow(proof), seed))),
+                None => unreachable!("Backend::adx asked the same CPU"),
+            },
+            #[cfg(target_arch = "x86_64")]
+            Kind::Ifma => match (Ifma::detect(), Adx::detect()) {
+                (Some(lanes), Some(alone)) => Inner::Ifma(Box::new(Wide {
+                    lanes: Context::new(lanes, seed),
+                    alone: Context::new(Narrow(alone), seed),
+                })),
+                _ => unreachable!("Backend::ifma asked the same CPU"),
             },
         })
     }
@@ -60,7 +99,9 @@ impl Engine {
         Backend(match &self.0 {
             Inner::Portable(_) => Kind::Portable,
             #[cfg(target_arch = "x86_64")]
-            Inner::Ifma(_) => Kind::Ifma,
+            Inner::Adx(_) => Kind::Adx,
+            #[cfg(target_arch = "x86_64")]
+            Inner::Ifma(..) => Kind::Ifma,
         })
     }
 
@@ -75,7 +116,13 @@ impl Engine {
                 self.assert_own(&table);
             }
         }
-        dispatch!(self, context => context.verify(items, verdicts));
+        #[cfg(target_arch = "x86_64")]
+        if let (Inner::Ifma(wide), [VerifyItem { key: Key::Table(table), .. }]) = (&self.0, items) {
+            let rows = narrow_rows(table.rows);
+            let key = Key::Table(Table { rows: &rows, ..*table });
+            return wide.alone.verify(&[VerifyItem { key, ..items[0] }], verdicts);
+        }
+        dispatch!(self, items.len() == 1, context => context.verify(items, verdicts));
     }
 
     /// How many signatures this engine has verified by the slow path, which takes about twice the time.
@@ -83,7 +130,8 @@ impl Engine {
     /// means that the seed is known.
     #[must_use]
     pub fn slow_verifications(&self) -> u64 {
-        dispatch!(self, context => context.slow.load(Ordering::Relaxed))
+        let count = |alone| dispatch!(self, alone, context => context.slow.load(Ordering::Relaxed));
+        if self.backend().lanes() == 1 { count(true) } else { count(true) + count(false) }
     }
 
     /// For each x-coordinate (32 bytes, big-endian): the point E with that x and even y, x(s·E), and
@@ -94,7 +142,7 @@ impl Engine {
         xs: &[[u8; 32]],
         out: &mut Vec<Option<Decapsulated>>,
     ) {
-        dispatch!(self, context => context.decapsulate(secret, xs, out));
+        dispatch!(self, xs.len() == 1, context => context.decapsulate(secret, xs, out));
         scrub_stack();
     }
 
@@ -104,7 +152,10 @@ impl Engine {
     /// If a table belongs to another backend.
     pub fn agree(&self, items: &[(&PointTable, &SecretScalar)], out: &mut Vec<Agreed>) {
         self.assert_own_points(items);
-        dispatch!(self, context => context.agree(items, out));
+        for run in items.chunk_by(|a, b| a.0.backend == b.0.backend) {
+            let alone = run[0].0.backend.lanes() == 1;
+            dispatch!(self, alone, context => context.agree(run, out));
+        }
         scrub_stack();
     }
 
@@ -116,7 +167,7 @@ impl Engine {
         for (table, _) in items {
             self.assert_own(table);
         }
-        dispatch!(self, context => context.agree_preset(items, out));
+        dispatch!(self, false, context => context.agree_preset(items, out));
         scrub_stack();
     }
 
@@ -128,19 +179,19 @@ impl Engine {
         for (table, _) in items {
             self.assert_own(table);
         }
-        dispatch!(self, context => context.ecdh_preset(items, out));
+        dispatch!(self, false, context => context.ecdh_preset(items, out));
         scrub_stack();
     }
 
     /// x(kᵢ·Pᵢ) for each item; `None` where Pᵢ is not a point of the curve.
     pub fn ecdh(&self, items: &[EcdhItem<'_>], out: &mut Vec<Option<SharedSecret>>) {
-        dispatch!(self, context => context.ecdh(items, out));
+        dispatch!(self, items.len() == 1, context => context.ecdh(items, out));
         scrub_stack();
     }
 
     /// As [`Engine::ecdh`], keeping each point's table for a second multiple.
     pub fn ecdh_keep(&self, items: &[EcdhItem<'_>], out: &mut Vec<Option<Kept>>) {
-        dispatch!(self, context => context.ecdh_keep(items, out));
+        dispatch!(self, items.len() == 1, context => context.ecdh_keep(items, out));
         scrub_stack();
     }
 
@@ -150,19 +201,22 @@ impl Engine {
     /// If a table belongs to another backend.
     pub fn ecdh_again(&self, items: &[(&PointTable, &SecretScalar)], out: &mut Vec<SharedSecret>) {
         self.assert_own_points(items);
-        dispatch!(self, context => context.ecdh_again(items, out));
+        for run in items.chunk_by(|a, b| a.0.backend == b.0.backend) {
+            let alone = run[0].0.backend.lanes() == 1;
+            dispatch!(self, alone, context => context.ecdh_again(run, out));
+        }
         scrub_stack();
     }
 
     /// The public keys of secret ones.
     pub fn key_pairs(&self, secrets: &[SecretScalar], out: &mut Vec<PublicKey>) {
-        dispatch!(self, context => context.key_pairs(secrets, out));
+        dispatch!(self, secrets.len() == 1, context => context.key_pairs(secrets, out));
         scrub_stack();
     }
 
     /// Signs digests: r ‖ s each.
     pub fn sign(&self, key: &SecretScalar, items: &[SignItem<'_>], out: &mut Vec<[u8; 64]>) {
-        dispatch!(self, context => context.sign(key, items, out));
+        dispatch!(self, items.len() == 1, context => context.sign(key, items, out));
         scrub_stack();
     }
 
@@ -172,18 +226,38 @@ impl Engine {
         width: TableWidth,
         mut put: impl FnMut(usize, usize, &Row),
     ) {
-        dispatch!(self, context => context.key_tables(keys, width.shape(), &mut put));
+        dispatch!(self, false, context => context.key_tables(keys, width.shape(), &mut put));
     }
 
     fn assert_own_points(&self, items: &[(&PointTable, &SecretScalar)]) {
-        let backend = self.backend();
-        let own = items.iter().all(|(table, _)| table.backend == backend);
-        assert!(own, "a point's table was made by another backend");
+        let own = |table: &PointTable| match &self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Inner::Ifma(_) => [Kind::Ifma, Kind::Adx].contains(&table.backend.0),
+            _ => table.backend == self.backend(),
+        };
+        let all = items.iter().all(|(table, _)| own(table));
+        assert!(all, "a point's table was made by another backend");
     }
 
     fn assert_own(&self, table: &Table<'_>) {
         assert!(table.backend == self.backend(), "the table was made for another backend");
     }
+}
+
+/// A key's table of the eight-lane backend, whose coordinates are x·2²⁶⁰, for the one-lane backend, which
+/// has x·2²⁵⁶.
+#[cfg(target_arch = "x86_64")]
+fn narrow_rows(rows: &[Row]) -> Vec<Row> {
+    // The product of x·2²⁶⁰ and this is x·2²⁶⁰·2²⁵²/2²⁵⁶.
+    const FACTOR: [u64; 4] = [0, 0, 0, 1 << 60];
+    let convert = |row: &Row| {
+        let mut out = *row;
+        for coordinate in out.0.as_chunks_mut::<4>().0 {
+            *coordinate = Adx::mul(coordinate, &FACTOR);
+        }
+        out
+    };
+    rows.iter().map(convert).collect()
 }
 
 /// Overwrites the part of the stack where an operation on secrets has left copies of them: digits,

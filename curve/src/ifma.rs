@@ -44,7 +44,8 @@ impl Ifma {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vbmi2")
-            && is_x86_feature_detected!("bmi2");
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("adx"); // for what comes alone: see `Engine`
         has.then_some(Self(()))
     }
 }

@@ -166,7 +166,7 @@ fn scalar_sqr_times<L: Lanes>(lanes: L, a: &L::Scalar, k: usize) -> L::Scalar {
 }
 
 /// a^(n−2), in and out in Montgomery form. The sequence of operations is fixed.
-pub(crate) fn scalar<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
+fn scalar<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
     // n − 2 = ffffffff 00000000 ffffffff ffffffff bce6faad a7179e84 f3b9cac2 fc63254f: runs of ones
     // in the upper half, windows of four bits in the lower.
     const LOW: [u64; 2] = [0xbce6_faad_a717_9e84, 0xf3b9_cac2_fc63_254f];
@@ -234,7 +234,7 @@ fn scalar_public<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
 }
 
 /// a⁻¹ mod n of a public number, 0 for 0.
-pub(crate) fn invert_public(a: &[u64; 4]) -> [u64; 4] {
+fn invert_public(a: &[u64; 4]) -> [u64; 4] {
     let inverse = Option::<p256::Scalar>::from(p256::Scalar::from_repr(order::bytes(a).into()))
         .and_then(|s| Option::<p256::Scalar>::from(Invert::invert_vartime(&s)))
         .unwrap_or_default();
@@ -318,7 +318,7 @@ fn scalar_is_zero<L: Lanes>(a: &L::Scalar) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::portable::Portable;
+    use crate::portable::PORTABLE;
 
     /// Small numbers, with zeros in one lane, or in several, of some values.
     fn check<L: Lanes>(lanes: L) {
@@ -360,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_zero_spoils_nothing_else() {
-        check(Portable);
+        check(PORTABLE);
         #[cfg(target_arch = "x86_64")]
         match crate::ifma::Ifma::detect() {
             Some(lanes) => lanes.call(|| check(lanes)),

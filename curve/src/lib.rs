@@ -26,6 +26,8 @@
 //! assert!(verdicts[0].is_valid());
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+mod adx;
 mod backend;
 #[cfg(test)]
 mod bounds;

@@ -1,4 +1,5 @@
-//! The portable backend: one lane of four 64-bit limbs, in safe Rust for any CPU.
+//! The backends of one lane: four 64-bit limbs, in safe Rust for any CPU but for the products, which
+//! come in two kinds.
 //!
 //! Elements are always reduced, so tight and loose forms coincide and the bounds annotations of the
 //! formulas cost nothing.
@@ -17,18 +18,53 @@ use crate::table::Row;
 use cmov::Cmov;
 use core::hint::black_box;
 
-/// The portable backend. Needs no proof: it runs everywhere.
+/// One lane, with a way to multiply.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable;
+pub(crate) struct Narrow<M>(pub(crate) M);
+
+/// Products modulo p. A value is the proof that this CPU can form them so.
+pub(crate) trait Multiply: Copy + Send + Sync + 'static {
+    /// The backend.
+    const KIND: Kind;
+    /// a·b/R, reduced, of reduced factors.
+    fn mul(a: &Limbs, b: &Limbs) -> Limbs;
+    /// a²/R, reduced, of a reduced a.
+    fn sqr(a: &Limbs) -> Limbs;
+    /// Asks the cache for a row, where there is a way to.
+    #[inline(always)]
+    fn prefetch(_row: &Row) {}
+}
+
+/// Products in safe Rust. Needs no proof: it runs everywhere.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain;
+
+impl Multiply for Plain {
+    const KIND: Kind = Kind::Portable;
+
+    #[inline(always)]
+    fn mul(a: &Limbs, b: &Limbs) -> Limbs {
+        field::mul(a, b)
+    }
+    #[inline(always)]
+    fn sqr(a: &Limbs) -> Limbs {
+        field::sqr(a)
+    }
+}
+
+/// The portable backend.
+pub(crate) type Portable = Narrow<Plain>;
+/// Its proof.
+pub(crate) const PORTABLE: Portable = Narrow(Plain);
 
 #[inline(always)]
 fn bit(mask: u8) -> u64 {
     u64::from(mask & 1)
 }
 
-impl Lanes for Portable {
+impl<M: Multiply> Lanes for Narrow<M> {
     const WIDTH: usize = 1;
-    const BACKEND: Backend = Backend(Kind::Portable);
+    const BACKEND: Backend = Backend(M::KIND);
     type Word = u64;
     type Fe = Limbs;
     type Loose = Limbs;
@@ -97,7 +133,9 @@ impl Lanes for Portable {
         [Row(*words); MAX_WIDTH]
     }
     #[inline(always)]
-    fn prefetch(_row: &Row) {}
+    fn prefetch(row: &Row) {
+        M::prefetch(row);
+    }
     fn shared_table(rows: &[Row], windows: usize, entries: usize) -> Self::SharedTable {
         assert_eq!(rows.len(), windows * entries);
         (rows.to_vec(), entries)
@@ -130,28 +168,28 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn mul(a: &Limbs, b: &Limbs) -> Limbs {
-        field::mul(a, b)
+        M::mul(a, b)
     }
     #[inline(always)]
     fn sqr(a: &Limbs) -> Limbs {
-        field::sqr(a)
+        M::sqr(a)
     }
     #[inline(always)]
     fn mul_add(a: &Limbs, b: &Limbs, c: Limbs) -> Limbs {
-        field::add(&field::mul(a, b), &c)
+        field::add(&M::mul(a, b), &c)
     }
     #[inline(always)]
     fn sqr_add_2(a: &Limbs, c: Limbs) -> Limbs {
-        field::add(&field::sqr(a), &field::add(&c, &c))
+        field::add(&M::sqr(a), &field::add(&c, &c))
     }
     #[inline(always)]
     fn mul_add_mul(a: &Limbs, b: &Limbs, c: &Limbs, d: &Limbs) -> Limbs {
-        field::add(&field::mul(a, b), &field::mul(c, d))
+        field::add(&M::mul(a, b), &M::mul(c, d))
     }
     #[inline(always)]
     fn mul_sub_2sqr(a: &Limbs, b: &Limbs, c: &Limbs) -> Limbs {
-        let s = field::sqr(c);
-        field::sub(&field::mul(a, b), &field::add(&s, &s))
+        let s = M::sqr(c);
+        field::sub(&M::mul(a, b), &field::add(&s, &s))
     }
     #[inline(always)]
     fn add(a: Limbs, b: Limbs) -> Limbs {
@@ -203,15 +241,15 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn pack(a: &Limbs) -> Words<Self> {
-        field::canonical(a)
+        *a
     }
     #[inline(always)]
     fn to_montgomery(w: &Words<Self>) -> Limbs {
-        field::mul(w, &field::R2)
+        M::mul(&field::reduce_once(w, 0, &P), &field::R2)
     }
     #[inline(always)]
     fn from_montgomery(a: &Limbs) -> Words<Self> {
-        field::canonical(&field::mul(a, &[1, 0, 0, 0]))
+        M::mul(a, &[1, 0, 0, 0])
     }
 
     #[inline(always)]

@@ -185,6 +185,13 @@ fn decapsulation_then_agreement() {
                     survivors.push((i, &d.table));
                 }
             }
+            // A table made alone, among those made together.
+            let mut alone = vec![];
+            engine.decapsulate(&s_ours, &xs[..1], &mut alone);
+            if let Some(d) = &alone[0] {
+                assert_eq!(*d.shared.as_bytes(), x(&(points[0] * s_p256)));
+                survivors.push((0, &d.table));
+            }
             survivors.reverse();
             let items: Vec<_> = survivors.iter().map(|(i, t)| (*t, &fresh_secrets[*i])).collect();
             let mut agreed = vec![];

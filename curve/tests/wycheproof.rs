@@ -79,6 +79,14 @@ fn check(engine: &Engine, v: &Vectors) {
             }
         }
     }
+    // Each alone, which may take another way.
+    for kind in 0..5 {
+        for (i, (_, digest, signature, expected, id)) in v.cases.iter().enumerate() {
+            let mut verdicts = vec![];
+            engine.verify(&[VerifyItem { key: key(i, kind), digest, signature }], &mut verdicts);
+            assert_eq!(verdicts[0].is_valid(), *expected, "test {id} alone, kind {kind}");
+        }
+    }
     eprintln!("{:?}: {} cases, {} unparsed", engine.backend(), v.cases.len(), v.unparsed);
 }
 
@@ -149,6 +157,13 @@ fn ecdh_ecpoint() {
                     None => assert!(!expected, "test {id} refused"),
                 }
             }
+        }
+        for (point, private, want, expected, id) in &cases {
+            let secret = secret(private);
+            let mut out = vec![];
+            engine.ecdh(&[EcdhItem { secret: &secret, point }], &mut out);
+            let ok = out[0].as_ref().is_some_and(|s| s.as_bytes()[..] == want[..]);
+            assert_eq!(ok, *expected, "test {id} alone");
         }
         eprintln!("{:?}: {} cases, {skipped} undecodable", engine.backend(), cases.len());
     }

@@ -1,7 +1,4 @@
-//! Integers modulo p in four 64-bit limbs, Montgomery form with R = 2²⁵⁶.
-//!
-//! Elements are below 2²⁵⁶, and so may be p or a little more: nothing but a carry is looked at until
-//! an element leaves the field.
+//! Integers modulo p in four 64-bit limbs, Montgomery form with R = 2²⁵⁶, always reduced.
 //!
 //! p = 2²⁵⁶ − 2²²⁴ + 2¹⁹² + 2⁹⁶ − 1, so −p⁻¹ mod 2⁶⁴ = 1: the quotient digit of each reduction step
 //! is the lowest limb itself, and its product with p is a handful of shifts and additions.
@@ -53,26 +50,13 @@ pub(super) fn reduce_once(t: &Limbs, top: u64, m: &Limbs) -> Limbs {
     select(u64::from(c), &[d0, d1, d2, d3], t)
 }
 
-/// x − p where `carry` is 1, x where it is 0, modulo 2²⁵⁶; and whether it borrowed.
-#[inline(always)]
-fn subtract_p(x: &Limbs, carry: bool) -> (Limbs, bool) {
-    let mask = 0u64.wrapping_sub(u64::from(carry));
-    let (x0, c) = x[0].borrowing_sub(mask, false);
-    let (x1, c) = x[1].borrowing_sub(mask & P[1], c);
-    let (x2, c) = x[2].borrowing_sub(0, c);
-    let (x3, c) = x[3].borrowing_sub(mask & P[3], c);
-    ([x0, x1, x2, x3], c)
-}
-
 #[inline(always)]
 pub(super) fn add(a: &Limbs, b: &Limbs) -> Limbs {
     let (x0, c) = a[0].carrying_add(b[0], false);
     let (x1, c) = a[1].carrying_add(b[1], c);
     let (x2, c) = a[2].carrying_add(b[2], c);
-    let (x3, carry) = a[3].carrying_add(b[3], c);
-    // A sum of 2²⁵⁶ + p or more carries twice.
-    let (x, borrow) = subtract_p(&[x0, x1, x2, x3], carry);
-    subtract_p(&x, carry & !borrow).0
+    let (x3, c) = a[3].carrying_add(b[3], c);
+    reduce_once(&[x0, x1, x2, x3], u64::from(c), &P)
 }
 
 #[inline(always)]
@@ -80,24 +64,16 @@ pub(super) fn sub(a: &Limbs, b: &Limbs) -> Limbs {
     let (x0, c) = a[0].borrowing_sub(b[0], false);
     let (x1, c) = a[1].borrowing_sub(b[1], c);
     let (x2, c) = a[2].borrowing_sub(b[2], c);
-    let (x3, borrow) = a[3].borrowing_sub(b[3], c);
-    // A difference below −p borrows twice.
-    let (x, carry) = add_p(&[x0, x1, x2, x3], borrow);
-    add_p(&x, borrow & !carry).0
+    let (x3, c) = a[3].borrowing_sub(b[3], c);
+    let mask = 0u64.wrapping_sub(u64::from(c));
+    let (x0, c) = x0.carrying_add(mask, false);
+    let (x1, c) = x1.carrying_add(mask & P[1], c);
+    let (x2, c) = x2.carrying_add(0, c);
+    let (x3, _) = x3.carrying_add(mask & P[3], c);
+    [x0, x1, x2, x3]
 }
 
-/// x + p where `borrow` is 1, x where it is 0, modulo 2²⁵⁶; and whether it carried.
-#[inline(always)]
-fn add_p(x: &Limbs, borrow: bool) -> (Limbs, bool) {
-    let mask = 0u64.wrapping_sub(u64::from(borrow));
-    let (x0, c) = x[0].carrying_add(mask, false);
-    let (x1, c) = x[1].carrying_add(mask & P[1], c);
-    let (x2, c) = x[2].carrying_add(0, c);
-    let (x3, c) = x[3].carrying_add(mask & P[3], c);
-    ([x0, x1, x2, x3], c)
-}
-
-/// t/R, below 2²⁵⁶: four digits, each of which adds the multiple of p that clears the lowest limb.
+/// t/R: four digits, each of which adds the multiple of p that clears the lowest limb.
 #[inline(always)]
 fn reduce(t: &[u64; 8]) -> Limbs {
     let mut low = [t[0], t[1], t[2], t[3]];
@@ -115,9 +91,8 @@ fn reduce(t: &[u64; 8]) -> Limbs {
     let (x0, c) = low[0].carrying_add(t[4], false);
     let (x1, c) = low[1].carrying_add(t[5], c);
     let (x2, c) = low[2].carrying_add(t[6], c);
-    let (x3, carry) = low[3].carrying_add(t[7], c);
-    // The sum is below 2²⁵⁶ + p.
-    subtract_p(&[x0, x1, x2, x3], carry).0
+    let (x3, c) = low[3].carrying_add(t[7], c);
+    reduce_once(&[x0, x1, x2, x3], u64::from(c), &P)
 }
 
 /// The column (c₀, c₁, c₂) + a·b.
@@ -192,16 +167,9 @@ pub(super) fn sqr(a: &Limbs) -> Limbs {
     reduce(&square(a))
 }
 
-/// The integer in [0, p).
-#[inline(always)]
-pub(super) fn canonical(a: &Limbs) -> Limbs {
-    reduce_once(a, 0, &P)
-}
-
-/// 1 where a ≡ 0.
+/// 1 where a = 0.
 #[inline(always)]
 pub(super) fn is_zero(a: &Limbs) -> u64 {
-    let a = canonical(a);
     let x = a[0] | a[1] | a[2] | a[3];
     1 ^ ((x | x.wrapping_neg()) >> 63)
 }
@@ -213,16 +181,16 @@ mod tests {
     #[test]
     fn constants() {
         let plain = [1, 0, 0, 0];
-        assert_eq!(canonical(&mul(&R2, &plain)), ONE);
-        assert_eq!(canonical(&mul(&ONE, &plain)), plain);
+        assert_eq!(mul(&R2, &plain), ONE);
+        assert_eq!(mul(&ONE, &plain), plain);
         let b = [
             0x3bce_3c3e_27d2_604b,
             0x651d_06b0_cc53_b0f6,
             0xb3eb_bd55_7698_86bc,
             0x5ac6_35d8_aa3a_93e7,
         ];
-        assert_eq!(canonical(&mul(&b, &R2)), B);
+        assert_eq!(mul(&b, &R2), B);
         assert_eq!(sqr(&R2), mul(&R2, &R2));
-        assert_eq!(canonical(&add(&sub(&ONE, &B), &B)), ONE);
+        assert_eq!(add(&sub(&ONE, &B), &B), ONE);
     }
 }

@@ -20,15 +20,15 @@ pub fn engines() -> Vec<Engine> {
     getrandom::fill(&mut seed).expect("randomness");
     if let Some(forced) = std::env::var_os(BACKEND_VARIABLE) {
         let backend = Backend::detect();
-        assert!(forced != "portable" || backend == Backend::portable(), "{forced:?} is ignored");
+        assert_eq!(forced, backend.name(), "this CPU does not run the backend that was forced");
         return vec![Engine::new(backend, &seed)];
     }
-    let mut engines = vec![Engine::new(Backend::portable(), &seed)];
-    match Backend::ifma() {
-        Some(backend) => engines.push(Engine::new(backend, &seed)),
-        None => eprintln!("SKIPPED: this CPU lacks AVX-512 IFMA, the ifma backend is NOT tested"),
+    for (name, backend) in [("ifma", Backend::ifma()), ("adx", Backend::adx())] {
+        if backend.is_none() {
+            eprintln!("SKIPPED: this CPU does not run the {name} backend, which is NOT tested");
+        }
     }
-    engines
+    Backend::all().map(|backend| Engine::new(backend, &seed)).collect()
 }
 
 /// SplitMix64.

@@ -149,14 +149,19 @@ fn check(backend: Backend) {
                         signature,
                     })
                     .collect();
-                let slow = engine.slow_verifications();
+                let before = engine.slow_verifications();
                 let mut verdicts = vec![];
                 engine.verify(&items, &mut verdicts);
                 for (i, (verdict, (.., valid))) in verdicts.iter().zip(&batch).enumerate() {
                     assert_eq!(verdict.is_valid(), *valid, "item {i}, {width:?}, step {at}");
                 }
-                let slow = engine.slow_verifications() - slow;
+                let slow = engine.slow_verifications() - before;
                 assert_eq!(slow, 1, "{width:?}, step {at}, equal {equal}");
+                // The same signature alone, which may take another way.
+                let mut verdicts = vec![];
+                engine.verify(&items[position.min(8)..][..1], &mut verdicts);
+                assert_eq!(verdicts[0].is_valid(), valid, "alone, {width:?}, step {at}");
+                assert_eq!(engine.slow_verifications() - before, 2, "alone, {width:?}, step {at}");
                 forced += 1;
                 accepted += usize::from(valid);
             }
@@ -171,6 +176,14 @@ fn every_step_can_be_exceptional_in_the_portable_backend() {
 }
 
 #[test]
+fn every_step_can_be_exceptional_in_the_adx_backend() {
+    match Backend::adx() {
+        Some(backend) => check(backend),
+        None => eprintln!("SKIPPED: this CPU lacks BMI2 or ADX"),
+    }
+}
+
+#[test]
 fn every_step_can_be_exceptional_in_the_ifma_backend() {
     match Backend::ifma() {
         Some(backend) => check(backend),
@@ -181,7 +194,7 @@ fn every_step_can_be_exceptional_in_the_ifma_backend() {
 /// A signer without S can aim at R = ∞ only, which is told from an exception.
 #[test]
 fn infinity_does_not_take_the_slow_path() {
-    for backend in [Some(Backend::portable()), Backend::ifma()].into_iter().flatten() {
+    for backend in Backend::all() {
         let mut numbers = Numbers(900);
         let start = numbers.next();
         let engine = Engine::new(backend, &bytes(&start));
@@ -192,7 +205,8 @@ fn infinity_does_not_take_the_slow_path() {
         let item = VerifyItem { key: Key::Plain(&key), digest: &digest, signature: &signature };
         let mut verdicts = vec![];
         engine.verify(&[item; 9], &mut verdicts);
-        assert_eq!(verdicts, [Verdict::Invalid; 9]);
+        engine.verify(&[item], &mut verdicts);
+        assert_eq!(verdicts, [Verdict::Invalid; 10]);
         assert_eq!(engine.slow_verifications(), 0);
     }
 }
