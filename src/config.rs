@@ -252,7 +252,9 @@ impl Config {
         };
         let parsed: File = toml::from_str(&text)
             .map_err(|error| ConfigError::Syntax { path: path.clone(), error: Box::new(error) })?;
-        let beside = path.parent().unwrap_or(Path::new("."));
+        // The parent of a bare file name is the empty path, which is no directory.
+        let beside = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let beside = beside.unwrap_or(Path::new("."));
         let state = match (state, &parsed.state) {
             (Some(state), _) => state.to_owned(),
             (None, Some(state)) => beside.join(state),

@@ -377,3 +377,14 @@ fn commands_at_the_same_time_all_succeed() {
     gateway.stop("-TERM");
     assert_eq!(scratch.good(&["device", "list", "--format", "json"]).lines().count(), 16);
 }
+
+#[test]
+fn a_bare_settings_file_means_the_directory_it_lies_in() {
+    let scratch = Scratch::initialised();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_duet"));
+    command.current_dir(scratch.state()).env_remove("DUET_STATE");
+    // The first thing that is missing lies in a directory that has a name.
+    fs::remove_file(scratch.path("state/gateway.pem")).unwrap();
+    let output = command.args(["--config", "duet.toml", "run"]).output().unwrap();
+    assert!(text(&output.stderr).starts_with("duet: ./gateway.pem"), "{}", text(&output.stderr));
+}
