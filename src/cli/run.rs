@@ -85,8 +85,10 @@ fn serve(prepared: Prepared) -> Result<()> {
     writeln!(out, "running")?;
     let asked = stop.wait(&server.ended());
     let drained = server.drain();
-    admin.shutdown()?;
+    let saved = admin.shutdown();
+    // A full disk fails both, and only the spool's error has the place and the cause.
     drained?;
+    saved?;
     if !asked {
         bail!("a shard ended by itself");
     }
