@@ -50,7 +50,7 @@ const CACHE_BYTES: usize = 32 * 1024 * 1024;
 #[derive(Debug, Error)]
 pub enum RegistryError {
     /// No file.
-    #[error("{}: no registry here; `duet init` makes one", .0.display())]
+    #[error("{}: no registry here; `duet init` makes one in a new directory, a lost one comes from a backup", .0.display())]
     Missing(PathBuf),
     /// A file exists where a new one was to be made.
     #[error("{}: a registry exists already", .0.display())]

@@ -35,7 +35,7 @@ pub enum ServerError {
     #[error(transparent)]
     Spool(#[from] SpoolError),
     /// The node's own secret.
-    #[error("{}: cannot keep this node's key: {error}; without it devices take longer to return after a restart", path.display())]
+    #[error("{}: this node's key cannot be used: {error} (by the old key devices return sooner after a restart)", path.display())]
     NodeKey {
         /// Its file.
         path: PathBuf,
@@ -223,8 +223,12 @@ fn cores(shards: usize) -> Vec<usize> {
 fn node_key(path: &Path) -> Result<[u8; 32], ServerError> {
     let failed = |error| ServerError::NodeKey { path: path.to_owned(), error };
     match std::fs::read(path) {
-        Ok(bytes) => <[u8; 32]>::try_from(bytes)
-            .map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "not 32 bytes"))),
+        Ok(bytes) => <[u8; 32]>::try_from(bytes).map_err(|_| {
+            failed(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "not 32 bytes; remove it to have a new one made",
+            ))
+        }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut key = [0; 32];
             getrandom::fill(&mut key).map_err(|_| ServerError::System("randomness"))?;

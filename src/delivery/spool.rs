@@ -150,8 +150,14 @@ impl Spool {
             .name("spool".into())
             .spawn(move || {
                 let _lock = lock;
-                let run =
-                    || tokio_uring::start(Writer::new(config, tail).run(waiting, hurried, flag));
+                // `tokio_uring::start` would panic where the kernel refuses the ring.
+                let run = || {
+                    let runtime = tokio_uring::Runtime::new(&tokio_uring::builder());
+                    let runtime = runtime.map_err(|error| {
+                        SpoolError::io("starting io_uring for", &config.dir)(error)
+                    })?;
+                    runtime.block_on(Writer::new(config, tail).run(waiting, hurried, flag))
+                };
                 std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
                     .unwrap_or(Err(SpoolError::ThreadEnded))
             })
