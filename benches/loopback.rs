@@ -9,17 +9,15 @@
 
 #[path = "loopback/duet.rs"]
 mod duet;
+mod support;
 #[path = "loopback/tls.rs"]
 mod tls;
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
-    UnparsedPublicKey,
-};
+use loadgen::process_clock::process_cpu;
 use rustls::version::{TLS12, TLS13};
 
 const ROUNDS: usize = 5;
@@ -39,17 +37,6 @@ const PEER_STREAMS: usize = 1_000;
 /// Devices that stay silent while memory is measured.
 const IDLE: usize = 10_000;
 
-/// The processor time that all threads of a process have used.
-fn cpu(pid: u32) -> Duration {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let spent = |task: fs::DirEntry| {
-        // A thread that has just ended has no figure.
-        let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-        text.split_whitespace().next().map_or(0, |text| text.parse::<u64>().unwrap())
-    };
-    Duration::from_nanos(tasks.map(|task| spent(task.unwrap())).sum())
-}
-
 /// The memory that a process has in RAM, bytes.
 fn resident(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -59,49 +46,28 @@ fn resident(pid: u32) -> u64 {
 
 /// The server's processor time for each of `count` units of `work`, once all of it has arrived.
 fn measured(pid: u32, count: usize, work: impl FnOnce()) -> Duration {
-    let before = cpu(pid);
+    let cpu = || process_cpu(pid).unwrap();
+    let before = cpu();
     work();
     // What the driver does not wait for: last records, closed connections, fsync.
-    let mut last = cpu(pid);
+    let mut last = cpu();
     loop {
         std::thread::sleep(Duration::from_millis(50));
-        let now = cpu(pid);
-        if now.checked_sub(last).unwrap() < Duration::from_micros(500) {
+        let now = cpu();
+        if now - last < Duration::from_micros(500) {
             return (now - before) / u32::try_from(count).unwrap();
         }
         last = now;
     }
 }
 
-fn pin(core: usize) -> bool {
-    let mut cores = rustix::thread::CpuSet::new();
-    cores.set(core);
-    rustix::thread::sched_setaffinity(None, &cores).is_ok()
-}
-
 /// Runs `start` so that what it starts lives on the last core.
 fn on_the_servers_core<T>(start: impl FnOnce() -> T) -> T {
     let cores = std::thread::available_parallelism().unwrap().get();
-    pin(cores.max(2) - 1);
+    support::pin(cores.max(2) - 1);
     let started = start();
-    pin(0);
+    support::pin(0);
     started
-}
-
-fn anchor() -> impl FnMut() -> Duration {
-    let random = aws_lc_rs::rand::SystemRandom::new();
-    let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
-    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref());
-    let pair = pair.unwrap();
-    let signature = pair.sign(&random, b"message").unwrap();
-    move || {
-        let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, pair.public_key().as_ref());
-        let began = Instant::now();
-        for _ in 0..200 {
-            key.verify(b"message", signature.as_ref()).unwrap();
-        }
-        began.elapsed() / 200
-    }
 }
 
 struct Row {
@@ -131,7 +97,7 @@ fn main() {
         fs::create_dir(&path).unwrap();
         path
     };
-    let mut anchor = anchor();
+    let mut anchor = support::anchor();
     let mut gateway = duet::Fleet::start(&sub("duet"), DATAGRAM_HANDSHAKES, STREAMS);
     let peers = [("tls13", &TLS13), ("tls12", &TLS12)]
         .map(|(name, version)| tls::Peer::start(&sub(name), version));

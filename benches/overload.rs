@@ -5,6 +5,8 @@
 //! all return in the same instant. The driver, and the flood, have the other core.
 #![allow(clippy::unwrap_used, reason = "a benchmark may end at once")]
 
+mod support;
+
 use std::collections::{BinaryHeap, HashMap};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -32,12 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// When a measurement gives up.
 const LIMIT: Duration = Duration::from_secs(30);
 
-fn pin(core: usize) {
-    let mut cores = rustix::thread::CpuSet::new();
-    cores.set(core);
-    rustix::thread::sched_setaffinity(None, &cores).unwrap();
-}
-
 fn start(dir: &Path, devices: usize) -> (LocalGateway, Vec<Device<Software>>) {
     let profile = Profile { mode: Mode::Certificate, source: KeySource::Ephemeral };
     let wanted: Vec<_> = (0..devices)
@@ -47,10 +43,10 @@ fn start(dir: &Path, devices: usize) -> (LocalGateway, Vec<Device<Software>>) {
             transport: Transport::Datagram,
         })
         .collect();
-    pin(std::thread::available_parallelism().unwrap().get().max(2) - 1);
+    support::pin(std::thread::available_parallelism().unwrap().get().max(2) - 1);
     let program = PathBuf::from(env!("CARGO_BIN_EXE_duet"));
     let (gateway, members) = LocalGateway::start(&program, dir, 1, &wanted).unwrap();
-    pin(0);
+    support::pin(0);
     let device = |member: loadgen::fleet::Member| Device::new(Software, member.config, member.seed);
     (gateway, members.into_iter().map(device).collect())
 }
@@ -264,6 +260,8 @@ fn main() {
         std::fs::create_dir(&path).unwrap();
         path
     };
+    let anchor = support::anchor()();
+    println!("\naws-lc-rs, one ECDSA verification (anchor): {:.1} µs", anchor.as_secs_f64() * 1e6);
     println!(
         "\n{HONEST} devices connect at {HONEST_PER_S}/s, {ESTABLISHED} send {READINGS_PER_S} readings/s\n"
     );

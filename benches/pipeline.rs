@@ -6,15 +6,13 @@
 //! The anchor, one ECDSA verification by aws-lc-rs, tells how fast the machine was.
 #![allow(clippy::unwrap_used, reason = "a benchmark may end at once")]
 
+mod support;
+
 use std::io::Cursor;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
-    UnparsedPublicKey,
-};
 use duet::registry::{Enrolment, NewDevice, Registry, SourceSet};
 use duet::shard::engine::{Batched, Engine, OneByOne};
 use duet::shard::{GatewayKey, Mail, Reading, Settings, Shard, Sink};
@@ -263,14 +261,8 @@ impl Row {
     }
 }
 
-fn pin() -> bool {
-    let mut cores = rustix::thread::CpuSet::new();
-    cores.set(0);
-    rustix::thread::sched_setaffinity(None, &cores).is_ok()
-}
-
 fn main() {
-    let pinned = pin();
+    let pinned = support::pin(0);
     let backend = Backend::detect();
     let ephemeral = KeySource::Ephemeral;
     let mut batched = Duet::new(Batched::new(backend, DEVICES), ephemeral, DEVICES);
@@ -280,12 +272,7 @@ fn main() {
         Duet::new(Batched::new(Backend::portable(), DEVICES), ephemeral, DEVICES / 4);
     let mut single = Duet::new(OneByOne, ephemeral, DEVICES / 16);
     let tls = Tls::new();
-    let random = aws_lc_rs::rand::SystemRandom::new();
-    let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
-    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref());
-    let pair = pair.unwrap();
-    let signature = pair.sign(&random, b"message").unwrap();
-    let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, pair.public_key().as_ref());
+    let mut anchor = support::anchor();
     // The first round makes the tables of the devices' keys.
     batched.handshakes(64);
     xor.handshakes(64);
@@ -304,11 +291,7 @@ fn main() {
     ];
     let mut rows = names.map(|name| Row { name, times: Vec::new() });
     for _ in 0..ROUNDS {
-        let began = Instant::now();
-        for _ in 0..200 {
-            key.verify(b"message", signature.as_ref()).unwrap();
-        }
-        rows[0].times.push(began.elapsed() / 200);
+        rows[0].times.push(anchor());
         let mut handshakes: Vec<_> = (0..100).map(|_| tls.handshake()).collect();
         handshakes.sort_unstable();
         rows[1].times.push(handshakes[50]);

@@ -111,7 +111,7 @@ impl Server {
         metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
             .set(1.0);
         // Measured by the pipeline bench, in batches.
-        let hello_us = if curve == Backend::portable() { 150 } else { 35 };
+        let hello_us = if Some(curve) == Backend::ifma() { 35 } else { 150 };
         let tables = config.limits.max_tables as usize / config.shards;
         let (mut threads, ended) = (Vec::new(), Arc::new(Notify::new()));
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
@@ -156,7 +156,8 @@ impl Server {
         let mut warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
         if spool.recovery.cut_bytes > 0 {
             warnings.push(format!(
-                "{}: {} bytes of an unfinished commit were cut off; nothing in them was confirmed",
+                "{}: {} bytes after the last whole commit were cut off: an unfinished commit that \
+                 nobody had confirmed, unless the file was damaged since",
                 config.spool.dir.display(),
                 spool.recovery.cut_bytes,
             ));

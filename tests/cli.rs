@@ -379,6 +379,26 @@ fn commands_at_the_same_time_all_succeed() {
 }
 
 #[test]
+fn a_gateway_outlives_whoever_reads_what_it_prints() {
+    let scratch = Scratch::initialised();
+    let arguments = ["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    let mut command = scratch.command(&arguments);
+    let mut gateway = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(gateway.stdout.take());
+    let status = || text(&scratch.duet(&["status"]).stdout);
+    let began = std::time::Instant::now();
+    while !status().contains("running") {
+        assert_eq!(gateway.try_wait().unwrap(), None, "it ended with its reader");
+        assert!(began.elapsed() < std::time::Duration::from_secs(30));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(gateway.try_wait().unwrap(), None, "it ended with its reader");
+    let pid = rustix::process::Pid::from_child(&gateway);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(gateway.wait().unwrap().success());
+}
+
+#[test]
 fn a_bare_settings_file_means_the_directory_it_lies_in() {
     let scratch = Scratch::initialised();
     let mut command = Command::new(env!("CARGO_BIN_EXE_duet"));

@@ -42,7 +42,7 @@ fn readings_come_back_in_order_over_restarts_and_segments() {
         for i in 0..10 {
             assert_eq!(store(&spool, round * 10 + i, 200), Durability::Durable);
         }
-        assert!(spool.is_healthy());
+        assert!(!spool.health().has_failed());
         spool.shutdown().unwrap();
     }
     let mut reader = Reader::open(&config(dir.path()).dir).unwrap();
@@ -102,6 +102,23 @@ fn damage_in_the_middle_is_named_and_nothing_is_changed() {
 }
 
 #[test]
+fn a_segment_that_was_cut_short_is_damage_and_not_a_torn_tail() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    store(&spool, 1, 200);
+    spool.shutdown().unwrap();
+    let file = config(dir.path()).dir.join("spool-0000000000000000.log");
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..4096 + 1_000]).unwrap();
+    let refused = Spool::start(config(dir.path())).err().unwrap();
+    assert!(refused.to_string().contains("5096 bytes"), "{refused}");
+    assert_eq!(fs::read(&file).unwrap().len(), 5_096, "nothing was changed");
+    assert!(verify(&config(dir.path()).dir).is_err());
+    fs::write(&file, &whole).unwrap();
+    assert_eq!(verify(&config(dir.path()).dir).unwrap(), 200);
+}
+
+#[test]
 fn two_gateways_cannot_share_a_spool_and_a_full_one_refuses() {
     let dir = tempfile::tempdir().unwrap();
     let small = SpoolConfig { max_bytes: 256 * 1024, ..config(dir.path()) };
@@ -113,7 +130,7 @@ fn two_gateways_cannot_share_a_spool_and_a_full_one_refuses() {
         durable += 1;
         assert!(durable < 10);
     }
-    assert!(spool.is_healthy(), "full is not broken");
+    assert!(spool.health().is_full() && !spool.health().has_failed(), "full is not broken");
     spool.shutdown().unwrap();
     assert_eq!(verify(&config(dir.path()).dir).unwrap(), u64::from(durable) * 1_000);
 }

@@ -4,6 +4,7 @@ pub mod compare;
 pub mod exchange;
 pub mod fleet;
 pub mod local;
+pub mod process_clock;
 pub mod relay;
 pub mod summary;
 pub mod table;

@@ -19,6 +19,7 @@ use duet_protocol::profile::{Mode, Profile, Transport};
 use p256::pkcs8::DecodePrivateKey as _;
 
 use crate::fleet::Member;
+use crate::process_clock::process_cpu;
 
 /// The key id in a new gateway's settings.
 const KEY_ID: u8 = 0;
@@ -132,18 +133,12 @@ impl LocalGateway {
         Ok(text)
     }
 
-    /// The processor time that all its threads have used so far.
+    /// The processor time that it has used so far.
     ///
     /// # Errors
     /// When the kernel does not tell.
     pub fn cpu(&self) -> Result<Duration> {
-        let mut total = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let text = fs::read_to_string(task?.path().join("schedstat"))?;
-            let spent = text.split_whitespace().next().context("an empty schedstat")?;
-            total += spent.parse::<u64>()?;
-        }
-        Ok(Duration::from_nanos(total))
+        Ok(process_cpu(self.child.id())?)
     }
 
     /// Lets it drain and end.

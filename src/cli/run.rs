@@ -73,16 +73,19 @@ fn serve(prepared: Prepared) -> Result<()> {
         }
     };
 
-    let mut out = io::stdout();
+    // Nobody needs to read this: a gateway does not end because its log has.
+    let tell = |text: std::fmt::Arguments<'_>| {
+        let _ = writeln!(io::stdout(), "{text}");
+    };
     let fingerprint = &identities[0].1.certificate.fingerprint;
     for warning in &server.warnings {
-        writeln!(io::stderr(), "warning: {warning}")?;
+        let _ = writeln!(io::stderr(), "warning: {warning}");
     }
-    writeln!(out, "listening    {} (UDP and TCP)", server.local)?;
-    writeln!(out, "fingerprint  {}", duet::identity::fingerprint_text(fingerprint))?;
-    writeln!(out, "devices      {}", view.len())?;
-    writeln!(out, "metrics      http://{}/metrics", admin.http())?;
-    writeln!(out, "running")?;
+    tell(format_args!("listening    {} (UDP and TCP)", server.local));
+    tell(format_args!("fingerprint  {}", duet::identity::fingerprint_text(fingerprint)));
+    tell(format_args!("devices      {}", view.len()));
+    tell(format_args!("metrics      http://{}/metrics", admin.http()));
+    tell(format_args!("running"));
     let asked = stop.wait(&server.ended());
     let drained = server.drain();
     let saved = admin.shutdown();
@@ -92,7 +95,8 @@ fn serve(prepared: Prepared) -> Result<()> {
     if !asked {
         bail!("a shard ended by itself");
     }
-    Ok(writeln!(out, "stopped")?)
+    tell(format_args!("stopped"));
+    Ok(())
 }
 
 /// SIGTERM and SIGINT, caught from the moment this exists.

@@ -8,7 +8,7 @@ pub const MAX_BATCH_BYTES: usize = 128 * 1024;
 
 /// Readings that are committed, or refused, together.
 ///
-/// A completion hands the batch back, so that a shard can use the same memory again.
+/// A completion hands the batch back as it was, so that a shard can use the same memory again.
 #[derive(Debug, Default)]
 pub struct Batch {
     bytes: Vec<u8>,

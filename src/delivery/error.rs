@@ -62,6 +62,14 @@ pub enum Damage {
     /// The header's first index is not the one in the file's name.
     #[error("the header's first index is not the one in the file's name")]
     Name,
+    /// The file is not as long as it was made: a power cut does not do that.
+    #[error("the file has {found} bytes instead of {expected}")]
+    FileLength {
+        /// What it has.
+        found: u64,
+        /// What its header says.
+        expected: u64,
+    },
     /// A record is missing: the segment ends early, but later records exist.
     #[error("a record is missing here, later ones exist")]
     Missing,

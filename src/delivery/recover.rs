@@ -21,7 +21,8 @@ pub struct Recovery {
     pub segments: u64,
     /// Records in the last one.
     pub tail_records: u64,
-    /// Bytes of an incomplete commit that were cut off: they were never acknowledged.
+    /// Bytes at the end that were no whole commit and were cut off: one that a power cut left
+    /// unfinished and nobody had confirmed, or, which looks the same, the last one, damaged since.
     pub cut_bytes: u64,
 }
 
@@ -85,21 +86,18 @@ fn create(dir: &Path, size: u64) -> Result<Tail, SpoolError> {
 /// Returns how many bytes of something else were there.
 fn settle(scan: &Scan) -> io::Result<u64> {
     let file = OpenOptions::new().read(true).write(true).open(&scan.entry.path)?;
-    let end = file.metadata()?.len();
+    let end = scan.header.size;
     let mut cut = 0;
     let mut block = vec![0; BLOCK];
     let mut at = scan.at;
-    while at < end.min(scan.header.size) {
-        let length = read_block(&file, &mut block, at, end.min(scan.header.size))?;
+    while at < end {
+        let length = read_block(&file, &mut block, at, end)?;
         if let Some(last) = block[..length].iter().rposition(|byte| *byte != 0) {
             cut = at + last as u64 + 1 - scan.at;
             block[..length].fill(0);
             file.write_all_at(&block[..length], at)?;
         }
         at += length as u64;
-    }
-    if end < scan.header.size {
-        segment::write_zeros(&file, end, scan.header.size, &AtomicBool::new(false))?;
     }
     let mut at = scan.group_at;
     while at < scan.at {

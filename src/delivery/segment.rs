@@ -68,6 +68,10 @@ pub(super) fn open(entry: &Entry) -> Result<(File, Header), SpoolError> {
     if header.first_index != entry.first_index {
         return Err(damaged(Damage::Name));
     }
+    let found = file.metadata().map_err(SpoolError::io("inspecting", path))?.len();
+    if found != header.size {
+        return Err(damaged(Damage::FileLength { found, expected: header.size }));
+    }
     Ok((file, header))
 }
 
@@ -81,7 +85,7 @@ pub(super) fn prepare(
     let path = dir.join(SPARE);
     let write = || {
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
-        let complete = write_zeros(&file, 0, size, cancel)?;
+        let complete = write_zeros(&file, size, cancel)?;
         file.sync_all()?;
         Ok(complete)
     };
@@ -95,23 +99,18 @@ pub(super) fn prepare(
     }
 }
 
-/// Writes zeros from `from` to `to`, syncing as it goes. `false`: cancelled.
-pub(super) fn write_zeros(
-    file: &File,
-    from: u64,
-    to: u64,
-    cancel: &AtomicBool,
-) -> io::Result<bool> {
+/// Fills the file with zeros up to `size`, syncing as it goes. `false`: cancelled.
+fn write_zeros(file: &File, size: u64, cancel: &AtomicBool) -> io::Result<bool> {
     let zeros = vec![0; ZEROS];
-    let mut at = from;
-    while at < to {
+    let mut at = 0;
+    while at < size {
         if cancel.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let length = usize::try_from(to - at).map_or(ZEROS, |left| left.min(ZEROS));
+        let length = usize::try_from(size - at).map_or(ZEROS, |left| left.min(ZEROS));
         file.write_all_at(&zeros[..length], at)?;
         at += length as u64;
-        if (at - from).is_multiple_of(SYNC_EVERY) {
+        if at.is_multiple_of(SYNC_EVERY) {
             file.sync_data()?;
         }
     }

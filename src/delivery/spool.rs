@@ -144,7 +144,7 @@ impl Spool {
         let hurry = Arc::new(Notify::new());
         let hurried = Arc::clone(&hurry);
         let health = Arc::new(Health::default());
-        let flag = Arc::clone(&health);
+        let (flag, own) = (Arc::clone(&health), Arc::clone(&health));
         let dir = config.dir.clone();
         let thread = std::thread::Builder::new()
             .name("spool".into())
@@ -158,8 +158,13 @@ impl Spool {
                     })?;
                     runtime.block_on(Writer::new(config, tail).run(waiting, hurried, flag))
                 };
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
-                    .unwrap_or(Err(SpoolError::ThreadEnded))
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+                    .unwrap_or(Err(SpoolError::ThreadEnded));
+                // However it came to its end: a ring refused and a panic are failures, too.
+                if result.is_err() {
+                    own.failed.store(true, Ordering::Relaxed);
+                }
+                result
             })
             .map_err(SpoolError::io("starting the thread of", &dir))?;
         Ok(Self { submitter: Submitter { queue, hurry }, thread, health, recovery })
@@ -169,12 +174,6 @@ impl Spool {
     #[must_use]
     pub fn submitter(&self) -> Submitter {
         self.submitter.clone()
-    }
-
-    /// Whether it stores what it is given.
-    #[must_use]
-    pub fn is_healthy(&self) -> bool {
-        !self.health.has_failed() && !self.thread.is_finished()
     }
 
     /// How it is, also after this handle is gone.
@@ -311,8 +310,7 @@ impl Writer {
                 }
             };
             metrics::gauge!(names::HEALTHY).set(if result.is_ok() { 1.0 } else { 0.0 });
-            for Submission { mut batch, done, .. } in batches {
-                batch.clear();
+            for Submission { batch, done, .. } in batches {
                 done(batch, durability);
             }
         }

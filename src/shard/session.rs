@@ -73,12 +73,12 @@ pub(super) fn seal(
         unsealed.iter().map(|one| one.header.associated_data(one.session)).collect();
     let mut records = Vec::with_capacity(unsealed.len());
     for (Unsealed { session, header, bytes, .. }, aad) in unsealed.iter_mut().zip(&associated) {
-        if let Some(session) = sessions.get(session)
-            && let Some((payload, tag)) = bytes[DOWN_HEADER..].split_last_chunk_mut::<TAG>()
-        {
-            let nonce = nonce(session.down.iv(), header.sequence);
-            records.push(Record { key: session.down.key(), nonce, aad, payload, tag });
-        }
+        let Some((payload, tag)) = bytes[DOWN_HEADER..].split_last_chunk_mut::<TAG>() else {
+            unreachable!("a message is prepared with room for its tag")
+        };
+        let down = &sessions[session].down;
+        let nonce = nonce(down.iv(), header.sequence);
+        records.push(Record { key: down.key(), nonce, aad, payload, tag });
     }
     gcm.seal_batch(&mut records);
     // The first nonce is the IV itself.

@@ -13,7 +13,7 @@ use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::reason::DropReason;
 use duet_protocol::wire::{Kind, MESSAGE_MAX, Reset};
 
-use crate::world::World;
+use crate::world::{PROFILE, World};
 
 #[test]
 fn every_profile_opens_with_two_messages_and_every_reading_is_stored_once() {
@@ -44,10 +44,7 @@ fn every_profile_opens_with_two_messages_and_every_reading_is_stored_once() {
 #[test]
 fn a_lost_session_is_back_with_one_reset_and_one_handshake() {
     let mut world = World::new();
-    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
-    let mut device = world.device(1, profile, Transport::Datagram);
-    device.open(world.now.mono_us);
-    assert_eq!(world.settle(&mut device), ["Opened"]);
+    let mut device = world.opened();
     let before = device.session().unwrap();
 
     world.shard = World::shard(&world.registry, world.gateway, world.stored.clone());
@@ -65,8 +62,7 @@ fn a_lost_session_is_back_with_one_reset_and_one_handshake() {
 #[test]
 fn a_played_back_hello_gains_nothing_and_locks_nobody_out() {
     let mut world = World::new();
-    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
-    let mut device = world.device(1, profile, Transport::Datagram);
+    let mut device = world.device(1, PROFILE, Transport::Datagram);
     device.open(world.now.mono_us);
     let mut hello = [0; MESSAGE_MAX];
     let len = device.poll_transmit(world.now.mono_us, &mut hello).unwrap();
@@ -94,17 +90,14 @@ fn a_played_back_hello_gains_nothing_and_locks_nobody_out() {
 #[test]
 fn a_device_that_forgot_its_counter_answers_a_challenge() {
     let mut world = World::new();
-    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
-    let mut device = world.device(1, profile, Transport::Datagram);
-    device.open(world.now.mono_us);
-    world.settle(&mut device);
+    world.opened();
     let identity = Identity {
         id: DeviceId([1; 8]),
         fingerprint: Fingerprint::of_registered_id(&DeviceId([1; 8])),
         key: DeviceKey::Registration(RegistrationKey([1; 32])),
     };
     let transport = Transport::Datagram;
-    let config = Config { identity, gateway: world.gateway, profile, transport, fresh: 0 };
+    let config = Config { identity, gateway: world.gateway, profile: PROFILE, transport, fresh: 0 };
     let mut again = Device::<Software>::new(Software, config, [9; 32]);
     again.open(world.now.mono_us);
     assert_eq!(world.settle(&mut again), ["Opened"]);
@@ -139,10 +132,7 @@ fn close_and_revocation_end_sessions() {
 #[test]
 fn a_reading_that_was_refused_is_taken_when_it_comes_again() {
     let mut world = World::new();
-    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
-    let mut device = world.device(1, profile, Transport::Datagram);
-    device.open(world.now.mono_us);
-    world.settle(&mut device);
+    let mut device = world.opened();
     device.send_reading(world.now.mono_us, 1, b"x", true).unwrap();
     let mut record = [0; MESSAGE_MAX];
     let len = device.poll_transmit(world.now.mono_us, &mut record).unwrap();
@@ -168,10 +158,7 @@ fn a_reading_that_was_refused_is_taken_when_it_comes_again() {
 #[test]
 fn a_reading_that_is_not_durable_is_never_acknowledged_however_often_it_comes() {
     let mut world = World::new();
-    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
-    let mut device = world.device(1, profile, Transport::Datagram);
-    device.open(world.now.mono_us);
-    world.settle(&mut device);
+    let mut device = world.opened();
     device.send_reading(world.now.mono_us, 1, b"x", true).unwrap();
     let from = "192.0.2.1:4000".parse().unwrap();
     let mut out = [0; MESSAGE_MAX];
@@ -202,10 +189,7 @@ fn a_reading_that_is_not_durable_is_never_acknowledged_however_often_it_comes() 
 fn under_load_an_address_proves_itself_before_any_curve_work() {
     let mut world = World::new();
     world.shard = World::shard_with(&world.registry, world.gateway, world.stored.clone(), 0);
-    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
-    let mut device = world.device(1, profile, Transport::Datagram);
-    device.open(world.now.mono_us);
-    assert_eq!(world.settle(&mut device), ["Opened"]);
+    world.opened();
     let kinds: Vec<_> = world.seen.iter().map(|seen| seen.1).collect();
     assert_eq!(kinds[..4], [Kind::Hello, Kind::Retry, Kind::Hello, Kind::Accept]);
     assert!(world.seen[1].2 < world.seen[0].2);
@@ -213,7 +197,7 @@ fn under_load_an_address_proves_itself_before_any_curve_work() {
     assert_eq!(world.shard.counts.drops[DropReason::Unvalidated as usize], 1);
 
     // The cookie is the address's and the HELLO's: from elsewhere it is worth nothing.
-    let mut other = world.device(2, profile, Transport::Datagram);
+    let mut other = world.device(2, PROFILE, Transport::Datagram);
     other.open(world.now.mono_us);
     let mut out = [0; MESSAGE_MAX];
     let len = other.poll_transmit(world.now.mono_us, &mut out).unwrap();
@@ -236,10 +220,7 @@ fn under_load_an_address_proves_itself_before_any_curve_work() {
 #[test]
 fn a_new_address_gets_no_more_bytes_than_came_from_it_until_it_answers() {
     let mut world = World::new();
-    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
-    let mut device = world.device(1, profile, Transport::Datagram);
-    device.open(world.now.mono_us);
-    world.settle(&mut device);
+    let mut device = world.opened();
     let id = DeviceId([1; 8]);
     let command = |size| {
         let (answer, waiting) = tokio::sync::oneshot::channel();
@@ -287,10 +268,7 @@ fn a_new_address_gets_no_more_bytes_than_came_from_it_until_it_answers() {
 #[test]
 fn a_reset_is_believed_only_for_a_record_that_was_sent() {
     let mut world = World::new();
-    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
-    let mut device = world.device(1, profile, Transport::Datagram);
-    device.open(world.now.mono_us);
-    world.settle(&mut device);
+    let mut device = world.opened();
     let session = device.session().unwrap();
     for mac in [[0; 16], [0xff; 16]] {
         let mut forged = Reset { session, mac }.encode();
@@ -302,8 +280,7 @@ fn a_reset_is_believed_only_for_a_record_that_was_sent() {
 #[test]
 fn of_two_hellos_in_one_batch_the_newer_stands_and_a_copy_is_not_answered_twice() {
     let mut world = World::new();
-    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
-    let mut device = world.device(1, profile, Transport::Datagram);
+    let mut device = world.device(1, PROFILE, Transport::Datagram);
     let mut hello = || {
         let mut out = [0; MESSAGE_MAX];
         device.close();
@@ -329,8 +306,7 @@ fn of_two_hellos_in_one_batch_the_newer_stands_and_a_copy_is_not_answered_twice(
 #[test]
 fn a_stream_is_closed_after_a_fixed_time_but_not_for_a_repeated_record() {
     let mut world = World::new();
-    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
-    let mut device = world.device(1, profile, Transport::Stream);
+    let mut device = world.device(1, PROFILE, Transport::Stream);
     device.open(world.now.mono_us);
     let stream = StreamId::simulated(5);
     let mut out = [0; MESSAGE_MAX];

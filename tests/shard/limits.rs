@@ -8,23 +8,14 @@ use duet::transport::{Handler as _, Path, StreamId};
 use duet_protocol::device::{Device, Event};
 use duet_protocol::ec::Software;
 use duet_protocol::identity::DeviceId;
-use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
+use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
 use duet_protocol::wire::MESSAGE_MAX;
 
-use crate::world::World;
-
-const PROFILE: Profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+use crate::world::{PROFILE, World};
 
 fn home() -> SocketAddr {
     "192.0.2.1:4000".parse().unwrap()
-}
-
-fn opened(world: &mut World) -> Device<Software> {
-    let mut device = world.device(1, PROFILE, Transport::Datagram);
-    device.open(world.now.mono_us);
-    assert_eq!(world.settle(&mut device), ["Opened"]);
-    device
 }
 
 fn reading(world: &World, device: &mut Device<Software>, confirm: bool) -> Vec<u8> {
@@ -39,7 +30,7 @@ fn reading(world: &World, device: &mut Device<Software>, confirm: bool) -> Vec<u
 #[test]
 fn what_another_shard_owns_draws_no_reset_and_no_session() {
     let mut world = World::new();
-    let mut device = opened(&mut world);
+    let mut device = world.opened();
     let record = reading(&world, &mut device, false);
     device.open(world.now.mono_us);
     let hello = world.device(2, PROFILE, Transport::Stream);
@@ -80,7 +71,7 @@ fn a_stream_that_only_fails_is_remembered_once() {
 #[test]
 fn a_stream_without_an_authentic_record_does_not_stay() {
     let mut world = World::new();
-    let mut device = opened(&mut world);
+    let mut device = world.opened();
     let (old, new) = (reading(&world, &mut device, false), reading(&world, &mut device, false));
     world.shard.handle_datagram(world.now, home(), &old);
     world.shard.handle_turn(world.now);
@@ -127,7 +118,7 @@ fn what_waits_to_be_sent_is_limited() {
 #[test]
 fn a_revoked_device_delivers_nothing_even_before_its_shard_is_told() {
     let mut world = World::new();
-    let mut device = opened(&mut world);
+    let mut device = world.opened();
     let name = "device-1".parse().unwrap();
     let record = reading(&world, &mut device, true);
     world.registry.revoke(&name, 1_800_000_001).unwrap();
@@ -148,7 +139,7 @@ fn command(size: usize) -> Mail {
 #[test]
 fn a_result_proves_an_address_only_if_the_command_went_there_alone() {
     let mut world = World::new();
-    let mut device = opened(&mut world);
+    let mut device = world.opened();
     let victim: SocketAddr = "203.0.113.5:77".parse().unwrap();
     let mut out = [0; MESSAGE_MAX];
     for size in [100, 1] {
@@ -191,7 +182,7 @@ fn a_result_proves_an_address_only_if_the_command_went_there_alone() {
 #[test]
 fn a_command_outlives_the_session_that_it_began_in() {
     let mut world = World::new();
-    let mut device = opened(&mut world);
+    let mut device = world.opened();
     let (answer, mut result) = tokio::sync::oneshot::channel();
     let (id, timeout) = (DeviceId([1; 8]), Duration::from_secs(20));
     let payload = b"open".to_vec();

@@ -12,8 +12,12 @@ use duet_protocol::device::{Config, Device, Event};
 use duet_protocol::ec::{SecretScalar, Software};
 use duet_protocol::identity::{Credential, DeviceId, Fingerprint, Gateway, RegistrationKey};
 use duet_protocol::initiator::{DeviceKey, Identity};
-use duet_protocol::profile::{Mode, Profile, Transport};
+use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX, SessionId};
+
+/// What a device has where a test does not care.
+pub(crate) const PROFILE: Profile =
+    Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
 
 #[derive(Clone, Default)]
 pub(crate) struct Collected(pub(crate) Rc<RefCell<Vec<Stored>>>);
@@ -165,6 +169,14 @@ impl World {
         self.registry.add(device, 1_800_000_000).unwrap();
         let config = Config { identity, gateway: self.gateway, profile, transport, fresh: 1 };
         Device::new(Software, config, [seed; 32])
+    }
+
+    /// A device over datagrams that is connected.
+    pub(crate) fn opened(&mut self) -> Device<Software> {
+        let mut device = self.device(1, PROFILE, Transport::Datagram);
+        device.open(self.now.mono_us);
+        assert_eq!(self.settle(&mut device), ["Opened"]);
+        device
     }
 
     /// Carries messages both ways until both sides are silent. What arrives is durable at once.
