@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let samples = numbers.next().unwrap_or(1_000_000);
     pin(numbers.next().unwrap_or(0));
     let mut sound = true;
-    for backend in [Backend::ifma(), Some(Backend::portable())].into_iter().flatten() {
+    for backend in Backend::all() {
         let world = World::new(backend);
         for operation in Operation::ALL {
             let t = world.test(operation, Classes::FixedOrRandom, samples);

@@ -27,6 +27,13 @@ impl Adx {
     }
 }
 
+impl From<crate::ifma::Ifma> for Adx {
+    /// The detection of the eight-lane backend has asked for these instructions too.
+    fn from(_: crate::ifma::Ifma) -> Self {
+        Self(())
+    }
+}
+
 /// One digit of a Montgomery reduction: m = t₀, then (t + m·p) / 2⁶⁴ in t₁ … t₄. The low limb
 /// cancels; m·2⁹⁶ and m·p₃·2¹⁹² remain. Leaves the carry out of t₄.
 macro_rules! reduce_digit {

@@ -163,6 +163,11 @@ impl Lanes for Bounds {
     type Loose = Bound;
     type Scalar = f64;
     type SharedTable = ();
+    type One = Self;
+
+    fn one_lane(self) -> Self {
+        self
+    }
 
     fn call<R>(self, f: impl FnOnce() -> R) -> R {
         f()
@@ -306,6 +311,9 @@ impl Lanes for Bounds {
     fn is_zero(a: &Bound) -> u8 {
         Self::tight(Self::mul(a, &Bound::tight(0.0, 1.0)));
         1
+    }
+    fn swap_fe(a: &Bound, _step: usize) -> Bound {
+        *a
     }
     #[inline(never)]
     fn select_fe(_mask: u8, a: &Bound, b: &Bound) -> Bound {

@@ -7,6 +7,7 @@
 use crate::backend::{Backend, Kind};
 use crate::context::Context;
 use crate::keys::{PublicKey, SecretScalar, SharedSecret, Verdict};
+use crate::lanes::Lanes;
 use crate::ops::agree::{Agreed, Decapsulated, EcdhItem, Kept};
 use crate::ops::sign::SignItem;
 use crate::ops::verify::{Key, VerifyItem};
@@ -83,12 +84,12 @@ impl Engine {
                 None => unreachable!("Backend::adx asked the same CPU"),
             },
             #[cfg(target_arch = "x86_64")]
-            Kind::Ifma => match (Ifma::detect(), Adx::detect()) {
-                (Some(lanes), Some(alone)) => Inner::Ifma(Box::new(Wide {
+            Kind::Ifma => match Ifma::detect() {
+                Some(lanes) => Inner::Ifma(Box::new(Wide {
                     lanes: Context::new(lanes, seed),
-                    alone: Context::new(Narrow(alone), seed),
+                    alone: Context::new(lanes.one_lane(), seed),
                 })),
-                _ => unreachable!("Backend::ifma asked the same CPU"),
+                None => unreachable!("Backend::ifma asked the same CPU"),
             },
         })
     }

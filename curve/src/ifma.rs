@@ -25,8 +25,10 @@ mod field;
 mod scalar;
 mod vector;
 
+use crate::adx::Adx;
 use crate::backend::{Backend, Kind};
 use crate::lanes::{Lanes, MAX_WIDTH, Words};
+use crate::portable::Narrow;
 use crate::table::Row;
 use field::{Fe, Loose};
 use vector::V;
@@ -45,7 +47,7 @@ impl Ifma {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vbmi2")
             && is_x86_feature_detected!("bmi2")
-            && is_x86_feature_detected!("adx"); // for what comes alone: see `Engine`
+            && is_x86_feature_detected!("adx"); // for what takes one lane
         has.then_some(Self(()))
     }
 }
@@ -77,6 +79,11 @@ impl Lanes for Ifma {
     type Loose = Loose;
     type Scalar = Fe;
     type SharedTable = SharedTable;
+    type One = Narrow<Adx>;
+
+    fn one_lane(self) -> Narrow<Adx> {
+        Narrow(self.into())
+    }
 
     #[inline(always)]
     fn call<R>(self, f: impl FnOnce() -> R) -> R {
@@ -268,6 +275,10 @@ impl Lanes for Ifma {
         field::is_zero(a)
     }
     #[inline(always)]
+    fn swap_fe(a: &Fe, step: usize) -> Fe {
+        field::swap(a, step)
+    }
+    #[inline(always)]
     fn select_fe(mask: u8, a: &Fe, b: &Fe) -> Fe {
         field::select_fe(mask, a, b)
     }
@@ -336,12 +347,6 @@ impl Lanes for Ifma {
     }
     #[inline(always)]
     fn scalar_swap(a: &Fe, step: usize) -> Fe {
-        let lanes = vector::load(&[0, 1, 2, 3, 4, 5, 6, 7]);
-        let index = vector::xor(lanes, vector::splat(step as u64));
-        let mut out = a.0;
-        for x in &mut out {
-            *x = vector::permute(index, *x);
-        }
-        Fe(out)
+        field::swap(a, step)
     }
 }

@@ -30,8 +30,53 @@ fn sqr_times<L: Lanes>(lanes: L, a: &L::Fe, k: usize) -> L::Fe {
     )
 }
 
-/// a^(p−2): the inverse of each lane, 0 for 0. The sequence of operations is fixed.
+/// The inverse of each lane, all 0 if one is 0. The sequence of operations is fixed.
+///
+/// An exponentiation is one long chain, on which eight lanes are slower than one: theirs are multiplied
+/// together, and the product is inverted in one.
 pub(crate) fn field<L: Lanes>(lanes: L, a: &L::Fe) -> L::Fe {
+    if L::WIDTH == 1 {
+        return field_power(lanes, a);
+    }
+    let (product, others) = lanes.call(
+        #[inline(always)]
+        || {
+            // For each lane, the product of all others.
+            let (mut product, mut others) = (*a, L::one());
+            let mut step = 1;
+            while step < L::WIDTH {
+                let swapped = L::swap_fe(&product, step);
+                others = L::tight(L::mul(&others, &swapped));
+                product = L::tight(L::mul(&product, &swapped));
+                step *= 2;
+            }
+            (first_lane::<L>(&L::from_montgomery(&product)), others)
+        },
+    );
+    let one = lanes.one_lane();
+    let inverse = field_power(one, &L::One::to_montgomery(&product));
+    let inverse = L::One::from_montgomery(&inverse);
+    lanes.call(
+        #[inline(always)]
+        || L::tight(L::mul(&L::to_montgomery(&all_lanes::<L>(&inverse)), &others)),
+    )
+}
+
+/// The words of lane 0.
+#[inline(always)]
+fn first_lane<L: Lanes>(words: &Words<L>) -> [u64; 4] {
+    let [w0, w1, w2, w3] = *words;
+    [L::to_lanes(w0)[0], L::to_lanes(w1)[0], L::to_lanes(w2)[0], L::to_lanes(w3)[0]]
+}
+
+/// The same words in every lane.
+#[inline(always)]
+fn all_lanes<L: Lanes>(words: &[u64; 4]) -> Words<L> {
+    [L::splat(words[0]), L::splat(words[1]), L::splat(words[2]), L::splat(words[3])]
+}
+
+/// a^(p−2): the inverse of each lane, 0 for 0.
+fn field_power<L: Lanes>(lanes: L, a: &L::Fe) -> L::Fe {
     // p − 2 = ffffffff 00000001 00000000 00000000 00000000 ffffffff ffffffff fffffffd;
     // xK is a to the power of K one bits.
     let times = |x: &L::Fe, k: usize, y: &L::Fe| mul(lanes, &sqr_times(lanes, x, k), y);
@@ -165,8 +210,8 @@ fn scalar_sqr_times<L: Lanes>(lanes: L, a: &L::Scalar, k: usize) -> L::Scalar {
     )
 }
 
-/// a^(n−2), in and out in Montgomery form. The sequence of operations is fixed.
-fn scalar<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
+/// a^(n−2), in and out in Montgomery form.
+fn scalar_power<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
     // n − 2 = ffffffff 00000000 ffffffff ffffffff bce6faad a7179e84 f3b9cac2 fc63254f: runs of ones
     // in the upper half, windows of four bits in the lower.
     const LOW: [u64; 2] = [0xbce6_faad_a717_9e84, 0xf3b9_cac2_fc63_254f];
@@ -195,10 +240,13 @@ fn scalar<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
     r
 }
 
-/// The inverse of each lane, variable time: for public values only. In and out in Montgomery form;
-/// no lane may be zero.
-fn scalar_public<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
-    let (words, others) = lanes.call(
+/// The inverse of each lane, in and out in Montgomery form. The sequence of operations is fixed where
+/// the values are secret. No lane may be zero.
+fn scalar<L: Lanes>(lanes: L, a: &L::Scalar, secrecy: Secrecy) -> L::Scalar {
+    if L::WIDTH == 1 && secrecy == Secrecy::Secret {
+        return scalar_power(lanes, a);
+    }
+    let (product, others) = lanes.call(
         #[inline(always)]
         || {
             // Multiply the lanes together, keeping for each lane the product of all others.
@@ -210,27 +258,28 @@ fn scalar_public<L: Lanes>(lanes: L, a: &L::Scalar) -> L::Scalar {
                 product = L::scalar_mul(&product, &swapped);
                 step *= 2;
             }
-            (L::scalar_words(&product), others)
+            (first_lane::<L>(&L::scalar_words(&product)), others)
         },
     );
-    let mut limbs = [0; 4];
-    for (limb, w) in limbs.iter_mut().zip(words) {
-        *limb = L::to_lanes(w)[0];
-    }
-    let inverse = invert_public(&limbs);
+    let inverse = match secrecy {
+        Secrecy::Secret => invert_secret(lanes.one_lane(), &product),
+        Secrecy::Public => invert_public(&product),
+    };
     lanes.call(
         #[inline(always)]
         || {
-            let w: Words<L> = [
-                L::splat(inverse[0]),
-                L::splat(inverse[1]),
-                L::splat(inverse[2]),
-                L::splat(inverse[3]),
-            ];
+            let w = all_lanes::<L>(&inverse);
             // (T·R)⁻¹ → T⁻¹·R → T⁻¹·others·R
             L::scalar_mul(&L::scalar_mul(&L::scalar(&w), &L::scalar_r3()), &others)
         },
     )
+}
+
+/// a⁻¹ mod n of a secret number, in one lane.
+fn invert_secret<L: Lanes<Word = u64>>(one: L, a: &[u64; 4]) -> [u64; 4] {
+    let a = L::scalar_mul(&L::scalar(a), &L::scalar_r2());
+    let inverse = scalar_power(one, &a);
+    L::scalar_words(&L::scalar_mul(&inverse, &L::scalar(&[1, 0, 0, 0])))
 }
 
 /// a⁻¹ mod n of a public number, 0 for 0.
@@ -280,10 +329,7 @@ pub(crate) fn scalar_batch<L: Lanes>(lanes: L, values: &mut [L::Scalar], secrecy
         );
     }
     let product = products[values.len() - 1];
-    let mut inverse = match secrecy {
-        Secrecy::Secret => scalar(lanes, &product),
-        Secrecy::Public => scalar_public(lanes, &product),
-    };
+    let mut inverse = scalar(lanes, &product, secrecy);
     lanes.call(
         #[inline(always)]
         || {

@@ -43,6 +43,11 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     type Scalar: Copy + Zeroize;
     /// The constant table of a fixed base: see [`Lanes::shared_table`].
     type SharedTable: Send + Sync;
+    /// The fastest backend of one lane on the same CPU.
+    type One: Lanes<Word = u64>;
+
+    /// The proof that the CPU runs [`Lanes::One`] as well.
+    fn one_lane(self) -> Self::One;
 
     /// Runs `f`, out of line, with the backend's CPU features enabled. Everything else in this
     /// trait is to be reached through it.
@@ -131,6 +136,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn loose(a: &Self::Fe) -> Self::Loose;
     /// Lanes where a ≡ 0.
     fn is_zero(a: &Self::Fe) -> u8;
+    /// Exchanges lane i with lane i ^ `step`; with one lane, does nothing.
+    fn swap_fe(a: &Self::Fe, step: usize) -> Self::Fe;
     /// `b` in the lanes of `mask`, `a` elsewhere.
     fn select_fe(mask: u8, a: &Self::Fe, b: &Self::Fe) -> Self::Fe;
     /// Words as they are (Montgomery form, below 2²⁵⁶) to an element.

@@ -70,6 +70,11 @@ impl<M: Multiply> Lanes for Narrow<M> {
     type Loose = Limbs;
     type Scalar = Limbs;
     type SharedTable = (Vec<Row>, usize);
+    type One = Self;
+
+    fn one_lane(self) -> Self {
+        self
+    }
 
     #[inline(never)]
     fn call<R>(self, f: impl FnOnce() -> R) -> R {
@@ -230,6 +235,10 @@ impl<M: Multiply> Lanes for Narrow<M> {
     #[inline(always)]
     fn is_zero(a: &Limbs) -> u8 {
         field::is_zero(a) as u8
+    }
+    #[inline(always)]
+    fn swap_fe(a: &Limbs, _step: usize) -> Limbs {
+        *a
     }
     #[inline(always)]
     fn select_fe(mask: u8, a: &Limbs, b: &Limbs) -> Limbs {

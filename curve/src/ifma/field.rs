@@ -277,6 +277,17 @@ pub(super) fn select_fe(mask: u8, a: &Fe, b: &Fe) -> Fe {
     Fe(out)
 }
 
+/// Exchanges lane i with lane i ^ `step`.
+#[inline(always)]
+pub(super) fn swap(a: &Fe, step: usize) -> Fe {
+    let lanes = v::load(&[0, 1, 2, 3, 4, 5, 6, 7]);
+    let index = v::xor(lanes, splat(step as u64));
+    Fe(a.0.map(
+        #[inline(always)]
+        |x| v::permute(index, x),
+    ))
+}
+
 /// a/R: below or equal to p, congruent to 0 exactly when it is 0 or p.
 #[inline(always)]
 fn divide_by_r(a: &Fe) -> Fe {
