@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use duet_aead::Gcm;
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
+use duet_protocol::wire::Kind;
 use tokio::sync::{Notify, oneshot};
 
 use crate::admin::{CommandError, Fault, Gateway, Phase, Status};
@@ -102,6 +103,7 @@ impl Server {
             streams_max: (config.limits.max_streams as usize / config.shards)
                 .clamp(1, (1 << 20) - 1),
             cores: if config.pin { cores(config.shards) } else { Vec::new() },
+            hello: Kind::Hello.byte(),
             min_wait_us: config.gather_us,
             ..transport::Settings::default()
         };

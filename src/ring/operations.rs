@@ -24,6 +24,8 @@ pub enum Registered {
     Listener = 1,
     /// The eventfd by which other threads end a wait.
     Wake = 2,
+    /// The datagram socket for what anybody can make.
+    Hellos = 3,
 }
 
 impl Registered {
