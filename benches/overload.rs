@@ -1,9 +1,11 @@
-//! The gateway under more than it can do, as a process on one core: `cargo bench --bench overload`.
+//! The gateway under more than it can do, as a process on one core:
+//! `cargo bench --bench overload -- [devices in the storm]`.
 //!
 //! Spoofed hellos (random bytes behind a valid header, from many addresses, nobody reads the
 //! answers) while honest devices connect and others send readings; then a storm of devices that
-//! all return in the same instant. The driver, and the flood, have the other core.
-#![allow(clippy::unwrap_used, reason = "a benchmark may end at once")]
+//! all return in the same instant, against the rate at which they connect when so few come at a
+//! time that nobody is sent away. The driver, and the flood, have the other core.
+#![allow(clippy::unwrap_used, clippy::cast_precision_loss, reason = "a benchmark may end at once")]
 
 mod support;
 
@@ -19,6 +21,7 @@ use duet_protocol::ec::Software;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX, Retry};
 use loadgen::local::{LocalGateway, Wanted};
+use loadgen::process_clock::process_cpu;
 use mio::{Events, Interest, Poll, Token};
 
 /// Devices that connect during each measurement, one after the other at this rate.
@@ -27,8 +30,12 @@ const HONEST_PER_S: u32 = 500;
 /// Devices that are connected and send readings, one in turn at this rate.
 const ESTABLISHED: usize = 200;
 const READINGS_PER_S: u32 = 2_000;
-/// Devices that return at once.
+/// Devices that return at once, unless told otherwise.
 const STORM: usize = 8_000;
+/// As many at a time are all answered at once.
+const FEW: usize = 96;
+/// Addresses that the devices of a storm come from.
+const HOSTS: usize = 64;
 /// How long a device waits for an answer before it asks again, doubled each time.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// When a measurement gives up.
@@ -89,7 +96,9 @@ fn knock(to: SocketAddr, hellos: &[Vec<u8>], begin: impl Fn(usize) -> Duration) 
     let mut poll = Poll::new().unwrap();
     let sockets: Vec<_> = (0..hellos.len())
         .map(|number| {
-            let mut socket = mio::net::UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let host = u8::try_from(number % HOSTS).unwrap() + 1;
+            let from = SocketAddr::from(([127, 0, 2, host], 0));
+            let mut socket = mio::net::UdpSocket::bind(from).unwrap();
             socket.connect(to).unwrap();
             poll.registry().register(&mut socket, Token(number), Interest::READABLE).unwrap();
             socket
@@ -283,16 +292,35 @@ fn main() {
         );
     }
 
-    let (gateway, mut devices) = start(&sub("storm"), STORM);
+    let storm = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(STORM);
+    let (gateway, mut devices) = start(&sub("storm"), storm);
+    let cpu = || process_cpu(gateway.pid()).unwrap();
     let hellos = hellos(&mut devices);
-    let mut storm = knock(gateway.address, &hellos, |_| Duration::ZERO);
-    gateway.stop().unwrap();
-    let [p50, p99] = [50, 99].map(|q| storm.quantile(q).as_secs_f64() * 1e3);
+    let (few, before) = (&hellos[..hellos.len() / 4], cpu());
+    let mut calm: Vec<_> = few
+        .chunks_exact(FEW)
+        .map(|few| knock(gateway.address, few, |_| Duration::ZERO).all)
+        .collect();
+    let each = (cpu() - before) / u32::try_from(calm.len() * FEW).unwrap();
+    calm.sort_unstable();
+    let peak = FEW as f64 / calm[calm.len() / 2].as_secs_f64();
     println!(
-        "\n{STORM} devices at once: {} back in {:.2} s, p50 {p50:.0} ms, p99 {p99:.0} ms, {} RETRYs, {} repeats",
-        storm.took.len(),
-        storm.all.as_secs_f64(),
-        storm.retries,
-        storm.repeats
+        "\n{FEW} devices at a time: {peak:.0}/s, server CPU {:.1} µs each",
+        each.as_secs_f64() * 1e6
+    );
+    let hellos = self::hellos(&mut devices);
+    let before = cpu();
+    let mut back = knock(gateway.address, &hellos, |_| Duration::ZERO);
+    let each = (cpu() - before) / u32::try_from(storm).unwrap();
+    gateway.stop().unwrap();
+    let [p50, p99] = [50, 99].map(|q| back.quantile(q).as_secs_f64() * 1e3);
+    println!(
+        "{storm} devices at once: {} back in {:.2} s, {:.2} times what that rate allows; p50 {p50:.0} ms, p99 {p99:.0} ms, {} RETRYs, {} repeats, server CPU {:.1} µs each",
+        back.took.len(),
+        back.all.as_secs_f64(),
+        back.all.as_secs_f64() * peak / storm as f64,
+        back.retries,
+        back.repeats,
+        each.as_secs_f64() * 1e6
     );
 }
