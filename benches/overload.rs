@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// When a measurement gives up.
 const LIMIT: Duration = Duration::from_secs(30);
 
-fn start(dir: &Path, devices: usize) -> (LocalGateway, Vec<Device<Software>>) {
+fn start(dir: &Path, shards: usize, devices: usize) -> (LocalGateway, Vec<Device<Software>>) {
     let profile = Profile { mode: Mode::Certificate, source: KeySource::Ephemeral };
     let wanted: Vec<_> = (0..devices)
         .map(|number| Wanted {
@@ -52,7 +52,7 @@ fn start(dir: &Path, devices: usize) -> (LocalGateway, Vec<Device<Software>>) {
         .collect();
     support::pin(std::thread::available_parallelism().unwrap().get().max(2) - 1);
     let program = PathBuf::from(env!("CARGO_BIN_EXE_duet"));
-    let (gateway, members) = LocalGateway::start(&program, dir, 1, &wanted).unwrap();
+    let (gateway, members) = LocalGateway::start(&program, dir, shards, &wanted).unwrap();
     support::pin(0);
     let device = |member: loadgen::fleet::Member| Device::new(Software, member.config, member.seed);
     (gateway, members.into_iter().map(device).collect())
@@ -239,7 +239,7 @@ struct Measured {
 }
 
 fn measure(dir: &Path, flood_per_s: u32) -> Measured {
-    let (gateway, mut devices) = start(dir, HONEST + ESTABLISHED);
+    let (gateway, mut devices) = start(dir, 1, HONEST + ESTABLISHED);
     let mut established = devices.split_off(HONEST);
     let to = gateway.address;
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -324,14 +324,20 @@ fn main() {
         );
     }
 
-    let (gateway, mut devices) = start(&sub("storm"), storm);
-    println!();
+    returning(&sub("storm"), 1, storm);
+    returning(&sub("shards"), 2, STORM.min(storm));
+}
+
+/// Devices connect and return, a few at a time and then all at once.
+fn returning(dir: &Path, shards: usize, count: usize) {
+    let (gateway, mut devices) = start(dir, shards, count);
+    println!("\n{count} devices, {shards} shards on the one core");
     let mut peak = 0.0;
     // The first time the gateway makes the tables of their keys; what counts is how they return.
     for (what, begin) in [
-        ("devices connect for the first time", Begin::Window(WINDOW)),
-        ("devices return, 96 at a time", Begin::Window(WINDOW)),
-        ("devices return at once", Begin::Together),
+        ("connect for the first time", Begin::Window(WINDOW)),
+        ("return, 96 at a time", Begin::Window(WINDOW)),
+        ("return, all at once", Begin::Together),
     ] {
         let hellos = hellos(&mut devices);
         let before = process_cpu(gateway.pid()).unwrap();
@@ -340,7 +346,7 @@ fn main() {
         let [p50, p99] = [50, 99].map(|q| crowd.quantile(q).as_secs_f64() * 1e3);
         let (back, seconds) = (crowd.took.len(), crowd.all.as_secs_f64());
         println!(
-            "{storm} {what}: {back} in {seconds:.2} s, p50 {p50:.0} ms, p99 {p99:.0} ms, {} RETRYs, {} repeats, server CPU {:.1} µs each",
+            "{what:<28} {back} in {seconds:.2} s, p50 {p50:.0} ms, p99 {p99:.0} ms, {} RETRYs, {} repeats, server CPU {:.1} µs each",
             crowd.retries,
             crowd.repeats,
             cpu.as_secs_f64() * 1e6 / back as f64
@@ -348,8 +354,8 @@ fn main() {
         match begin {
             Begin::Together => {
                 println!(
-                    "that is {:.2} times what the rate before allows",
-                    seconds * peak / storm as f64
+                    "that is {:.2} times as long as at the rate before",
+                    seconds * peak / count as f64
                 );
             }
             _ => peak = back as f64 / seconds,
