@@ -5,7 +5,12 @@
 //! answers) while honest devices connect and others send readings; then a storm of devices that
 //! all return in the same instant, against the rate at which they connect when so few come at a
 //! time that nobody is sent away. The driver, and the flood, have the other core.
-#![allow(clippy::unwrap_used, clippy::cast_precision_loss, reason = "a benchmark may end at once")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a benchmark may end at once"
+)]
 
 mod support;
 
@@ -20,9 +25,10 @@ use duet_protocol::device::Device;
 use duet_protocol::ec::Software;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX, Retry};
+use loadgen::hosts::Hosts;
 use loadgen::local::{LocalGateway, Wanted};
 use loadgen::process_clock::process_cpu;
-use mio::{Events, Interest, Poll, Token};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Devices that connect during each measurement, one after the other at this rate.
 const HONEST: usize = 2_000;
@@ -34,8 +40,6 @@ const READINGS_PER_S: u32 = 2_000;
 const STORM: usize = 8_000;
 /// As many under way at a time keep the gateway busy, and nobody is sent away.
 const WINDOW: usize = 96;
-/// Addresses that the devices of a storm come from.
-const HOSTS: usize = 64;
 /// How long a device waits for an answer before it asks again, doubled each time.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// When a measurement gives up.
@@ -113,19 +117,9 @@ impl Begin {
     }
 }
 
-/// Every device knocks at its time from a socket of its own and does as RETRY tells it.
+/// Every device knocks at its time from an address of its own and does as RETRY tells it.
 fn knock(to: SocketAddr, hellos: &[Vec<u8>], begin: Begin) -> Crowd {
-    let mut poll = Poll::new().unwrap();
-    let sockets: Vec<_> = (0..hellos.len())
-        .map(|number| {
-            let host = u8::try_from(number % HOSTS).unwrap() + 1;
-            let from = SocketAddr::from(([127, 0, 2, host], 0));
-            let mut socket = mio::net::UdpSocket::bind(from).unwrap();
-            socket.connect(to).unwrap();
-            poll.registry().register(&mut socket, Token(number), Interest::READABLE).unwrap();
-            socket
-        })
-        .collect();
+    let hosts = Hosts::bind().unwrap();
     let mut begins: Vec<_> = (0..hellos.len()).map(|number| begin.time(number)).collect();
     let mut due: BinaryHeap<_> =
         begins.iter().enumerate().map(|(number, at)| std::cmp::Reverse((*at, number))).collect();
@@ -135,7 +129,7 @@ fn knock(to: SocketAddr, hellos: &[Vec<u8>], begin: Begin) -> Crowd {
     let mut next = begins.clone();
     let mut done = vec![false; hellos.len()];
     let mut crowd = Crowd { took: Vec::new(), all: Duration::ZERO, retries: 0, repeats: 0 };
-    let (mut events, began) = (Events::with_capacity(1_024), Instant::now());
+    let began = Instant::now();
     let mut bytes = [0; MESSAGE_MAX];
     while crowd.took.len() < hellos.len() && began.elapsed() < LIMIT {
         let now = began.elapsed();
@@ -150,38 +144,39 @@ fn knock(to: SocketAddr, hellos: &[Vec<u8>], begin: Begin) -> Crowd {
             }
             let cookie = cookies.get(&number).map_or(&[][..], |cookie| &cookie[..]);
             // A full buffer is a lost datagram: the device asks again.
-            let _ = sockets[number].send(&[&hellos[number], cookie].concat());
+            let _ = hosts.send(number as u32, to, &[&hellos[number], cookie].concat());
             crowd.repeats += usize::from(attempts[number] > 0);
             next[number] = now + PATIENCE * (1 << attempts[number].min(5));
             attempts[number] += 1;
             due.push(std::cmp::Reverse((next[number], number)));
         }
-        poll.poll(&mut events, Some(Duration::from_millis(1))).unwrap();
-        for event in &events {
-            let number = event.token().0;
-            while let Ok(len) = sockets[number].recv(&mut bytes) {
-                let now = began.elapsed();
-                match Kind::of(&bytes[..len]) {
-                    Ok(Kind::Accept) if !done[number] => {
-                        done[number] = true;
-                        crowd.took.push(now - begins[number]);
-                        crowd.all = now;
-                        if unbegun < begins.len() {
-                            (begins[unbegun], next[unbegun]) = (now, now);
-                            due.push(std::cmp::Reverse((now, unbegun)));
-                            unbegun += 1;
-                        }
+        let due_in = due.peek().map_or(LIMIT, |next| next.0.0.saturating_sub(began.elapsed()));
+        let patience = due_in.min(LIMIT.saturating_sub(began.elapsed()));
+        let timeout = Timespec::try_from(patience).unwrap();
+        poll(&mut [PollFd::new(&hosts, PollFlags::IN)], Some(&timeout)).unwrap();
+        while let Ok((host, len)) = hosts.recv(&mut bytes) {
+            let number = host as usize;
+            let now = began.elapsed();
+            match Kind::of(&bytes[..len]) {
+                Ok(Kind::Accept) if !done[number] => {
+                    done[number] = true;
+                    crowd.took.push(now - begins[number]);
+                    crowd.all = now;
+                    if unbegun < begins.len() {
+                        (begins[unbegun], next[unbegun]) = (now, now);
+                        due.push(std::cmp::Reverse((now, unbegun)));
+                        unbegun += 1;
                     }
-                    Ok(Kind::Retry) if !done[number] => {
-                        let retry = Retry::decode(&bytes[..len]).unwrap();
-                        cookies.insert(number, retry.cookie);
-                        crowd.retries += 1;
-                        attempts[number] = 0;
-                        next[number] = now + Duration::from_millis(u64::from(retry.wait_10ms) * 10);
-                        due.push(std::cmp::Reverse((next[number], number)));
-                    }
-                    _ => {}
                 }
+                Ok(Kind::Retry) if !done[number] => {
+                    let retry = Retry::decode(&bytes[..len]).unwrap();
+                    cookies.insert(number, retry.cookie);
+                    crowd.retries += 1;
+                    attempts[number] = 0;
+                    next[number] = now + Duration::from_millis(u64::from(retry.wait_10ms) * 10);
+                    due.push(std::cmp::Reverse((next[number], number)));
+                }
+                _ => {}
             }
         }
     }
@@ -267,7 +262,6 @@ fn measure(dir: &Path, flood_per_s: u32) -> Measured {
         }
         let crowd = knock(to, &hellos, Begin::AtRate(HONEST_PER_S));
         stop.store(true, Ordering::Relaxed);
-        #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let rate = sent.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
         (crowd, sender.join().unwrap(), rate)
     });
@@ -291,10 +285,6 @@ fn measure(dir: &Path, flood_per_s: u32) -> Measured {
 
 fn main() {
     let storm = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(STORM);
-    let files = storm as u64 + 1_000;
-    if rlimit::increase_nofile_limit(files).unwrap() < files {
-        rlimit::Resource::NOFILE.set(files, files).unwrap();
-    }
     let dir = tempfile::tempdir().unwrap();
     let sub = |name: &str| {
         let path = dir.path().join(name);

@@ -68,7 +68,7 @@ fn line(name: &str, id: u64) -> DeviceLine {
         mode: "registered-id".into(),
         certificate: None,
         id: Some(format!("{id:016x}")),
-        key: Some("ab".repeat(32)),
+        key: Some(format!("{id:064x}")),
         profile: None,
     }
 }
