@@ -1,5 +1,6 @@
 //! The `loadgen` command.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,10 +8,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use duet_protocol::profile::{Profile, Transport};
-use loadgen::compare::{self, Settings};
 use loadgen::fleet::{self, Job};
 use loadgen::local::{LocalGateway, Wanted};
-use loadgen::{summary, table};
+use loadgen::summary;
+use loadgen::tls::{self, Variant};
+
+mod compare_command;
+
+use compare_command::Compare;
 
 /// Measures a Duet gateway with real devices, and the same job over real TLS beside it.
 #[derive(Parser)]
@@ -34,8 +39,18 @@ struct Cli {
 enum Command {
     /// Run a fleet: every device opens a channel, sends its readings, sees them confirmed, leaves
     Run(Run),
-    /// Measure the same job by Duet and by TLS 1.2 and 1.3 with mutual authentication
+    /// Measure the same job by Duet, TLS 1.2 and 1.3 and DTLS 1.2, over a link that delays and loses
     Compare(Compare),
+    /// Serve TLS to `compare`
+    #[command(hide = true)]
+    ServeTls {
+        /// Directory with the keys
+        dir: PathBuf,
+        /// Which TLS
+        variant: String,
+        /// Where to listen
+        address: Ipv4Addr,
+    },
 }
 
 #[derive(Args)]
@@ -69,16 +84,6 @@ struct Run {
     json: Option<PathBuf>,
 }
 
-#[derive(Args)]
-struct Compare {
-    /// A few seconds instead of up to a minute
-    #[arg(long)]
-    quick: bool,
-    /// Write the report as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-}
-
 fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -90,6 +95,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
+    if let Command::ServeTls { dir, variant, address } = &cli.command {
+        return tls::serve(dir, Variant::from_name(variant)?, *address);
+    }
     let program = match cli.duet {
         Some(program) => program,
         None => std::env::current_exe()?.with_file_name("duet"),
@@ -101,15 +109,8 @@ fn run(cli: Cli) -> Result<()> {
     );
     let dir = tempfile::tempdir()?;
     match cli.command {
-        Command::Compare(Compare { quick, json }) => {
-            let settings = if quick { Settings::quick() } else { Settings::full() };
-            let (gateway, members) =
-                LocalGateway::start(&program, dir.path(), 1, &settings.wanted())?;
-            let report = compare::run(&gateway, members, &settings)?;
-            gateway.stop()?;
-            print!("{}", table::render(&report));
-            write_json(json, &report)
-        }
+        Command::Compare(compare) => compare.run(&program, dir.path()),
+        Command::ServeTls { .. } => unreachable!("served above"),
         Command::Run(run) => run.run(&program, dir.path()),
     }
 }

@@ -64,6 +64,11 @@ impl Capture {
         self.watched.remove(&(tcp, client)).map(|(_, crossings)| crossings).unwrap_or_default()
     }
 
+    /// When its first packet entered.
+    pub(super) fn first_us(&self, tcp: bool, client: SocketAddrV4) -> Option<u64> {
+        self.watched.get(&(tcp, client))?.1.first().map(|first| first.entered_us)
+    }
+
     /// Notes a packet that enters; where, if its exchange is watched.
     pub(super) fn note_entered(&mut self, now_us: u64, way: Way, bytes: &[u8]) -> Option<Noted> {
         self.totals.entered.add(way, 1);

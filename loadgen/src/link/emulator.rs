@@ -102,6 +102,8 @@ impl Emulator {
         };
         let asked = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("link".into()).spawn(move || {
+            // Before the programs that it carries packets for, where the process may be.
+            let _ = rustix::process::nice(-15);
             if let Err(error) = relay.run(&asked) {
                 eprintln!("loadgen: the link has ended: {error}");
             }
@@ -126,6 +128,18 @@ impl Emulator {
     pub fn us(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.shared.epoch).as_micros())
             .unwrap_or(u64::MAX)
+    }
+
+    /// The instant of a time on the emulator's clock.
+    #[must_use]
+    pub fn instant(&self, us: u64) -> Instant {
+        self.shared.epoch + Duration::from_micros(us)
+    }
+
+    /// When the first packet of a client's watched socket was sent, if one was.
+    #[must_use]
+    pub fn first_us(&self, tcp: bool, client: SocketAddrV4) -> Option<u64> {
+        self.shared.record().capture.first_us(tcp, client)
     }
 
     /// Records the packets of a client's socket from now on.
