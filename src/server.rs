@@ -5,6 +5,7 @@ mod sink;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -46,6 +47,9 @@ pub enum ServerError {
     /// The AEAD backend that the environment asks for.
     #[error(transparent)]
     Aead(#[from] duet_aead::SelectError),
+    /// The curve's backend that the environment asks for.
+    #[error(transparent)]
+    Curve(#[from] duet_curve::NoSuchBackend),
     /// The kernel has no randomness or no thread to give.
     #[error("the system refused {0}")]
     System(&'static str),
@@ -81,7 +85,7 @@ fn sum(gauges: &[Arc<Gauges>], of: impl Fn(&Gauges) -> &AtomicU64) -> u64 {
 }
 
 impl Server {
-    /// Opens the spool, binds every socket, starts the shards.
+    /// Binds every socket, opens the spool, starts the shards.
     ///
     /// # Errors
     /// [`ServerError`]; then nothing is left running.
@@ -90,12 +94,7 @@ impl Server {
         keys: &[GatewayKey],
         view: &Arc<View>,
     ) -> Result<Self, ServerError> {
-        let spool = Spool::start(SpoolConfig {
-            dir: config.spool.dir.clone(),
-            segment_bytes: config.spool.segment_bytes,
-            max_bytes: config.spool.max_bytes,
-        })?;
-        let node_key = node_key(&config.state.join("node.key"))?;
+        let (gcm, curve) = (Gcm::select()?, Backend::select()?);
         let settings = transport::Settings {
             listen: config.listen,
             shards: config.shards,
@@ -107,9 +106,15 @@ impl Server {
             min_wait_us: config.gather_us,
             ..transport::Settings::default()
         };
+        // Refusals come first: they leave no file behind.
         let Bound { local, shards, mail, warnings, stop } = transport::bind::<Mail>(settings)?;
+        let node_key = node_key(&config.state.join("node.key"))?;
+        let spool = Spool::start(SpoolConfig {
+            dir: config.spool.dir.clone(),
+            segment_bytes: config.spool.segment_bytes,
+            max_bytes: config.spool.max_bytes,
+        })?;
         let sessions_max = config.limits.max_sessions as usize / config.shards;
-        let (gcm, curve) = (Gcm::select()?, Backend::detect());
         metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
             .set(1.0);
         // Measured by the pipeline bench, in batches.
@@ -174,6 +179,12 @@ impl Server {
         Arc::clone(&self.ended)
     }
 
+    /// How the spool is.
+    #[must_use]
+    pub fn spool(&self) -> Arc<Health> {
+        self.spool.health()
+    }
+
     /// What the control plane holds.
     #[must_use]
     pub fn control(&self) -> Arc<Control> {
@@ -225,7 +236,15 @@ fn cores(shards: usize) -> Vec<usize> {
 /// believes the RESET that tells it so.
 fn node_key(path: &Path) -> Result<[u8; 32], ServerError> {
     let failed = |error| ServerError::NodeKey { path: path.to_owned(), error };
-    match std::fs::read(path) {
+    let read = || {
+        let mode = std::fs::metadata(path)?.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            let message = format!("mode {mode:04o} lets others use it; run `chmod 600` on it");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
+        std::fs::read(path)
+    };
+    match read() {
         Ok(bytes) => <[u8; 32]>::try_from(bytes).map_err(|_| {
             failed(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -311,13 +330,13 @@ impl Gateway for Control {
         Status {
             phase,
             uptime_s: self.started.elapsed().as_secs(),
-            listen: Some(self.listen),
-            transport: Some(crate::admin::Transport::Uring),
+            listen: self.listen,
+            transport: crate::admin::Transport::Uring,
+            shards: self.shards,
             sessions: sum(&self.gauges, |gauges| &gauges.sessions),
             pending: sum(&self.gauges, |gauges| &gauges.pending),
             devices: self.view.len() as u64,
             faults: faults.iter().filter(|(holds, _)| *holds).map(|(_, fault)| *fault).collect(),
-            ..Status::starting(self.shards)
         }
     }
 }
@@ -334,6 +353,11 @@ mod tests {
         let key = node_key(&path).unwrap();
         assert_eq!(node_key(&path).unwrap(), key);
         assert!(!path.with_extension("draft").exists());
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(&path, open).unwrap();
+        assert!(node_key(&path).unwrap_err().to_string().contains("chmod 600"));
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, private).unwrap();
         std::fs::write(&path, b"cut off").unwrap();
         assert!(node_key(&path).unwrap_err().to_string().contains("not 32 bytes"));
     }
