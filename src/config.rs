@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::driver::Choice;
+
 /// The file's name in the state directory.
 pub const FILE: &str = "duet.toml";
 
@@ -37,6 +39,8 @@ pub struct Config {
     pub shards: usize,
     /// Whether each data-plane thread stays on a core of its own.
     pub pin: bool,
+    /// How data-plane threads do I/O.
+    pub io: Choice,
     /// Under load, how long a data-plane thread gathers input for one turn, µs.
     pub gather_us: u32,
     /// Certificate and key that new devices are given.
@@ -171,6 +175,7 @@ struct File {
     listen: Option<SocketAddr>,
     shards: Option<usize>,
     pin: Option<bool>,
+    io: Option<Choice>,
     gather_us: Option<u32>,
     gateway: FileGateway,
     spool: FileSpool,
@@ -303,6 +308,7 @@ impl Config {
             listen,
             shards,
             pin: file.pin.unwrap_or(true),
+            io: file.io.unwrap_or_default(),
             gather_us: file.gather_us.unwrap_or(200),
             gateway,
             retiring,
@@ -442,6 +448,7 @@ mod tests {
         assert!(message("[session]\nidle = 3").contains("line 2"));
         assert!(message("listen = \"localhost\"").contains("line 1"));
         assert!(message("shards = \"two\"").contains("line 1"));
+        assert!(message("io = \"kqueue\"").contains("line 1"));
         assert!(message("shards = ").contains("line 1"));
         assert!(message("shards = -1").contains("line 1"));
     }

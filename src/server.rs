@@ -17,9 +17,10 @@ use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
 use tokio::sync::{Notify, oneshot};
 
-use crate::admin::{CommandError, Fault, Gateway, Phase, Status};
+use crate::admin::{CommandError, Fault, Gateway, Phase, Status, Transport};
 use crate::config::Config;
 use crate::delivery::{Health, Spool, SpoolConfig, SpoolError};
+use crate::driver::Kind;
 use crate::registry::View;
 use crate::shard::engine::Batched;
 use crate::shard::{BATCH_MAX, Command, GatewayKey, Gauges, Mail, Settings, Shard};
@@ -67,6 +68,7 @@ pub struct Server {
 pub struct Control {
     mail: Mutex<Vec<MailSender<Mail>>>,
     listen: SocketAddr,
+    transport: Transport,
     started: Instant,
     shards: u32,
     view: Arc<View>,
@@ -98,6 +100,7 @@ impl Server {
         let settings = transport::Settings {
             listen: config.listen,
             shards: config.shards,
+            io: config.io,
             // The limit is for all shards together, and a shard counts fewer than 2²⁰.
             streams_max: (config.limits.max_streams as usize / config.shards)
                 .clamp(1, (1 << 20) - 1),
@@ -105,11 +108,13 @@ impl Server {
             min_wait_us: config.gather_us,
             ..transport::Settings::default()
         };
-        let Bound { local, shards, mail, warnings, stop } = transport::bind::<Mail>(settings)?;
+        let Bound { local, shards, mail, warnings, stop, driver } =
+            transport::bind::<Mail>(settings)?;
         let sessions_max = config.limits.max_sessions as usize / config.shards;
         let (gcm, curve) = (Gcm::select()?, Backend::detect());
         metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
             .set(1.0);
+        metrics::gauge!("duet_driver_info", "driver" => driver.name()).set(1.0);
         // Measured by the pipeline bench, in batches.
         let hello_us = if curve.lanes() == 1 { 150 } else { 35 };
         let tables = config.limits.max_tables as usize / config.shards;
@@ -146,6 +151,10 @@ impl Server {
         let control = Arc::new(Control {
             mail: Mutex::new(mail),
             listen: local,
+            transport: match driver {
+                Kind::IoUring => Transport::Uring,
+                Kind::Epoll => Transport::Epoll,
+            },
             started: Instant::now(),
             shards: u32::try_from(config.shards).unwrap_or(u32::MAX),
             view: Arc::clone(view),
@@ -310,7 +319,7 @@ impl Gateway for Control {
             phase,
             uptime_s: self.started.elapsed().as_secs(),
             listen: Some(self.listen),
-            transport: Some(crate::admin::Transport::Uring),
+            transport: Some(self.transport),
             sessions: sum(&self.gauges, |gauges| &gauges.sessions),
             pending: sum(&self.gauges, |gauges| &gauges.pending),
             devices: self.view.len() as u64,

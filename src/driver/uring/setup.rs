@@ -3,34 +3,17 @@
 //! Owns the order of those steps. Must not submit anything.
 #![allow(unsafe_code)]
 
-use std::os::fd::RawFd;
+use std::os::fd::AsRawFd;
 
 use io_uring::register::{Probe, Restriction};
 use io_uring::{IoUring, opcode, squeue};
 
-use super::buffers::{BufferRing, Group};
-use super::core::{Memory, Ring};
+use super::super::buffers::Group;
+use super::super::sends::SendSlots;
+use super::super::{Files, Sizes};
 use super::error::RingError;
-use super::sends::SendSlots;
-
-/// How large a ring and its memory are.
-#[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    /// Submission queue entries, rounded up to a power of two by the kernel. More can be pushed; they wait.
-    pub submissions: u32,
-    /// Completion queue entries, at least as many as submissions. An overflow is kept by the kernel, at a cost.
-    pub completions: u32,
-    /// Buffers for datagrams, a power of two.
-    pub datagram_buffers: u16,
-    /// Bytes of each.
-    pub datagram_buffer_len: usize,
-    /// Buffers for streams, a power of two.
-    pub stream_buffers: u16,
-    /// Bytes of each.
-    pub stream_buffer_len: usize,
-    /// Datagrams that can be on their way out at once.
-    pub send_slots: u32,
-}
+use super::provided::BufferRing;
+use super::ring::{Memory, Ring};
 
 /// Every operation this program submits: the probe demands them and the restrictions allow no other.
 const OPERATIONS: [(u8, &str); 6] = [
@@ -48,12 +31,11 @@ pub(super) const REGISTER_RING_FDS: u8 = 20;
 pub(super) const UNREGISTER_RING_FDS: u8 = 21;
 
 impl Ring {
-    /// Makes a disabled ring with `files` registered, in the order of [`Registered`](super::Registered). Any thread may
-    /// do this; the thread that then calls [`enable`](Self::enable) owns the ring.
+    /// Makes a disabled ring with `files` registered. Any thread may do this; the thread that then calls [`enable`](Self::enable) owns the ring.
     ///
     /// # Errors
     /// When the kernel refuses; the error says why.
-    pub fn new(sizes: &Sizes, files: &[RawFd]) -> Result<Self, RingError> {
+    pub fn new(sizes: &Sizes, files: &Files<'_>) -> Result<Self, RingError> {
         let inner = IoUring::builder()
             .dontfork()
             .setup_r_disabled()
@@ -95,7 +77,9 @@ impl Ring {
             }
             .map_err(RingError::failed("register a buffer ring"))?;
         }
-        inner.submitter().register_files(files).map_err(RingError::failed("register files"))?;
+        // In the order of `Registered`.
+        let files = [files.datagrams, files.listener, files.wake].map(|file| file.as_raw_fd());
+        inner.submitter().register_files(&files).map_err(RingError::failed("register files"))?;
         let restricted = restrict(&inner);
         Ok(Self::assemble(inner, memory, restricted))
     }

@@ -1,0 +1,232 @@
+//! The datagram socket: many datagrams a call, in the buffers and slots that the ring uses too.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::event::epoll;
+use rustix::io::Errno;
+
+use super::super::Sizes;
+use super::super::buffers::Group;
+use super::super::completion::{
+    Completion, DATAGRAM_HEADER_LEN, NAME_LEN, Payload, datagram_header,
+};
+use super::super::sends::{SEND_CAPACITY, SendSlot, SendSlots};
+use super::pool::Pool;
+use super::{DATAGRAMS, completed, negated};
+
+/// Datagrams in one call.
+const BATCH: usize = 64;
+
+/// A datagram on its way out.
+#[derive(Debug)]
+struct Outgoing {
+    slot: u32,
+    len: usize,
+    to_len: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Datagrams {
+    socket: OwnedFd,
+    pub(super) pool: Pool,
+    pub(super) slots: SendSlots,
+    queue: VecDeque<Outgoing>,
+    /// The tag of the receive that is armed.
+    armed: Option<u64>,
+    readable: bool,
+    /// Whether the socket had no room for the front of the queue.
+    blocked: bool,
+}
+
+/// The headers of one call. Their pointers are set anew for each.
+struct Headers {
+    messages: [libc::mmsghdr; BATCH],
+    pieces: [libc::iovec; BATCH],
+}
+
+impl Headers {
+    fn new() -> Self {
+        // SAFETY: both are plain C structures for which zeroes are valid: null pointers and zero lengths.
+        unsafe { std::mem::zeroed() }
+    }
+
+    /// Describes the datagram `index`: its address at `name`, its `len` bytes at `bytes`.
+    fn set(&mut self, index: usize, name: (*mut u8, u32), bytes: *mut u8, len: usize) {
+        let piece = &mut self.pieces[index];
+        *piece = libc::iovec { iov_base: bytes.cast(), iov_len: len };
+        let header = &mut self.messages[index].msg_hdr;
+        (header.msg_name, header.msg_namelen) = (name.0.cast(), name.1);
+        (header.msg_iov, header.msg_iovlen) = (piece, 1);
+    }
+}
+
+/// What a call that counts returned.
+fn counted(result: libc::c_int) -> Result<usize, Errno> {
+    usize::try_from(result).map_err(|_| {
+        let error = io::Error::last_os_error();
+        Errno::from_io_error(&error).unwrap_or(Errno::IO)
+    })
+}
+
+impl Datagrams {
+    pub(super) fn new(socket: OwnedFd, sizes: &Sizes) -> io::Result<Self> {
+        assert!(sizes.datagram_buffer_len > DATAGRAM_HEADER_LEN, "room for a datagram");
+        Ok(Self {
+            socket,
+            pool: Pool::new(Group::Datagrams, sizes.datagram_buffers, sizes.datagram_buffer_len)?,
+            slots: SendSlots::new(sizes.send_slots)?,
+            queue: VecDeque::with_capacity(sizes.send_slots as usize),
+            armed: None,
+            readable: false,
+            blocked: false,
+        })
+    }
+
+    pub(super) fn arm(&mut self, tag: u64) {
+        self.armed = Some(tag);
+    }
+
+    /// Takes in what the poller said.
+    pub(super) fn is_ready(&mut self, flags: epoll::EventFlags) {
+        let failed = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
+        self.readable |= flags.intersects(epoll::EventFlags::IN | failed);
+        if flags.intersects(epoll::EventFlags::OUT | failed) {
+            self.blocked = false;
+        }
+    }
+
+    /// Receives until the socket is empty or the buffers are full.
+    pub(super) fn receive(&mut self, done: &mut Vec<Completion>) {
+        while let (true, Some(tag)) = (self.readable, self.armed) {
+            let wanted = self.pool.len().min(BATCH);
+            if wanted == 0 {
+                self.armed = None;
+                done.push(completed(tag, -libc::ENOBUFS, false, Payload::None));
+                break;
+            }
+            match self.receive_batch(wanted, tag, done) {
+                Ok(count) if count == wanted => (),
+                Err(Errno::INTR) => (),
+                Ok(_) | Err(Errno::AGAIN) => break,
+                Err(errno) => {
+                    self.armed = None;
+                    done.push(completed(tag, negated(errno), false, Payload::None));
+                }
+            }
+        }
+        // The poller says it again as long as there is more.
+        self.readable = false;
+    }
+
+    fn receive_batch(
+        &mut self,
+        wanted: usize,
+        tag: u64,
+        done: &mut Vec<Completion>,
+    ) -> Result<usize, Errno> {
+        let mut headers = Headers::new();
+        let room = self.pool.size() - DATAGRAM_HEADER_LEN;
+        for index in 0..wanted {
+            let buffer = self.pool.address(index);
+            // SAFETY: the address is written by the kernel behind the header, the payload behind the address: both
+            // inside the buffer, which is longer than DATAGRAM_HEADER_LEN.
+            let (name, payload) = unsafe {
+                let payload = buffer.add(DATAGRAM_HEADER_LEN);
+                (payload.sub(NAME_LEN as usize), payload)
+            };
+            headers.set(index, (name, NAME_LEN), payload, room);
+        }
+        let count = u32::try_from(wanted).unwrap_or(0);
+        // SAFETY: the first `wanted` headers point to free buffers, all different, and to `headers.pieces`, which does
+        // not move; the call writes there and keeps nothing.
+        let received = counted(unsafe {
+            libc::recvmmsg(
+                self.socket.as_raw_fd(),
+                headers.messages.as_mut_ptr(),
+                count,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        })?;
+        for message in &headers.messages[..received] {
+            let flags = message.msg_hdr.msg_flags.cast_unsigned();
+            let header = datagram_header(message.msg_hdr.msg_namelen, message.msg_len, flags);
+            let buffer = self.pool.next_mut().expect("received into free buffers");
+            buffer[..header.len()].copy_from_slice(&header);
+            let len = DATAGRAM_HEADER_LEN + message.msg_len as usize;
+            let result = i32::try_from(len).unwrap_or(i32::MAX);
+            done.push(completed(tag, result, true, Payload::Received(self.pool.take(len))));
+        }
+        Ok(received)
+    }
+
+    pub(super) fn queue(&mut self, slot: SendSlot, len: usize, to: &[u8]) {
+        assert!(len <= SEND_CAPACITY, "a datagram fits its slot");
+        let to_len = u32::try_from(to.len()).unwrap_or(0);
+        self.queue.push_back(Outgoing { slot: self.slots.lend(slot, to), len, to_len });
+    }
+
+    /// Sends what is queued, as far as the socket has room.
+    pub(super) fn send(&mut self, poller: &OwnedFd, done: &mut Vec<Completion>) {
+        let was_blocked = self.blocked;
+        while !self.queue.is_empty() && !self.blocked {
+            match self.send_batch() {
+                Ok(count) => {
+                    for _ in 0..count {
+                        let len = self.queue.front().map_or(0, |front| front.len);
+                        self.complete_front(i32::try_from(len).unwrap_or(i32::MAX), done);
+                    }
+                }
+                Err(Errno::INTR) => (),
+                Err(Errno::AGAIN) => self.blocked = true,
+                Err(errno) => self.complete_front(negated(errno), done),
+            }
+        }
+        if self.blocked != was_blocked {
+            let mut flags = epoll::EventFlags::IN;
+            flags.set(epoll::EventFlags::OUT, self.blocked);
+            let data = epoll::EventData::new_u64(DATAGRAMS);
+            if epoll::modify(poller, &self.socket, data, flags).is_err() {
+                self.blocked = false; // not told of room, it is tried again in the next turn
+            }
+        }
+    }
+
+    fn send_batch(&mut self) -> Result<usize, Errno> {
+        let mut headers = Headers::new();
+        let count = self.queue.len().min(BATCH);
+        for (index, outgoing) in self.queue.iter().take(count).enumerate() {
+            let (to, bytes) = self.slots.lent(outgoing.slot);
+            headers.set(index, (to, outgoing.to_len), bytes, outgoing.len);
+        }
+        // SAFETY: the first `count` headers point to slots that are lent, and to `headers.pieces`, which does not move;
+        // the call reads there, writes the headers' lengths, and keeps nothing.
+        counted(unsafe {
+            libc::sendmmsg(
+                self.socket.as_raw_fd(),
+                headers.messages.as_mut_ptr(),
+                u32::try_from(count).unwrap_or(0),
+                libc::MSG_DONTWAIT,
+            )
+        })
+    }
+
+    fn complete_front(&mut self, result: i32, done: &mut Vec<Completion>) {
+        let Some(front) = self.queue.pop_front() else { return };
+        self.slots.take_back(front.slot);
+        done.push(completed(front.slot.into(), result, false, Payload::SentDatagram));
+    }
+
+    /// Gives up what is armed and queued.
+    pub(super) fn cancel(&mut self, done: &mut Vec<Completion>) {
+        while !self.queue.is_empty() {
+            self.complete_front(-libc::ECANCELED, done);
+        }
+        if let Some(tag) = self.armed.take() {
+            done.push(completed(tag, -libc::ECANCELED, false, Payload::None));
+        }
+    }
+}
