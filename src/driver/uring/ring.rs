@@ -163,6 +163,11 @@ impl Ring {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn submitter(&self) -> io_uring::Submitter<'_> {
+        self.inner.submitter()
+    }
+
     /// Whether the kernel accepted the allow-list of operations.
     pub fn is_restricted(&self) -> bool {
         self.restricted

@@ -108,3 +108,69 @@ fn restrict(inner: &IoUring) -> bool {
     allowed.push(Restriction::sqe_flags_allowed(flags.bits()));
     inner.submitter().register_restrictions(&mut allowed).is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::fd::AsFd;
+    use std::time::Duration;
+
+    use super::super::super::EventFd;
+    use super::super::ring::Kind;
+    use super::*;
+
+    fn ring() -> Ring {
+        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let wake = EventFd::new().unwrap();
+        let files =
+            Files { datagrams: datagrams.as_fd(), listener: listener.as_fd(), wake: wake.as_fd() };
+        let sizes = Sizes {
+            submissions: 8,
+            completions: 16,
+            datagram_buffers: 4,
+            datagram_buffer_len: 2_048,
+            stream_buffers: 4,
+            stream_buffer_len: 2_048,
+            send_slots: 4,
+        };
+        let mut ring = Ring::new(&sizes, &files).unwrap();
+        ring.enable().unwrap();
+        ring
+    }
+
+    #[test]
+    fn an_operation_that_is_not_on_the_list_is_refused() {
+        let mut ring = ring();
+        if !ring.is_restricted() {
+            eprintln!("SKIPPED: this kernel refuses io_uring restrictions");
+            return;
+        }
+        let forbidden = [
+            opcode::Nop::new().build(),
+            opcode::Close::new(io_uring::types::Fd(-1)).build(),
+            opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+        ];
+        for (tag, entry) in (0..).zip(forbidden) {
+            ring.push(entry.user_data(Kind::Plain.user_data(tag)));
+        }
+        ring.watch_wake(7);
+        let mut completions = Vec::new();
+        ring.enter(3, Some(Duration::from_secs(1)), 0).unwrap();
+        ring.reap(&mut completions);
+        let results: Vec<_> = completions.iter().map(|it| (it.tag, it.result)).collect();
+        assert_eq!(results, [(0, -libc::EACCES), (1, -libc::EACCES), (2, -libc::EACCES)]);
+        assert_eq!(ring.in_flight(), 1, "what is on the list is taken");
+    }
+
+    #[test]
+    fn nothing_more_can_be_registered() {
+        let ring = ring();
+        if !ring.is_restricted() {
+            eprintln!("SKIPPED: this kernel refuses io_uring restrictions");
+            return;
+        }
+        let error = ring.submitter().register_files(&[0]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+    }
+}
