@@ -119,6 +119,12 @@ pub enum DriverError {
     /// `io_uring` refused.
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// No memory for receive buffers or send slots.
+    #[error(
+        "cannot map a shard's buffers: {0}; raise the process's limit (ulimit -v, LimitAS=), or use fewer shards or \
+         smaller [queues]"
+    )]
+    Buffers(#[source] io::Error),
     /// `epoll` or a socket under it refused.
     #[error("epoll failed to {step}: {source}")]
     Epoll {
@@ -127,6 +133,13 @@ pub enum DriverError {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+impl DriverError {
+    /// Whether this machine or its policy does not let `io_uring` be used, where something else may work.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Ring(error) if error.is_refusal())
+    }
 }
 
 /// One of the two drivers.

@@ -106,6 +106,11 @@ impl Server {
                 .clamp(1, (1 << 20) - 1),
             cores: if config.pin { cores(config.shards) } else { Vec::new() },
             min_wait_us: config.gather_us,
+            submissions: config.queues.submissions,
+            completions: config.queues.completions,
+            datagram_buffers: config.queues.datagram_buffers,
+            stream_buffers: config.queues.stream_buffers,
+            send_slots: config.queues.send_slots,
             ..transport::Settings::default()
         };
         let Bound { local, shards, mail, warnings, stop, driver } =

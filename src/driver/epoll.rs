@@ -92,11 +92,11 @@ impl Epoll {
             file.try_clone_to_owned()
                 .map_err(|source| DriverError::Epoll { step: "duplicate a socket", source })
         };
-        let map = |source| DriverError::Epoll { step: "map buffers", source };
         let driver = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("make a poller"))?,
-            datagrams: Datagrams::new(own(files.datagrams)?, sizes).map_err(map)?,
-            streams: Streams::new(sizes).map_err(map)?,
+            datagrams: Datagrams::new(own(files.datagrams)?, sizes)
+                .map_err(DriverError::Buffers)?,
+            streams: Streams::new(sizes).map_err(DriverError::Buffers)?,
             listener: Listener { socket: own(files.listener)?, armed: None, ready: false },
             _wake: own(files.wake)?,
             watch: None,

@@ -14,7 +14,6 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::drivers::make_drivers;
 use super::settings::Settings;
 use super::{socket, steering};
-use crate::driver::uring::RingError;
 use crate::driver::{Driver, DriverError, EventFd, Kind};
 use crate::mailbox::{Receiver, Sender, mailbox};
 
@@ -71,7 +70,7 @@ pub enum Warning {
     Steering(#[source] io::Error),
     /// `io_uring` is refused, and the shards use `epoll`.
     #[error("shards use epoll, which costs more processor time: {0}")]
-    Fallback(#[source] RingError),
+    Fallback(#[source] DriverError),
     /// The rings accept any operation.
     #[error("the kernel refuses io_uring restrictions: the rings run without an allow-list")]
     Unrestricted,

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use super::bind::{Sockets, TransportError, Warning};
 use super::settings::Settings;
 use crate::driver::epoll::Epoll;
-use crate::driver::uring::{Ring, RingError};
+use crate::driver::uring::Ring;
 use crate::driver::{Choice, Driver, DriverError, EventFd, Files};
 
 /// Forces the choice that the settings leave open: for tests, and to compare the drivers.
@@ -33,7 +33,7 @@ pub(super) fn make_drivers(
                     let drivers = pollers(settings, sockets, events)?;
                     return Ok((drivers, Some(Warning::Fallback(refusal))));
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
         Ok((pollers(settings, sockets, events)?, None))
@@ -70,7 +70,7 @@ fn rings(
     settings: &Settings,
     sockets: &[Sockets],
     events: &[&EventFd],
-) -> Result<Vec<Driver>, RingError> {
+) -> Result<Vec<Driver>, DriverError> {
     let sizes = settings.sizes();
     files(sockets, events).map(|files| Ring::new(&sizes, &files).map(Driver::Uring)).collect()
 }

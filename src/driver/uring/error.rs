@@ -32,7 +32,7 @@ pub enum RingError {
     /// Locked memory is exhausted.
     #[error(
         "io_uring needs more locked memory than RLIMIT_MEMLOCK allows ({limit_bytes} bytes for all rings of this user): \
-         raise it (ulimit -l, LimitMEMLOCK=), or use fewer shards or smaller queues"
+         raise it (ulimit -l, LimitMEMLOCK=), or use fewer shards or smaller [queues]"
     )]
     LockedMemory {
         /// The soft limit in force.

@@ -10,7 +10,7 @@ use io_uring::{IoUring, opcode, squeue};
 
 use super::super::buffers::Group;
 use super::super::sends::SendSlots;
-use super::super::{Files, Sizes};
+use super::super::{DriverError, Files, Sizes};
 use super::error::RingError;
 use super::provided::BufferRing;
 use super::ring::{Memory, Ring};
@@ -35,7 +35,7 @@ impl Ring {
     ///
     /// # Errors
     /// When the kernel refuses; the error says why.
-    pub fn new(sizes: &Sizes, files: &Files<'_>) -> Result<Self, RingError> {
+    pub fn new(sizes: &Sizes, files: &Files<'_>) -> Result<Self, DriverError> {
         let inner = IoUring::builder()
             .dontfork()
             .setup_r_disabled()
@@ -51,17 +51,17 @@ impl Ring {
             (inner.params().is_feature_submit_stable(), "IORING_FEAT_SUBMIT_STABLE"),
         ] {
             if !present {
-                return Err(RingError::TooOld { missing });
+                return Err(RingError::TooOld { missing }.into());
             }
         }
         probe(&inner)?;
 
         let memory = Memory::new(
             BufferRing::new(Group::Datagrams, sizes.datagram_buffers, sizes.datagram_buffer_len)
-                .map_err(RingError::failed("map datagram buffers"))?,
+                .map_err(DriverError::Buffers)?,
             BufferRing::new(Group::Streams, sizes.stream_buffers, sizes.stream_buffer_len)
-                .map_err(RingError::failed("map stream buffers"))?,
-            SendSlots::new(sizes.send_slots).map_err(RingError::failed("map send slots"))?,
+                .map_err(DriverError::Buffers)?,
+            SendSlots::new(sizes.send_slots).map_err(DriverError::Buffers)?,
         );
         for group in Group::ALL {
             let buffers = memory.buffers(group);

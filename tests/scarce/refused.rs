@@ -1,21 +1,17 @@
-//! The real gateway where the system refuses something: io_uring itself, locked memory, or every system call that the
-//! shipped seccomp profile does not name. Devices of every profile do their whole job over UDP and TCP each time.
+//! Where the system refuses something: io_uring itself, locked memory, or every system call that the shipped seccomp
+//! profile does not name. Devices of every profile do their whole job over UDP and TCP each time.
 //!
 //! The gateway is started through this test's own binary, which confines itself and then becomes the gateway.
-#![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use duet_protocol::profile::{Profile, Transport};
-use loadgen::fleet::{self, Job};
-use loadgen::local::{LocalGateway, Wanted};
+use loadgen::local::LocalGateway;
 use seccompiler::BpfMap;
 
-const DUET: &str = env!("CARGO_BIN_EXE_duet");
+use super::world::{DUET, everyone, have, script, work};
+
 const PROFILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/seccomp.json");
 
 /// The filter under which the launcher puts itself: a file in seccompiler's format.
@@ -37,21 +33,16 @@ fn launcher() {
     panic!("{}", gateway.exec());
 }
 
-/// A program of these lines of shell.
-fn script(dir: &Path, lines: &str) -> PathBuf {
-    let path = dir.join("duet");
-    std::fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-    path
-}
-
 /// A program that puts `duet` under a filter.
 fn filtered(dir: &Path, filter: &serde_json::Value) -> PathBuf {
     let (launcher, path) = (std::env::current_exe().unwrap(), dir.join("filter.json"));
     std::fs::write(&path, filter.to_string()).unwrap();
     let (launcher, path) = (launcher.display(), path.display());
     let variables = format!("{FILTER}={path} {COMMAND}=\"{DUET} $*\"");
-    script(dir, &format!("export {variables}\nexec {launcher} --exact launcher --nocapture"))
+    script(
+        dir,
+        &format!("export {variables}\nexec {launcher} --exact refused::launcher --nocapture"),
+    )
 }
 
 /// What a gateway said of itself while it served.
@@ -62,28 +53,8 @@ struct Served {
 
 /// Runs a fleet through a gateway that is started by `program`, and lets both end well.
 fn serve(program: &Path, dir: &Path) -> Served {
-    let wanted: Vec<_> = Profile::ALL
-        .into_iter()
-        .flat_map(|profile| [(profile, Transport::Datagram), (profile, Transport::Stream)])
-        .enumerate()
-        .map(|(number, (profile, transport))| Wanted {
-            name: format!("device-{number}"),
-            profile,
-            transport,
-        })
-        .collect();
-    let (gateway, members) = LocalGateway::start(program, dir, 2, &wanted).unwrap();
-    let job = Job {
-        gateway: gateway.address,
-        readings: 5,
-        ramp: Duration::from_millis(100),
-        limit: Duration::from_secs(30),
-        threads: 1,
-    };
-    let outcomes = fleet::run(members, job).unwrap();
-    for outcome in outcomes {
-        assert!(outcome.complete, "{} over {:?}", outcome.profile.name(), outcome.transport);
-    }
+    let (gateway, members) = LocalGateway::start(program, dir, 2, &everyone()).unwrap();
+    work(members, gateway.address);
     let mut status = Command::new(program);
     let status = status.arg("--state").arg(&gateway.state).arg("status").output().unwrap();
     assert!(status.status.success());
@@ -174,10 +145,7 @@ fn without_locked_memory_everything_works_without_io_uring() {
         "test $(id -u) != 0 || exec setpriv --bounding-set -ipc_lock prlimit --memlock=0:0 {DUET} \"$@\"\n\
          exec prlimit --memlock=0:0 {DUET} \"$@\""
     );
-    let tools = ["setpriv", "prlimit"].map(|tool| Command::new(tool).arg("--version").output());
-    if tools.iter().any(Result::is_err) {
-        eprintln!("SKIPPED: no setpriv and prlimit (util-linux) to take locked memory away");
-        return;
+    if have(&["setpriv", "prlimit"]) {
+        serve(&script(dir.path(), &lines), dir.path()).assert_driver("epoll", "epoll");
     }
-    serve(&script(dir.path(), &lines), dir.path()).assert_driver("epoll", "epoll");
 }
