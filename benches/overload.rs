@@ -1,9 +1,16 @@
-//! The gateway under more than it can do, as a process on one core: `cargo bench --bench overload`.
+//! The gateway under more than it can do, as a process on one core:
+//! `cargo bench --bench overload -- [devices in the storm]`.
 //!
 //! Spoofed hellos (random bytes behind a valid header, from many addresses, nobody reads the
 //! answers) while honest devices connect and others send readings; then a storm of devices that
-//! all return in the same instant. The driver, and the flood, have the other core.
-#![allow(clippy::unwrap_used, reason = "a benchmark may end at once")]
+//! all return in the same instant, against the rate at which they connect when so few come at a
+//! time that nobody is sent away. The driver, and the flood, have the other core.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a benchmark may end at once"
+)]
 
 mod support;
 
@@ -18,8 +25,10 @@ use duet_protocol::device::Device;
 use duet_protocol::ec::Software;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX, Retry};
+use loadgen::hosts::Hosts;
 use loadgen::local::{LocalGateway, Wanted};
-use mio::{Events, Interest, Poll, Token};
+use loadgen::process_clock::process_cpu;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Devices that connect during each measurement, one after the other at this rate.
 const HONEST: usize = 2_000;
@@ -27,14 +36,16 @@ const HONEST_PER_S: u32 = 500;
 /// Devices that are connected and send readings, one in turn at this rate.
 const ESTABLISHED: usize = 200;
 const READINGS_PER_S: u32 = 2_000;
-/// Devices that return at once.
+/// Devices that return at once, unless told otherwise.
 const STORM: usize = 8_000;
+/// As many under way at a time keep the gateway busy, and nobody is sent away.
+const WINDOW: usize = 96;
 /// How long a device waits for an answer before it asks again, doubled each time.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// When a measurement gives up.
 const LIMIT: Duration = Duration::from_secs(30);
 
-fn start(dir: &Path, devices: usize) -> (LocalGateway, Vec<Device<Software>>) {
+fn start(dir: &Path, shards: usize, devices: usize) -> (LocalGateway, Vec<Device<Software>>) {
     let profile = Profile { mode: Mode::Certificate, source: KeySource::Ephemeral };
     let wanted: Vec<_> = (0..devices)
         .map(|number| Wanted {
@@ -45,7 +56,7 @@ fn start(dir: &Path, devices: usize) -> (LocalGateway, Vec<Device<Software>>) {
         .collect();
     support::pin(std::thread::available_parallelism().unwrap().get().max(2) - 1);
     let program = PathBuf::from(env!("CARGO_BIN_EXE_duet"));
-    let (gateway, members) = LocalGateway::start(&program, dir, 1, &wanted).unwrap();
+    let (gateway, members) = LocalGateway::start(&program, dir, shards, &wanted).unwrap();
     support::pin(0);
     let device = |member: loadgen::fleet::Member| Device::new(Software, member.config, member.seed);
     (gateway, members.into_iter().map(device).collect())
@@ -84,25 +95,41 @@ impl Crowd {
     }
 }
 
-/// Every device knocks at its time from a socket of its own and does as RETRY tells it.
-fn knock(to: SocketAddr, hellos: &[Vec<u8>], begin: impl Fn(usize) -> Duration) -> Crowd {
-    let mut poll = Poll::new().unwrap();
-    let sockets: Vec<_> = (0..hellos.len())
-        .map(|number| {
-            let mut socket = mio::net::UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-            socket.connect(to).unwrap();
-            poll.registry().register(&mut socket, Token(number), Interest::READABLE).unwrap();
-            socket
-        })
-        .collect();
+/// When devices begin to knock.
+#[derive(Clone, Copy)]
+enum Begin {
+    /// One after the other, so many a second.
+    AtRate(u32),
+    /// All in the same instant.
+    Together,
+    /// So many at first, and another one for each that is in.
+    Window(usize),
+}
+
+impl Begin {
+    fn time(self, number: usize) -> Duration {
+        match self {
+            Self::AtRate(rate) => Duration::from_secs(1) * u32::try_from(number).unwrap() / rate,
+            Self::Together => Duration::ZERO,
+            Self::Window(few) if number < few => Duration::ZERO,
+            Self::Window(_) => Duration::MAX,
+        }
+    }
+}
+
+/// Every device knocks at its time from an address of its own and does as RETRY tells it.
+fn knock(to: SocketAddr, hellos: &[Vec<u8>], begin: Begin) -> Crowd {
+    let hosts = Hosts::bind().unwrap();
+    let mut begins: Vec<_> = (0..hellos.len()).map(|number| begin.time(number)).collect();
     let mut due: BinaryHeap<_> =
-        (0..hellos.len()).map(|number| std::cmp::Reverse((begin(number), number))).collect();
+        begins.iter().enumerate().map(|(number, at)| std::cmp::Reverse((*at, number))).collect();
+    let mut unbegun = begins.iter().take_while(|at| **at < Duration::MAX).count();
     let mut cookies: HashMap<usize, [u8; 16]> = HashMap::new();
     let mut attempts = vec![0u32; hellos.len()];
-    let mut next: Vec<_> = (0..hellos.len()).map(&begin).collect();
+    let mut next = begins.clone();
     let mut done = vec![false; hellos.len()];
     let mut crowd = Crowd { took: Vec::new(), all: Duration::ZERO, retries: 0, repeats: 0 };
-    let (mut events, began) = (Events::with_capacity(1_024), Instant::now());
+    let began = Instant::now();
     let mut bytes = [0; MESSAGE_MAX];
     while crowd.took.len() < hellos.len() && began.elapsed() < LIMIT {
         let now = began.elapsed();
@@ -117,33 +144,39 @@ fn knock(to: SocketAddr, hellos: &[Vec<u8>], begin: impl Fn(usize) -> Duration) 
             }
             let cookie = cookies.get(&number).map_or(&[][..], |cookie| &cookie[..]);
             // A full buffer is a lost datagram: the device asks again.
-            let _ = sockets[number].send(&[&hellos[number], cookie].concat());
+            let _ = hosts.send(number as u32, to, &[&hellos[number], cookie].concat());
             crowd.repeats += usize::from(attempts[number] > 0);
             next[number] = now + PATIENCE * (1 << attempts[number].min(5));
             attempts[number] += 1;
             due.push(std::cmp::Reverse((next[number], number)));
         }
-        poll.poll(&mut events, Some(Duration::from_millis(1))).unwrap();
-        for event in &events {
-            let number = event.token().0;
-            while let Ok(len) = sockets[number].recv(&mut bytes) {
-                let now = began.elapsed();
-                match Kind::of(&bytes[..len]) {
-                    Ok(Kind::Accept) if !done[number] => {
-                        done[number] = true;
-                        crowd.took.push(now - begin(number));
-                        crowd.all = now;
+        let due_in = due.peek().map_or(LIMIT, |next| next.0.0.saturating_sub(began.elapsed()));
+        let patience = due_in.min(LIMIT.saturating_sub(began.elapsed()));
+        let timeout = Timespec::try_from(patience).unwrap();
+        poll(&mut [PollFd::new(&hosts, PollFlags::IN)], Some(&timeout)).unwrap();
+        while let Ok((host, len)) = hosts.recv(&mut bytes) {
+            let number = host as usize;
+            let now = began.elapsed();
+            match Kind::of(&bytes[..len]) {
+                Ok(Kind::Accept) if !done[number] => {
+                    done[number] = true;
+                    crowd.took.push(now - begins[number]);
+                    crowd.all = now;
+                    if unbegun < begins.len() {
+                        (begins[unbegun], next[unbegun]) = (now, now);
+                        due.push(std::cmp::Reverse((now, unbegun)));
+                        unbegun += 1;
                     }
-                    Ok(Kind::Retry) if !done[number] => {
-                        let retry = Retry::decode(&bytes[..len]).unwrap();
-                        cookies.insert(number, retry.cookie);
-                        crowd.retries += 1;
-                        attempts[number] = 0;
-                        next[number] = now + Duration::from_millis(u64::from(retry.wait_10ms) * 10);
-                        due.push(std::cmp::Reverse((next[number], number)));
-                    }
-                    _ => {}
                 }
+                Ok(Kind::Retry) if !done[number] => {
+                    let retry = Retry::decode(&bytes[..len]).unwrap();
+                    cookies.insert(number, retry.cookie);
+                    crowd.retries += 1;
+                    attempts[number] = 0;
+                    next[number] = now + Duration::from_millis(u64::from(retry.wait_10ms) * 10);
+                    due.push(std::cmp::Reverse((next[number], number)));
+                }
+                _ => {}
             }
         }
     }
@@ -201,7 +234,7 @@ struct Measured {
 }
 
 fn measure(dir: &Path, flood_per_s: u32) -> Measured {
-    let (gateway, mut devices) = start(dir, HONEST + ESTABLISHED);
+    let (gateway, mut devices) = start(dir, 1, HONEST + ESTABLISHED);
     let mut established = devices.split_off(HONEST);
     let to = gateway.address;
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -212,6 +245,9 @@ fn measure(dir: &Path, flood_per_s: u32) -> Measured {
         socket.send_to(&message(device), to).unwrap();
         let len = socket.recv(&mut out).unwrap();
         device.handle_message(0, &mut out[..len]).unwrap();
+        // A session whose first record is late does not last.
+        device.send_reading(0, 1, &[0x42; 64], false).unwrap();
+        socket.send_to(&message(device), to).unwrap();
     }
     let span = Duration::from_secs(1) * u32::try_from(HONEST).unwrap() / HONEST_PER_S + LIMIT;
     for number in 0..usize::try_from(span.as_secs()).unwrap() * READINGS_PER_S as usize / 4 {
@@ -227,10 +263,8 @@ fn measure(dir: &Path, flood_per_s: u32) -> Measured {
         if flood_per_s > 0 {
             scope.spawn(|| flood(to, &hellos[0], flood_per_s, &stop, &sent));
         }
-        let at = |number| Duration::from_secs(1) * u32::try_from(number).unwrap() / HONEST_PER_S;
-        let crowd = knock(to, &hellos, at);
+        let crowd = knock(to, &hellos, Begin::AtRate(HONEST_PER_S));
         stop.store(true, Ordering::Relaxed);
-        #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let rate = sent.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
         (crowd, sender.join().unwrap(), rate)
     });
@@ -249,11 +283,11 @@ fn measure(dir: &Path, flood_per_s: u32) -> Measured {
         .output()
         .unwrap();
     let stored = memchr::memchr_iter(b'\n', &output.stdout).count();
-    Measured { crowd, readings, stored, flood: flood_rate }
+    Measured { crowd, readings: readings + ESTABLISHED, stored, flood: flood_rate }
 }
 
 fn main() {
-    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    let storm = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(STORM);
     let dir = tempfile::tempdir().unwrap();
     let sub = |name: &str| {
         let path = dir.path().join(name);
@@ -266,15 +300,22 @@ fn main() {
         "\n{HONEST} devices connect at {HONEST_PER_S}/s, {ESTABLISHED} send {READINGS_PER_S} readings/s\n"
     );
     println!(
-        "{:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>16}",
-        "spoofed/s", "accepted", "p50 ms", "p99 ms", "RETRYs", "repeats", "readings stored"
+        "{:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>16}",
+        "spoofed/s",
+        "accepted",
+        "p50 ms",
+        "p80 ms",
+        "p99 ms",
+        "RETRYs",
+        "repeats",
+        "readings stored"
     );
     for (name, per_s) in [("calm", 0), ("busy", 50_000), ("flood", 300_000)] {
         let mut measured = measure(&sub(name), per_s);
         let accepted = measured.crowd.took.len();
-        let [p50, p99] = [50, 99].map(|q| measured.crowd.quantile(q).as_secs_f64() * 1e3);
+        let [p50, p80, p99] = [50, 80, 99].map(|q| measured.crowd.quantile(q).as_secs_f64() * 1e3);
         println!(
-            "{:>10.0} {accepted:>10} {p50:>10.1} {p99:>10.1} {:>10} {:>10} {:>7} of {:>5}",
+            "{:>10.0} {accepted:>10} {p50:>10.1} {p80:>10.1} {p99:>10.1} {:>10} {:>10} {:>7} of {:>5}",
             measured.flood,
             measured.crowd.retries,
             measured.crowd.repeats,
@@ -283,16 +324,42 @@ fn main() {
         );
     }
 
-    let (gateway, mut devices) = start(&sub("storm"), STORM);
-    let hellos = hellos(&mut devices);
-    let mut storm = knock(gateway.address, &hellos, |_| Duration::ZERO);
+    returning(&sub("storm"), 1, storm);
+    returning(&sub("shards"), 2, STORM.min(storm));
+}
+
+/// Devices connect and return, a few at a time and then all at once.
+fn returning(dir: &Path, shards: usize, count: usize) {
+    let (gateway, mut devices) = start(dir, shards, count);
+    println!("\n{count} devices, {shards} shards on the one core");
+    let mut peak = 0.0;
+    // The first time the gateway makes the tables of their keys; what counts is how they return.
+    for (what, begin) in [
+        ("connect for the first time", Begin::Window(WINDOW)),
+        ("return, 96 at a time", Begin::Window(WINDOW)),
+        ("return, all at once", Begin::Together),
+    ] {
+        let hellos = hellos(&mut devices);
+        let before = process_cpu(gateway.pid()).unwrap();
+        let mut crowd = knock(gateway.address, &hellos, begin);
+        let cpu = process_cpu(gateway.pid()).unwrap() - before;
+        let [p50, p99] = [50, 99].map(|q| crowd.quantile(q).as_secs_f64() * 1e3);
+        let (back, seconds) = (crowd.took.len(), crowd.all.as_secs_f64());
+        println!(
+            "{what:<28} {back} in {seconds:.2} s, p50 {p50:.0} ms, p99 {p99:.0} ms, {} RETRYs, {} repeats, server CPU {:.1} µs each",
+            crowd.retries,
+            crowd.repeats,
+            cpu.as_secs_f64() * 1e6 / back as f64
+        );
+        match begin {
+            Begin::Together => {
+                println!(
+                    "that is {:.2} times as long as at the rate before",
+                    seconds * peak / count as f64
+                );
+            }
+            _ => peak = back as f64 / seconds,
+        }
+    }
     gateway.stop().unwrap();
-    let [p50, p99] = [50, 99].map(|q| storm.quantile(q).as_secs_f64() * 1e3);
-    println!(
-        "\n{STORM} devices at once: {} back in {:.2} s, p50 {p50:.0} ms, p99 {p99:.0} ms, {} RETRYs, {} repeats",
-        storm.took.len(),
-        storm.all.as_secs_f64(),
-        storm.retries,
-        storm.repeats
-    );
 }

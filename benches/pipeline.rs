@@ -8,8 +8,10 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::io::Cursor;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,8 +21,10 @@ use duet::shard::{GatewayKey, Mail, Reading, Settings, Shard, Sink};
 use duet::transport::{Handler as _, Now};
 use duet_curve::Backend;
 use duet_protocol::device::{Config, Device};
-use duet_protocol::ec::{SecretScalar, Software};
-use duet_protocol::identity::{Credential, Fingerprint, Gateway};
+use duet_protocol::ec::{
+    Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, Software, VerifyTask,
+};
+use duet_protocol::identity::{Credential, Fingerprint, Gateway, PublicKey};
 use duet_protocol::initiator::{DeviceKey, Identity};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transfer, Transport};
 use duet_protocol::wire::MESSAGE_MAX;
@@ -42,6 +46,56 @@ impl Sink for Swallow {
     fn flush(&mut self) {}
 }
 
+/// An engine that adds up the time spent in it: what of a handshake is curve work.
+struct Timed<E> {
+    engine: E,
+    spent: Rc<Cell<Duration>>,
+}
+
+impl<E> Timed<E> {
+    fn during<T>(&mut self, work: impl FnOnce(&mut E) -> T) -> T {
+        let began = Instant::now();
+        let result = work(&mut self.engine);
+        self.spent.set(self.spent.get() + began.elapsed());
+        result
+    }
+}
+
+impl<E: Engine> Engine for Timed<E> {
+    type Kept = E::Kept;
+
+    fn decapsulate(
+        &mut self,
+        secret: &SecretScalar,
+        xs: &[[u8; 32]],
+    ) -> Vec<Option<(Agreed, E::Kept)>> {
+        self.during(|engine| engine.decapsulate(secret, xs))
+    }
+
+    fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool> {
+        self.during(|engine| engine.verify(tasks))
+    }
+
+    fn encapsulate(
+        &mut self,
+        tasks: &[(&EncapsulateTask, Option<&E::Kept>)],
+    ) -> Vec<Option<Encapsulated>> {
+        self.during(|engine| engine.encapsulate(tasks))
+    }
+
+    fn sign(&mut self, secret: &SecretScalar, digests: &[[u8; 32]]) -> Vec<Option<Signature>> {
+        self.during(|engine| engine.sign(secret, digests))
+    }
+
+    fn slow_verifications(&self) -> u64 {
+        self.engine.slow_verifications()
+    }
+
+    fn remember(&mut self, keys: &[PublicKey]) {
+        self.during(|engine| engine.remember(keys));
+    }
+}
+
 fn now() -> Now {
     Now { mono_us: 1_000_000, unix_ms: 1_800_000_000_000 }
 }
@@ -51,7 +105,9 @@ fn address(device: usize) -> SocketAddr {
 }
 
 struct Duet<E> {
-    shard: Shard<E, Swallow>,
+    shard: Shard<Timed<E>, Swallow>,
+    /// Time in the engine so far.
+    curve: Rc<Cell<Duration>>,
     devices: Vec<Device<Software>>,
     _dir: tempfile::TempDir,
 }
@@ -98,8 +154,10 @@ impl<E: Engine> Duet<E> {
             gcm: duet_aead::Gcm::best(),
             gauges: Arc::default(),
         };
+        let curve = Rc::default();
+        let engine = Timed { engine, spent: Rc::clone(&curve) };
         let shard = Shard::new(settings, registry.view().unwrap(), engine, Swallow);
-        Self { shard, devices, _dir: dir }
+        Self { shard, curve, devices, _dir: dir }
     }
 
     /// New hellos of every device; not measured.
@@ -116,11 +174,12 @@ impl<E: Engine> Duet<E> {
             .collect()
     }
 
-    /// One handshake's time at this batch size.
-    fn handshakes(&mut self, batch: usize) -> Duration {
+    /// One handshake's time at this batch size, and what of it is curve work.
+    fn handshakes(&mut self, batch: usize) -> [Duration; 2] {
         let hellos = self.hellos();
         let mut accepts = Vec::with_capacity(hellos.len());
         let mut out = [0; MESSAGE_MAX];
+        self.curve.take();
         let began = Instant::now();
         for (number, hellos) in hellos.chunks(batch).enumerate() {
             for (place, hello) in hellos.iter().enumerate() {
@@ -131,12 +190,12 @@ impl<E: Engine> Duet<E> {
                 accepts.push(out[..sent.len].to_vec());
             }
         }
-        let took = began.elapsed();
+        let took = [began.elapsed(), self.curve.take()];
         assert_eq!(accepts.len(), hellos.len());
         for (device, accept) in self.devices.iter_mut().zip(&mut accepts) {
             device.handle_message(0, accept).unwrap();
         }
-        took / u32::try_from(hellos.len()).unwrap()
+        took.map(|took| took / u32::try_from(hellos.len()).unwrap())
     }
 
     /// One 64-byte reading's time, sixteen a turn, from the devices that are connected.
@@ -282,27 +341,38 @@ fn main() {
         "aws-lc-rs, one ECDSA verification (anchor)",
         "rustls TLS 1.3, full mutual handshake",
         "Duet certificate/ephemeral, batch 64",
+        "  of it curve work",
         "Duet certificate/ephemeral, batch 8",
+        "  of it curve work",
         "Duet certificate/ephemeral, batch 1",
         "Duet certificate/xor-key, batch 64",
+        "  of it curve work",
         "Duet certificate/ephemeral, portable, batch 64",
         "Duet certificate/ephemeral, p256 one by one",
         "Duet reading of 64 bytes, 16 a turn",
     ];
     let mut rows = names.map(|name| Row { name, times: Vec::new() });
     for _ in 0..ROUNDS {
-        rows[0].times.push(anchor());
         let mut handshakes: Vec<_> = (0..100).map(|_| tls.handshake()).collect();
         handshakes.sort_unstable();
-        rows[1].times.push(handshakes[50]);
-        rows[2].times.push(batched.handshakes(64));
-        rows[3].times.push(batched.handshakes(8));
-        rows[4].times.push(batched.handshakes(1));
-        rows[5].times.push(xor.handshakes(64));
-        rows[6].times.push(portable.handshakes(64));
-        rows[7].times.push(single.handshakes(64));
-        batched.handshakes(64);
-        rows[8].times.push(batched.readings());
+        let [large, large_curve] = batched.handshakes(64);
+        let [small, small_curve] = batched.handshakes(8);
+        let [xored, xored_curve] = xor.handshakes(64);
+        let times = [
+            anchor(),
+            handshakes[50],
+            large,
+            large_curve,
+            small,
+            small_curve,
+            batched.handshakes(1)[0],
+            xored,
+            xored_curve,
+            portable.handshakes(64)[0],
+            single.handshakes(64)[0],
+            batched.readings(),
+        ];
+        rows.iter_mut().zip(times).for_each(|(row, time)| row.times.push(time));
     }
     let rustls = rows[1].median();
     println!("\nbackends     curve {}, aead {}", backend.name(), duet_aead::Gcm::best().backend());

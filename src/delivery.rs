@@ -57,6 +57,7 @@ mod recover;
 mod scan;
 mod segment;
 mod spool;
+mod trim;
 
 pub use batch::{Batch, MAX_BATCH_BYTES};
 pub use cat::{Filter, cat, verify};
@@ -65,3 +66,4 @@ pub use format::{MAX_DEVICE, MAX_PAYLOAD, ReadingRef, Record};
 pub use reader::Reader;
 pub use recover::Recovery;
 pub use spool::{Done, Durability, Health, Spool, SpoolConfig, Submitter, Urgency};
+pub use trim::{Trimmed, trim};

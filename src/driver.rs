@@ -72,12 +72,23 @@ pub struct Sizes {
 /// What a driver serves from the start, beside the streams that come and go. It keeps its own hold of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Files<'a> {
-    /// The datagram socket.
+    /// The datagram socket that everything is sent from.
     pub datagrams: BorrowedFd<'a>,
+    /// The datagram socket for what anybody can make.
+    pub hellos: BorrowedFd<'a>,
     /// The stream listener.
     pub listener: BorrowedFd<'a>,
     /// The eventfd by which other threads end a wait.
     pub wake: BorrowedFd<'a>,
+}
+
+/// Which datagram socket to receive from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inbox {
+    /// [`Files::datagrams`].
+    Datagrams,
+    /// [`Files::hellos`].
+    Hellos,
 }
 
 /// Which driver is asked for.
@@ -247,8 +258,8 @@ impl Driver {
     // ---- operations
 
     /// Receives datagrams until a completion without `more`. Each buffer holds a header ([`received_datagram`]).
-    pub fn receive_datagrams(&mut self, tag: u64) {
-        either!(self, driver => driver.receive_datagrams(tag));
+    pub fn receive_datagrams(&mut self, inbox: Inbox, tag: u64) {
+        either!(self, driver => driver.receive_datagrams(inbox, tag));
     }
 
     /// Accepts streams until a completion without `more`; each comes as [`Payload::Accepted`], closed on exec.

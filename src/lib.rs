@@ -1,15 +1,6 @@
 //! The Duet gateway as a library; `main.rs` is the command line.
 //!
-//! Layers, dependencies pointing down only:
-//!
-//! ```text
-//! main, cli                  parse, validate, start, drain, exit code
-//! server · admin · config    one pinned thread a shard; control plane
-//! transport · delivery       UDP and TCP; spool, commands (on tokio-uring)
-//! shard                      sans-IO: sessions, hello queue, timers, batches
-//! protocol (own crate)       sans-IO: wire, handshake, records, replay
-//! driver                     io_uring, or epoll where that is refused
-//! ```
+//! `ARCHITECTURE.md` has the layers; dependencies between these modules point down only, which a test checks.
 
 pub mod admin;
 pub mod config;

@@ -39,7 +39,7 @@ pub const FILE: &str = "registry.redb";
 
 const DEVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("devices");
 const IDS: TableDefinition<'_, [u8; 8], &str> = TableDefinition::new("ids");
-const FINGERPRINTS: TableDefinition<'_, [u8; 32], &str> = TableDefinition::new("fingerprints");
+const CREDENTIALS: TableDefinition<'_, [u8; 32], &str> = TableDefinition::new("credentials");
 const REFUSED: TableDefinition<'_, [u8; 32], i64> = TableDefinition::new("refused");
 const MARKS: TableDefinition<'_, [u8; 40], u64> = TableDefinition::new("marks");
 
@@ -90,9 +90,9 @@ pub enum RegistryError {
         /// Who has it.
         owner: Name,
     },
-    /// The certificate is in use: each device has its own.
-    #[error("{name}: this certificate belongs to device {owner}")]
-    CertificateTaken {
+    /// The credential is in use: each device has its own, so that to revoke one is to revoke its key.
+    #[error("{name}: this certificate or key belongs to device {owner}; make a new key")]
+    CredentialTaken {
         /// The device that was to be added.
         name: Name,
         /// Who has it.
@@ -287,8 +287,8 @@ impl Registry {
             }
             record.revoked_s = Some(now_s);
             tables.devices.insert(name.as_str(), record.encode().as_slice())?;
-            for refused in self.refusals(name, &record)? {
-                tables.refused.insert(refused, now_s)?;
+            for credential in self.credentials(name, &record)? {
+                tables.refused.insert(credential, now_s)?;
             }
             Ok(record.id)
         })?;
@@ -406,8 +406,9 @@ impl Registry {
         name: &Name,
         record: &Record,
     ) -> Result<(), RegistryError> {
-        for refused in self.refusals(name, record)? {
-            if let Some(at) = tables.refused.get(refused)? {
+        let credentials = self.credentials(name, record)?;
+        for credential in &credentials {
+            if let Some(at) = tables.refused.get(credential)? {
                 return Err(RegistryError::Refused { name: name.clone(), at: Utc(at.value()) });
             }
         }
@@ -426,13 +427,14 @@ impl Registry {
             let owner = self.name(owner.value())?;
             return Err(RegistryError::IdTaken { name: name.clone(), id: record.id, owner });
         }
-        let fingerprint = record.fingerprint();
-        if let Some(owner) = tables.fingerprints.get(fingerprint.0)? {
-            let owner = self.name(owner.value())?;
-            return Err(RegistryError::CertificateTaken { name: name.clone(), owner });
+        for credential in credentials {
+            if let Some(owner) = tables.credentials.get(credential)? {
+                let owner = self.name(owner.value())?;
+                return Err(RegistryError::CredentialTaken { name: name.clone(), owner });
+            }
+            tables.credentials.insert(credential, name.as_str())?;
         }
         tables.ids.insert(record.id.0, name.as_str())?;
-        tables.fingerprints.insert(fingerprint.0, name.as_str())?;
         tables.devices.insert(name.as_str(), record.encode().as_slice())?;
         Ok(())
     }
@@ -444,22 +446,24 @@ impl Registry {
         record: &Record,
     ) -> Result<(), RegistryError> {
         tables.ids.remove(record.id.0)?;
-        tables.fingerprints.remove(record.fingerprint().0)?;
+        for credential in self.credentials(name, record)? {
+            tables.credentials.remove(credential)?;
+        }
         tables.devices.remove(name.as_str())?;
         Ok(())
     }
 
-    /// What revoking this credential refuses for ever: its fingerprint, and its key.
-    fn refusals(&self, name: &Name, record: &Record) -> Result<Vec<[u8; 32]>, RegistryError> {
-        let mut refused = vec![record.fingerprint().0];
+    /// What a device is known by, and what revoking it refuses for ever: its fingerprint, and its key.
+    fn credentials(&self, name: &Name, record: &Record) -> Result<Vec<[u8; 32]>, RegistryError> {
+        let mut credentials = vec![record.fingerprint().0];
         if let Some(certificate) = record.certificate().transpose() {
             let certificate =
                 certificate.map_err(|_| self.damaged(Damage::Record(name.clone())))?;
             let key = Sha256::new_with_prefix(b"duet key").chain_update(certificate.key.0);
-            refused.push(key.finalize().into());
+            credentials.push(key.finalize().into());
         }
-        refused.extend(record.registration_key_digest());
-        Ok(refused)
+        credentials.extend(record.registration_key_digest());
+        Ok(credentials)
     }
 
     fn existing(
@@ -518,7 +522,7 @@ impl Registry {
 struct Tables<'txn> {
     devices: Table<'txn, &'static str, &'static [u8]>,
     ids: Table<'txn, [u8; 8], &'static str>,
-    fingerprints: Table<'txn, [u8; 32], &'static str>,
+    credentials: Table<'txn, [u8; 32], &'static str>,
     refused: Table<'txn, [u8; 32], i64>,
     marks: Table<'txn, [u8; 40], u64>,
 }
@@ -528,7 +532,7 @@ impl<'txn> Tables<'txn> {
         Ok(Self {
             devices: write.open_table(DEVICES)?,
             ids: write.open_table(IDS)?,
-            fingerprints: write.open_table(FINGERPRINTS)?,
+            credentials: write.open_table(CREDENTIALS)?,
             refused: write.open_table(REFUSED)?,
             marks: write.open_table(MARKS)?,
         })

@@ -283,6 +283,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             contact.live = contact.live.filter(|live| *live != id);
             contact.pending = contact.pending.filter(|pending| *pending != id);
         }
+        session.stream.into_iter().for_each(|stream| self.streams.leave(stream));
         drop(session);
         self.scrub = true;
     }

@@ -15,11 +15,14 @@ use duet_curve::{
 };
 use std::hint::black_box;
 use std::process::ExitCode;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Instant;
 
 /// Inputs a class.
 const POOL: usize = 256;
 const THRESHOLD: f64 = 4.5;
+/// What the machine does can look like a leak once. A leak is found each time.
+const ATTEMPTS: usize = 3;
 /// Times above these percentiles are cropped.
 const CROPS: [usize; 2] = [90, 60];
 
@@ -30,14 +33,16 @@ fn main() -> ExitCode {
     let mut sound = true;
     for backend in Backend::all() {
         let world = World::new(backend);
-        for operation in Operation::ALL {
-            let t = world.test(operation, Classes::FixedOrRandom, samples);
-            sound &= report(backend, operation, "fixed or random", t, samples, false);
+        let runs = Operation::ALL
+            .map(|operation| (operation, Classes::FixedOrRandom))
+            .into_iter()
+            .chain([(Operation::KeyPairs, Classes::Null), (Operation::KeyPairs, Classes::Planted)]);
+        for (operation, classes) in runs {
+            sound &= (0..ATTEMPTS).any(|_| {
+                let t = world.test(operation, classes, samples);
+                report(backend, operation, classes, t, samples)
+            });
         }
-        let t = world.test(Operation::KeyPairs, Classes::Null, samples);
-        sound &= report(backend, Operation::KeyPairs, "null control", t, samples, false);
-        let t = world.test(Operation::KeyPairs, Classes::Planted, samples);
-        sound &= report(backend, Operation::KeyPairs, "planted leak", t, samples, true);
     }
     if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -46,24 +51,24 @@ fn main() -> ExitCode {
 fn report(
     backend: Backend,
     operation: Operation,
-    classes: &str,
+    classes: Classes,
     t: [f64; 2],
     samples: usize,
-    leaks: bool,
 ) -> bool {
     let largest = t[0].abs().max(t[1].abs());
     let found = largest > THRESHOLD;
     println!(
-        "{:9} {:12} {classes:16} |t| = {:7.2} (crop {}%), {:7.2} (crop {}%), {samples} samples: {}",
+        "{:9} {:12} {:16} |t| = {:7.2} (crop {}%), {:7.2} (crop {}%), {samples} samples: {}",
         backend.name(),
         format!("{operation:?}"),
+        classes.name(),
         t[0].abs(),
         CROPS[0],
         t[1].abs(),
         CROPS[1],
         if found { "DIFFERENT" } else { "no difference" },
     );
-    found == leaks
+    found == (classes == Classes::Planted)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +88,16 @@ enum Classes {
     FixedOrRandom,
     Null,
     Planted,
+}
+
+impl Classes {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::FixedOrRandom => "fixed or random",
+            Self::Null => "null control",
+            Self::Planted => "planted leak",
+        }
+    }
 }
 
 /// Secrets for all lanes, and what signing needs.
@@ -113,11 +128,11 @@ impl World {
         Self { engine, arena, points }
     }
 
-    /// Inputs of one class: `fixed` or random.
-    fn pool(&self, fixed: bool) -> Vec<Input> {
+    /// Inputs of both classes side by side: `fixed` or random, and random.
+    fn pool(&self, fixed: bool) -> Vec<[Input; 2]> {
         let mut small = [0; 32];
         small[31] = 2;
-        let make = |_| {
+        let make = |fixed| {
             let lanes = self.points.len();
             let all: Vec<_> = (0..lanes).map(|_| if fixed { small } else { scalar() }).collect();
             let (r, d) = (random(), random());
@@ -127,17 +142,17 @@ impl World {
                 digest: if fixed { [4; 32] } else { d },
             }
         };
-        (0..POOL).map(make).collect()
+        (0..POOL).map(|_| [fixed, false].map(make)).collect()
     }
 
     /// Welch's t between two classes, for each crop.
     fn test(&self, operation: Operation, classes: Classes, samples: usize) -> [f64; 2] {
-        let pools = [self.pool(classes != Classes::Null), self.pool(false)];
+        let pool = self.pool(classes != Classes::Null);
         let mut times: [Vec<u32>; 2] = [Vec::with_capacity(samples), Vec::with_capacity(samples)];
         let mut out = Outputs::default();
         let mut order = random();
         // Both classes are copied to the same place, so that addresses tell nothing.
-        let mut input = pools[0][0].clone();
+        let mut input = pool[0][0].clone();
         let mut secrets = Vec::with_capacity(input.bytes.len());
         for i in 0..samples + 1000 {
             if i % 128 == 0 {
@@ -146,9 +161,10 @@ impl World {
             // Two bytes a sample would be random enough; one bit for the class is drawn apart.
             let bits = order[i % 128 / 4] >> (i % 4 * 2);
             let class = usize::from(bits & 1);
-            input.clone_from(&pools[class][(i * 7 + usize::from(bits >> 1)) % POOL]);
+            input.clone_from(&pool[(i * 7 + usize::from(bits >> 1)) % POOL][class]);
             secrets.clear();
             secrets.extend(input.bytes.iter().map(secret));
+            fence(Ordering::SeqCst);
             let start = Instant::now();
             self.run(operation, black_box(&secrets), black_box(&input), &mut out);
             if classes == Classes::Planted {

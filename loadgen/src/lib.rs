@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod exchange;
 pub mod fleet;
+pub mod hosts;
 pub mod local;
 pub mod process_clock;
 pub mod relay;

@@ -7,8 +7,8 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -97,7 +97,8 @@ impl Submitter {
 /// How the spool is, for whoever reports it.
 #[derive(Debug, Default)]
 pub struct Health {
-    failed: AtomicBool,
+    failure: OnceLock<String>,
+    failed: Notify,
     full: AtomicBool,
 }
 
@@ -105,7 +106,23 @@ impl Health {
     /// A write or sync has failed: nothing is stored until the gateway is started anew.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
+        self.failure.get().is_some()
+    }
+
+    /// Completes, once, with the cause when it has failed.
+    pub async fn failure(&self) -> &str {
+        loop {
+            self.failed.notified().await;
+            if let Some(failure) = self.failure.get() {
+                return failure;
+            }
+        }
+    }
+
+    fn fail(&self, error: &SpoolError) {
+        if self.failure.set(error.to_string()).is_ok() {
+            self.failed.notify_one();
+        }
     }
 
     /// The last group was refused, since the spool has reached its size limit.
@@ -159,10 +176,7 @@ impl Spool {
                 let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
                     .unwrap_or(Err(SpoolError::ThreadEnded));
                 // However it came to its end: a runtime refused and a panic are failures, too.
-                if result.is_err() {
-                    own.failed.store(true, Ordering::Relaxed);
-                }
-                result
+                result.inspect_err(|error| own.fail(error))
             })
             .map_err(SpoolError::io("starting the thread of", &dir))?;
         Ok(Self { submitter: Submitter { queue, hurry }, thread, health, recovery })
@@ -255,7 +269,7 @@ impl Writer {
         let mut file = match self.open() {
             Ok(file) => Some(file),
             Err(error) => {
-                health.failed.store(true, Ordering::Relaxed);
+                health.fail(&error);
                 result = Err(error);
                 None
             }
@@ -303,7 +317,7 @@ impl Writer {
                 }
                 Err(error) => {
                     metrics::counter!(names::REFUSED, "reason" => names::FAILED).increment(1);
-                    health.failed.store(true, Ordering::Relaxed);
+                    health.fail(&error);
                     result = Err(error);
                     Durability::Failed
                 }
@@ -346,6 +360,10 @@ impl Writer {
         let began = Instant::now();
         let bytes: usize = batches.iter().map(|one| one.batch.bytes()).sum();
         if self.at + bytes as u64 > self.header.size {
+            if self.disk_bytes + self.config.segment_bytes > self.config.max_bytes {
+                // Somebody may have made room since.
+                self.disk_bytes = segment::disk_bytes(&self.config.dir)?;
+            }
             if self.disk_bytes + self.config.segment_bytes > self.config.max_bytes {
                 return Ok(Commit::Full);
             }

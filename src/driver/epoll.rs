@@ -6,8 +6,8 @@
 //!
 //! # What is told how
 //!
-//! The datagram socket is watched by level: it is read each time until it has no more, and asked for room to write only
-//! while it has none, since every datagram that leaves would be reported otherwise. Listener, eventfd and streams are
+//! The datagram sockets are watched by level: they are read each time until they have no more, and the one that sends is
+//! asked for room only while it has none, since every datagram that leaves would be reported otherwise. Listener, eventfd and streams are
 //! watched by edge, registered once: nothing has to be registered again when an operation is armed or ends, and one
 //! that is not armed wakes nobody. What an edge said is kept until a call says `EAGAIN`.
 //!
@@ -27,7 +27,7 @@ use rustix::io::Errno;
 use super::buffers::{Group, Lease};
 use super::completion::{Completion, Payload};
 use super::sends::SendSlot;
-use super::{DriverError, Files, Sizes};
+use super::{DriverError, Files, Inbox, Sizes};
 
 mod datagrams;
 mod pool;
@@ -44,8 +44,9 @@ const ACCEPTS: usize = 64;
 
 /// What an event is about: above every descriptor's number.
 const DATAGRAMS: u64 = u64::MAX;
-const LISTENER: u64 = u64::MAX - 1;
-const WAKE: u64 = u64::MAX - 2;
+const HELLOS: u64 = u64::MAX - 1;
+const LISTENER: u64 = u64::MAX - 2;
+const WAKE: u64 = u64::MAX - 3;
 
 /// A driver on `epoll`. See the [module](self).
 #[derive(Debug)]
@@ -92,10 +93,10 @@ impl Epoll {
             file.try_clone_to_owned()
                 .map_err(|source| DriverError::Epoll { step: "duplicate a socket", source })
         };
+        let sockets = [own(files.datagrams)?, own(files.hellos)?];
         let driver = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("make a poller"))?,
-            datagrams: Datagrams::new(own(files.datagrams)?, sizes)
-                .map_err(DriverError::Buffers)?,
+            datagrams: Datagrams::new(sockets, sizes).map_err(DriverError::Buffers)?,
             streams: Streams::new(sizes).map_err(DriverError::Buffers)?,
             listener: Listener { socket: own(files.listener)?, armed: None, ready: false },
             _wake: own(files.wake)?,
@@ -106,6 +107,7 @@ impl Epoll {
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         for (file, token, flags) in [
             (files.datagrams, DATAGRAMS, epoll::EventFlags::IN),
+            (files.hellos, HELLOS, epoll::EventFlags::IN),
             (files.listener, LISTENER, edge),
             (files.wake, WAKE, edge),
         ] {
@@ -156,7 +158,8 @@ impl Epoll {
         for event in events {
             let (flags, token) = (event.flags, event.data.u64());
             match token {
-                DATAGRAMS => self.datagrams.is_ready(flags),
+                DATAGRAMS => self.datagrams.is_ready(Inbox::Datagrams, flags),
+                HELLOS => self.datagrams.is_ready(Inbox::Hellos, flags),
                 LISTENER => self.listener.ready = true,
                 WAKE => {
                     self.done.extend(self.watch.map(|tag| completed(tag, 1, true, Payload::None)));
@@ -243,8 +246,8 @@ impl Epoll {
     // ---- operations, as `Driver` describes them
 
     /// Arms the receiving of datagrams.
-    pub fn receive_datagrams(&mut self, tag: u64) {
-        self.datagrams.arm(tag);
+    pub fn receive_datagrams(&mut self, inbox: Inbox, tag: u64) {
+        self.datagrams.arm(inbox, tag);
     }
 
     /// Arms accepting.

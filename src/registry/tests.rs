@@ -82,7 +82,7 @@ fn duplicates_are_refused_whole() {
     assert!(matches!(add(vec![certified("b", &der)]), RegistryError::IdTaken { .. }));
     let enrolment = Enrolment::RegisteredCertificate { id: DeviceId([5; 8]), der };
     let again = NewDevice { name: name("b"), enrolment, sources: SourceSet::ALL };
-    assert!(matches!(add(vec![again]), RegistryError::CertificateTaken { .. }));
+    assert!(matches!(add(vec![again]), RegistryError::CredentialTaken { .. }));
     let error = add(vec![keyed("x", 2), keyed("y", 3), keyed("z", 7)]);
     assert_eq!(error.to_string(), "z: id 0000000000000007 belongs to device k");
     assert_eq!(registry.len().unwrap(), 2);
@@ -138,6 +138,32 @@ fn a_new_certificate_over_a_revoked_key_is_refused() {
     registry.revoke(&name("a"), NOW_S).unwrap();
     let error = registry.add(certified("a", &over("two")), NOW_S).unwrap_err();
     assert!(matches!(error, RegistryError::Refused { .. }));
+}
+
+#[test]
+fn two_devices_never_share_a_key() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let over = |cn: &str| {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, cn);
+        params.self_signed(&key).unwrap().der().to_vec()
+    };
+    registry.add(certified("a", &over("one")), NOW_S).unwrap();
+    let error = registry.add(certified("b", &over("two")), NOW_S).unwrap_err();
+    assert!(matches!(error, RegistryError::CredentialTaken { .. }), "{error}");
+    let keyed = |text: &str, id: u8| {
+        let (id, key) = (DeviceId([id; 8]), RegistrationKey([7; 32]));
+        let enrolment = Enrolment::RegisteredId { id, key };
+        NewDevice { name: name(text), enrolment, sources: SourceSet::default() }
+    };
+    registry.add(keyed("c", 1), NOW_S).unwrap();
+    let error = registry.add(keyed("d", 2), NOW_S).unwrap_err();
+    assert!(matches!(error, RegistryError::CredentialTaken { .. }), "{error}");
+    // A key is free again when its device is removed, with all that was known of it.
+    registry.remove(&name("a")).unwrap();
+    registry.add(certified("b", &over("two")), NOW_S).unwrap();
 }
 
 #[test]

@@ -13,7 +13,7 @@ use rustc_hash::FxHashMap;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::registry::Device;
-use crate::transport::Path;
+use crate::transport::{Path, StreamId};
 
 /// What a session keeps until its first valid record.
 pub(super) struct Pending {
@@ -95,6 +95,8 @@ pub(super) struct Session {
     /// Which of the readings that want confirmation are durable.
     pub(super) stored: ReplayWindow,
     pub(super) path: Path,
+    /// The stream that its newest record came over.
+    pub(super) stream: Option<StreamId>,
     /// How many bytes may go to `path`; `None` once it has shown that it receives what is sent
     /// there.
     credit: Option<usize>,
@@ -121,6 +123,7 @@ impl Session {
             window: ReplayWindow::new(),
             stored: ReplayWindow::new(),
             path: pending.path,
+            stream: None,
             credit: Some(0),
             pending: Some(Box::new(pending)),
             since_us: now_us,

@@ -70,7 +70,18 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let up = Up::decode(text);
         match session.window.place(header.sequence) {
             // R70.
-            Place::Newest => session.arrive(path, text.len() + OVERHEAD),
+            Place::Newest => {
+                session.arrive(path, text.len() + OVERHEAD);
+                let stream = match path {
+                    Path::Stream(stream) => Some(stream),
+                    Path::Datagram(_) => None,
+                };
+                if session.stream != stream {
+                    let left = std::mem::replace(&mut session.stream, stream);
+                    left.into_iter().for_each(|left| self.streams.leave(left));
+                    stream.into_iter().for_each(|joined| self.streams.join(joined));
+                }
+            }
             Place::Late => {}
             Place::TooOld => return Err(DropReason::Replay),
             Place::Repeated => {
@@ -85,9 +96,6 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
         session.window.take(header.sequence);
         session.heard_us = now.mono_us;
-        if let Path::Stream(stream) = path {
-            self.streams.prove(stream);
-        }
         self.confirm(id);
         let Some(session) = self.sessions.get_mut(&id) else { return Err(DropReason::Proof) };
         match up? {

@@ -150,6 +150,7 @@ impl Stop {
 #[derive(Debug)]
 pub(super) struct Sockets {
     pub(super) datagrams: Socket,
+    pub(super) hellos: Socket,
     pub(super) listener: Socket,
 }
 
@@ -252,18 +253,23 @@ fn bind_all(
         0 => bind_free_port(settings.listen)?,
         _ => (bind_alone(settings.listen, BIND_PATIENCE)?, settings.listen),
     };
-    let mut sockets = vec![first];
-    for _ in 1..settings.shards {
-        sockets.push(join(local)?);
-    }
     let failed = |step| move |source| TransportError::Socket { step, address: local, source };
-    for pair in &sockets {
+    let join = |kind, step| open(local, kind, true).map_err(failed(step));
+    let mut pairs = vec![first];
+    for _ in 1..settings.shards {
+        let datagrams = join(Type::DGRAM, "bind UDP to")?;
+        pairs.push((datagrams, join(Type::STREAM, "bind TCP to")?));
+    }
+    // The steering program counts sockets in the order of binding: those for hellos come after all others.
+    let mut sockets = Vec::with_capacity(pairs.len());
+    for (datagrams, listener) in pairs {
+        sockets.push(Sockets { datagrams, hellos: join(Type::DGRAM, "bind UDP to")?, listener });
+    }
+    for socket in sockets.iter().flat_map(|own| [&own.datagrams, &own.hellos]) {
         // Beyond net.core.rmem_max where the process may administer the network.
         let size = settings.receive_buffer;
-        if rustix::net::sockopt::set_socket_recv_buffer_size_force(&pair.datagrams, size).is_err() {
-            pair.datagrams
-                .set_recv_buffer_size(size)
-                .map_err(failed("size the receive buffer of"))?;
+        if rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, size).is_err() {
+            socket.set_recv_buffer_size(size).map_err(failed("size the receive buffer of"))?;
         }
     }
     // The kernel reports twice what it grants.
@@ -272,21 +278,22 @@ fn bind_all(
         warnings
             .push(Warning::ReceiveBuffer { asked: settings.receive_buffer, effective: granted });
     }
-    if settings.shards > 1
-        && let Err(error) =
-            socket::steer(&sockets[0].datagrams.as_fd(), &steering::program(settings.shards))
-    {
+    let program = steering::program(settings.shards, settings.hello);
+    if let Err(error) = socket::steer(&sockets[0].datagrams.as_fd(), &program) {
         warnings.push(Warning::Steering(error));
     }
-    for pair in &sockets {
-        pair.listener.listen(BACKLOG).map_err(failed("listen on"))?;
+    for own in &sockets {
+        own.listener.listen(BACKLOG).map_err(failed("listen on"))?;
     }
     Ok((sockets, local))
 }
 
+/// A UDP socket and a TCP socket on one port.
+type Pair = (Socket, Socket);
+
 /// Finds a port that is free for both. TCP chooses: an automatic TCP port is never one that others share, while an
 /// automatic UDP port may be another group's.
-fn bind_free_port(listen: SocketAddr) -> Result<(Sockets, SocketAddr), TransportError> {
+fn bind_free_port(listen: SocketAddr) -> Result<(Pair, SocketAddr), TransportError> {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..PORT_TRIES {
         let failed = |source| TransportError::Socket { step: "bind", address: listen, source };
@@ -295,7 +302,7 @@ fn bind_free_port(listen: SocketAddr) -> Result<(Sockets, SocketAddr), Transport
         let alone = open(chosen, Type::DGRAM, false);
         let pair = alone.map(drop).and_then(|()| open(chosen, Type::DGRAM, true));
         match pair {
-            Ok(datagrams) => return Ok((Sockets { datagrams, listener }, chosen)),
+            Ok(datagrams) => return Ok(((datagrams, listener), chosen)),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = error,
             Err(error) => return Err(failed(error)),
         }
@@ -303,19 +310,8 @@ fn bind_free_port(listen: SocketAddr) -> Result<(Sockets, SocketAddr), Transport
     Err(TransportError::Socket { step: "find a free port for", address: listen, source: last })
 }
 
-/// Another shard's sockets on the port of the first.
-fn join(address: SocketAddr) -> Result<Sockets, TransportError> {
-    let bind = |kind, step| {
-        open(address, kind, true).map_err(|source| TransportError::Socket { step, address, source })
-    };
-    Ok(Sockets {
-        datagrams: bind(Type::DGRAM, "bind UDP to")?,
-        listener: bind(Type::STREAM, "bind TCP to")?,
-    })
-}
-
 /// The first sockets on a port that is to be ours alone.
-fn bind_alone(address: SocketAddr, patience: Duration) -> Result<Sockets, TransportError> {
+fn bind_alone(address: SocketAddr, patience: Duration) -> Result<Pair, TransportError> {
     let bind = |kind, step| {
         let end = Instant::now() + patience;
         loop {
@@ -335,10 +331,7 @@ fn bind_alone(address: SocketAddr, patience: Duration) -> Result<Sockets, Transp
             }
         }
     };
-    Ok(Sockets {
-        datagrams: bind(Type::DGRAM, "bind UDP to")?,
-        listener: bind(Type::STREAM, "bind TCP to")?,
-    })
+    Ok((bind(Type::DGRAM, "bind UDP to")?, bind(Type::STREAM, "bind TCP to")?))
 }
 
 /// A bound socket; `shared` with the other shards' sockets on the same port.
@@ -379,8 +372,8 @@ mod tests {
         let settings = Settings { listen, shards: 3, ..Settings::default() };
         let bound = bind::<()>(settings.clone()).unwrap();
         assert_ne!(bound.local.port(), 0);
-        for pair in &*bound.shards[0]._sockets {
-            for socket in [&pair.datagrams, &pair.listener] {
+        for own in &*bound.shards[0]._sockets {
+            for socket in [&own.datagrams, &own.hellos, &own.listener] {
                 assert_eq!(socket.local_addr().unwrap().as_socket(), Some(bound.local));
             }
         }

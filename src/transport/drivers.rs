@@ -59,9 +59,10 @@ fn forced(value: Option<&str>) -> Result<Choice, TransportError> {
 }
 
 fn files<'a>(sockets: &'a [Sockets], events: &'a [&EventFd]) -> impl Iterator<Item = Files<'a>> {
-    sockets.iter().zip(events).map(|(pair, event)| Files {
-        datagrams: pair.datagrams.as_fd(),
-        listener: pair.listener.as_fd(),
+    sockets.iter().zip(events).map(|(own, event)| Files {
+        datagrams: own.datagrams.as_fd(),
+        hellos: own.hellos.as_fd(),
+        listener: own.listener.as_fd(),
         wake: event.as_fd(),
     })
 }

@@ -12,7 +12,9 @@ use super::settings::MESSAGE_MAX;
 use super::steering::shard_of;
 use super::streams::{Context, Reason, Streams};
 use super::{Handler, Now, Path, StreamId, Transmit, socket};
-use crate::driver::{Completion, DATAGRAM_HEADER_LEN, EncodedAddress, Payload, received_datagram};
+use crate::driver::{
+    Completion, DATAGRAM_HEADER_LEN, EncodedAddress, Inbox, Payload, received_datagram,
+};
 
 /// How long the kernel may take to let go of a stopping shard's memory.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
@@ -34,6 +36,7 @@ const BATCH: u32 = 64;
 pub(super) enum Operation {
     Accept,
     Datagrams,
+    Hellos,
     Wake,
     Receive,
     Send,
@@ -41,8 +44,15 @@ pub(super) enum Operation {
 }
 
 impl Operation {
-    const ALL: [Self; 6] =
-        [Self::Accept, Self::Datagrams, Self::Wake, Self::Receive, Self::Send, Self::Cancel];
+    const ALL: [Self; 7] = [
+        Self::Accept,
+        Self::Datagrams,
+        Self::Hellos,
+        Self::Wake,
+        Self::Receive,
+        Self::Send,
+        Self::Cancel,
+    ];
     const SHIFT: u32 = 52;
 
     pub(super) fn tag(self, stream: u64) -> u64 {
@@ -121,7 +131,8 @@ pub fn run_shard<H: Handler>(
 impl<H: Handler> Shard<H> {
     fn run(&mut self, exporter: &mut Exporter) -> Result<(), TransportError> {
         let driver = &mut self.io.driver;
-        driver.receive_datagrams(Operation::Datagrams.tag(0));
+        driver.receive_datagrams(Inbox::Datagrams, Operation::Datagrams.tag(0));
+        driver.receive_datagrams(Inbox::Hellos, Operation::Hellos.tag(0));
         driver.accept_streams(Operation::Accept.tag(0));
         driver.watch_wake(Operation::Wake.tag(0));
         let mut completions = Vec::new();
@@ -236,7 +247,8 @@ impl<H: Handler> Shard<H> {
             Operation::Accept => {
                 self.with_streams(|streams, context, _| streams.accepted(context, completion));
             }
-            Operation::Datagrams => self.received_datagram(completion),
+            Operation::Datagrams => self.received_datagram(completion, Inbox::Datagrams),
+            Operation::Hellos => self.received_datagram(completion, Inbox::Hellos),
             Operation::Wake => {
                 if !completion.more {
                     self.io.driver.watch_wake(Operation::Wake.tag(0));
@@ -269,7 +281,7 @@ impl<H: Handler> Shard<H> {
         }
     }
 
-    fn received_datagram(&mut self, completion: Completion) {
+    fn received_datagram(&mut self, completion: Completion, inbox: Inbox) {
         if let Payload::Received(lease) = completion.payload {
             self.counters.datagrams_in += 1;
             let buffer = self.io.driver.read(&lease);
@@ -301,7 +313,7 @@ impl<H: Handler> Shard<H> {
             self.counters.receive_failed += 1;
         }
         if !completion.more {
-            self.io.driver.receive_datagrams(Operation::Datagrams.tag(0));
+            self.io.driver.receive_datagrams(inbox, completion.tag);
         }
     }
 
@@ -426,13 +438,15 @@ mod tests {
     #[derive(Debug, Default)]
     struct Sink {
         datagrams: usize,
+        hellos: usize,
         finished: bool,
     }
 
     impl Handler for Sink {
         type Mail = ();
-        fn handle_datagram(&mut self, _: Now, _: SocketAddr, _: &[u8]) {
+        fn handle_datagram(&mut self, _: Now, _: SocketAddr, bytes: &[u8]) {
             self.datagrams += 1;
+            self.hellos += usize::from(bytes[0] == 0x11);
         }
         fn handle_message(&mut self, _: Now, _: StreamId, _: &[u8]) {}
         fn handle_stream_closed(&mut self, _: Now, _: StreamId) {}
@@ -459,7 +473,7 @@ mod tests {
     fn a_datagram_at_the_wrong_shard_is_forwarded() {
         let listen = "127.0.0.1:0".parse().unwrap();
         let bound = bind::<()>(Settings { listen, shards: 2, ..Settings::default() }).unwrap();
-        bound.steer(&steering::program(1)).unwrap();
+        bound.steer(&steering::program(1, u8::MAX)).unwrap();
         let threads: Vec<_> = bound
             .shards
             .into_iter()
@@ -480,5 +494,29 @@ mod tests {
         assert_eq!([first.handler.datagrams, second.handler.datagrams], [50, 50]);
         assert_eq!([first.counters.datagrams_in, second.counters.datagrams_in], [100, 0]);
         assert_eq!(first.counters.datagrams_forwarded, 50);
+    }
+
+    /// What anybody can make overflows its own socket's buffer and no other.
+    #[test]
+    fn a_flood_of_hellos_pushes_nothing_else_out() {
+        const HELLO: u8 = 0x11;
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let settings =
+            Settings { listen, hello: HELLO, receive_buffer: 64 << 10, ..Settings::default() };
+        let bound = bind::<()>(settings).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..2_000 {
+            socket.send_to(&[HELLO; 200], bound.local).unwrap();
+        }
+        for slot in 0..50 {
+            socket.send_to(&[0, slot, 0], bound.local).unwrap();
+        }
+        let [io] = <[_; 1]>::try_from(bound.shards).unwrap();
+        let shard = std::thread::spawn(move || run_shard(io, Sink::default()).unwrap());
+        std::thread::sleep(Duration::from_millis(200));
+        bound.mail[0].try_send(()).unwrap();
+        let sink = shard.join().unwrap().handler;
+        assert!(sink.hellos < 2_000, "the flood must overflow for this to show anything");
+        assert_eq!(sink.datagrams - sink.hellos, 50);
     }
 }

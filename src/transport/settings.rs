@@ -19,12 +19,15 @@ const _: () = assert!(MESSAGE_MAX <= u16::MAX as usize);
 pub struct Settings {
     /// Where to listen, UDP and TCP alike. Port 0 takes a free one. `[::]` serves IPv4 too.
     pub listen: SocketAddr,
-    /// Shards, one thread and one socket of each kind for each.
+    /// Shards, one thread and its own sockets for each.
     pub shards: usize,
     /// Which driver the shards use.
     pub io: Choice,
     /// Cores to pin the shards to, by shard; empty pins none.
     pub cores: Vec<usize>,
+    /// First byte of the datagrams that anybody can make. Each shard has a second UDP socket for them, so that a flood of
+    /// them cannot push what belongs to somebody out of the kernel's buffer.
+    pub hello: u8,
     /// `SO_RCVBUF` of each UDP socket, bytes. The kernel caps it at `net.core.rmem_max`.
     pub receive_buffer: usize,
     /// Submission queue entries.
@@ -62,6 +65,7 @@ impl Default for Settings {
             shards: 1,
             io: Choice::Auto,
             cores: Vec::new(),
+            hello: u8::MAX,
             receive_buffer: 4 << 20,
             submissions: 1_024,
             completions: 8_192,

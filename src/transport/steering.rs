@@ -1,6 +1,7 @@
 //! Which shard owns a message: the rule, and the same rule as a program for the kernel. No system calls.
 
-/// The slot's place in every message from a device.
+/// The kind's and the slot's place in every message from a device.
+const KIND_AT: u32 = 0;
 pub(super) const SLOT_AT: u8 = 1;
 
 /// The shard that owns a message, by its slot; `None` if it is too short to have one.
@@ -24,23 +25,35 @@ pub(super) struct Instruction {
 const LOAD_LENGTH: u16 = 0x80; // BPF_LD | BPF_W | BPF_LEN
 const LOAD_BYTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
 const JUMP_AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+const JUMP_IF: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const MODULO: u16 = 0x94; // BPF_ALU | BPF_MOD | BPF_K
+const ADD: u16 = 0x04; // BPF_ALU | BPF_ADD | BPF_K
+const PUT_ASIDE: u16 = 0x07; // BPF_MISC | BPF_TAX
+const TAKE_BACK: u16 = 0x87; // BPF_MISC | BPF_TXA
 const RETURN_RESULT: u16 = 0x16; // BPF_RET | BPF_A
 const RETURN_VALUE: u16 = 0x06; // BPF_RET | BPF_K
 
-/// The steering program: the index of a socket in the order of binding. Offset 0 is the first payload byte.
+/// The steering program: the index of a socket in the order of binding, first one for each shard, then each shard's
+/// socket for hellos. Offset 0 is the first payload byte.
 ///
 /// A failing load would end the program with 0 by itself; the length is tested so that this is a decision: a
 /// datagram without a slot goes to shard 0, which drops and counts it.
-pub(super) fn program(shards: usize) -> [Instruction; 6] {
+pub(super) fn program(shards: usize, hello: u8) -> [Instruction; 13] {
     let shards = u32::try_from(shards).unwrap_or(1).max(1);
     let slot_at = u32::from(SLOT_AT);
     let plain = |code, operand| Instruction { code, if_true: 0, if_false: 0, operand };
     [
         plain(LOAD_LENGTH, 0),
-        Instruction { code: JUMP_AT_LEAST, if_true: 0, if_false: 3, operand: slot_at + 1 },
+        Instruction { code: JUMP_AT_LEAST, if_true: 0, if_false: 10, operand: slot_at + 1 },
         plain(LOAD_BYTE, slot_at),
         plain(MODULO, shards),
+        plain(PUT_ASIDE, 0),
+        plain(LOAD_BYTE, KIND_AT),
+        Instruction { code: JUMP_IF, if_true: 2, if_false: 0, operand: u32::from(hello) },
+        plain(TAKE_BACK, 0),
+        plain(RETURN_RESULT, 0),
+        plain(TAKE_BACK, 0),
+        plain(ADD, shards),
         plain(RETURN_RESULT, 0),
         plain(RETURN_VALUE, 0),
     ]
@@ -50,9 +63,11 @@ pub(super) fn program(shards: usize) -> [Instruction; 6] {
 mod tests {
     use super::*;
 
+    const HELLO: u8 = 0x11;
+
     /// Runs the program as the kernel does.
     fn run(program: &[Instruction], payload: &[u8]) -> u32 {
-        let mut result = 0u32;
+        let (mut result, mut aside) = (0u32, 0u32);
         let mut at = 0;
         loop {
             let step = program[at];
@@ -64,7 +79,11 @@ mod tests {
                     None => return 0,
                 },
                 JUMP_AT_LEAST if result >= step.operand => at += usize::from(step.if_true),
-                JUMP_AT_LEAST => at += usize::from(step.if_false),
+                JUMP_IF if result == step.operand => at += usize::from(step.if_true),
+                JUMP_AT_LEAST | JUMP_IF => at += usize::from(step.if_false),
+                PUT_ASIDE => aside = result,
+                TAKE_BACK => result = aside,
+                ADD => result += step.operand,
                 MODULO => result %= step.operand,
                 RETURN_RESULT => return result,
                 RETURN_VALUE => return step.operand,
@@ -74,21 +93,23 @@ mod tests {
     }
 
     #[test]
-    fn the_program_and_the_rule_agree() {
+    fn the_program_and_the_rule_agree_and_hellos_have_sockets_of_their_own() {
         for shards in [1, 2, 3, 7, 64, 256] {
             for slot in 0..=255u8 {
-                let message = [9, slot, 1];
-                let expected = shard_of(&message, shards).unwrap();
-                assert_eq!(run(&program(shards), &message) as usize, expected);
+                for (kind, first) in [(9, 0), (HELLO, shards)] {
+                    let message = [kind, slot, 1];
+                    let expected = first + shard_of(&message, shards).unwrap();
+                    assert_eq!(run(&program(shards, HELLO), &message) as usize, expected);
+                }
             }
         }
     }
 
     #[test]
     fn short_messages_have_no_owner() {
-        for short in [&[][..], &[5]] {
+        for short in [&[][..], &[5], &[HELLO]] {
             assert_eq!(shard_of(short, 3), None);
-            assert_eq!(run(&program(3), short), 0);
+            assert_eq!(run(&program(3, HELLO), short), 0);
         }
     }
 }

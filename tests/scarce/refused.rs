@@ -142,7 +142,7 @@ fn without_locked_memory_everything_works_without_io_uring() {
     let dir = tempfile::tempdir().unwrap();
     // Whoever has CAP_IPC_LOCK has no such limit.
     let lines = format!(
-        "test $(id -u) != 0 || exec setpriv --bounding-set -ipc_lock prlimit --memlock=0:0 {DUET} \"$@\"\n\
+        "unset DUET_IO; test $(id -u) != 0 || exec setpriv --bounding-set -ipc_lock prlimit --memlock=0:0 {DUET} \"$@\"\n\
          exec prlimit --memlock=0:0 {DUET} \"$@\""
     );
     if have(&["setpriv", "prlimit"]) {

@@ -1,4 +1,4 @@
-//! The datagram socket: many datagrams a call, in the buffers and slots that the ring uses too.
+//! The datagram sockets: many datagrams a call, in the buffers and slots that the ring uses too.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -8,12 +8,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::event::epoll;
 use rustix::io::Errno;
 
-use super::super::Sizes;
 use super::super::buffers::Group;
 use super::super::completion::{
     Completion, DATAGRAM_HEADER_LEN, NAME_LEN, Payload, datagram_header,
 };
 use super::super::sends::{SEND_CAPACITY, SendSlot, SendSlots};
+use super::super::{Inbox, Sizes};
 use super::pool::Pool;
 use super::{DATAGRAMS, completed, negated};
 
@@ -28,15 +28,22 @@ struct Outgoing {
     to_len: u32,
 }
 
+/// A socket to receive from.
 #[derive(Debug)]
-pub(super) struct Datagrams {
+struct Source {
     socket: OwnedFd,
-    pub(super) pool: Pool,
-    pub(super) slots: SendSlots,
-    queue: VecDeque<Outgoing>,
     /// The tag of the receive that is armed.
     armed: Option<u64>,
     readable: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Datagrams {
+    /// In the order of [`Inbox`]. The first one sends.
+    sources: [Source; 2],
+    pub(super) pool: Pool,
+    pub(super) slots: SendSlots,
+    queue: VecDeque<Outgoing>,
     /// Whether the socket had no room for the front of the queue.
     blocked: bool,
 }
@@ -72,95 +79,53 @@ fn counted(result: libc::c_int) -> Result<usize, Errno> {
 }
 
 impl Datagrams {
-    pub(super) fn new(socket: OwnedFd, sizes: &Sizes) -> io::Result<Self> {
+    pub(super) fn new(sockets: [OwnedFd; 2], sizes: &Sizes) -> io::Result<Self> {
         assert!(sizes.datagram_buffer_len > DATAGRAM_HEADER_LEN, "room for a datagram");
         Ok(Self {
-            socket,
+            sources: sockets.map(|socket| Source { socket, armed: None, readable: false }),
             pool: Pool::new(Group::Datagrams, sizes.datagram_buffers, sizes.datagram_buffer_len)?,
             slots: SendSlots::new(sizes.send_slots)?,
             queue: VecDeque::with_capacity(sizes.send_slots as usize),
-            armed: None,
-            readable: false,
             blocked: false,
         })
     }
 
-    pub(super) fn arm(&mut self, tag: u64) {
-        self.armed = Some(tag);
+    pub(super) fn arm(&mut self, inbox: Inbox, tag: u64) {
+        self.sources[inbox as usize].armed = Some(tag);
     }
 
     /// Takes in what the poller said.
-    pub(super) fn is_ready(&mut self, flags: epoll::EventFlags) {
+    pub(super) fn is_ready(&mut self, inbox: Inbox, flags: epoll::EventFlags) {
         let failed = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
-        self.readable |= flags.intersects(epoll::EventFlags::IN | failed);
-        if flags.intersects(epoll::EventFlags::OUT | failed) {
+        self.sources[inbox as usize].readable |= flags.intersects(epoll::EventFlags::IN | failed);
+        if inbox == Inbox::Datagrams && flags.intersects(epoll::EventFlags::OUT | failed) {
             self.blocked = false;
         }
     }
 
-    /// Receives until the socket is empty or the buffers are full.
+    /// Receives until the sockets are empty or the buffers are full.
     pub(super) fn receive(&mut self, done: &mut Vec<Completion>) {
-        while let (true, Some(tag)) = (self.readable, self.armed) {
-            let wanted = self.pool.len().min(BATCH);
-            if wanted == 0 {
-                self.armed = None;
-                done.push(completed(tag, -libc::ENOBUFS, false, Payload::None));
-                break;
-            }
-            match self.receive_batch(wanted, tag, done) {
-                Ok(count) if count == wanted => (),
-                Err(Errno::INTR) => (),
-                Ok(_) | Err(Errno::AGAIN) => break,
-                Err(errno) => {
-                    self.armed = None;
-                    done.push(completed(tag, negated(errno), false, Payload::None));
+        for source in &mut self.sources {
+            while let (true, Some(tag)) = (source.readable, source.armed) {
+                let wanted = self.pool.len().min(BATCH);
+                if wanted == 0 {
+                    source.armed = None;
+                    done.push(completed(tag, -libc::ENOBUFS, false, Payload::None));
+                    break;
+                }
+                match receive_batch(&source.socket, &mut self.pool, wanted, tag, done) {
+                    Ok(count) if count == wanted => (),
+                    Err(Errno::INTR) => (),
+                    Ok(_) | Err(Errno::AGAIN) => break,
+                    Err(errno) => {
+                        source.armed = None;
+                        done.push(completed(tag, negated(errno), false, Payload::None));
+                    }
                 }
             }
+            // The poller says it again as long as there is more.
+            source.readable = false;
         }
-        // The poller says it again as long as there is more.
-        self.readable = false;
-    }
-
-    fn receive_batch(
-        &mut self,
-        wanted: usize,
-        tag: u64,
-        done: &mut Vec<Completion>,
-    ) -> Result<usize, Errno> {
-        let mut headers = Headers::new();
-        let room = self.pool.size() - DATAGRAM_HEADER_LEN;
-        for index in 0..wanted {
-            let buffer = self.pool.address(index);
-            // SAFETY: the address is written by the kernel behind the header, the payload behind the address: both
-            // inside the buffer, which is longer than DATAGRAM_HEADER_LEN.
-            let (name, payload) = unsafe {
-                let payload = buffer.add(DATAGRAM_HEADER_LEN);
-                (payload.sub(NAME_LEN as usize), payload)
-            };
-            headers.set(index, (name, NAME_LEN), payload, room);
-        }
-        let count = u32::try_from(wanted).unwrap_or(0);
-        // SAFETY: the first `wanted` headers point to free buffers, all different, and to `headers.pieces`, which does
-        // not move; the call writes there and keeps nothing.
-        let received = counted(unsafe {
-            libc::recvmmsg(
-                self.socket.as_raw_fd(),
-                headers.messages.as_mut_ptr(),
-                count,
-                libc::MSG_DONTWAIT,
-                std::ptr::null_mut(),
-            )
-        })?;
-        for message in &headers.messages[..received] {
-            let flags = message.msg_hdr.msg_flags.cast_unsigned();
-            let header = datagram_header(message.msg_hdr.msg_namelen, message.msg_len, flags);
-            let buffer = self.pool.next_mut().expect("received into free buffers");
-            buffer[..header.len()].copy_from_slice(&header);
-            let len = DATAGRAM_HEADER_LEN + message.msg_len as usize;
-            let result = i32::try_from(len).unwrap_or(i32::MAX);
-            done.push(completed(tag, result, true, Payload::Received(self.pool.take(len))));
-        }
-        Ok(received)
     }
 
     pub(super) fn queue(&mut self, slot: SendSlot, len: usize, to: &[u8]) {
@@ -189,7 +154,7 @@ impl Datagrams {
             let mut flags = epoll::EventFlags::IN;
             flags.set(epoll::EventFlags::OUT, self.blocked);
             let data = epoll::EventData::new_u64(DATAGRAMS);
-            if epoll::modify(poller, &self.socket, data, flags).is_err() {
+            if epoll::modify(poller, &self.sources[0].socket, data, flags).is_err() {
                 self.blocked = false; // not told of room, it is tried again in the next turn
             }
         }
@@ -206,7 +171,7 @@ impl Datagrams {
         // the call reads there, writes the headers' lengths, and keeps nothing.
         counted(unsafe {
             libc::sendmmsg(
-                self.socket.as_raw_fd(),
+                self.sources[0].socket.as_raw_fd(),
                 headers.messages.as_mut_ptr(),
                 u32::try_from(count).unwrap_or(0),
                 libc::MSG_DONTWAIT,
@@ -225,8 +190,51 @@ impl Datagrams {
         while !self.queue.is_empty() {
             self.complete_front(-libc::ECANCELED, done);
         }
-        if let Some(tag) = self.armed.take() {
+        for tag in self.sources.iter_mut().filter_map(|source| source.armed.take()) {
             done.push(completed(tag, -libc::ECANCELED, false, Payload::None));
         }
     }
+}
+
+fn receive_batch(
+    socket: &OwnedFd,
+    pool: &mut Pool,
+    wanted: usize,
+    tag: u64,
+    done: &mut Vec<Completion>,
+) -> Result<usize, Errno> {
+    let mut headers = Headers::new();
+    let room = pool.size() - DATAGRAM_HEADER_LEN;
+    for index in 0..wanted {
+        let buffer = pool.address(index);
+        // SAFETY: the address is written by the kernel behind the header, the payload behind the address: both
+        // inside the buffer, which is longer than DATAGRAM_HEADER_LEN.
+        let (name, payload) = unsafe {
+            let payload = buffer.add(DATAGRAM_HEADER_LEN);
+            (payload.sub(NAME_LEN as usize), payload)
+        };
+        headers.set(index, (name, NAME_LEN), payload, room);
+    }
+    let count = u32::try_from(wanted).unwrap_or(0);
+    // SAFETY: the first `wanted` headers point to free buffers, all different, and to `headers.pieces`, which does
+    // not move; the call writes there and keeps nothing.
+    let received = counted(unsafe {
+        libc::recvmmsg(
+            socket.as_raw_fd(),
+            headers.messages.as_mut_ptr(),
+            count,
+            libc::MSG_DONTWAIT,
+            std::ptr::null_mut(),
+        )
+    })?;
+    for message in &headers.messages[..received] {
+        let flags = message.msg_hdr.msg_flags.cast_unsigned();
+        let header = datagram_header(message.msg_hdr.msg_namelen, message.msg_len, flags);
+        let buffer = pool.next_mut().expect("received into free buffers");
+        buffer[..header.len()].copy_from_slice(&header);
+        let len = DATAGRAM_HEADER_LEN + message.msg_len as usize;
+        let result = i32::try_from(len).unwrap_or(i32::MAX);
+        done.push(completed(tag, result, true, Payload::Received(pool.take(len))));
+    }
+    Ok(received)
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::{opcode, types};
 
+use super::super::Inbox;
 use super::super::buffers::Group;
 use super::super::sends::{SEND_CAPACITY, SendSlot};
 use super::ring::{Kind, Ring};
@@ -17,6 +18,7 @@ pub(super) enum Registered {
     Datagrams = 0,
     Listener = 1,
     Wake = 2,
+    Hellos = 3,
 }
 
 impl Registered {
@@ -28,9 +30,13 @@ impl Registered {
 impl Ring {
     /// Receives datagrams until a completion without `more`. Each buffer holds a header
     /// ([`received_datagram`](super::super::received_datagram)).
-    pub fn receive_datagrams(&mut self, tag: u64) {
+    pub fn receive_datagrams(&mut self, inbox: Inbox, tag: u64) {
         let shape: *const libc::msghdr = &raw const *self.memory.receive_shape;
-        let socket = Registered::Datagrams.fixed();
+        let socket = match inbox {
+            Inbox::Datagrams => Registered::Datagrams,
+            Inbox::Hellos => Registered::Hellos,
+        };
+        let socket = socket.fixed();
         let entry = opcode::RecvMsgMulti::new(socket, shape, Group::Datagrams.id()).build();
         self.push(entry.user_data(Kind::ReceiveDatagrams.user_data(tag)));
     }

@@ -78,7 +78,8 @@ impl Ring {
             .map_err(RingError::failed("register a buffer ring"))?;
         }
         // In the order of `Registered`.
-        let files = [files.datagrams, files.listener, files.wake].map(|file| file.as_raw_fd());
+        let Files { datagrams, listener, wake, hellos } = files;
+        let files = [datagrams, listener, wake, hellos].map(AsRawFd::as_raw_fd);
         inner.submitter().register_files(&files).map_err(RingError::failed("register files"))?;
         let restricted = restrict(&inner);
         Ok(Self::assemble(inner, memory, restricted))
@@ -123,8 +124,12 @@ mod tests {
         let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let wake = EventFd::new().unwrap();
-        let files =
-            Files { datagrams: datagrams.as_fd(), listener: listener.as_fd(), wake: wake.as_fd() };
+        let files = Files {
+            datagrams: datagrams.as_fd(),
+            hellos: datagrams.as_fd(),
+            listener: listener.as_fd(),
+            wake: wake.as_fd(),
+        };
         let sizes = Sizes {
             submissions: 8,
             completions: 16,
