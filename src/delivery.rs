@@ -49,6 +49,7 @@
 mod batch;
 mod cat;
 mod error;
+mod file;
 mod format;
 pub mod metrics;
 mod reader;

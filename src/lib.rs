@@ -5,11 +5,11 @@
 pub mod admin;
 pub mod config;
 pub mod delivery;
+pub mod driver;
 pub mod hex;
 pub mod identity;
 pub mod mailbox;
 pub mod registry;
-pub mod ring;
 pub mod server;
 pub mod shard;
 pub mod transport;

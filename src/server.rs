@@ -19,9 +19,10 @@ use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::Kind;
 use tokio::sync::{Notify, oneshot};
 
-use crate::admin::{CommandError, Fault, Gateway, Phase, Status};
+use crate::admin::{CommandError, Fault, Gateway, Phase, Status, Transport};
 use crate::config::Config;
 use crate::delivery::{Health, Spool, SpoolConfig, SpoolError};
+use crate::driver;
 use crate::registry::View;
 use crate::shard::engine::Batched;
 use crate::shard::{BATCH_MAX, Command, GatewayKey, Gauges, Mail, Settings, Shard};
@@ -72,6 +73,7 @@ pub struct Server {
 pub struct Control {
     mail: Mutex<Vec<MailSender<Mail>>>,
     listen: SocketAddr,
+    transport: Transport,
     started: Instant,
     shards: u32,
     view: Arc<View>,
@@ -98,16 +100,23 @@ impl Server {
         let settings = transport::Settings {
             listen: config.listen,
             shards: config.shards,
+            io: config.io,
             // The limit is for all shards together, and a shard counts fewer than 2²⁰.
             streams_max: (config.limits.max_streams as usize / config.shards)
                 .clamp(1, (1 << 20) - 1),
             cores: if config.pin { cores(config.shards) } else { Vec::new() },
             hello: Kind::Hello.byte(),
             min_wait_us: config.gather_us,
+            submissions: config.queues.submissions,
+            completions: config.queues.completions,
+            datagram_buffers: config.queues.datagram_buffers,
+            stream_buffers: config.queues.stream_buffers,
+            send_slots: config.queues.send_slots,
             ..transport::Settings::default()
         };
         // Refusals come first: they leave no file behind.
-        let Bound { local, shards, mail, warnings, stop } = transport::bind::<Mail>(settings)?;
+        let Bound { local, shards, mail, warnings, stop, driver: kind } =
+            transport::bind::<Mail>(settings)?;
         let node_key = node_key(&config.state.join("node.key"))?;
         let spool = Spool::start(SpoolConfig {
             dir: config.spool.dir.clone(),
@@ -117,6 +126,7 @@ impl Server {
         let sessions_max = config.limits.max_sessions as usize / config.shards;
         metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
             .set(1.0);
+        metrics::gauge!("duet_driver_info", "driver" => kind.name()).set(1.0);
         // Measured by the pipeline bench, in batches.
         let hello_us = if curve.lanes() == 1 { 150 } else { 35 };
         let tables = config.limits.max_tables as usize / config.shards;
@@ -153,6 +163,10 @@ impl Server {
         let control = Arc::new(Control {
             mail: Mutex::new(mail),
             listen: local,
+            transport: match kind {
+                driver::Kind::IoUring => Transport::Uring,
+                driver::Kind::Epoll => Transport::Epoll,
+            },
             started: Instant::now(),
             shards: u32::try_from(config.shards).unwrap_or(u32::MAX),
             view: Arc::clone(view),
@@ -331,7 +345,7 @@ impl Gateway for Control {
             phase,
             uptime_s: self.started.elapsed().as_secs(),
             listen: self.listen,
-            transport: crate::admin::Transport::Uring,
+            transport: self.transport,
             shards: self.shards,
             sessions: sum(&self.gauges, |gauges| &gauges.sessions),
             pending: sum(&self.gauges, |gauges| &gauges.pending),

@@ -1,6 +1,7 @@
 //! The transport over loopback: two shards with a handler that echoes, against plain sockets.
 //!
 //! A message is a kind, a slot and a body. The echo is the message with the number of the shard that handled it.
+//! `DUET_IO=epoll` runs the same tests on the driver for where io_uring is refused.
 #![allow(clippy::unwrap_used, reason = "a failing step fails the test")]
 
 use std::collections::{HashSet, VecDeque};
@@ -132,7 +133,10 @@ impl Gateway {
     }
 
     fn start_alone(settings: Settings) -> Self {
-        let Bound { local, shards, mail, stop, .. } = bind(settings).unwrap();
+        let Bound { local, shards, mail, stop, driver, .. } = bind(settings).unwrap();
+        if let Ok(forced) = std::env::var("DUET_IO") {
+            assert_eq!(driver.name(), forced);
+        }
         let threads = shards
             .into_iter()
             .map(|io| {
