@@ -88,8 +88,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 // Its acknowledgement may have been lost: it is given again, the reading is not (R75).
                 let durable = session.stored.place(header.sequence) == Place::Repeated;
                 if durable && let Ok(Up::Reading { confirm: true, .. }) = up {
-                    session.acks.push(header.sequence);
-                    self.acking.push(id);
+                    self.acking.push((id, header.sequence));
                 }
                 return Err(DropReason::Replay);
             }
@@ -113,7 +112,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             // R77.
             Up::Ping => {
-                self.unsealed.extend(session.prepare(id, Down::Pong));
+                session.prepare(id, Down::Pong, &mut self.unsealed);
             }
             Up::Result { command, status, payload } => {
                 let device = session.device.credential.id;
@@ -145,7 +144,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         // R62: for a record of an unknown session, and for nothing else.
         let token = schedule::reset_token(&self.settings.node_key, id);
         let reset = Reset { session: id, mac: schedule::reset_mac(&token, record) };
-        self.out.push(path, reset.encode().to_vec());
+        self.out.push(path, &reset.encode());
         DropReason::UnknownSession
     }
 
