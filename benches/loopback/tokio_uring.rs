@@ -38,8 +38,7 @@ pub(crate) fn serve(state: &Path) {
     let files = [state.join("gateway.pem"), state.join("gateway.key")];
     let GatewayIdentity { certificate, secret } =
         GatewayIdentity::load(&files[0], &files[1], now_s()).unwrap();
-    let gateway =
-        Gateway { key_id: 0, fingerprint: certificate.fingerprint, key: certificate.key };
+    let gateway = Gateway { key_id: 0, fingerprint: certificate.fingerprint, key: certificate.key };
     let secret = SecretScalar::from_bytes(secret.expose()).unwrap();
     let settings = Settings {
         keys: vec![GatewayKey { gateway, secret }],
