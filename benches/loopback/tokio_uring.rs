@@ -29,7 +29,8 @@ fn now() -> Now {
     let mono = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let mono = std::time::Duration::try_from(mono).unwrap();
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    Now { mono_us: mono.as_micros() as u64, unix_ms: unix.as_millis() as u64 }
+    let whole = |number: u128| u64::try_from(number).unwrap();
+    Now { mono_us: whole(mono.as_micros()), unix_ms: whole(unix.as_millis()) }
 }
 
 /// The server, in its own process, on a state directory: says where it listens, and serves until it is killed.
