@@ -12,6 +12,8 @@ mod duet;
 mod support;
 #[path = "loopback/tls.rs"]
 mod tls;
+#[path = "loopback/tokio_uring.rs"]
+mod tokio_uring_path;
 
 use std::fs;
 use std::path::Path;
@@ -90,6 +92,9 @@ fn main() {
     if let Some(dir) = std::env::var_os("DUET_BENCH_PEER") {
         return tls::serve(Path::new(&dir));
     }
+    if let Some(state) = std::env::var_os("DUET_BENCH_TOKIO_URING") {
+        return tokio_uring_path::serve(Path::new(&state));
+    }
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let sub = |name: &str| {
@@ -99,6 +104,7 @@ fn main() {
     };
     let mut anchor = support::anchor();
     let mut gateway = duet::Fleet::start(&sub("duet"), DATAGRAM_HANDSHAKES, STREAMS);
+    let mut plain = duet::Fleet::start_on_tokio_uring(&sub("plain"), DATAGRAM_HANDSHAKES);
     let peers = [("tls13", &TLS13), ("tls12", &TLS12)]
         .map(|(name, version)| tls::Peer::start(&sub(name), version));
 
@@ -113,6 +119,8 @@ fn main() {
         row("reading    tokio + rustls TLS 1.3, 1,000 connections", "", 6),
         row("reading    Duet, UDP, 512 sessions, spooled", "0.25", 6),
         row("reading    Duet, TCP, 5,000 connections, spooled", "0.60", 6),
+        row("handshake  Duet's shard behind tokio-uring, UDP", "", 1),
+        row("reading    Duet's shard behind tokio-uring, UDP, not stored", "", 6),
     ];
     let before = resident(peers[0].pid());
     let mut connections = peers[0].connect(PEER_STREAMS);
@@ -141,8 +149,15 @@ fn main() {
         rows[7].times.push(measured(pid, READINGS, || gateway.send_datagrams(&records)));
         let records = gateway.stream_records(READINGS, READING);
         rows[8].times.push(measured(pid, READINGS, || gateway.send_streams(&records)));
+
+        let (pid, hellos) = (plain.pid(), plain.datagram_hellos());
+        let work = || plain.datagram_handshakes(&hellos, WINDOW);
+        rows[9].times.push(measured(pid, DATAGRAM_HANDSHAKES, work));
+        let records = plain.datagram_records(READINGS, READING);
+        rows[10].times.push(measured(pid, READINGS, || plain.send_datagrams(&records)));
     }
     let (sent, spooled) = gateway.stop();
+    plain.stop();
     drop(connections);
 
     let mut idle = duet::Fleet::start(&sub("idle"), IDLE, 0);

@@ -12,6 +12,13 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::driver::Choice;
+
+mod queues;
+
+use self::queues::FileQueues;
+pub use self::queues::Queues;
+
 /// The file's name in the state directory.
 pub const FILE: &str = "duet.toml";
 
@@ -37,6 +44,8 @@ pub struct Config {
     pub shards: usize,
     /// Whether each data-plane thread stays on a core of its own.
     pub pin: bool,
+    /// How data-plane threads do I/O.
+    pub io: Choice,
     /// Under load, how long a data-plane thread gathers input for one turn, µs.
     pub gather_us: u32,
     /// Certificate and key that new devices are given.
@@ -51,6 +60,8 @@ pub struct Config {
     pub session: Session,
     /// Bounds on memory.
     pub limits: Limits,
+    /// Sizes of what each data-plane thread shares with the kernel.
+    pub queues: Queues,
 }
 
 /// One certificate of the gateway.
@@ -171,12 +182,14 @@ struct File {
     listen: Option<SocketAddr>,
     shards: Option<usize>,
     pin: Option<bool>,
+    io: Option<Choice>,
     gather_us: Option<u32>,
     gateway: FileGateway,
     spool: FileSpool,
     metrics: FileMetrics,
     session: FileSession,
     limits: FileLimits,
+    queues: FileQueues,
 }
 
 #[derive(Default, Deserialize)]
@@ -303,6 +316,7 @@ impl Config {
             listen,
             shards,
             pin: file.pin.unwrap_or(true),
+            io: file.io.unwrap_or_default(),
             gather_us: file.gather_us.unwrap_or(200),
             gateway,
             retiring,
@@ -323,6 +337,7 @@ impl Config {
                 max_streams: file.limits.max_streams.unwrap_or(65_536),
                 max_tables: file.limits.max_tables.unwrap_or(65_536),
             },
+            queues: file.queues.resolve(),
             state,
         };
         config.check_ranges(&mut check);
@@ -382,6 +397,7 @@ impl Config {
             "limits.max_tables",
             "must be 1 to 16777216",
         );
+        self.queues.check(check);
     }
 }
 
@@ -442,6 +458,7 @@ mod tests {
         assert!(message("[session]\nidle = 3").contains("line 2"));
         assert!(message("listen = \"localhost\"").contains("line 1"));
         assert!(message("shards = \"two\"").contains("line 1"));
+        assert!(message("io = \"kqueue\"").contains("line 1"));
         assert!(message("shards = ").contains("line 1"));
         assert!(message("shards = -1").contains("line 1"));
     }
@@ -452,7 +469,9 @@ mod tests {
             "shards = 0\ngather_us = 10001\n[spool]\nsegment_bytes = 5\nmax_bytes = 6\n\
              [metrics]\nlisten = \"192.0.2.1:9\"\n\
              [session]\nidle_timeout_s = 1\npending_timeout_ms = 1\nlifetime_s = 1\n\
-             [limits]\nmax_sessions = 0\nmax_pending = 0\nmax_streams = 0\nmax_tables = 0\n",
+             [limits]\nmax_sessions = 0\nmax_pending = 0\nmax_streams = 0\nmax_tables = 0\n\
+             [queues]\nsubmissions = 0\ncompletions = 65537\ndatagram_buffers = 3\nstream_buffers = 0\n\
+             send_slots = 0\n",
         );
         for key in [
             "shards must",
@@ -467,6 +486,11 @@ mod tests {
             "limits.max_pending must",
             "limits.max_streams must",
             "limits.max_tables must",
+            "queues.submissions must",
+            "queues.completions must",
+            "queues.datagram_buffers must",
+            "queues.stream_buffers must",
+            "queues.send_slots must",
         ] {
             assert!(all.contains(key), "{key}: {all}");
         }

@@ -49,6 +49,7 @@
 mod batch;
 mod cat;
 mod error;
+mod file;
 mod format;
 pub mod metrics;
 mod reader;
@@ -56,6 +57,7 @@ mod recover;
 mod scan;
 mod segment;
 mod spool;
+mod trim;
 
 pub use batch::{Batch, MAX_BATCH_BYTES};
 pub use cat::{Filter, cat, verify};
@@ -64,3 +66,4 @@ pub use format::{MAX_DEVICE, MAX_PAYLOAD, ReadingRef, Record};
 pub use reader::Reader;
 pub use recover::Recovery;
 pub use spool::{Done, Durability, Health, Spool, SpoolConfig, Submitter, Urgency};
+pub use trim::{Trimmed, trim};

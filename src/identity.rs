@@ -157,7 +157,7 @@ impl GatewayIdentity {
 pub fn load_certificate(path: &Path, role: Role, now_s: i64) -> Result<Certificate, IdentityError> {
     let bytes = read(path).map_err(|reason| reason.at(path))?;
     Certificate::parse(&bytes, role)
-        .and_then(|certificate| certificate.check(role, now_s).map(|()| certificate))
+        .and_then(|certificate| certificate.check(now_s).map(|()| certificate))
         .map_err(|reason| reason.at(path))
 }
 

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam_queue::ArrayQueue;
 
-use crate::ring::EventFd;
+use crate::driver::EventFd;
 
 #[derive(Debug)]
 struct Shared<T> {

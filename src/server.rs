@@ -5,6 +5,7 @@ mod sink;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -18,9 +19,10 @@ use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::Kind;
 use tokio::sync::{Notify, oneshot};
 
-use crate::admin::{CommandError, Fault, Gateway, Phase, Status};
+use crate::admin::{CommandError, Fault, Gateway, Phase, Status, Transport};
 use crate::config::Config;
 use crate::delivery::{Health, Spool, SpoolConfig, SpoolError};
+use crate::driver;
 use crate::registry::View;
 use crate::shard::engine::Batched;
 use crate::shard::{BATCH_MAX, Command, GatewayKey, Gauges, Mail, Settings, Shard};
@@ -46,6 +48,9 @@ pub enum ServerError {
     /// The AEAD backend that the environment asks for.
     #[error(transparent)]
     Aead(#[from] duet_aead::SelectError),
+    /// The curve's backend that the environment asks for.
+    #[error(transparent)]
+    Curve(#[from] duet_curve::NoSuchBackend),
     /// The kernel has no randomness or no thread to give.
     #[error("the system refused {0}")]
     System(&'static str),
@@ -68,6 +73,7 @@ pub struct Server {
 pub struct Control {
     mail: Mutex<Vec<MailSender<Mail>>>,
     listen: SocketAddr,
+    transport: Transport,
     started: Instant,
     shards: u32,
     view: Arc<View>,
@@ -81,7 +87,7 @@ fn sum(gauges: &[Arc<Gauges>], of: impl Fn(&Gauges) -> &AtomicU64) -> u64 {
 }
 
 impl Server {
-    /// Opens the spool, binds every socket, starts the shards.
+    /// Binds every socket, opens the spool, starts the shards.
     ///
     /// # Errors
     /// [`ServerError`]; then nothing is left running.
@@ -90,28 +96,37 @@ impl Server {
         keys: &[GatewayKey],
         view: &Arc<View>,
     ) -> Result<Self, ServerError> {
-        let spool = Spool::start(SpoolConfig {
-            dir: config.spool.dir.clone(),
-            segment_bytes: config.spool.segment_bytes,
-            max_bytes: config.spool.max_bytes,
-        })?;
-        let node_key = node_key(&config.state.join("node.key"))?;
+        let (gcm, curve) = (Gcm::select()?, Backend::select()?);
         let settings = transport::Settings {
             listen: config.listen,
             shards: config.shards,
+            io: config.io,
             // The limit is for all shards together, and a shard counts fewer than 2²⁰.
             streams_max: (config.limits.max_streams as usize / config.shards)
                 .clamp(1, (1 << 20) - 1),
             cores: if config.pin { cores(config.shards) } else { Vec::new() },
             hello: Kind::Hello.byte(),
             min_wait_us: config.gather_us,
+            submissions: config.queues.submissions,
+            completions: config.queues.completions,
+            datagram_buffers: config.queues.datagram_buffers,
+            stream_buffers: config.queues.stream_buffers,
+            send_slots: config.queues.send_slots,
             ..transport::Settings::default()
         };
-        let Bound { local, shards, mail, warnings, stop } = transport::bind::<Mail>(settings)?;
+        // Refusals come first: they leave no file behind.
+        let Bound { local, shards, mail, warnings, stop, driver: kind } =
+            transport::bind::<Mail>(settings)?;
+        let node_key = node_key(&config.state.join("node.key"))?;
+        let spool = Spool::start(SpoolConfig {
+            dir: config.spool.dir.clone(),
+            segment_bytes: config.spool.segment_bytes,
+            max_bytes: config.spool.max_bytes,
+        })?;
         let sessions_max = config.limits.max_sessions as usize / config.shards;
-        let (gcm, curve) = (Gcm::select()?, Backend::detect());
         metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
             .set(1.0);
+        metrics::gauge!("duet_driver_info", "driver" => kind.name()).set(1.0);
         // Measured by the pipeline bench, in batches.
         let hello_us = if curve.lanes() == 1 { 150 } else { 35 };
         let tables = config.limits.max_tables as usize / config.shards;
@@ -148,6 +163,10 @@ impl Server {
         let control = Arc::new(Control {
             mail: Mutex::new(mail),
             listen: local,
+            transport: match kind {
+                driver::Kind::IoUring => Transport::Uring,
+                driver::Kind::Epoll => Transport::Epoll,
+            },
             started: Instant::now(),
             shards: u32::try_from(config.shards).unwrap_or(u32::MAX),
             view: Arc::clone(view),
@@ -172,6 +191,12 @@ impl Server {
     #[must_use]
     pub fn ended(&self) -> Arc<Notify> {
         Arc::clone(&self.ended)
+    }
+
+    /// How the spool is.
+    #[must_use]
+    pub fn spool(&self) -> Arc<Health> {
+        self.spool.health()
     }
 
     /// What the control plane holds.
@@ -225,7 +250,15 @@ fn cores(shards: usize) -> Vec<usize> {
 /// believes the RESET that tells it so.
 fn node_key(path: &Path) -> Result<[u8; 32], ServerError> {
     let failed = |error| ServerError::NodeKey { path: path.to_owned(), error };
-    match std::fs::read(path) {
+    let read = || {
+        let mode = std::fs::metadata(path)?.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            let message = format!("mode {mode:04o} lets others use it; run `chmod 600` on it");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
+        std::fs::read(path)
+    };
+    match read() {
         Ok(bytes) => <[u8; 32]>::try_from(bytes).map_err(|_| {
             failed(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -311,13 +344,13 @@ impl Gateway for Control {
         Status {
             phase,
             uptime_s: self.started.elapsed().as_secs(),
-            listen: Some(self.listen),
-            transport: Some(crate::admin::Transport::Uring),
+            listen: self.listen,
+            transport: self.transport,
+            shards: self.shards,
             sessions: sum(&self.gauges, |gauges| &gauges.sessions),
             pending: sum(&self.gauges, |gauges| &gauges.pending),
             devices: self.view.len() as u64,
             faults: faults.iter().filter(|(holds, _)| *holds).map(|(_, fault)| *fault).collect(),
-            ..Status::starting(self.shards)
         }
     }
 }
@@ -334,6 +367,11 @@ mod tests {
         let key = node_key(&path).unwrap();
         assert_eq!(node_key(&path).unwrap(), key);
         assert!(!path.with_extension("draft").exists());
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(&path, open).unwrap();
+        assert!(node_key(&path).unwrap_err().to_string().contains("chmod 600"));
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, private).unwrap();
         std::fs::write(&path, b"cut off").unwrap();
         assert!(node_key(&path).unwrap_err().to_string().contains("not 32 bytes"));
     }

@@ -15,6 +15,7 @@ mod records;
 mod session;
 mod streams;
 mod traffic;
+mod unsealed;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -37,8 +38,9 @@ use self::engine::Engine;
 use self::outbox::Outbox;
 pub(crate) use self::random::random;
 use self::records::Records;
-use self::session::{Session, Unsealed};
+use self::session::Session;
 use self::streams::Streams;
+use self::unsealed::Unsealed;
 use crate::registry::View;
 use crate::transport::{Handler, Now, Path, StreamId, Transmit, shard_of};
 
@@ -49,6 +51,8 @@ const FRESH_JUMP_MAX: u64 = 1 << 40;
 /// The most hellos that are answered in one turn: larger batches gain little and keep records
 /// waiting.
 pub const BATCH_MAX: usize = 64;
+/// Records that are opened or sealed together; what that needs lies on the stack.
+const RECORD_BATCH: usize = 64;
 /// The most RESETs a second (R62).
 const RESETS_PER_S: u32 = 10_000;
 
@@ -187,9 +191,10 @@ pub struct Shard<E, S> {
     hellos: Waiting,
     records: Records,
     pending: usize,
-    acking: Vec<SessionId>,
+    /// Readings that are durable and not yet acknowledged.
+    acking: Vec<(SessionId, u32)>,
     /// What this turn has to say, sealed at its end as one batch.
-    unsealed: Vec<Unsealed>,
+    unsealed: Unsealed,
     commands: HashMap<u32, Sent>,
     next_command: u32,
     out: Outbox,
@@ -221,7 +226,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             records: Records::default(),
             pending: 0,
             acking: Vec::new(),
-            unsealed: Vec::new(),
+            unsealed: Unsealed::default(),
             commands: HashMap::new(),
             next_command: u32::from_be_bytes(random()),
             out: Outbox::default(),
@@ -283,6 +288,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             contact.live = contact.live.filter(|live| *live != id);
             contact.pending = contact.pending.filter(|pending| *pending != id);
         }
+        session.stream.into_iter().for_each(|stream| self.streams.leave(stream));
         drop(session);
         self.scrub = true;
     }
@@ -338,14 +344,27 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.publish();
     }
 
+    /// Acknowledges what has become durable, session by session.
+    fn prepare_acks(&mut self) {
+        self.acking.sort_unstable();
+        self.acking.dedup();
+        for durable in self.acking.chunk_by(|one, next| one.0 == next.0) {
+            let id = durable[0].0;
+            if let Some(session) = self.sessions.get_mut(&id) {
+                let numbers = durable.iter().map(|(_, sequence)| *sequence);
+                session.prepare_acks(id, numbers, &mut self.unsealed);
+            }
+        }
+        self.acking.clear();
+    }
+
     fn close_session(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id) {
-            let close = session.prepare(id, Down::Close);
-            let close =
-                session::seal(self.settings.gcm, &self.sessions, close.into_iter().collect());
-            for (path, message) in close {
+            let mut close = Unsealed::default();
+            session.prepare(id, Down::Close, &mut close);
+            close.seal(self.settings.gcm, &self.sessions, |path, message| {
                 self.out.push_last(path, message);
-            }
+            });
         }
         self.end(id);
     }
@@ -373,8 +392,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
                 for (id, sequence) in readings {
                     if let Some(session) = self.sessions.get_mut(&id) {
                         session.stored.take(sequence);
-                        session.acks.push(sequence);
-                        self.acking.push(id);
+                        self.acking.push((id, sequence));
                     }
                 }
             }
@@ -408,16 +426,10 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         self.open_records(now);
         self.answer_hellos(now);
         self.sink.flush();
-        for id in std::mem::take(&mut self.acking) {
-            if let Some(session) = self.sessions.get_mut(&id) {
-                self.unsealed.extend(session.prepare_acks(id));
-            }
-        }
+        self.prepare_acks();
         self.send_commands(now);
-        let unsealed = std::mem::take(&mut self.unsealed);
-        for (path, message) in session::seal(self.settings.gcm, &self.sessions, unsealed) {
-            self.out.push(path, message);
-        }
+        let Self { out, sessions, .. } = self;
+        self.unsealed.seal(self.settings.gcm, sessions, |path, message| out.push(path, message));
         self.counts.unsent = self.out.unsent;
         self.sweep(now);
         if std::mem::take(&mut self.scrub) {
@@ -426,9 +438,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     }
 
     fn poll_transmit(&mut self, out: &mut [u8]) -> Option<Transmit> {
-        let (to, bytes) = self.out.pop()?;
-        out[..bytes.len()].copy_from_slice(&bytes);
-        Some(Transmit { to, len: bytes.len() })
+        self.out.pop(out)
     }
 
     fn poll_close(&mut self) -> Option<StreamId> {

@@ -1,4 +1,4 @@
-//! UDP and TCP on the ring: one event loop a shard, generic over what is done with the messages.
+//! UDP and TCP: one event loop a shard, generic over what is done with the messages.
 //!
 //! It owns sockets, streams, framing, steering between shards and the loop of a shard's thread. It must not look past a
 //! message's second byte (the *slot*, which names the owning shard), keep sessions, or decide anything about a device.
@@ -6,13 +6,13 @@
 //! # A turn
 //!
 //! ```text
-//! enter the ring (submit everything, wait)  →  datagrams, messages, mail → handler
-//!                                           →  deadlines
-//!                                           →  handler.handle_turn: batches run here
-//!                                           →  handler.poll_transmit until None, handler.poll_close
+//! enter the driver (do everything pushed, wait)  →  datagrams, messages, mail → handler
+//!                                               →  deadlines
+//!                                               →  handler.handle_turn: batches run here
+//!                                               →  handler.poll_transmit until None, handler.poll_close
 //! ```
 //!
-//! One system call a turn. Input of one turn is delivered before any output is asked for, so that a batch can gather.
+//! On io_uring that is one system call a turn. Input of one turn is delivered before any output is asked for, so that a batch can gather.
 //!
 //! # Which shard
 //!
@@ -30,6 +30,7 @@ use std::net::SocketAddr;
 mod bind;
 mod counters;
 mod deadlines;
+mod drivers;
 mod event_loop;
 mod framing;
 mod settings;

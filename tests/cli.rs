@@ -408,3 +408,39 @@ fn a_bare_settings_file_means_the_directory_it_lies_in() {
     let output = command.args(["--config", "duet.toml", "run"]).output().unwrap();
     assert!(text(&output.stderr).starts_with("duet: ./gateway.pem"), "{}", text(&output.stderr));
 }
+
+#[test]
+fn a_start_that_is_refused_leaves_nothing_behind() {
+    let scratch = Scratch::initialised();
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let refused = scratch.bad(&["run", "--listen", &listen, "--metrics", "127.0.0.1:0"]);
+    assert!(refused.contains(&listen), "{refused}");
+    let misspelt = scratch
+        .command(&["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+        .env("DUET_BACKEND", "ifmaa")
+        .output()
+        .unwrap();
+    let refused = text(&misspelt.stderr);
+    assert!(!misspelt.status.success() && refused.contains("portable"), "{refused}");
+    let spool = scratch.state().join("spool");
+    assert!(!spool.exists() && !scratch.state().join("node.key").exists());
+    let none = scratch.bad(&["spool", "cat"]);
+    assert!(none.contains("state/spool: no spool here yet"), "{none}");
+}
+
+#[test]
+fn a_state_directory_that_others_may_change_is_refused() {
+    let scratch = Scratch::initialised();
+    fs::set_permissions(scratch.state(), fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = scratch.bad(&["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
+    assert!(refused.contains("chmod 700"), "{refused}");
+}
+
+#[test]
+fn a_wrong_flag_is_blamed_and_not_the_settings() {
+    let scratch = Scratch::initialised();
+    let output = scratch.duet(&["run", "--shards", "0"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("--shards"), "{}", text(&output.stderr));
+}

@@ -2,12 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::mpsc;
 
 use duet::delivery::{
     Batch, Durability, Filter, Reader, ReadingRef, Spool, SpoolConfig, SpoolError, Urgency, cat,
-    verify,
+    trim, verify,
 };
 
 fn config(dir: &Path) -> SpoolConfig {
@@ -151,4 +152,41 @@ fn readings_print_as_json_lines() {
         "\n"
     );
     assert_eq!(line, expected);
+}
+
+#[test]
+fn a_full_spool_goes_on_when_room_was_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = SpoolConfig { max_bytes: 512 * 1024, ..config(dir.path()) };
+    let path = small.dir.clone();
+    let spool = Spool::start(small).unwrap();
+    let mut stored = 0;
+    while store(&spool, stored, 1_000) == Durability::Durable {
+        stored += 1;
+    }
+    let nothing = trim(&path, 0).unwrap();
+    assert_eq!((nothing.segments, nothing.oldest), (0, 0));
+    let trimmed = trim(&path, u64::MAX).unwrap();
+    assert_eq!((trimmed.segments, trimmed.bytes), (1, 256 * 1024), "the newest one stays");
+    assert_eq!(store(&spool, stored, 1_000), Durability::Durable);
+    assert!(!spool.health().is_full());
+    spool.shutdown().unwrap();
+    let mut reader = Reader::open(&path).unwrap();
+    assert_eq!(reader.read().unwrap().unwrap().index, trimmed.oldest);
+    let left = verify(&path).unwrap();
+    assert_eq!(left + trimmed.oldest, u64::from(stored + 1) * 1_000);
+}
+
+#[test]
+fn readings_are_their_owners_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    store(&spool, 1, 1);
+    spool.shutdown().unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let spool = config(dir.path()).dir;
+    assert_eq!(mode(&spool), 0o700);
+    for file in fs::read_dir(&spool).unwrap() {
+        assert_eq!(mode(&file.unwrap().path()), 0o600);
+    }
 }

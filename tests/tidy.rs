@@ -198,12 +198,12 @@ fn used(code: &str, prefix: &str) -> BTreeSet<String> {
 
 /// Which modules of the gateway each module may use; those above may use all below `cli`.
 const BELOW: &[(&str, &[&str])] = &[
-    ("ring", &[]),
+    ("driver", &[]),
     ("hex", &[]),
-    ("config", &[]),
-    ("mailbox", &["ring"]),
+    ("config", &["driver"]),
+    ("mailbox", &["driver"]),
     ("identity", &["hex"]),
-    ("transport", &["mailbox", "ring"]),
+    ("transport", &["driver", "mailbox"]),
     ("delivery", &["hex", "identity"]),
     ("registry", &["hex", "identity"]),
     ("shard", &["registry", "transport"]),
@@ -323,10 +323,10 @@ fn the_check_of_layers_can_fail() {
         ("protocol/src/lib.rs", "#![no_std]\n#![deny(unsafe_code)]", "no #![forbid(unsafe_code)]"),
         ("curve/src/lib.rs", "use duet_protocol::ec;", "duet_protocol"),
         ("aead/src/gcm.rs", "use duet_curve::Engine;", "duet_curve"),
-        ("src/ring/core.rs", "use crate::transport::Now;", "crate::transport"),
-        ("src/ring.rs", "use crate::{hex, mailbox::Sender};", "crate::hex"),
+        ("src/driver/uring/ring.rs", "use crate::transport::Now;", "crate::transport"),
+        ("src/driver.rs", "use crate::{hex, mailbox::Sender};", "crate::hex"),
         ("src/transport.rs", "let a = crate::shard::random();", "crate::shard"),
-        ("src/shard.rs", "use crate::ring::Ring;", "crate::ring"),
+        ("src/shard.rs", "use crate::driver::Driver;", "crate::driver"),
         ("src/shard/a.rs", "use crate::transport::{Now, ShardIo};", "crate::transport::ShardIo"),
         ("src/shard/a.rs", "use crate::transport::bind;", "crate::transport::bind"),
         ("src/shard/a.rs", "use std::net::UdpSocket;", "UdpSocket"),
@@ -343,7 +343,7 @@ fn the_check_of_layers_can_fail() {
         ("protocol/src/lib.rs", "#![no_std]\n#![forbid(unsafe_code)]\n// std::vec"),
         ("protocol/src/a.rs", "fn f() {}\n#[cfg(test)]\nmod tests {\n    use std::vec;\n}"),
         ("src/shard/a.rs", "use crate::transport::{Now, Path};\nuse crate::registry::View;"),
-        ("src/ring/core.rs", "//! [`crate::transport`]\nuse crate::ring::Sizes;"),
+        ("src/driver/uring/ring.rs", "//! [`crate::transport`]\nuse crate::driver::Sizes;"),
         ("src/server.rs", "use crate::shard::Shard;"),
     ] {
         assert_eq!(violations(path, text), [""; 0], "{path}: {text}");

@@ -1,10 +1,10 @@
 //! The gateway's side of the comparison: the real program, and devices whose messages are made
 //! before the clock runs.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use duet_protocol::device::Device;
@@ -19,9 +19,21 @@ const RATE: u32 = 200_000;
 /// Datagrams between looks at the clock.
 const BURST: usize = 16;
 
+/// A process of this program; killed when dropped.
+struct Peer(Child);
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It has ended, or is ended here.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A gateway and its devices.
 pub(crate) struct Fleet {
-    gateway: LocalGateway,
+    /// The gateway; or this program in its place.
+    gateway: Result<LocalGateway, Peer>,
     pid: u32,
     address: SocketAddr,
     socket: UdpSocket,
@@ -93,8 +105,28 @@ impl Fleet {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let (pid, address) = (gateway.pid(), gateway.address);
-        let open = Vec::new();
+        let (gateway, open) = (Ok(gateway), Vec::new());
         Self { gateway, pid, address, socket, datagrams: devices, streams, open, sent: 0 }
+    }
+
+    /// The same devices, with the packet path of tokio-uring in the gateway's place.
+    pub(crate) fn start_on_tokio_uring(dir: &Path, datagrams: usize) -> Self {
+        let mut fleet = Self::start(dir, datagrams, 0);
+        let Ok(gateway) = fleet.gateway else { unreachable!("it was started above") };
+        let state = gateway.state.clone();
+        gateway.stop().unwrap();
+        let mut child = super::on_the_servers_core(|| {
+            Command::new(std::env::current_exe().unwrap())
+                .env("DUET_BENCH_TOKIO_URING", state)
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        (fleet.pid, fleet.address) = (child.id(), line.trim().parse().unwrap());
+        fleet.gateway = Err(Peer(child));
+        fleet
     }
 
     pub(crate) const fn pid(&self) -> u32 {
@@ -194,8 +226,9 @@ impl Fleet {
 
     /// Stops the gateway; readings sent, and readings in its spool.
     pub(crate) fn stop(self) -> (usize, usize) {
-        let state = self.gateway.state.clone();
-        self.gateway.stop().unwrap();
+        let Ok(gateway) = self.gateway else { return (self.sent, 0) };
+        let state = gateway.state.clone();
+        gateway.stop().unwrap();
         let output = Command::new(env!("CARGO_BIN_EXE_duet"))
             .arg("--state")
             .arg(&state)

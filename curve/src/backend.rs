@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-/// The environment variable that overrides the choice with a backend's name. Anything else, or nothing,
-/// means the best there is.
+/// The environment variable that overrides the choice with a backend's name.
 pub const BACKEND_VARIABLE: &str = "DUET_BACKEND";
 
 /// A backend this CPU can run. Having a value is the proof that the CPU check ran: the constructors
@@ -52,12 +51,28 @@ impl Backend {
         [Self::ifma(), Self::adx(), Some(Self::portable())].into_iter().flatten()
     }
 
-    /// The best backend of this CPU, or the one [`BACKEND_VARIABLE`] names if this CPU runs it.
+    /// The best backend of this CPU, or the one that [`BACKEND_VARIABLE`] names.
+    ///
+    /// # Errors
+    /// [`NoSuchBackend`] when it names none that this CPU runs: who asks for one must not get another.
+    pub fn select() -> Result<Self, NoSuchBackend> {
+        match std::env::var_os(BACKEND_VARIABLE) {
+            None => Ok(Self::all().next().unwrap_or_else(Self::portable)),
+            Some(name) => Self::named(&name.to_string_lossy()),
+        }
+    }
+
+    /// [`select`](Self::select), for tests and benches.
+    ///
+    /// # Panics
+    /// When [`BACKEND_VARIABLE`] names none that this CPU runs.
     #[must_use]
     pub fn detect() -> Self {
-        let forced = std::env::var_os(BACKEND_VARIABLE);
-        let named = Self::all().find(|b| forced.as_ref().is_some_and(|name| name == b.name()));
-        named.or_else(|| Self::all().next()).unwrap_or_else(Self::portable)
+        Self::select().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn named(name: &str) -> Result<Self, NoSuchBackend> {
+        Self::all().find(|backend| backend.name() == name).ok_or(NoSuchBackend)
     }
 
     /// `ifma`, `adx` or `portable`.
@@ -85,8 +100,37 @@ impl Backend {
     }
 }
 
+/// [`BACKEND_VARIABLE`] names no backend that this CPU runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoSuchBackend;
+
+impl fmt::Display for NoSuchBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{BACKEND_VARIABLE} must be unset or one of those that this CPU runs:")?;
+        Backend::all().try_for_each(|backend| write!(f, " {}", backend.name()))
+    }
+}
+
+impl std::error::Error for NoSuchBackend {}
+
 impl fmt::Debug for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backends_are_found_by_their_names_and_by_no_others() {
+        for backend in Backend::all() {
+            assert_eq!(Backend::named(backend.name()), Ok(backend));
+        }
+        for name in ["", "Portable", "avx2"] {
+            let refused = Backend::named(name).unwrap_err().to_string();
+            assert!(refused.ends_with("portable"), "{refused}");
+        }
     }
 }

@@ -46,7 +46,7 @@ mod point;
 mod portable;
 mod table;
 
-pub use backend::{BACKEND_VARIABLE, Backend};
+pub use backend::{BACKEND_VARIABLE, Backend, NoSuchBackend};
 pub use engine::Engine;
 pub use keys::{InvalidPoint, PublicKey, SecretScalar, SharedSecret, Verdict};
 pub use ops::agree::{Agreed, Decapsulated, EcdhItem, Kept};

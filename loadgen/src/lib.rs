@@ -1,10 +1,12 @@
 //! Device fleet and, measured beside it, what the same job costs over real TLS.
 
 pub mod compare;
+pub mod crowd;
 pub mod exchange;
 pub mod fleet;
 pub mod hosts;
 pub mod link;
+pub mod load;
 pub mod local;
 pub mod process_clock;
 pub mod relay;

@@ -177,7 +177,29 @@ impl PublicKey {
         x.copy_from_slice(&self.0[1..33]);
         x
     }
+
+    /// This point or its negative, whichever has even y: what its x-coordinate stands for on the wire (R18).
+    #[must_use]
+    pub fn with_even_y(mut self) -> Self {
+        if self.0[64] & 1 == 1 {
+            // p − y; no point of the curve has y = 0.
+            let mut borrow = false;
+            for (digit, p) in self.0[33..].iter_mut().zip(FIELD).rev() {
+                let (difference, under) = p.overflowing_sub(*digit);
+                let (difference, again) = difference.overflowing_sub(u8::from(borrow));
+                *digit = difference;
+                borrow = under | again;
+            }
+        }
+        self
+    }
 }
+
+/// p, the field's prime: 2²⁵⁶ − 2²²⁴ + 2¹⁹² + 2⁹⁶ − 1.
+const FIELD: [u8; 32] = [
+    0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff,
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+];
 
 fn encode(point: &AffinePoint) -> PublicKey {
     let mut out = [4; 65];

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -18,6 +18,14 @@ const TIMEOUT: Duration = Duration::from_millis(MAX_COMMAND_TIMEOUT_MS + 10_000)
 /// Why the gateway did not answer.
 #[derive(Debug, Error)]
 pub enum ClientError {
+    /// The socket is there and cannot be used, for example because it is someone else's.
+    #[error("{}: cannot ask the gateway here: {error}", path.display())]
+    Connect {
+        /// The control socket.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// The socket failed.
     #[error("the gateway does not answer on its control socket: {0}")]
     Io(#[from] io::Error),
@@ -37,7 +45,8 @@ impl Client {
     /// # Errors
     /// What the system says, for example that the socket belongs to someone else.
     pub fn connect(state: &Path) -> Result<Option<Self>, ClientError> {
-        match UnixStream::connect(state.join(SOCKET)) {
+        let path = state.join(SOCKET);
+        match UnixStream::connect(&path) {
             Ok(stream) => {
                 stream.set_read_timeout(Some(TIMEOUT))?;
                 stream.set_write_timeout(Some(TIMEOUT))?;
@@ -46,7 +55,7 @@ impl Client {
             Err(error) => match error.kind() {
                 // Never started, or ended without taking its socket along.
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
-                _ => Err(error.into()),
+                _ => Err(ClientError::Connect { path, error }),
             },
         }
     }

@@ -11,10 +11,10 @@ pub struct Status {
     pub phase: Phase,
     /// What is wrong at the moment.
     pub faults: Vec<Fault>,
-    /// The address devices reach it at; `None` before it is bound.
-    pub listen: Option<SocketAddr>,
+    /// The address devices reach it at.
+    pub listen: SocketAddr,
     /// How its shards do I/O.
-    pub transport: Option<Transport>,
+    pub transport: Transport,
     /// Data-plane threads.
     pub shards: u32,
     /// Seconds since start.
@@ -31,8 +31,6 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// Not yet taking devices.
-    Starting,
     /// Taking devices.
     Running,
     /// Ending: no new sessions.
@@ -62,22 +60,6 @@ pub enum Transport {
 }
 
 impl Status {
-    /// A gateway that has just begun to start.
-    #[must_use]
-    pub fn starting(shards: u32) -> Self {
-        Self {
-            phase: Phase::Starting,
-            faults: Vec::new(),
-            listen: None,
-            transport: None,
-            shards,
-            uptime_s: 0,
-            devices: 0,
-            sessions: 0,
-            pending: 0,
-        }
-    }
-
     /// Whether nothing is wrong: what `/health` answers 200 to.
     #[must_use]
     pub fn is_healthy(&self) -> bool {

@@ -50,7 +50,17 @@ fn running() -> Running {
     let path = dir.path().join(crate::registry::FILE);
     let registry = Arc::new(Registry::create(&path).unwrap());
     registry.view().unwrap();
-    let status = Mutex::new(Status { phase: Phase::Running, ..Status::starting(1) });
+    let status = Mutex::new(Status {
+        phase: Phase::Running,
+        faults: Vec::new(),
+        listen: SocketAddr::from(([127, 0, 0, 1], 1)),
+        transport: Transport::Uring,
+        shards: 1,
+        uptime_s: 0,
+        devices: 0,
+        sessions: 0,
+        pending: 0,
+    });
     let gateway = Arc::new(Echo { revoked: Mutex::default(), status });
     let options = Options {
         state: dir.path().into(),

@@ -197,7 +197,7 @@ impl Import {
         };
         let mut count = 0;
         keep_then(self.out.as_deref(), &credentials, || {
-            count = control.import(&lines)?;
+            count = control.import(&lines).with_context(|| shown.clone())?;
             Ok(())
         })?;
         writeln!(io::stdout(), "registered {count} devices")?;

@@ -1,12 +1,15 @@
 //! `duet run`: checks everything, then starts, waits for a signal and ends.
 
+use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use duet::admin::{self, Options};
 use duet::config::Config;
+use duet::delivery::Health;
 use duet::identity::{GatewayIdentity, now_s};
 use duet::registry::Registry;
 use duet::server::Server;
@@ -34,6 +37,13 @@ pub(super) fn run(config: Config) -> Result<ExitCode> {
 fn prepare(config: Config) -> Result<Prepared> {
     if !config.state.is_dir() {
         bail!("{}: no such state directory; `duet init` makes one", config.state.display());
+    }
+    let mode = fs::metadata(&config.state).map_or(0, |found| found.mode() & 0o777);
+    if mode & 0o022 != 0 {
+        bail!(
+            "{}: mode {mode:04o} lets others change what is in it; run `chmod 700` on it",
+            config.state.display()
+        );
     }
     let now_s = now_s();
     let mut identities = Vec::new();
@@ -86,7 +96,7 @@ fn serve(prepared: Prepared) -> Result<()> {
     tell(format_args!("devices      {}", view.len()));
     tell(format_args!("metrics      http://{}/metrics", admin.http()));
     tell(format_args!("running"));
-    let asked = stop.wait(&server.ended());
+    let asked = stop.wait(&server.ended(), &server.spool());
     let drained = server.drain();
     let saved = admin.shutdown();
     // A full disk fails both, and only the spool's error has the place and the cause.
@@ -117,12 +127,23 @@ impl Stop {
     }
 
     /// Whether it was a signal, and not a shard's end.
-    fn wait(mut self, ended: &Notify) -> bool {
+    fn wait(mut self, ended: &Notify, spool: &Health) -> bool {
+        let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
         self.runtime.block_on(async {
+            let told = async {
+                // Said when it happens: whoever finds devices unanswered looks here first.
+                let failure = spool.failure().await;
+                let _ = writeln!(
+                    io::stderr(),
+                    "duet: {failure}; no reading is stored or confirmed until the gateway is started anew"
+                );
+                std::future::pending::<bool>().await
+            };
             tokio::select! {
-                _ = self.terminate.recv() => true,
-                _ = self.interrupt.recv() => true,
+                _ = terminate.recv() => true,
+                _ = interrupt.recv() => true,
                 () = ended.notified() => false,
+                asked = told => asked,
             }
         })
     }

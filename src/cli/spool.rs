@@ -1,4 +1,4 @@
-//! `duet spool`: looks at what is stored, also while the gateway runs.
+//! `duet spool`: looks at what is stored and makes room, also while the gateway runs.
 
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
@@ -6,17 +6,23 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 use duet::config::Overrides;
-use duet::delivery::{self, Filter};
+use duet::delivery::{self, Filter, Trimmed};
 
 use super::Place;
 
-/// Look at the stored readings; nothing is changed
+/// Look at the stored readings, and remove the oldest
 #[derive(Subcommand)]
 pub(super) enum Spool {
     /// Print the readings, oldest first
     Cat(Cat),
     /// Read and check every record; exit code 1 at the first damaged place
     Verify,
+    /// Remove the oldest readings for good, by whole segments
+    Trim {
+        /// Keep everything from the record of this index on
+        #[arg(long, value_name = "INDEX")]
+        before: u64,
+    },
 }
 
 #[derive(Args)]
@@ -49,6 +55,14 @@ impl Spool {
             Self::Verify => {
                 let records = delivery::verify(&dir)?;
                 writeln!(out, "{records} records, all whole")?;
+            }
+            Self::Trim { before } => {
+                let Trimmed { segments, bytes, oldest } = delivery::trim(&dir, before)?;
+                let mib = bytes >> 20;
+                writeln!(
+                    out,
+                    "removed {segments} segments, {mib} MiB; the oldest reading is now {oldest}"
+                )?;
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -26,6 +26,9 @@ pub enum SpoolError {
         /// What was found.
         damage: Damage,
     },
+    /// There is no spool.
+    #[error("{}: no spool here yet; `duet run` makes one", .0.display())]
+    None(PathBuf),
     /// Another gateway holds the spool.
     #[error("spool {} is in use by another process{}", dir.display(), Pid(*holder))]
     Locked {

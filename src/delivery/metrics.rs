@@ -6,7 +6,7 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 pub const RECORDS: &str = "duet_spool_records_total";
 /// Bytes made durable, record heads included.
 pub const BYTES: &str = "duet_spool_bytes_total";
-/// Readings the spool did not take, by `reason`: [`QUEUE`], [`FULL`], [`FAILED`].
+/// Batches and groups the spool did not take, by `reason`: [`QUEUE`], [`FULL`], [`FAILED`].
 pub const REFUSED: &str = "duet_spool_refused_total";
 /// Seconds one group took from its write to its durability.
 pub const COMMIT_SECONDS: &str = "duet_spool_commit_seconds";

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,6 +12,8 @@ use super::format::{HEADER_LEN, Header};
 
 const SPARE: &str = "spool-spare.tmp";
 const LOCK: &str = "spool.lock";
+/// Readings are their owner's alone.
+const PRIVATE: u32 = 0o600;
 /// One write of zeros.
 const ZEROS: usize = 1 << 20;
 /// Zeros between two syncs: bounded, so that a commit never queues behind a whole segment.
@@ -31,7 +33,11 @@ pub(super) fn file_name(first_index: u64) -> String {
 /// The segments of a spool, oldest first. Files with other names are none of ours.
 pub(super) fn list(dir: &Path) -> Result<Vec<Entry>, SpoolError> {
     let mut entries = Vec::new();
-    for entry in fs::read_dir(dir).map_err(SpoolError::io("listing", dir))? {
+    let listed = fs::read_dir(dir).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => SpoolError::None(dir.to_owned()),
+        _ => SpoolError::io("listing", dir)(error),
+    });
+    for entry in listed? {
         let path = entry.map_err(SpoolError::io("listing", dir))?.path();
         let name = path.file_name().and_then(|name| name.to_str());
         if let Some(first_index) = name.and_then(parse_name) {
@@ -45,6 +51,14 @@ pub(super) fn list(dir: &Path) -> Result<Vec<Entry>, SpoolError> {
 /// The oldest segment younger than the one that begins with `index`.
 pub(super) fn successor(dir: &Path, index: u64) -> Result<Option<Entry>, SpoolError> {
     Ok(list(dir)?.into_iter().find(|entry| entry.first_index > index))
+}
+
+/// What all segments take on disk, bytes.
+pub(super) fn disk_bytes(dir: &Path) -> Result<u64, SpoolError> {
+    list(dir)?.iter().try_fold(0, |sum, entry| {
+        let found = fs::metadata(&entry.path).map_err(SpoolError::io("inspecting", &entry.path))?;
+        Ok(sum + found.len())
+    })
 }
 
 fn parse_name(name: &str) -> Option<u64> {
@@ -84,7 +98,8 @@ pub(super) fn prepare(
 ) -> Result<Option<PathBuf>, SpoolError> {
     let path = dir.join(SPARE);
     let write = || {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(PRIVATE).open(&path)?;
         let complete = write_zeros(&file, size, cancel)?;
         file.sync_all()?;
         Ok(complete)
@@ -154,12 +169,14 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), SpoolError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(SpoolError::io("syncing directory", dir))
 }
 
-/// Creates the directory where it is missing, durably.
+/// Creates the directory where it is missing, durably, for its owner alone.
 pub(super) fn create_dir(dir: &Path) -> Result<(), SpoolError> {
     if dir.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(dir).map_err(SpoolError::io("creating directory", dir))?;
+    let mut builder = fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o700).create(dir);
+    made.map_err(SpoolError::io("creating directory", dir))?;
     match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
         _ => sync_dir(Path::new(".")),
@@ -180,6 +197,7 @@ impl Lock {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(PRIVATE)
             .open(&path)
             .map_err(SpoolError::io("opening", &path))?;
         match file.try_lock() {

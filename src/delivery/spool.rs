@@ -1,14 +1,14 @@
 //! The spool's thread: takes batches from all shards, writes one group, syncs it, answers.
 //!
-//! It runs on tokio-uring. A failed write or sync ends the spool for good: what is pending and
+//! It runs on tokio-uring, and without where io_uring is refused. A failed write or sync ends the spool for good: what is pending and
 //! whatever comes later is answered [`Durability::Failed`], and nothing is tried again, because
 //! after a failed sync nobody knows what the disk holds.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::batch::{Batch, Group};
 use super::error::SpoolError;
+use super::file::{File, Runtime, Storage};
 use super::format::{DATA_START, Header, MAX_SEGMENT_BYTES};
 use super::recover::{Recovery, Tail, recover};
 use super::{MAX_BATCH_BYTES, metrics as names, segment};
@@ -96,7 +97,8 @@ impl Submitter {
 /// How the spool is, for whoever reports it.
 #[derive(Debug, Default)]
 pub struct Health {
-    failed: AtomicBool,
+    failure: OnceLock<String>,
+    failed: Notify,
     full: AtomicBool,
 }
 
@@ -104,7 +106,23 @@ impl Health {
     /// A write or sync has failed: nothing is stored until the gateway is started anew.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
+        self.failure.get().is_some()
+    }
+
+    /// Completes, once, with the cause when it has failed.
+    pub async fn failure(&self) -> &str {
+        loop {
+            self.failed.notified().await;
+            if let Some(failure) = self.failure.get() {
+                return failure;
+            }
+        }
+    }
+
+    fn fail(&self, error: &SpoolError) {
+        if self.failure.set(error.to_string()).is_ok() {
+            self.failed.notify_one();
+        }
     }
 
     /// The last group was refused, since the spool has reached its size limit.
@@ -150,21 +168,15 @@ impl Spool {
             .name("spool".into())
             .spawn(move || {
                 let _lock = lock;
-                // `tokio_uring::start` would panic where the kernel refuses the ring.
                 let run = || {
-                    let runtime = tokio_uring::Runtime::new(&tokio_uring::builder());
-                    let runtime = runtime.map_err(|error| {
-                        SpoolError::io("starting io_uring for", &config.dir)(error)
-                    })?;
-                    runtime.block_on(Writer::new(config, tail).run(waiting, hurried, flag))
+                    let runtime = Runtime::new(&config.dir)?;
+                    let writer = Writer::new(config, tail, runtime.storage());
+                    runtime.block_on(writer.run(waiting, hurried, flag))
                 };
                 let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
                     .unwrap_or(Err(SpoolError::ThreadEnded));
-                // However it came to its end: a ring refused and a panic are failures, too.
-                if result.is_err() {
-                    own.failed.store(true, Ordering::Relaxed);
-                }
-                result
+                // However it came to its end: a runtime refused and a panic are failures, too.
+                result.inspect_err(|error| own.fail(error))
             })
             .map_err(SpoolError::io("starting the thread of", &dir))?;
         Ok(Self { submitter: Submitter { queue, hurry }, thread, health, recovery })
@@ -223,6 +235,7 @@ async fn gather(hurry: &Notify, urgency: Urgency, began: Instant) {
 
 struct Writer {
     config: SpoolConfig,
+    storage: Storage,
     path: PathBuf,
     header: Header,
     at: u64,
@@ -240,9 +253,9 @@ enum Commit {
 }
 
 impl Writer {
-    fn new(config: SpoolConfig, tail: Tail) -> Self {
+    fn new(config: SpoolConfig, tail: Tail, storage: Storage) -> Self {
         let Tail { path, header, at, next_index, disk_bytes } = tail;
-        Self { config, path, header, at, next_index, disk_bytes, spare: None }
+        Self { config, storage, path, header, at, next_index, disk_bytes, spare: None }
     }
 
     async fn run(
@@ -256,7 +269,7 @@ impl Writer {
         let mut file = match self.open() {
             Ok(file) => Some(file),
             Err(error) => {
-                health.failed.store(true, Ordering::Relaxed);
+                health.fail(&error);
                 result = Err(error);
                 None
             }
@@ -304,7 +317,7 @@ impl Writer {
                 }
                 Err(error) => {
                     metrics::counter!(names::REFUSED, "reason" => names::FAILED).increment(1);
-                    health.failed.store(true, Ordering::Relaxed);
+                    health.fail(&error);
                     result = Err(error);
                     Durability::Failed
                 }
@@ -330,23 +343,27 @@ impl Writer {
         usize::try_from(self.config.segment_bytes - DATA_START).unwrap_or(usize::MAX)
     }
 
-    fn open(&self) -> Result<tokio_uring::fs::File, SpoolError> {
+    fn open(&self) -> Result<File, SpoolError> {
         let file = OpenOptions::new()
             .write(true)
             .open(&self.path)
             .map_err(SpoolError::io("opening", &self.path))?;
-        Ok(tokio_uring::fs::File::from_std(file))
+        Ok(File::new(file, self.storage))
     }
 
     async fn commit(
         &mut self,
-        file: &mut tokio_uring::fs::File,
+        file: &mut File,
         batches: &[Submission],
         group: &mut Group,
     ) -> Result<Commit, SpoolError> {
         let began = Instant::now();
         let bytes: usize = batches.iter().map(|one| one.batch.bytes()).sum();
         if self.at + bytes as u64 > self.header.size {
+            if self.disk_bytes + self.config.segment_bytes > self.config.max_bytes {
+                // Somebody may have made room since.
+                self.disk_bytes = segment::disk_bytes(&self.config.dir)?;
+            }
             if self.disk_bytes + self.config.segment_bytes > self.config.max_bytes {
                 return Ok(Commit::Full);
             }

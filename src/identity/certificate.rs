@@ -92,14 +92,12 @@ impl Certificate {
         })
     }
 
-    /// Whether the certificate may be used now, in this role.
+    /// Whether the certificate may be used now. Devices and gateway alike sign; the gateway's key also decapsulates, for
+    /// which keyAgreement is welcome but not required.
     ///
     /// # Errors
     /// [`Reason::Expired`], [`Reason::NotYetValid`] or [`Reason::NotForSigning`].
-    pub fn check(&self, role: Role, now_s: i64) -> Result<(), Reason> {
-        // Both roles sign; the gateway's key also decapsulates, for which keyAgreement is welcome
-        // but not required.
-        let (Role::Gateway | Role::Device) = role;
+    pub fn check(&self, now_s: i64) -> Result<(), Reason> {
         if !self.signs {
             return Err(Reason::NotForSigning);
         }

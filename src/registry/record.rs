@@ -17,7 +17,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::{Device, SourceSet};
-use crate::identity::{Certificate, Reason, Role};
+use crate::identity::{Certificate, Reason};
 
 const VERSION: u8 = 1;
 const HEAD_LEN: usize = 28;
@@ -115,7 +115,7 @@ impl Record {
     pub(super) fn new(device: NewDevice, now_s: i64) -> Result<Self, Reason> {
         let checked = |der: &[u8]| {
             let certificate = Certificate::from_der(der)?;
-            certificate.check(Role::Device, now_s)?;
+            certificate.check(now_s)?;
             Ok::<_, Reason>(certificate)
         };
         let (id, secret) = match device.enrolment {

@@ -110,9 +110,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 && let Some(session) = self.sessions.get_mut(&id)
             {
                 let down = Down::Command { command: *number, payload: &sent.command.payload };
-                if let Some(message) = session.prepare(id, down) {
+                if session.prepare(id, down, &mut self.unsealed) {
                     sent.sent_to.add(session.path);
-                    self.unsealed.push(message);
                 }
             }
         }

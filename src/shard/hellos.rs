@@ -96,7 +96,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         // R50: the same bytes get the same answer.
         if let Some(session) = self.cached.get(&hello.digest) {
             if let Some(pending) = self.sessions.get(session).and_then(|s| s.pending.as_ref()) {
-                self.out.push(path, pending.accept.as_slice().to_vec());
+                self.out.push(path, pending.accept.as_slice());
             }
             return Ok(());
         }
@@ -107,7 +107,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         };
         self.hellos.admit(now, path, hello, policy).map_err(|Refusal { reason, retry }| {
             if let Some(retry) = retry {
-                self.out.push(path, retry.encode().to_vec());
+                self.out.push(path, &retry.encode());
             }
             reason
         })
@@ -255,7 +255,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn accept(&mut self, now: Now, signing: Vec<Signed>) {
         for Signed { path, signing, signature, about, device, .. } in signing {
             let (accept, keys) = signing.signed(&signature);
-            self.out.push(path, accept.as_slice().to_vec());
+            self.out.push(path, accept.as_slice());
             self.counts.accepts += 1;
             let About { session: id, hello, fresh, challenged } = about;
             // Two hellos of one device in one batch: the later one stands.
@@ -307,7 +307,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
             if fresh <= mark || fresh > reach {
                 let message = challenge(now, known, &self.settings.node_key, &proven, mark);
-                self.out.push(path, message.to_vec());
+                self.out.push(path, &message);
                 return Ok(None);
             }
             // R46: only a greater `fresh` replaces a pending session.

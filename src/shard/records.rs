@@ -1,11 +1,13 @@
-//! The records of one turn, in one buffer, opened as one batch.
+//! The records of one turn, in one buffer, opened in batches. Its memory is kept from turn to turn.
 
+use arrayvec::ArrayVec;
 use duet_aead::{Gcm, Record, Verdict};
 use duet_protocol::record::nonce;
 use duet_protocol::wire::{SessionId, TAG, UP_HEADER, UpHeader};
 
 use zeroize::Zeroize as _;
 
+use super::RECORD_BATCH;
 use super::session::DirectionKey;
 use crate::transport::Path;
 
@@ -40,25 +42,10 @@ impl Records {
         key: impl Fn(SessionId) -> Option<&'k DirectionKey>,
     ) {
         let mut rest = self.bytes.as_mut_slice();
-        let mut places = Vec::with_capacity(self.items.len());
-        let mut records = Vec::with_capacity(self.items.len());
-        for (place, item) in self.items.iter().enumerate() {
-            let (message, after) = rest.split_at_mut(item.len);
+        for items in self.items.chunks_mut(RECORD_BATCH) {
+            let (chunk, after) = rest.split_at_mut(items.iter().map(|item| item.len).sum());
             rest = after;
-            let key = key(item.header.session).filter(|_| item.header.sequence != u32::MAX);
-            let (aad, sealed) = message.split_at_mut(UP_HEADER);
-            if let (Some(key), Some((payload, tag))) = (key, sealed.split_last_chunk_mut::<TAG>()) {
-                let nonce = nonce(key.iv(), item.header.sequence);
-                records.push(Record { key: key.key(), nonce, aad, payload, tag });
-                places.push(place);
-            }
-        }
-        let mut verdicts = vec![Verdict::default(); records.len()];
-        gcm.open_batch(&mut records, &mut verdicts);
-        // The first nonce is the IV itself.
-        records.iter_mut().for_each(|record| record.nonce.zeroize());
-        for (place, verdict) in places.into_iter().zip(verdicts) {
-            self.items[place].opened = verdict.is_authentic();
+            open_chunk(gcm, &key, items, chunk);
         }
     }
 
@@ -76,5 +63,33 @@ impl Records {
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
         self.items.clear();
+    }
+}
+
+fn open_chunk<'k>(
+    gcm: Gcm,
+    key: &impl Fn(SessionId) -> Option<&'k DirectionKey>,
+    items: &mut [Item],
+    mut bytes: &mut [u8],
+) {
+    let mut places: ArrayVec<usize, RECORD_BATCH> = ArrayVec::new();
+    let mut records: ArrayVec<Record<'_>, RECORD_BATCH> = ArrayVec::new();
+    for (place, item) in items.iter().enumerate() {
+        let (message, after) = bytes.split_at_mut(item.len);
+        bytes = after;
+        let key = key(item.header.session).filter(|_| item.header.sequence != u32::MAX);
+        let (aad, sealed) = message.split_at_mut(UP_HEADER);
+        if let (Some(key), Some((payload, tag))) = (key, sealed.split_last_chunk_mut::<TAG>()) {
+            let nonce = nonce(key.iv(), item.header.sequence);
+            records.push(Record { key: key.key(), nonce, aad, payload, tag });
+            places.push(place);
+        }
+    }
+    let verdicts = &mut [Verdict::default(); RECORD_BATCH][..records.len()];
+    gcm.open_batch(&mut records, verdicts);
+    // The first nonce is the IV itself.
+    records.iter_mut().for_each(|record| record.nonce.zeroize());
+    for (place, verdict) in places.into_iter().zip(verdicts) {
+        items[place].opened = verdict.is_authentic();
     }
 }

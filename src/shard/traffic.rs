@@ -70,24 +70,31 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let up = Up::decode(text);
         match session.window.place(header.sequence) {
             // R70.
-            Place::Newest => session.arrive(path, text.len() + OVERHEAD),
+            Place::Newest => {
+                session.arrive(path, text.len() + OVERHEAD);
+                let stream = match path {
+                    Path::Stream(stream) => Some(stream),
+                    Path::Datagram(_) => None,
+                };
+                if session.stream != stream {
+                    let left = std::mem::replace(&mut session.stream, stream);
+                    left.into_iter().for_each(|left| self.streams.leave(left));
+                    stream.into_iter().for_each(|joined| self.streams.join(joined));
+                }
+            }
             Place::Late => {}
             Place::TooOld => return Err(DropReason::Replay),
             Place::Repeated => {
                 // Its acknowledgement may have been lost: it is given again, the reading is not (R75).
                 let durable = session.stored.place(header.sequence) == Place::Repeated;
                 if durable && let Ok(Up::Reading { confirm: true, .. }) = up {
-                    session.acks.push(header.sequence);
-                    self.acking.push(id);
+                    self.acking.push((id, header.sequence));
                 }
                 return Err(DropReason::Replay);
             }
         }
         session.window.take(header.sequence);
         session.heard_us = now.mono_us;
-        if let Path::Stream(stream) = path {
-            self.streams.prove(stream);
-        }
         self.confirm(id);
         let Some(session) = self.sessions.get_mut(&id) else { return Err(DropReason::Proof) };
         match up? {
@@ -105,7 +112,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             // R77.
             Up::Ping => {
-                self.unsealed.extend(session.prepare(id, Down::Pong));
+                session.prepare(id, Down::Pong, &mut self.unsealed);
             }
             Up::Result { command, status, payload } => {
                 let device = session.device.credential.id;
@@ -137,7 +144,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         // R62: for a record of an unknown session, and for nothing else.
         let token = schedule::reset_token(&self.settings.node_key, id);
         let reset = Reset { session: id, mac: schedule::reset_mac(&token, record) };
-        self.out.push(path, reset.encode().to_vec());
+        self.out.push(path, &reset.encode());
         DropReason::UnknownSession
     }
 

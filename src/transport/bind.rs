@@ -1,20 +1,21 @@
-//! From settings to shards ready to run: sockets bound in shard order, steering attached, rings made and disabled.
+//! From settings to shards ready to run: sockets bound in shard order, steering attached, drivers made.
 //!
 //! Owns the order of those steps and the ends of the mailboxes. Must not receive anything.
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::drivers::make_drivers;
 use super::settings::Settings;
 use super::{socket, steering};
+use crate::driver::{Driver, DriverError, EventFd, Kind};
 use crate::mailbox::{Receiver, Sender, mailbox};
-use crate::ring::{EventFd, Ring, RingError};
 
 /// A socket held by a ring of a killed process stays bound for some milliseconds.
 const BIND_PATIENCE: Duration = Duration::from_millis(200);
@@ -44,9 +45,9 @@ pub enum TransportError {
     /// No eventfd left.
     #[error("cannot make a shard's mailbox: {0}")]
     Mailbox(#[source] io::Error),
-    /// `io_uring` refused.
+    /// The kernel refused `io_uring` or `epoll`.
     #[error(transparent)]
-    Ring(#[from] RingError),
+    Driver(#[from] DriverError),
 }
 
 /// Something works less well than asked, but works.
@@ -67,6 +68,9 @@ pub enum Warning {
         "the kernel refuses the steering program ({0}): shards forward datagrams to each other"
     )]
     Steering(#[source] io::Error),
+    /// `io_uring` is refused, and the shards use `epoll`.
+    #[error("shards use epoll, which costs more processor time: {0}")]
+    Fallback(#[source] DriverError),
     /// The rings accept any operation.
     #[error("the kernel refuses io_uring restrictions: the rings run without an allow-list")]
     Unrestricted,
@@ -144,17 +148,17 @@ impl Stop {
 
 /// One shard's sockets.
 #[derive(Debug)]
-struct Sockets {
-    datagrams: Socket,
-    hellos: Socket,
-    listener: Socket,
+pub(super) struct Sockets {
+    pub(super) datagrams: Socket,
+    pub(super) hellos: Socket,
+    pub(super) listener: Socket,
 }
 
 /// One shard, ready to be moved to its thread and given to [`run_shard`](super::run_shard).
 #[derive(Debug)]
 pub struct ShardIo<M> {
     pub(super) shard: usize,
-    pub(super) ring: Ring,
+    pub(super) driver: Driver,
     pub(super) mailbox: Receiver<Parcel<M>>,
     pub(super) shards: Arc<[Sender<Parcel<M>>]>,
     pub(super) settings: Arc<Settings>,
@@ -182,6 +186,8 @@ pub struct Bound<M> {
     pub mail: Vec<MailSender<M>>,
     /// Ends all loops.
     pub stop: Stop,
+    /// How the shards do I/O.
+    pub driver: Kind,
     /// What works less well than asked.
     pub warnings: Vec<Warning>,
 }
@@ -194,10 +200,10 @@ impl<M> Bound<M> {
     }
 }
 
-/// Binds the sockets and makes the rings of all shards. From here on the kernel queues what arrives.
+/// Binds the sockets and makes the drivers of all shards. From here on the kernel queues what arrives.
 ///
 /// # Errors
-/// When the settings are wrong, an address is taken, or the kernel refuses a ring.
+/// When the settings are wrong, an address is taken, or the kernel refuses a driver.
 pub fn bind<M: Send>(settings: Settings) -> Result<Bound<M>, TransportError> {
     if let Some(fault) = settings.fault() {
         return Err(TransportError::Settings(fault));
@@ -220,11 +226,13 @@ pub fn bind<M: Send>(settings: Settings) -> Result<Bound<M>, TransportError> {
     let senders: Arc<[_]> = senders.into();
     let settings = Arc::new(settings);
     let mut shards = Vec::with_capacity(settings.shards);
-    let rings = make_rings(&settings, &sockets, &receivers)?;
-    for (shard, (mailbox, ring)) in receivers.into_iter().zip(rings).enumerate() {
+    let events: Vec<_> = receivers.iter().map(|receiver| &**receiver.event()).collect();
+    let drivers = make_drivers(&settings, &sockets, &events, &mut warnings)?;
+    let driver = drivers[0].kind();
+    for (shard, (mailbox, driver)) in receivers.into_iter().zip(drivers).enumerate() {
         shards.push(ShardIo {
             shard,
-            ring,
+            driver,
             mailbox,
             shards: Arc::clone(&senders),
             settings: Arc::clone(&settings),
@@ -233,29 +241,8 @@ pub fn bind<M: Send>(settings: Settings) -> Result<Bound<M>, TransportError> {
             _sockets: Arc::clone(&sockets),
         });
     }
-    if shards.iter().any(|shard| !shard.ring.is_restricted()) {
-        warnings.push(Warning::Unrestricted);
-    }
     let mail = senders.iter().cloned().map(MailSender).collect();
-    Ok(Bound { local, shards, mail, stop, warnings })
-}
-
-/// Makes the rings on a thread of their own, which ends at once. The kernel remembers who made a ring and, when the ring
-/// is closed, interrupts that thread's system calls (`EINTR`): here nobody is left to be interrupted.
-fn make_rings<M: Send>(
-    settings: &Settings,
-    sockets: &[Sockets],
-    mailboxes: &[Receiver<Parcel<M>>],
-) -> Result<Vec<Ring>, RingError> {
-    let events: Vec<_> = mailboxes.iter().map(|mailbox| mailbox.event().as_raw_fd()).collect();
-    let make = || {
-        let files = sockets.iter().zip(&events).map(|(own, event)| {
-            [own.datagrams.as_raw_fd(), own.listener.as_raw_fd(), *event, own.hellos.as_raw_fd()]
-        });
-        files.map(|files| Ring::new(&settings.sizes(), &files)).collect()
-    };
-    std::thread::scope(|scope| scope.spawn(make).join())
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    Ok(Bound { local, shards, mail, stop, driver, warnings })
 }
 
 fn bind_all(

@@ -1,6 +1,6 @@
 //! The loop of a shard's thread: the order of a turn, and datagrams.
 //!
-//! Owns the ring while it runs. Must not block anywhere but in the ring, nor allocate for a datagram when warm.
+//! Owns the driver while it runs. Must not block anywhere but in it, nor allocate for a datagram when warm.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -12,8 +12,8 @@ use super::settings::MESSAGE_MAX;
 use super::steering::shard_of;
 use super::streams::{Context, Reason, Streams};
 use super::{Handler, Now, Path, StreamId, Transmit, socket};
-use crate::ring::{
-    Completion, DATAGRAM_HEADER_LEN, EncodedAddress, Payload, Registered, received_datagram,
+use crate::driver::{
+    Completion, DATAGRAM_HEADER_LEN, EncodedAddress, Inbox, Payload, received_datagram,
 };
 
 /// How long the kernel may take to let go of a stopping shard's memory.
@@ -101,7 +101,7 @@ enum Output {
 /// Runs a shard on the calling thread until its handler has finished or [`Stop`](super::Stop) is used.
 ///
 /// # Errors
-/// When the kernel refuses to enable or enter the ring.
+/// When the kernel refuses to go on.
 pub fn run_shard<H: Handler>(
     io: ShardIo<H::Mail>,
     handler: H,
@@ -120,7 +120,7 @@ pub fn run_shard<H: Handler>(
         now: socket::now(),
         output: Output::Taken,
     };
-    shard.io.ring.enable()?;
+    shard.io.driver.enable()?;
     let mut exporter = Exporter::new(shard.io.shard);
     let result = shard.run(&mut exporter);
     shard.end();
@@ -130,11 +130,11 @@ pub fn run_shard<H: Handler>(
 
 impl<H: Handler> Shard<H> {
     fn run(&mut self, exporter: &mut Exporter) -> Result<(), TransportError> {
-        let ring = &mut self.io.ring;
-        ring.receive_datagrams(Registered::Datagrams, Operation::Datagrams.tag(0));
-        ring.receive_datagrams(Registered::Hellos, Operation::Hellos.tag(0));
-        ring.accept_streams(Registered::Listener, Operation::Accept.tag(0));
-        ring.poll_readable(Registered::Wake, Operation::Wake.tag(0));
+        let driver = &mut self.io.driver;
+        driver.receive_datagrams(Inbox::Datagrams, Operation::Datagrams.tag(0));
+        driver.receive_datagrams(Inbox::Hellos, Operation::Hellos.tag(0));
+        driver.accept_streams(Operation::Accept.tag(0));
+        driver.watch_wake(Operation::Wake.tag(0));
         let mut completions = Vec::new();
         let mut export_us = self.now.mono_us + self.io.settings.export_us;
         let mut finish_by_us = None;
@@ -152,13 +152,13 @@ impl<H: Handler> Shard<H> {
                 let flushed = self.output == Output::Taken && self.streams.is_flushed();
                 if flushed || self.now.mono_us >= by {
                     // The last datagrams are pushed but not submitted.
-                    self.io.ring.enter(0, Some(Duration::ZERO), 0)?;
+                    self.io.driver.enter(0, Some(Duration::ZERO), 0)?;
                     return Ok(());
                 }
             }
             let no_later_us = finish_by_us.map_or(export_us, |by| export_us.min(by));
             self.wait(no_later_us, busy)?;
-            self.io.ring.reap(&mut completions);
+            self.io.driver.reap(&mut completions);
             self.now = socket::now();
         }
     }
@@ -170,17 +170,17 @@ impl<H: Handler> Shard<H> {
             .flatten()
             .fold(no_later_us, u64::min);
         let left = Duration::from_micros(due_us.saturating_sub(self.now.mono_us));
-        let ring = &mut self.io.ring;
+        let driver = &mut self.io.driver;
         if left.is_zero() || self.output == Output::Cut || !self.io.mailbox.begin_sleep() {
-            return Ok(ring.enter(0, Some(Duration::ZERO), 0)?);
+            return Ok(driver.enter(0, Some(Duration::ZERO), 0)?);
         }
         let gather_us =
             self.io.settings.min_wait_us.min(u32::try_from(left.as_micros()).unwrap_or(u32::MAX));
-        let gather = busy && gather_us > 0 && ring.can_wait_for_a_batch();
+        let gather = busy && gather_us > 0 && driver.can_wait_for_a_batch();
         let result = if gather {
-            ring.enter(BATCH, Some(left), gather_us)
+            driver.enter(BATCH, Some(left), gather_us)
         } else {
-            ring.enter(1, Some(left), 0)
+            driver.enter(1, Some(left), 0)
         };
         self.io.mailbox.woke();
         Ok(result?)
@@ -220,7 +220,7 @@ impl<H: Handler> Shard<H> {
         act: impl FnOnce(&mut Streams, &mut Context<'_>, &mut H) -> R,
     ) -> R {
         let mut context = Context {
-            ring: &mut self.io.ring,
+            driver: &mut self.io.driver,
             counters: &mut self.counters,
             settings: &self.io.settings,
             now: self.now,
@@ -247,11 +247,11 @@ impl<H: Handler> Shard<H> {
             Operation::Accept => {
                 self.with_streams(|streams, context, _| streams.accepted(context, completion));
             }
-            Operation::Datagrams => self.received_datagram(completion, Registered::Datagrams),
-            Operation::Hellos => self.received_datagram(completion, Registered::Hellos),
+            Operation::Datagrams => self.received_datagram(completion, Inbox::Datagrams),
+            Operation::Hellos => self.received_datagram(completion, Inbox::Hellos),
             Operation::Wake => {
                 if !completion.more {
-                    self.io.ring.poll_readable(Registered::Wake, Operation::Wake.tag(0));
+                    self.io.driver.watch_wake(Operation::Wake.tag(0));
                 }
             }
             Operation::Receive => {
@@ -275,14 +275,16 @@ impl<H: Handler> Shard<H> {
                     streams.sent(context, id, bytes, completion.result);
                 });
             }
-            Operation::Cancel => self.streams.cancelled(id),
+            Operation::Cancel => {
+                self.with_streams(|streams, context, _| streams.cancelled(context, id));
+            }
         }
     }
 
-    fn received_datagram(&mut self, completion: Completion, socket: Registered) {
+    fn received_datagram(&mut self, completion: Completion, inbox: Inbox) {
         if let Payload::Received(lease) = completion.payload {
             self.counters.datagrams_in += 1;
-            let buffer = self.io.ring.read(&lease);
+            let buffer = self.io.driver.read(&lease);
             self.counters.datagram_bytes_in +=
                 buffer.len().saturating_sub(DATAGRAM_HEADER_LEN) as u64;
             match received_datagram(buffer) {
@@ -304,14 +306,14 @@ impl<H: Handler> Shard<H> {
                     }
                 },
             }
-            self.io.ring.give_back(lease);
+            self.io.driver.give_back(lease);
         } else if completion.result == -libc::ENOBUFS {
             self.counters.enobufs += 1;
         } else if completion.result < 0 {
             self.counters.receive_failed += 1;
         }
         if !completion.more {
-            self.io.ring.receive_datagrams(socket, completion.tag);
+            self.io.driver.receive_datagrams(inbox, completion.tag);
         }
     }
 
@@ -334,31 +336,31 @@ impl<H: Handler> Shard<H> {
     fn transmit(&mut self) {
         self.output = Output::Taken;
         for _ in 0..TRANSMITS_A_TURN {
-            let Some(mut slot) = self.io.ring.send_slot() else {
+            let Some(mut slot) = self.io.driver.send_slot() else {
                 self.counters.send_stalls += 1;
                 self.output = Output::Stalled;
                 return;
             };
-            let out = &mut self.io.ring.slot_bytes(&mut slot)[..MESSAGE_MAX];
+            let out = &mut self.io.driver.slot_bytes(&mut slot)[..MESSAGE_MAX];
             let Some(Transmit { to, len }) = self.handler.poll_transmit(out) else {
-                return self.io.ring.release_slot(slot);
+                return self.io.driver.release_slot(slot);
             };
             assert!((1..=MESSAGE_MAX).contains(&len), "a handler writes 1 to MESSAGE_MAX bytes");
             match to {
                 Path::Datagram(to) => match self.encode(to) {
                     Some(to) => {
-                        let ring = &mut self.io.ring;
-                        ring.send_datagram(Registered::Datagrams, slot, len, to.bytes());
+                        let driver = &mut self.io.driver;
+                        driver.send_datagram(slot, len, to.bytes());
                     }
                     None => {
                         self.counters.send_failed += 1;
-                        self.io.ring.release_slot(slot);
+                        self.io.driver.release_slot(slot);
                     }
                 },
                 Path::Stream(id) => {
                     let mut message = [0; MESSAGE_MAX];
-                    message[..len].copy_from_slice(&self.io.ring.slot_bytes(&mut slot)[..len]);
-                    self.io.ring.release_slot(slot);
+                    message[..len].copy_from_slice(&self.io.driver.slot_bytes(&mut slot)[..len]);
+                    self.io.driver.release_slot(slot);
                     self.with_streams(|streams, context, _| {
                         streams.queue(context, id, &message[..len]);
                     });
@@ -376,9 +378,9 @@ impl<H: Handler> Shard<H> {
 
     /// Takes everything back from the kernel, closes all streams and tells the handler.
     fn end(&mut self) {
-        self.streams.cancel_receives(&mut self.io.ring);
+        self.streams.cancel_receives(&mut self.io.driver);
         let counters = &mut self.counters;
-        self.io.ring.drain(DRAIN_PATIENCE, |completion| match &completion.payload {
+        self.io.driver.drain(DRAIN_PATIENCE, |completion| match &completion.payload {
             Payload::SentDatagram => count_sent(counters, completion.result),
             Payload::Received(_)
                 if Operation::of(completion.tag).0 == Some(Operation::Datagrams) =>

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 
-use crate::ring::{DATAGRAM_HEADER_LEN, SEND_CAPACITY, Sizes};
+use crate::driver::{Choice, DATAGRAM_HEADER_LEN, SEND_CAPACITY, Sizes};
 
 /// The longest message in either direction, datagram or stream, bytes.
 pub const MESSAGE_MAX: usize = 1_500;
@@ -21,6 +21,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Shards, one thread and its own sockets for each.
     pub shards: usize,
+    /// Which driver the shards use.
+    pub io: Choice,
     /// Cores to pin the shards to, by shard; empty pins none.
     pub cores: Vec<usize>,
     /// First byte of the datagrams that anybody can make. Each shard has a second UDP socket for them, so that a flood of
@@ -61,6 +63,7 @@ impl Default for Settings {
         Self {
             listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
             shards: 1,
+            io: Choice::Auto,
             cores: Vec::new(),
             hello: u8::MAX,
             receive_buffer: 4 << 20,

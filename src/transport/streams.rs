@@ -17,7 +17,7 @@ use super::event_loop::Operation;
 use super::framing::{Fault, Framer, LENGTH_LEN, Owner};
 use super::settings::Settings;
 use super::{Now, StreamId};
-use crate::ring::{Completion, Payload, Registered, Ring};
+use crate::driver::{Completion, Driver, Payload};
 
 /// Bits of a stream's number that are its place in the table; the rest counts the place's uses.
 const INDEX_BITS: u32 = 20;
@@ -94,7 +94,7 @@ struct Place {
 
 /// What the loop lends for a call.
 pub(super) struct Context<'a> {
-    pub(super) ring: &'a mut Ring,
+    pub(super) driver: &'a mut Driver,
     pub(super) counters: &'a mut Counters,
     pub(super) settings: &'a Settings,
     pub(super) now: Now,
@@ -173,7 +173,7 @@ impl Streams {
             }
         }
         if !completion.more {
-            context.ring.accept_streams(Registered::Listener, Operation::Accept.tag(0));
+            context.driver.accept_streams(Operation::Accept.tag(0));
         }
     }
 
@@ -236,8 +236,8 @@ impl Streams {
         match stream.phase {
             Phase::Closing => return,
             // Singly: a stream about to move must have nothing in flight.
-            Phase::Sorting => context.ring.receive_stream_once(stream.fd.as_fd(), tag),
-            _ => context.ring.receive_stream(stream.fd.as_fd(), tag),
+            Phase::Sorting => context.driver.receive_stream_once(stream.fd.as_fd(), tag),
+            _ => context.driver.receive_stream(stream.fd.as_fd(), tag),
         }
         stream.operations += 1;
     }
@@ -253,7 +253,7 @@ impl Streams {
         let phase = self.completed(id, completion.more);
         let mut moved = None;
         if let Payload::Received(lease) = completion.payload {
-            let bytes = context.ring.read(&lease);
+            let bytes = context.driver.read(&lease);
             let counters = &mut *context.counters;
             counters.stream_bytes_in += bytes.len() as u64;
             let shards = context.settings.shards;
@@ -282,12 +282,13 @@ impl Streams {
                     Err(fault) => Err(fault),
                 },
             };
-            context.ring.give_back(lease);
+            context.driver.give_back(lease);
             if let Err(fault) = result {
                 self.close(context, id, Reason::Fault(fault));
             }
         }
-        if moved.is_some() {
+        if let Some((_, stream)) = &moved {
+            context.driver.forget_stream(stream.fd.as_fd());
             return moved;
         }
         match completion.result {
@@ -299,7 +300,7 @@ impl Streams {
         if !completion.more && completion.result != 0 {
             self.receive(context, id);
         }
-        self.settle(id);
+        self.settle(context, id);
         None
     }
 
@@ -375,7 +376,7 @@ impl Streams {
         while let Some(id) = self.dirty.pop() {
             let Some(stream) = self.stream(id) else { continue };
             stream.dirty = false;
-            start_send(stream, context.ring, id);
+            start_send(stream, context.driver, id);
         }
     }
 
@@ -394,7 +395,7 @@ impl Streams {
         stream.sent += written;
         if phase != Phase::Closing && written > 0 && stream.sent < stream.lent {
             let tag = Operation::Send.tag(id.0);
-            context.ring.send_stream(stream.fd.as_fd(), bytes, stream.sent, tag);
+            context.driver.send_stream(stream.fd.as_fd(), bytes, stream.sent, tag);
             stream.operations += 1;
             return;
         }
@@ -404,7 +405,7 @@ impl Streams {
         } else if written == 0 {
             self.close(context, id, Reason::Error);
         } else if !stream.queue.is_empty() {
-            start_send(stream, context.ring, id);
+            start_send(stream, context.driver, id);
         } else if let Phase::Finishing(reason) = phase {
             self.close(context, id, reason);
         }
@@ -413,7 +414,7 @@ impl Streams {
             spare.clear();
             self.spares.push(spare);
         }
-        self.settle(id);
+        self.settle(context, id);
     }
 
     // ---- leaving
@@ -433,7 +434,7 @@ impl Streams {
         }
         if self.accept_at_us.is_some_and(|at| at <= now_us) {
             self.accept_at_us = None;
-            context.ring.accept_streams(Registered::Listener, Operation::Accept.tag(0));
+            context.driver.accept_streams(Operation::Accept.tag(0));
         }
     }
 
@@ -467,35 +468,38 @@ impl Streams {
         if stream.operations > 0 {
             let tag = Operation::Cancel.tag(id.0);
             if stream.lent == 0 {
-                context.ring.cancel_receive(Operation::Receive.tag(id.0), tag);
+                let receive = Operation::Receive.tag(id.0);
+                context.driver.cancel_receive(stream.fd.as_fd(), receive, tag);
             } else {
-                context.ring.cancel_stream(stream.fd.as_fd(), tag);
+                context.driver.cancel_stream(stream.fd.as_fd(), tag);
             }
             stream.operations += 1;
         }
         if stream.known {
             self.closed.push(id);
         }
-        self.settle(id);
+        self.settle(context, id);
     }
 
     /// The completion of a cancellation.
-    pub(super) fn cancelled(&mut self, id: StreamId) {
+    pub(super) fn cancelled(&mut self, context: &mut Context<'_>, id: StreamId) {
         self.completed(id, false);
-        self.settle(id);
+        self.settle(context, id);
     }
 
     /// Asks the kernel for all receives back, each by its name: to cancel whatever there is costs the square of it.
-    pub(super) fn cancel_receives(&self, ring: &mut Ring) {
+    pub(super) fn cancel_receives(&self, driver: &mut Driver) {
         for (index, place) in self.table.iter().enumerate() {
-            if place.stream.as_ref().is_some_and(|stream| stream.operations > 0) {
-                let id = StreamId::new(u32::try_from(index).unwrap_or(0), place.generation);
-                ring.cancel_receive(Operation::Receive.tag(id.0), Operation::Cancel.tag(id.0));
-            }
+            let Some(stream) = place.stream.as_ref().filter(|it| it.operations > 0) else {
+                continue;
+            };
+            let id = StreamId::new(u32::try_from(index).unwrap_or(0), place.generation);
+            let [receive, cancel] = [Operation::Receive, Operation::Cancel].map(|it| it.tag(id.0));
+            driver.cancel_receive(stream.fd.as_fd(), receive, cancel);
         }
     }
 
-    /// Ends all streams at once, with the ring already drained of their operations; returns those the handler knows.
+    /// Ends all streams at once, with the driver already drained of their operations; returns those the handler knows.
     pub(super) fn clear(&mut self, counters: &mut Counters) -> Vec<StreamId> {
         let mut known = std::mem::take(&mut self.closed);
         for (index, place) in self.table.drain(..).enumerate() {
@@ -521,8 +525,10 @@ impl Streams {
     }
 
     /// Frees a closing stream that nothing is in flight on.
-    fn settle(&mut self, id: StreamId) {
-        if self.stream(id).is_some_and(|it| it.phase == Phase::Closing && it.operations == 0) {
+    fn settle(&mut self, context: &mut Context<'_>, id: StreamId) {
+        let Some(stream) = self.stream(id) else { return };
+        if stream.phase == Phase::Closing && stream.operations == 0 {
+            context.driver.forget_stream(stream.fd.as_fd());
             self.table[id.index()].stream = None;
             self.vacate(id);
         }
@@ -545,12 +551,12 @@ fn find(table: &mut [Place], id: StreamId) -> Option<&mut Stream> {
 }
 
 /// Hands a stream's queue to the kernel, unless a send is in flight.
-fn start_send(stream: &mut Stream, ring: &mut Ring, id: StreamId) {
+fn start_send(stream: &mut Stream, driver: &mut Driver, id: StreamId) {
     if stream.lent > 0 || stream.queue.is_empty() || stream.phase == Phase::Closing {
         return;
     }
     let bytes = std::mem::take(&mut stream.queue);
     (stream.lent, stream.sent) = (bytes.len(), 0);
-    ring.send_stream(stream.fd.as_fd(), bytes, 0, Operation::Send.tag(id.0));
+    driver.send_stream(stream.fd.as_fd(), bytes, 0, Operation::Send.tag(id.0));
     stream.operations += 1;
 }

@@ -91,6 +91,37 @@ fn a_stream_without_an_authentic_record_does_not_stay() {
     assert_eq!(world.shard.poll_close(), None);
 }
 
+/// A device has one session and needs one stream, however many it opens and proves.
+#[test]
+fn a_stream_over_which_no_session_speaks_any_more_does_not_stay() {
+    let mut world = World::new();
+    let mut device = world.opened();
+    let streams = [8, 9, 10].map(StreamId::simulated);
+    for stream in streams {
+        let record = reading(&world, &mut device, false);
+        world.shard.handle_message(world.now, stream, &record);
+        world.shard.handle_turn(world.now);
+    }
+    let mut closed = Vec::new();
+    for _ in 0..3 {
+        world.pass(30_000_000);
+        world.shard.handle_turn(world.now);
+        closed.extend(std::iter::from_fn(|| world.shard.poll_close()));
+    }
+    assert_eq!(closed, streams[..2], "the session speaks over the last one");
+    device.close();
+    let mut out = [0; MESSAGE_MAX];
+    while let Some(len) = device.poll_transmit(world.now.mono_us, &mut out) {
+        world.shard.handle_message(world.now, streams[2], &out[..len]);
+    }
+    for _ in 0..2 {
+        world.pass(30_000_000);
+        world.shard.handle_turn(world.now);
+        closed.extend(std::iter::from_fn(|| world.shard.poll_close()));
+    }
+    assert_eq!(closed, streams);
+}
+
 /// A HELLO whose session is pending is answered as often as it comes: here much faster than the
 /// network takes the answers.
 #[test]

@@ -123,44 +123,11 @@ fn scalar(secret: &SecretScalar) -> duet_curve::SecretScalar {
     }
 }
 
-fn even_point(agreed: &duet_curve::PublicKey) -> PublicKey {
-    let (x, mut y) = (agreed.x(), agreed.y());
-    if y[31] & 1 == 1 {
-        negate(&mut y);
-    }
-    point(&x, &y)
-}
-
 fn point(x: &[u8; 32], y: &[u8; 32]) -> PublicKey {
     let mut out = [4; 65];
     out[1..33].copy_from_slice(x);
     out[33..].copy_from_slice(y);
     PublicKey(out)
-}
-
-/// p − y for 0 < y < p, big-endian.
-fn negate(y: &mut [u8; 32]) {
-    const P: [u8; 32] = {
-        let mut p = [0xff; 32];
-        let mut i = 4;
-        while i < 8 {
-            p[i] = 0;
-            i += 1;
-        }
-        p[7] = 1;
-        while i < 20 {
-            p[i] = 0;
-            i += 1;
-        }
-        p
-    };
-    let mut borrow = false;
-    for (digit, p) in y.iter_mut().zip(P).rev() {
-        let (difference, under) = p.overflowing_sub(*digit);
-        let (difference, again) = difference.overflowing_sub(u8::from(borrow));
-        *digit = difference;
-        borrow = under | again;
-    }
 }
 
 impl Engine for Batched {
@@ -218,7 +185,8 @@ impl Engine for Batched {
         let mut answers: Vec<Option<Encapsulated>> = tasks.iter().map(|_| None).collect();
         let mut put = |place: usize, agreed: &duet_curve::Agreed| {
             let shared = SharedX(*agreed.shared.as_bytes());
-            answers[place] = Some(Encapsulated { point: even_point(&agreed.public), shared });
+            let public = point(&agreed.public.x(), &agreed.public.y()).with_even_y();
+            answers[place] = Some(Encapsulated { point: public, shared });
         };
 
         let kept = tasks.iter().zip(&scalars).enumerate();

@@ -32,7 +32,7 @@ pub enum RingError {
     /// Locked memory is exhausted.
     #[error(
         "io_uring needs more locked memory than RLIMIT_MEMLOCK allows ({limit_bytes} bytes for all rings of this user): \
-         raise it (ulimit -l, LimitMEMLOCK=), or use fewer shards or smaller queues"
+         raise it (ulimit -l, LimitMEMLOCK=), or use fewer shards or smaller [queues]"
     )]
     LockedMemory {
         /// The soft limit in force.
@@ -58,6 +58,18 @@ pub enum RingError {
 }
 
 impl RingError {
+    /// Whether this machine or its policy does not let `io_uring` be used, where something else may work.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Disabled { .. }
+            | Self::Filtered { .. }
+            | Self::Absent
+            | Self::LockedMemory { .. }
+            | Self::TooOld { .. } => true,
+            Self::Descriptors | Self::Failed { .. } => false,
+        }
+    }
+
     /// Explains why `io_uring_setup` failed, from its error and the state of this machine.
     pub(super) fn of_setup(error: io::Error) -> Self {
         let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")

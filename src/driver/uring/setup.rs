@@ -3,34 +3,17 @@
 //! Owns the order of those steps. Must not submit anything.
 #![allow(unsafe_code)]
 
-use std::os::fd::RawFd;
+use std::os::fd::AsRawFd;
 
 use io_uring::register::{Probe, Restriction};
 use io_uring::{IoUring, opcode, squeue};
 
-use super::buffers::{BufferRing, Group};
-use super::core::{Memory, Ring};
+use super::super::buffers::Group;
+use super::super::sends::SendSlots;
+use super::super::{DriverError, Files, Sizes};
 use super::error::RingError;
-use super::sends::SendSlots;
-
-/// How large a ring and its memory are.
-#[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    /// Submission queue entries, rounded up to a power of two by the kernel. More can be pushed; they wait.
-    pub submissions: u32,
-    /// Completion queue entries, at least as many as submissions. An overflow is kept by the kernel, at a cost.
-    pub completions: u32,
-    /// Buffers for datagrams, a power of two.
-    pub datagram_buffers: u16,
-    /// Bytes of each.
-    pub datagram_buffer_len: usize,
-    /// Buffers for streams, a power of two.
-    pub stream_buffers: u16,
-    /// Bytes of each.
-    pub stream_buffer_len: usize,
-    /// Datagrams that can be on their way out at once.
-    pub send_slots: u32,
-}
+use super::provided::BufferRing;
+use super::ring::{Memory, Ring};
 
 /// Every operation this program submits: the probe demands them and the restrictions allow no other.
 const OPERATIONS: [(u8, &str); 6] = [
@@ -48,12 +31,11 @@ pub(super) const REGISTER_RING_FDS: u8 = 20;
 pub(super) const UNREGISTER_RING_FDS: u8 = 21;
 
 impl Ring {
-    /// Makes a disabled ring with `files` registered, in the order of [`Registered`](super::Registered). Any thread may
-    /// do this; the thread that then calls [`enable`](Self::enable) owns the ring.
+    /// Makes a disabled ring with `files` registered. Any thread may do this; the thread that then calls [`enable`](Self::enable) owns the ring.
     ///
     /// # Errors
     /// When the kernel refuses; the error says why.
-    pub fn new(sizes: &Sizes, files: &[RawFd]) -> Result<Self, RingError> {
+    pub fn new(sizes: &Sizes, files: &Files<'_>) -> Result<Self, DriverError> {
         let inner = IoUring::builder()
             .dontfork()
             .setup_r_disabled()
@@ -69,17 +51,17 @@ impl Ring {
             (inner.params().is_feature_submit_stable(), "IORING_FEAT_SUBMIT_STABLE"),
         ] {
             if !present {
-                return Err(RingError::TooOld { missing });
+                return Err(RingError::TooOld { missing }.into());
             }
         }
         probe(&inner)?;
 
         let memory = Memory::new(
             BufferRing::new(Group::Datagrams, sizes.datagram_buffers, sizes.datagram_buffer_len)
-                .map_err(RingError::failed("map datagram buffers"))?,
+                .map_err(DriverError::Buffers)?,
             BufferRing::new(Group::Streams, sizes.stream_buffers, sizes.stream_buffer_len)
-                .map_err(RingError::failed("map stream buffers"))?,
-            SendSlots::new(sizes.send_slots).map_err(RingError::failed("map send slots"))?,
+                .map_err(DriverError::Buffers)?,
+            SendSlots::new(sizes.send_slots).map_err(DriverError::Buffers)?,
         );
         for group in Group::ALL {
             let buffers = memory.buffers(group);
@@ -95,7 +77,10 @@ impl Ring {
             }
             .map_err(RingError::failed("register a buffer ring"))?;
         }
-        inner.submitter().register_files(files).map_err(RingError::failed("register files"))?;
+        // In the order of `Registered`.
+        let Files { datagrams, listener, wake, hellos } = files;
+        let files = [datagrams, listener, wake, hellos].map(AsRawFd::as_raw_fd);
+        inner.submitter().register_files(&files).map_err(RingError::failed("register files"))?;
         let restricted = restrict(&inner);
         Ok(Self::assemble(inner, memory, restricted))
     }
@@ -123,4 +108,74 @@ fn restrict(inner: &IoUring) -> bool {
     let flags = squeue::Flags::FIXED_FILE | squeue::Flags::BUFFER_SELECT;
     allowed.push(Restriction::sqe_flags_allowed(flags.bits()));
     inner.submitter().register_restrictions(&mut allowed).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::fd::AsFd;
+    use std::time::Duration;
+
+    use super::super::super::EventFd;
+    use super::super::ring::Kind;
+    use super::*;
+
+    fn ring() -> Ring {
+        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let wake = EventFd::new().unwrap();
+        let files = Files {
+            datagrams: datagrams.as_fd(),
+            hellos: datagrams.as_fd(),
+            listener: listener.as_fd(),
+            wake: wake.as_fd(),
+        };
+        let sizes = Sizes {
+            submissions: 8,
+            completions: 16,
+            datagram_buffers: 4,
+            datagram_buffer_len: 2_048,
+            stream_buffers: 4,
+            stream_buffer_len: 2_048,
+            send_slots: 4,
+        };
+        let mut ring = Ring::new(&sizes, &files).unwrap();
+        ring.enable().unwrap();
+        ring
+    }
+
+    #[test]
+    fn an_operation_that_is_not_on_the_list_is_refused() {
+        let mut ring = ring();
+        if !ring.is_restricted() {
+            eprintln!("SKIPPED: this kernel refuses io_uring restrictions");
+            return;
+        }
+        let forbidden = [
+            opcode::Nop::new().build(),
+            opcode::Close::new(io_uring::types::Fd(-1)).build(),
+            opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+        ];
+        for (tag, entry) in (0..).zip(forbidden) {
+            ring.push(entry.user_data(Kind::Plain.user_data(tag)));
+        }
+        ring.watch_wake(7);
+        let mut completions = Vec::new();
+        ring.enter(3, Some(Duration::from_secs(1)), 0).unwrap();
+        ring.reap(&mut completions);
+        let results: Vec<_> = completions.iter().map(|it| (it.tag, it.result)).collect();
+        assert_eq!(results, [(0, -libc::EACCES), (1, -libc::EACCES), (2, -libc::EACCES)]);
+        assert_eq!(ring.in_flight(), 1, "what is on the list is taken");
+    }
+
+    #[test]
+    fn nothing_more_can_be_registered() {
+        let ring = ring();
+        if !ring.is_restricted() {
+            eprintln!("SKIPPED: this kernel refuses io_uring restrictions");
+            return;
+        }
+        let error = ring.submitter().register_files(&[0]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+    }
 }

@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
-use super::buffers::{BufferRing, Group, Lease};
+use super::super::buffers::{Group, Lease};
+use super::super::completion::{Completion, NAME_LEN, Payload};
+use super::super::sends::{SendSlot, SendSlots, StreamSends};
 use super::error::RingError;
-use super::sends::{SendSlot, SendSlots, StreamSends};
+use super::provided::BufferRing;
 use super::setup::{REGISTER_RING_FDS, UNREGISTER_FILES, UNREGISTER_RING_FDS};
 
 /// Tags occupy the low 56 bits; the top byte is the ring's own [`Kind`].
@@ -56,34 +58,6 @@ impl Kind {
     }
 }
 
-/// What a completion gives back to its reader.
-#[derive(Debug)]
-pub enum Payload {
-    /// Nothing.
-    None,
-    /// A received buffer, to be returned with [`Ring::give_back`].
-    Received(Lease),
-    /// The vector that a stream send borrowed.
-    Sent(Vec<u8>),
-    /// A datagram send is over; its slot is back in the slab.
-    SentDatagram,
-    /// A new stream.
-    Accepted(OwnedFd),
-}
-
-/// One completion.
-#[derive(Debug)]
-pub struct Completion {
-    /// The operation's tag (for datagram sends: the slot's index).
-    pub tag: u64,
-    /// Bytes or a descriptor, or a negated errno.
-    pub result: i32,
-    /// Whether the operation goes on. If not, nothing of it is in flight any more.
-    pub more: bool,
-    /// Memory that comes back with it.
-    pub payload: Payload,
-}
-
 /// Everything the kernel may touch on its own time.
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -102,7 +76,7 @@ impl Memory {
     pub(super) fn new(datagrams: BufferRing, streams: BufferRing, slots: SendSlots) -> Self {
         // SAFETY: zeroes are a valid msghdr: null pointers and zero lengths.
         let mut receive_shape: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
-        receive_shape.msg_namelen = super::operations::NAME_LEN;
+        receive_shape.msg_namelen = NAME_LEN;
         Self { datagrams, streams, slots, sends: StreamSends::default(), receive_shape }
     }
 
@@ -187,6 +161,11 @@ impl Ring {
             self.registered_index = i32::try_from(update.offset).ok();
         }
         Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn submitter(&self) -> io_uring::Submitter<'_> {
+        self.inner.submitter()
     }
 
     /// Whether the kernel accepted the allow-list of operations.
@@ -310,7 +289,7 @@ impl Ring {
             let mut leased = |group| match cqueue::buffer_select(entry.flags()) {
                 Some(id) => {
                     let len = usize::try_from(entry.result()).unwrap_or(0);
-                    Payload::Received(self.memory.buffers_mut(group).lease(id, len))
+                    Payload::Received(self.memory.buffers_mut(group).buffers.lease(id, len))
                 }
                 None => Payload::None,
             };
@@ -340,7 +319,7 @@ impl Ring {
 
     /// The bytes of a received buffer.
     pub fn read(&self, lease: &Lease) -> &[u8] {
-        self.memory.buffers(lease.group).read(lease)
+        self.memory.buffers(lease.group).buffers.read(lease)
     }
 
     /// Hands a buffer to the kernel again.

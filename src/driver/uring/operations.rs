@@ -3,28 +3,21 @@
 //! Callers keep a descriptor open until the operation's last completion.
 #![allow(unsafe_code)]
 
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::{opcode, types};
 
-use super::buffers::Group;
-use super::core::{Kind, Ring};
-use super::sends::{SEND_CAPACITY, SendSlot};
-
-/// Bytes kept for a datagram's source: a `sockaddr_in6`.
-pub(super) const NAME_LEN: u32 = 28;
+use super::super::Inbox;
+use super::super::buffers::Group;
+use super::super::sends::{SEND_CAPACITY, SendSlot};
+use super::ring::{Kind, Ring};
 
 /// Files registered at creation, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Registered {
-    /// The datagram socket.
+pub(super) enum Registered {
     Datagrams = 0,
-    /// The stream listener.
     Listener = 1,
-    /// The eventfd by which other threads end a wait.
     Wake = 2,
-    /// The datagram socket for what anybody can make.
     Hellos = 3,
 }
 
@@ -35,10 +28,16 @@ impl Registered {
 }
 
 impl Ring {
-    /// Receives datagrams until a completion without `more`. Each buffer holds a header ([`received_datagram`]).
-    pub fn receive_datagrams(&mut self, socket: Registered, tag: u64) {
+    /// Receives datagrams until a completion without `more`. Each buffer holds a header
+    /// ([`received_datagram`](super::super::received_datagram)).
+    pub fn receive_datagrams(&mut self, inbox: Inbox, tag: u64) {
         let shape: *const libc::msghdr = &raw const *self.memory.receive_shape;
-        let entry = opcode::RecvMsgMulti::new(socket.fixed(), shape, Group::Datagrams.id()).build();
+        let socket = match inbox {
+            Inbox::Datagrams => Registered::Datagrams,
+            Inbox::Hellos => Registered::Hellos,
+        };
+        let socket = socket.fixed();
+        let entry = opcode::RecvMsgMulti::new(socket, shape, Group::Datagrams.id()).build();
         self.push(entry.user_data(Kind::ReceiveDatagrams.user_data(tag)));
     }
 
@@ -59,9 +58,11 @@ impl Ring {
         self.push(entry.user_data(Kind::ReceiveStreams.user_data(tag)));
     }
 
-    /// Accepts streams until a completion without `more`; each comes as [`Payload::Accepted`](super::Payload::Accepted), closed on exec.
-    pub fn accept_streams(&mut self, listener: Registered, tag: u64) {
-        let entry = opcode::AcceptMulti::new(listener.fixed()).flags(libc::SOCK_CLOEXEC).build();
+    /// Accepts streams until a completion without `more`; each comes as
+    /// [`Payload::Accepted`](super::super::Payload::Accepted), closed on exec.
+    pub fn accept_streams(&mut self, tag: u64) {
+        let listener = Registered::Listener.fixed();
+        let entry = opcode::AcceptMulti::new(listener).flags(libc::SOCK_CLOEXEC).build();
         self.push(entry.user_data(Kind::Accept.user_data(tag)));
     }
 
@@ -69,11 +70,12 @@ impl Ring {
     ///
     /// # Panics
     /// If `len` exceeds a slot.
-    pub fn send_datagram(&mut self, socket: Registered, slot: SendSlot, len: usize, to: &[u8]) {
+    pub fn send_datagram(&mut self, slot: SendSlot, len: usize, to: &[u8]) {
         assert!(len <= SEND_CAPACITY, "a datagram fits its slot");
-        let (index, address, bytes) = self.memory.slots.lend(slot, to);
+        let index = self.memory.slots.lend(slot, to);
+        let (address, bytes) = self.memory.slots.lent(index);
         let [len, to_len] = [len, to.len()].map(|len| u32::try_from(len).unwrap_or(0));
-        let entry = opcode::Send::new(socket.fixed(), bytes, len)
+        let entry = opcode::Send::new(Registered::Datagrams.fixed(), bytes, len)
             .dest_addr(address.cast())
             .dest_addr_len(to_len)
             .build();
@@ -85,7 +87,7 @@ impl Ring {
     /// # Panics
     /// If `from` is not inside the vector.
     pub fn send_stream(&mut self, stream: BorrowedFd<'_>, bytes: Vec<u8>, from: usize, tag: u64) {
-        assert!(from < bytes.len() && tag < 1 << super::core::TAG_BITS, "something to send");
+        assert!(from < bytes.len() && tag < 1 << super::ring::TAG_BITS, "something to send");
         let len = u32::try_from(bytes.len() - from).unwrap_or(u32::MAX);
         let (index, address) = self.memory.sends.lend(bytes, tag);
         // SAFETY: `from` is inside the vector, checked above.
@@ -96,10 +98,10 @@ impl Ring {
         self.push(entry.user_data(Kind::SendStream.user_data(u64::from(index))));
     }
 
-    /// Reports each time `file` becomes readable, until a completion without `more`.
-    pub fn poll_readable(&mut self, file: Registered, tag: u64) {
+    /// Reports each wake by the eventfd, until a completion without `more`.
+    pub fn watch_wake(&mut self, tag: u64) {
         let events = u32::from(libc::POLLIN.cast_unsigned());
-        let entry = opcode::PollAdd::new(file.fixed(), events).multi(true).build();
+        let entry = opcode::PollAdd::new(Registered::Wake.fixed(), events).multi(true).build();
         self.push(entry.user_data(Kind::Plain.user_data(tag)));
     }
 
@@ -116,19 +118,3 @@ impl Ring {
         self.push(entry.user_data(Kind::Plain.user_data(tag)));
     }
 }
-
-/// Where a datagram came from, its bytes, and whether the kernel had to cut it; `None` if the buffer makes no sense.
-pub fn received_datagram(buffer: &[u8]) -> Option<(SocketAddr, &[u8], bool)> {
-    // struct io_uring_recvmsg_out: namelen, controllen, payloadlen, flags; then the name's space, then the payload.
-    const HEADER: usize = 16;
-    let (header, rest) = buffer.split_at_checked(HEADER)?;
-    let word = |at: usize| header[at..at + 4].try_into().map(u32::from_ne_bytes).unwrap_or(0);
-    let (name, payload) = rest.split_at_checked(NAME_LEN as usize)?;
-    let name_len = usize::try_from(word(0)).ok()?;
-    let from = super::address::decode(name.get(..name_len)?)?;
-    let cut = word(12) & libc::MSG_TRUNC.cast_unsigned() != 0;
-    Some((from, payload, cut))
-}
-
-/// Bytes in front of a datagram's payload in its buffer.
-pub const DATAGRAM_HEADER_LEN: usize = 16 + NAME_LEN as usize;

@@ -14,7 +14,7 @@ pub const SEND_CAPACITY: usize = 2_048;
 const ADDRESS_CAPACITY: usize = 64;
 const STRIDE: usize = ADDRESS_CAPACITY + SEND_CAPACITY;
 
-/// The right to write one send slot; [`Ring::send_datagram`](super::Ring::send_datagram) takes it.
+/// The right to write one send slot; [`Driver::send_datagram`](super::Driver::send_datagram) takes it.
 #[derive(Debug)]
 #[must_use = "a slot that is dropped is lost: send it or release it"]
 pub struct SendSlot(u32);
@@ -54,17 +54,24 @@ impl SendSlots {
         unsafe { std::slice::from_raw_parts_mut(start, SEND_CAPACITY) }
     }
 
-    /// Hands the slot to the kernel: its index, the address of its destination and of its bytes.
+    /// Hands the slot to the kernel, with its destination: its index.
     #[expect(clippy::needless_pass_by_value, reason = "lending ends the right to write")]
-    pub(super) fn lend(&mut self, slot: SendSlot, to: &[u8]) -> (u32, *const u8, *const u8) {
+    pub(super) fn lend(&mut self, slot: SendSlot, to: &[u8]) -> u32 {
         assert!(to.len() <= ADDRESS_CAPACITY, "a socket address fits");
         self.lent[slot.0 as usize] = true;
         let base = self.memory.at(slot.0 as usize * STRIDE, STRIDE);
         // SAFETY: the first ADDRESS_CAPACITY bytes of the slot are inside the mapping, belong to this slot alone, and
         // `to` fits them; it cannot overlap, being borrowed from elsewhere.
         unsafe { std::ptr::copy_nonoverlapping(to.as_ptr(), base, to.len()) };
-        // SAFETY: still inside the same slot.
-        (slot.0, base, unsafe { base.add(ADDRESS_CAPACITY) })
+        slot.0
+    }
+
+    /// Where the destination and the bytes of a slot lie that is with the kernel.
+    pub(super) fn lent(&self, index: u32) -> (*mut u8, *mut u8) {
+        assert!(self.lent[index as usize], "a slot that is with the kernel");
+        let base = self.memory.at(index as usize * STRIDE, STRIDE);
+        // SAFETY: inside the same slot.
+        (base, unsafe { base.add(ADDRESS_CAPACITY) })
     }
 
     /// The kernel is done with slot `index`.
@@ -113,7 +120,8 @@ mod tests {
         slots.bytes_mut(&mut first)[SEND_CAPACITY - 1] = 7;
         let second = slots.acquire().unwrap();
         assert!(slots.acquire().is_none());
-        let (index, to, bytes) = slots.lend(first, &[1; 28]);
+        let index = slots.lend(first, &[1; 28]);
+        let (to, bytes) = slots.lent(index);
         assert_eq!(bytes as usize - to as usize, ADDRESS_CAPACITY);
         slots.take_back(index);
         slots.release(second);

@@ -1,0 +1,322 @@
+//! How a shard's thread does I/O: operations are pushed, the thread enters the kernel, completions are reaped.
+//!
+//! There are two drivers behind one face: [`uring::Ring`], a raw `io_uring`, and [`epoll::Epoll`], which keeps the same
+//! promises with `epoll`, `recvmmsg` and `sendmmsg` where the kernel or a policy refuses `io_uring`. [`Driver`] is one of
+//! them. Everything above is written once.
+//!
+//! It owns every byte of memory the kernel may read or write on its own time. It must not know what the bytes mean, keep
+//! connection state, or decide policy; [`crate::transport`] does that.
+//!
+//! # Who owns a buffer, and when
+//!
+//! A buffer belongs to the driver from the moment an operation naming it is pushed until that operation's *last*
+//! completion. The types say so; nothing above this module can hold both the buffer and the operation:
+//!
+//! * **Receive** buffers are of two sets ([`Group`]). A completion that carries data carries a [`Lease`], the only way to
+//!   read it. [`Driver::give_back`] consumes the lease. A lease is neither `Clone` nor `Copy`.
+//! * **Datagram send** buffers are slots of a fixed slab. [`Driver::send_slot`] hands out a [`SendSlot`];
+//!   [`Driver::send_datagram`] consumes it. The slot returns to the slab when the completion is reaped.
+//! * **Stream send** buffers are plain vectors, moved into [`Driver::send_stream`] and moved out again in the
+//!   completion's [`Payload::Sent`].
+//!
+//! Callers keep a stream's descriptor open until the last completion of its operations, and say
+//! [`forget_stream`](Driver::forget_stream) before they close it or give it away.
+//!
+//! # The fence
+//!
+//! The crate denies `unsafe`; the files of this module allow it. Each driver says what it relies on.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+mod address;
+mod buffers;
+mod completion;
+pub mod epoll;
+mod event;
+mod region;
+mod sends;
+pub mod uring;
+
+pub use self::address::EncodedAddress;
+pub use self::buffers::{Group, Lease};
+pub use self::completion::{Completion, DATAGRAM_HEADER_LEN, Payload, received_datagram};
+pub use self::event::EventFd;
+pub use self::sends::{SEND_CAPACITY, SendSlot};
+
+use self::epoll::Epoll;
+use self::uring::{Ring, RingError};
+
+/// How large a driver and its memory are.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Submission queue entries, rounded up to a power of two by the kernel. More can be pushed; they wait.
+    pub submissions: u32,
+    /// Completion queue entries, at least as many as submissions. An overflow is kept by the kernel, at a cost.
+    pub completions: u32,
+    /// Buffers for datagrams, a power of two.
+    pub datagram_buffers: u16,
+    /// Bytes of each.
+    pub datagram_buffer_len: usize,
+    /// Buffers for streams, a power of two.
+    pub stream_buffers: u16,
+    /// Bytes of each.
+    pub stream_buffer_len: usize,
+    /// Datagrams that can be on their way out at once.
+    pub send_slots: u32,
+}
+
+/// What a driver serves from the start, beside the streams that come and go. It keeps its own hold of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Files<'a> {
+    /// The datagram socket that everything is sent from.
+    pub datagrams: BorrowedFd<'a>,
+    /// The datagram socket for what anybody can make.
+    pub hellos: BorrowedFd<'a>,
+    /// The stream listener.
+    pub listener: BorrowedFd<'a>,
+    /// The eventfd by which other threads end a wait.
+    pub wake: BorrowedFd<'a>,
+}
+
+/// Which datagram socket to receive from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inbox {
+    /// [`Files::datagrams`].
+    Datagrams,
+    /// [`Files::hellos`].
+    Hellos,
+}
+
+/// Which driver is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Choice {
+    /// `io_uring`, and `epoll` where that is refused.
+    #[default]
+    Auto,
+    /// `io_uring` or nothing.
+    IoUring,
+    /// `epoll`, without asking for `io_uring`.
+    Epoll,
+}
+
+/// Which of the two drivers one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `io_uring`.
+    IoUring,
+    /// `epoll`, `recvmmsg` and `sendmmsg`.
+    Epoll,
+}
+
+impl Kind {
+    /// Its name, as the setting has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::IoUring => "io_uring",
+            Self::Epoll => "epoll",
+        }
+    }
+}
+
+/// A driver could not be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// `io_uring` refused.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// No memory for receive buffers or send slots.
+    #[error(
+        "cannot map a shard's buffers: {0}; raise the process's limit (ulimit -v, LimitAS=), or use fewer shards or \
+         smaller [queues]"
+    )]
+    Buffers(#[source] io::Error),
+    /// `epoll` or a socket under it refused.
+    #[error("epoll failed to {step}: {source}")]
+    Epoll {
+        /// What was being done.
+        step: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl DriverError {
+    /// Whether this machine or its policy does not let `io_uring` be used, where something else may work.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Ring(error) if error.is_refusal())
+    }
+}
+
+/// One of the two drivers.
+#[derive(Debug)]
+pub enum Driver {
+    /// `io_uring`.
+    Uring(Ring),
+    /// `epoll` with `recvmmsg` and `sendmmsg`.
+    Epoll(Epoll),
+}
+
+/// The same call on whichever it is.
+macro_rules! either {
+    ($self:ident, $driver:ident => $call:expr) => {
+        match $self {
+            Driver::Uring($driver) => $call,
+            Driver::Epoll($driver) => $call,
+        }
+    };
+}
+
+impl Driver {
+    /// Which it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Uring(_) => Kind::IoUring,
+            Self::Epoll(_) => Kind::Epoll,
+        }
+    }
+
+    /// Makes the calling thread the one that owns the driver.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn enable(&mut self) -> Result<(), DriverError> {
+        match self {
+            Self::Uring(ring) => Ok(ring.enable()?),
+            Self::Epoll(_) => Ok(()),
+        }
+    }
+
+    /// Does everything pushed and waits until `want` completions are there or `timeout` is over, whichever is first.
+    /// With `min_wait_us` completions gather for that long, then one is enough. `want` 0 polls.
+    ///
+    /// # Errors
+    /// When the kernel refuses for a reason other than time, a signal or momentary pressure.
+    pub fn enter(
+        &mut self,
+        want: u32,
+        timeout: Option<Duration>,
+        min_wait_us: u32,
+    ) -> Result<(), DriverError> {
+        match self {
+            Self::Uring(ring) => Ok(ring.enter(want, timeout, min_wait_us)?),
+            Self::Epoll(epoll) => epoll.enter(want, timeout, min_wait_us),
+        }
+    }
+
+    /// Whether [`enter`](Self::enter) can wait for a batch (with a `min_wait_us`).
+    pub fn can_wait_for_a_batch(&self) -> bool {
+        match self {
+            Self::Uring(ring) => ring.can_wait_for_a_batch(),
+            Self::Epoll(_) => true,
+        }
+    }
+
+    /// Moves every completion that is there into `into`.
+    pub fn reap(&mut self, into: &mut Vec<Completion>) {
+        either!(self, driver => driver.reap(into));
+    }
+
+    /// Cancels everything and reaps until nothing is in flight or `patience` ends; true if nothing is. `each` sees
+    /// every completion before its memory is returned.
+    pub fn drain(&mut self, patience: Duration, each: impl FnMut(&Completion)) -> bool {
+        either!(self, driver => driver.drain(patience, each))
+    }
+
+    // ---- memory
+
+    /// The bytes of a received buffer.
+    pub fn read(&self, lease: &Lease) -> &[u8] {
+        either!(self, driver => driver.read(lease))
+    }
+
+    /// Makes a buffer free to be received into again.
+    pub fn give_back(&mut self, lease: Lease) {
+        either!(self, driver => driver.give_back(lease));
+    }
+
+    /// A free send slot, if any.
+    pub fn send_slot(&mut self) -> Option<SendSlot> {
+        either!(self, driver => driver.send_slot())
+    }
+
+    /// The bytes of a slot, to be written.
+    pub fn slot_bytes(&mut self, slot: &mut SendSlot) -> &mut [u8] {
+        either!(self, driver => driver.slot_bytes(slot))
+    }
+
+    /// Puts an unused slot back.
+    pub fn release_slot(&mut self, slot: SendSlot) {
+        either!(self, driver => driver.release_slot(slot));
+    }
+
+    // ---- operations
+
+    /// Receives datagrams until a completion without `more`. Each buffer holds a header ([`received_datagram`]).
+    pub fn receive_datagrams(&mut self, inbox: Inbox, tag: u64) {
+        either!(self, driver => driver.receive_datagrams(inbox, tag));
+    }
+
+    /// Accepts streams until a completion without `more`; each comes as [`Payload::Accepted`], closed on exec.
+    pub fn accept_streams(&mut self, tag: u64) {
+        either!(self, driver => driver.accept_streams(tag));
+    }
+
+    /// Reports each wake by the eventfd, until a completion without `more`.
+    pub fn watch_wake(&mut self, tag: u64) {
+        either!(self, driver => driver.watch_wake(tag));
+    }
+
+    /// Receives from a stream until a completion without `more`.
+    pub fn receive_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
+        either!(self, driver => driver.receive_stream(stream, tag));
+    }
+
+    /// Receives from a stream once.
+    pub fn receive_stream_once(&mut self, stream: BorrowedFd<'_>, tag: u64) {
+        either!(self, driver => driver.receive_stream_once(stream, tag));
+    }
+
+    /// Sends the first `len` bytes of `slot` to an encoded socket address. The slot comes back by itself.
+    ///
+    /// # Panics
+    /// If `len` exceeds a slot.
+    pub fn send_datagram(&mut self, slot: SendSlot, len: usize, to: &[u8]) {
+        either!(self, driver => driver.send_datagram(slot, len, to));
+    }
+
+    /// Sends `bytes[from..]` on a stream. The vector comes back with the completion.
+    ///
+    /// # Panics
+    /// If `from` is not inside the vector.
+    pub fn send_stream(&mut self, stream: BorrowedFd<'_>, bytes: Vec<u8>, from: usize, tag: u64) {
+        either!(self, driver => driver.send_stream(stream, bytes, from, tag));
+    }
+
+    /// Cancels the receive on a stream that was begun with `receive_tag`.
+    pub fn cancel_receive(&mut self, stream: BorrowedFd<'_>, receive_tag: u64, tag: u64) {
+        match self {
+            Self::Uring(ring) => ring.cancel_receive(receive_tag, tag),
+            Self::Epoll(epoll) => epoll.cancel_receive(stream, tag),
+        }
+    }
+
+    /// Cancels every operation on a stream.
+    pub fn cancel_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
+        either!(self, driver => driver.cancel_stream(stream, tag));
+    }
+
+    /// Says that a stream with nothing in flight is about to be closed or given away.
+    pub fn forget_stream(&mut self, stream: BorrowedFd<'_>) {
+        match self {
+            // It knows nothing of a descriptor but the operations in flight.
+            Self::Uring(_) => (),
+            Self::Epoll(epoll) => epoll.forget_stream(stream),
+        }
+    }
+}

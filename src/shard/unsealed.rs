@@ -1,0 +1,88 @@
+//! What a turn has to say in its sessions: written one after the other, sealed as one batch. Its memory is kept from turn
+//! to turn.
+
+use arrayvec::ArrayVec;
+use duet_aead::{Gcm, Record};
+use duet_protocol::record::nonce;
+use duet_protocol::wire::{DOWN_HEADER, DownHeader, SessionId, TAG};
+use rustc_hash::FxHashMap;
+use zeroize::Zeroize as _;
+
+use super::RECORD_BATCH;
+use super::session::Session;
+use crate::transport::Path;
+
+/// Messages of sessions before they are sealed.
+#[derive(Default)]
+pub(super) struct Unsealed {
+    /// Each message's header, text and room for its tag.
+    bytes: Vec<u8>,
+    items: Vec<Item>,
+}
+
+struct Item {
+    session: SessionId,
+    path: Path,
+    header: DownHeader,
+    len: usize,
+}
+
+impl Unsealed {
+    /// Adds a message.
+    pub(super) fn push(&mut self, session: SessionId, path: Path, header: DownHeader, text: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&header.encode());
+        self.bytes.extend_from_slice(text);
+        self.bytes.resize(self.bytes.len() + TAG, 0);
+        self.items.push(Item { session, path, header, len: self.bytes.len() - start });
+    }
+
+    /// Seals all of them and hands each to `send`; those whose sessions have ended meanwhile are left out.
+    pub(super) fn seal(
+        &mut self,
+        gcm: Gcm,
+        sessions: &FxHashMap<SessionId, Session>,
+        mut send: impl FnMut(Path, &[u8]),
+    ) {
+        let mut rest = self.bytes.as_mut_slice();
+        for items in self.items.chunks(RECORD_BATCH) {
+            let (chunk, after) = rest.split_at_mut(items.iter().map(|item| item.len).sum());
+            rest = after;
+            seal_chunk(gcm, sessions, items, chunk);
+            let mut chunk = &*chunk;
+            for item in items {
+                let (message, after) = chunk.split_at(item.len);
+                chunk = after;
+                if sessions.contains_key(&item.session) {
+                    send(item.path, message);
+                }
+            }
+        }
+        self.bytes.clear();
+        self.items.clear();
+    }
+}
+
+fn seal_chunk(
+    gcm: Gcm,
+    sessions: &FxHashMap<SessionId, Session>,
+    items: &[Item],
+    mut bytes: &mut [u8],
+) {
+    let associated: ArrayVec<_, RECORD_BATCH> =
+        items.iter().map(|item| item.header.associated_data(item.session)).collect();
+    let mut records: ArrayVec<Record<'_>, RECORD_BATCH> = ArrayVec::new();
+    for (item, aad) in items.iter().zip(&associated) {
+        let (message, after) = bytes.split_at_mut(item.len);
+        bytes = after;
+        let Some(session) = sessions.get(&item.session) else { continue };
+        let Some((payload, tag)) = message[DOWN_HEADER..].split_last_chunk_mut::<TAG>() else {
+            unreachable!("a message is written with room for its tag")
+        };
+        let nonce = nonce(session.down.iv(), item.header.sequence);
+        records.push(Record { key: session.down.key(), nonce, aad, payload, tag });
+    }
+    gcm.seal_batch(&mut records);
+    // The first nonce is the IV itself.
+    records.iter_mut().for_each(|record| record.nonce.zeroize());
+}

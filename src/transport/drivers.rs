@@ -1,0 +1,99 @@
+//! Which driver the shards get, and the making of them. Must not decide anything once they run.
+
+use std::os::fd::AsFd;
+
+use super::bind::{Sockets, TransportError, Warning};
+use super::settings::Settings;
+use crate::driver::epoll::Epoll;
+use crate::driver::uring::Ring;
+use crate::driver::{Choice, Driver, DriverError, EventFd, Files};
+
+/// Forces the choice that the settings leave open: for tests, and to compare the drivers.
+const VARIABLE: &str = "DUET_IO";
+
+/// Makes the drivers of all shards, all of one kind. `auto` takes epoll only where io_uring is refused, with a warning.
+///
+/// This happens on a thread of its own, which ends at once. The kernel remembers who made a ring and, when the ring is
+/// closed, interrupts that thread's system calls (`EINTR`): here nobody is left to be interrupted.
+pub(super) fn make_drivers(
+    settings: &Settings,
+    sockets: &[Sockets],
+    events: &[&EventFd],
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<Driver>, TransportError> {
+    let choice = match settings.io {
+        Choice::Auto => forced(std::env::var(VARIABLE).ok().as_deref())?,
+        asked => asked,
+    };
+    let make = || {
+        if choice != Choice::Epoll {
+            match rings(settings, sockets, events) {
+                Ok(rings) => return Ok((rings, None)),
+                Err(refusal) if choice == Choice::Auto && refusal.is_refusal() => {
+                    let drivers = pollers(settings, sockets, events)?;
+                    return Ok((drivers, Some(Warning::Fallback(refusal))));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((pollers(settings, sockets, events)?, None))
+    };
+    let made: Result<_, DriverError> = std::thread::scope(|scope| scope.spawn(make).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let (drivers, warning) = made?;
+    warnings.extend(warning);
+    if drivers.iter().any(|driver| matches!(driver, Driver::Uring(ring) if !ring.is_restricted())) {
+        warnings.push(Warning::Unrestricted);
+    }
+    Ok(drivers)
+}
+
+/// The choice that the environment makes.
+fn forced(value: Option<&str>) -> Result<Choice, TransportError> {
+    match value {
+        None | Some("" | "auto") => Ok(Choice::Auto),
+        Some("io_uring") => Ok(Choice::IoUring),
+        Some("epoll") => Ok(Choice::Epoll),
+        Some(_) => Err(TransportError::Settings("DUET_IO must be auto, io_uring or epoll")),
+    }
+}
+
+fn files<'a>(sockets: &'a [Sockets], events: &'a [&EventFd]) -> impl Iterator<Item = Files<'a>> {
+    sockets.iter().zip(events).map(|(own, event)| Files {
+        datagrams: own.datagrams.as_fd(),
+        hellos: own.hellos.as_fd(),
+        listener: own.listener.as_fd(),
+        wake: event.as_fd(),
+    })
+}
+
+fn rings(
+    settings: &Settings,
+    sockets: &[Sockets],
+    events: &[&EventFd],
+) -> Result<Vec<Driver>, DriverError> {
+    let sizes = settings.sizes();
+    files(sockets, events).map(|files| Ring::new(&sizes, &files).map(Driver::Uring)).collect()
+}
+
+fn pollers(
+    settings: &Settings,
+    sockets: &[Sockets],
+    events: &[&EventFd],
+) -> Result<Vec<Driver>, DriverError> {
+    let sizes = settings.sizes();
+    files(sockets, events).map(|files| Epoll::new(&sizes, &files).map(Driver::Epoll)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_chooses_by_name() {
+        assert_eq!(forced(None).unwrap(), Choice::Auto);
+        assert_eq!(forced(Some("epoll")).unwrap(), Choice::Epoll);
+        assert_eq!(forced(Some("io_uring")).unwrap(), Choice::IoUring);
+        assert!(forced(Some("select")).unwrap_err().to_string().contains("DUET_IO"));
+    }
+}

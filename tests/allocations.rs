@@ -1,0 +1,240 @@
+//! A warm shard allocates for no record: counted on its own thread, with real devices over UDP and TCP.
+#![allow(clippy::unwrap_used, reason = "a test's helpers may")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use duet::registry::{Enrolment, NewDevice, Registry, SourceSet};
+use duet::shard::engine::Batched;
+use duet::shard::{GatewayKey, Mail, Reading, Settings, Shard, Sink};
+use duet::transport::{self, MailSender, bind, run_shard};
+use duet_protocol::device::{Config, Device};
+use duet_protocol::ec::{SecretScalar, Software};
+use duet_protocol::identity::{DeviceId, Fingerprint, Gateway, RegistrationKey};
+use duet_protocol::initiator::{DeviceKey, Identity};
+use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
+use duet_protocol::wire::{Kind, MESSAGE_MAX, SessionId};
+
+/// Devices over each transport.
+const DEVICES: u8 = 32;
+const WARM_UP: usize = 50;
+const ROUNDS: usize = 600;
+
+/// Counts what is allocated on threads that asked for it.
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static COUNTED: Cell<bool> = const { Cell::new(false) };
+}
+
+// SAFETY: hands everything to the system's allocator as it came; counting neither allocates nor unwinds.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if COUNTED.get() {
+            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on; `alloc` took it from there.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+/// Says at once of every reading that it is durable. The spool's share is not counted here.
+struct Durable {
+    mail: MailSender<Mail>,
+    stored: Vec<(SessionId, u32)>,
+}
+
+impl Sink for Durable {
+    fn take(&mut self, reading: &Reading<'_>) {
+        if reading.confirm {
+            self.stored.push((reading.session, reading.sequence));
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.stored.is_empty() {
+            COUNTED.set(false);
+            assert!(self.mail.try_send(Mail::Durable(self.stored.clone())).is_ok());
+            COUNTED.set(true);
+            self.stored.clear();
+        }
+    }
+}
+
+enum Socket {
+    Udp(UdpSocket),
+    Tcp(TcpStream),
+}
+
+struct Client {
+    device: Device<Software>,
+    socket: Socket,
+}
+
+impl Client {
+    fn new(device: Device<Software>, to: SocketAddr, transport: Transport) -> Self {
+        let patience = Some(Duration::from_secs(10));
+        let socket = match transport {
+            Transport::Datagram => {
+                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                socket.connect(to).unwrap();
+                socket.set_read_timeout(patience).unwrap();
+                Socket::Udp(socket)
+            }
+            Transport::Stream => {
+                let stream = TcpStream::connect(to).unwrap();
+                stream.set_nodelay(true).unwrap();
+                stream.set_read_timeout(patience).unwrap();
+                Socket::Tcp(stream)
+            }
+        };
+        Self { device, socket }
+    }
+
+    fn send(&mut self) {
+        let mut out = [0; MESSAGE_MAX];
+        while let Some(len) = self.device.poll_transmit(0, &mut out) {
+            match &mut self.socket {
+                Socket::Udp(socket) => drop(socket.send(&out[..len]).unwrap()),
+                Socket::Tcp(stream) => {
+                    let length = u16::try_from(len).unwrap().to_be_bytes();
+                    stream.write_all(&[&length, &out[..len]].concat()).unwrap();
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self) {
+        let mut bytes = [0; MESSAGE_MAX];
+        let len = match &mut self.socket {
+            Socket::Udp(socket) => socket.recv(&mut bytes).unwrap(),
+            Socket::Tcp(stream) => {
+                let mut length = [0; 2];
+                stream.read_exact(&mut length).unwrap();
+                let len = usize::from(u16::from_be_bytes(length));
+                stream.read_exact(&mut bytes[..len]).unwrap();
+                len
+            }
+        };
+        self.device.handle_message(0, &mut bytes[..len]).unwrap();
+    }
+
+    /// Two readings, of which the second is confirmed.
+    fn read(&mut self) {
+        self.device.send_reading(0, 1, b"nobody waits for this", false).unwrap();
+        self.device.send_reading(0, 2, b"somebody waits for this", true).unwrap();
+        self.send();
+    }
+
+    fn await_confirmation(&mut self) {
+        while self.device.poll_confirmed().is_none() {
+            self.receive();
+        }
+    }
+}
+
+/// A shard on a thread that is counted, and its devices.
+fn world(dir: &std::path::Path) -> (MailSender<Mail>, std::thread::JoinHandle<()>, Vec<Client>) {
+    let registry = Registry::create(&dir.join("registry.redb")).unwrap();
+    let secret = SecretScalar::from_bytes(&[0x31; 32]).unwrap();
+    let fingerprint = Fingerprint::of_certificate(b"gateway");
+    let gateway = Gateway { key_id: 1, fingerprint, key: secret.public_key() };
+    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+    let members: Vec<_> = (0..2 * DEVICES)
+        .map(|seed| {
+            let transport = if seed < DEVICES { Transport::Datagram } else { Transport::Stream };
+            let (id, key) = (DeviceId([seed; 8]), RegistrationKey([seed; 32]));
+            registry
+                .add(
+                    NewDevice {
+                        name: format!("device-{seed}").parse().unwrap(),
+                        enrolment: Enrolment::RegisteredId { id, key: key.clone() },
+                        sources: SourceSet::of([profile.source]),
+                    },
+                    1_800_000_000,
+                )
+                .unwrap();
+            let fingerprint = Fingerprint::of_registered_id(&id);
+            let identity = Identity { id, fingerprint, key: DeviceKey::Registration(key) };
+            let config = Config { identity, gateway, profile, transport, fresh: 1 };
+            (Device::new(Software, config, [seed; 32]), transport)
+        })
+        .collect();
+
+    let mut bound = bind::<Mail>(transport::Settings {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        hello: Kind::Hello.byte(),
+        ..transport::Settings::default()
+    })
+    .unwrap();
+    let settings = Settings {
+        keys: vec![GatewayKey { gateway, secret }],
+        node_key: [0x77; 32],
+        index: 0,
+        shards: 1,
+        idle_us: 600_000_000,
+        pending_us: 10_000_000,
+        lifetime_s: 86_400,
+        sessions_max: 1_000,
+        pending_max: 500,
+        retry_from: 500,
+        hello_us: 40,
+        gcm: duet_aead::Gcm::best(),
+        gauges: std::sync::Arc::default(),
+    };
+    let (io, mail) = (bound.shards.remove(0), bound.mail.remove(0));
+    let (view, own) = (registry.view().unwrap(), mail.clone());
+    let thread = std::thread::spawn(move || {
+        COUNTED.set(true);
+        let engine = Batched::new(duet_curve::Backend::detect(), 0);
+        let sink = Durable { mail: own, stored: Vec::with_capacity(1_024) };
+        run_shard(io, Shard::new(settings, view, engine, sink)).unwrap();
+        COUNTED.set(false);
+    });
+    let to = bound.local;
+    let client = |(device, transport)| Client::new(device, to, transport);
+    (mail, thread, members.into_iter().map(client).collect())
+}
+
+#[test]
+fn a_warm_shard_allocates_for_no_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mail, thread, mut clients) = world(dir.path());
+    for client in &mut clients {
+        client.device.open(0);
+        client.send();
+        client.receive();
+        assert!(client.device.is_open());
+    }
+    let mut rounds = |count| {
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        for _ in 0..count {
+            clients.iter_mut().for_each(Client::read);
+            clients.iter_mut().for_each(Client::await_confirmation);
+        }
+        ALLOCATIONS.load(Ordering::Relaxed) - before
+    };
+    assert!(rounds(WARM_UP) > 0, "the shard's thread is counted");
+    let allocations = rounds(ROUNDS);
+    let records = u64::from(DEVICES) * 2 * 2 * u64::try_from(ROUNDS).unwrap();
+    println!("{allocations} allocations for {records} records and their confirmations");
+    // Once a second the shard publishes its metrics; that is all that remains.
+    assert!(allocations < records / 100, "{allocations} allocations for {records} records");
+    assert!(mail.try_send(Mail::Drain).is_ok());
+    thread.join().unwrap();
+}

@@ -1,0 +1,124 @@
+//! The load generator against a real gateway: what it counts, and that it does not flatter.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use duet_protocol::profile::{KeySource, Mode, Profile};
+use loadgen::crowd::{Loop, Loss};
+use loadgen::load::{Bench, Outcome, Plan, Scenario};
+use rustix::process::{Pid, Signal, kill_process};
+
+fn plan() -> Plan {
+    Plan {
+        scenario: Scenario::Steady,
+        devices: 200,
+        profile: Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral },
+        connect_per_s: 400,
+        readings_per_s: 1_000,
+        pacing: Loop::Open,
+        warm_up: Duration::ZERO,
+        span: Duration::from_secs(3),
+        payloads: vec![b"21.5".to_vec(), b"21.6".to_vec()],
+        loss: Loss(0),
+        seed: 1,
+        threads: 1,
+        shards: 2,
+    }
+}
+
+fn bench(dir: &Path, plan: Plan) -> Bench {
+    Bench::start(Path::new(env!("CARGO_BIN_EXE_duet")), dir, plan).unwrap()
+}
+
+fn run(plan: Plan) -> Outcome {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = bench(dir.path(), plan);
+    let outcome = bench.run().unwrap();
+    bench.stop().unwrap();
+    outcome
+}
+
+/// The gateway stands still for a second in the middle of the run.
+fn run_with_a_stall(pacing: Loop) -> Outcome {
+    let dir = tempfile::tempdir().unwrap();
+    let few_and_often = Plan { pacing, devices: 20, readings_per_s: 2_000, ..plan() };
+    let mut bench = bench(dir.path(), few_and_often);
+    let pid = Pid::from_raw(bench.gateway_pid().try_into().unwrap()).unwrap();
+    let outcome = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(1_300));
+            kill_process(pid, Signal::STOP).unwrap();
+            std::thread::sleep(Duration::from_secs(1));
+            kill_process(pid, Signal::CONT).unwrap();
+        });
+        bench.run().unwrap()
+    });
+    bench.stop().unwrap();
+    outcome
+}
+
+#[test]
+fn an_open_loop_shows_a_stall_that_a_closed_one_hides() {
+    let open = run_with_a_stall(Loop::Open).report.measured;
+    assert_eq!(open.done, open.due, "what was late is not lost");
+    assert!(open.latency_ms.p99 > 500.0, "a third of all readings were due meanwhile: {open}");
+    let closed = run_with_a_stall(Loop::Closed).report.measured;
+    assert!(closed.latency_ms.max > 500.0, "the stall was there: {closed}");
+    assert!(closed.latency_ms.p99 < 500.0, "one reading of each device met it: {closed}");
+}
+
+#[test]
+fn every_reading_of_the_schedule_is_sent_and_confirmed() {
+    let Outcome { report, latency } = run(plan());
+    assert_eq!((report.connect.due, report.connect.done), (200, 200));
+    // 200 devices, each once in 200 ms, for 3 s.
+    assert_eq!((report.measured.due, report.measured.done), (3_000, 3_000));
+    assert_eq!(latency.len(), 3_000);
+    assert_eq!(report.csv().lines().count(), report.series.len() + 1);
+    assert_eq!(report.series.last().unwrap().open, 200);
+}
+
+#[test]
+fn storms_bring_every_device_back() {
+    for scenario in [Scenario::HandshakeStorm, Scenario::ReconnectStorm] {
+        let report = run(Plan { scenario, devices: 1_000, ..plan() }).report;
+        assert_eq!((report.measured.due, report.measured.done), (1_000, 1_000), "{scenario:?}");
+    }
+}
+
+#[test]
+fn a_lossy_link_costs_time_and_no_reading() {
+    let plan = Plan { loss: Loss(50_000), readings_per_s: 400, ..plan() };
+    let report = run(plan).report;
+    assert_eq!(report.measured.done, report.measured.due);
+    assert!(
+        report.measured.latency_ms.p99 > 500.0,
+        "retransmissions take a second: {}",
+        report.measured
+    );
+}
+
+#[test]
+fn a_search_ends_between_what_holds_and_what_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = bench(dir.path(), Plan { span: Duration::from_millis(300), ..plan() });
+    // No gateway confirms within a microsecond.
+    let tried = bench.find_max(0.001).unwrap();
+    bench.stop().unwrap();
+    assert!(!tried.is_empty() && tried.iter().all(|one| !one.2));
+}
+
+#[test]
+fn the_hdr_log_is_one() {
+    let outcome = run(Plan { span: Duration::from_secs(1), ..plan() });
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("latency.hlog");
+    outcome.write_hdr(&path).unwrap();
+    let text = std::fs::read(&path).unwrap();
+    let intervals = hdrhistogram::serialization::interval_log::IntervalLogIterator::new(&text);
+    let histograms = intervals.map(Result::unwrap).filter(|entry| {
+        matches!(entry, hdrhistogram::serialization::interval_log::LogEntry::Interval(_))
+    });
+    assert_eq!(histograms.count(), 1);
+}
