@@ -267,7 +267,11 @@ fn read_frame(from: &mut impl Read) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+
+    const HERE: Host = Host::Thread { address: Ipv4Addr::LOCALHOST };
 
     #[test]
     fn every_variant_does_the_job_and_takes_as_many_flights_as_it_should() {
@@ -280,7 +284,7 @@ mod tests {
             (Variant::V13Resumed, 3, 4),
             (Variant::V13Early, 3, 4),
         ] {
-            let server = Server::start(dir.path(), variant, &Host::Thread).unwrap();
+            let server = Server::start(dir.path(), variant, &HERE).unwrap();
             let road = Road::loopback(server.address);
             let client = Client::new(dir.path(), variant).unwrap();
             let prepared = client.prepare(&road).unwrap();
@@ -301,7 +305,7 @@ mod tests {
         create_keys(ours.path()).unwrap();
         create_keys(theirs.path()).unwrap();
         for variant in Variant::ALL {
-            let server = Server::start(ours.path(), variant, &Host::Thread).unwrap();
+            let server = Server::start(ours.path(), variant, &HERE).unwrap();
             let road = Road::loopback(server.address);
             let job = |dir: &Path| {
                 let client = Client::new(dir, variant)?;
