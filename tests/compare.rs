@@ -34,7 +34,7 @@ fn two_messages_and_two_round_trips_against_four_and_four_at_each_round_trip_tim
         contenders: CATALOGUE.to_vec(),
         repetitions: 1,
         samples: 1,
-        round_trips_ms: vec![20, 100, 300],
+        round_trips_ms: vec![50, 100, 300],
         losses_percent: vec![0.0],
         conditions: Conditions::default(),
         sessions: 2,

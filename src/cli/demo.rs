@@ -66,6 +66,7 @@ impl Demo {
         let job = Job { gateway: address, readings: READINGS, ramp, limit: LIMIT, threads: 2 };
         let outcomes = fleet::run(members, job)?;
         println!("fleet        {} devices done in {:.1?}", outcomes.len(), began.elapsed());
+        let here = Place::Sockets(Host::Thread { address: Ipv4Addr::LOCALHOST });
         let report = compare::run(&gateway, compared, &settings, here, &|_| ())?;
         gateway.stop()?;
 
