@@ -11,7 +11,7 @@ pub const UDP_OVERHEAD: u64 = 20 + 8;
 pub const TCP_OVERHEAD: u64 = 20 + 20 + 12;
 
 /// Which way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     /// From the device.
     Up,
@@ -20,7 +20,7 @@ pub enum Way {
 }
 
 /// A count for each way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Both {
     /// From the device.
     pub up: u64,

@@ -5,6 +5,7 @@ pub mod crowd;
 pub mod exchange;
 pub mod fleet;
 pub mod hosts;
+pub mod link;
 pub mod load;
 pub mod local;
 pub mod process_clock;

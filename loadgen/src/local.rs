@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use duet_protocol::profile::{Mode, Profile, Transport};
 use p256::pkcs8::DecodePrivateKey as _;
 
 use crate::fleet::Member;
-use crate::process_clock::process_cpu;
+use crate::process_clock::{process_cpu, process_memory};
 
 /// The key id in a new gateway's settings.
 const KEY_ID: u8 = 0;
@@ -66,6 +66,20 @@ impl LocalGateway {
         shards: usize,
         wanted: &[Wanted],
     ) -> Result<(Self, Vec<Member>)> {
+        Self::start_at(Ipv4Addr::LOCALHOST, program, dir, shards, wanted)
+    }
+
+    /// The same, on free ports of another address: of a network namespace, when the calling thread is in one.
+    ///
+    /// # Errors
+    /// What the program said, when it refused.
+    pub fn start_at(
+        address: Ipv4Addr,
+        program: &Path,
+        dir: &Path,
+        shards: usize,
+        wanted: &[Wanted],
+    ) -> Result<(Self, Vec<Member>)> {
         let state = dir.join("state");
         duet(program, &state, &["init"])?;
         let gateway = read_certificate(&state.join("gateway.pem"))?;
@@ -89,7 +103,7 @@ impl LocalGateway {
         let mut child = Command::new(program)
             .arg("--state")
             .arg(&state)
-            .args(["run", "--shards", &shards, "--listen", "127.0.0.1:0"])
+            .args(["run", "--shards", &shards, "--listen", &format!("{address}:0")])
             .args(["--metrics", "127.0.0.1:0"])
             .stdout(Stdio::piped())
             .spawn()
@@ -139,6 +153,14 @@ impl LocalGateway {
     /// When the kernel does not tell.
     pub fn cpu(&self) -> Result<Duration> {
         Ok(process_cpu(self.child.id())?)
+    }
+
+    /// The memory that it occupies now, bytes.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn memory(&self) -> Result<u64> {
+        Ok(process_memory(self.child.id())?)
     }
 
     /// Lets it drain and end.

@@ -1,4 +1,5 @@
-//! `clock_getcpuclockid`: the one clock that counts another process's threads that have ended, too.
+//! What a process has used: `clock_getcpuclockid` is the one clock that counts another process's threads
+//! that have ended, too; memory is what `/proc` says.
 //!
 //! Invariant: the kernel writes one clock's name and one time, both into places of ours.
 #![allow(unsafe_code)]
@@ -28,6 +29,17 @@ pub fn process_cpu(pid: u32) -> io::Result<Duration> {
     Ok(Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0)))
 }
 
+/// The memory that a process occupies now (`VmRSS`), bytes; what the kernel keeps for it is not in it.
+///
+/// # Errors
+/// When there is no such process.
+pub fn process_memory(pid: u32) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map(|kib| kib * 1_024).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
@@ -47,5 +59,14 @@ mod tests {
         std::thread::spawn(busy).join().unwrap();
         assert!(process_cpu(pid).unwrap() - before >= Duration::from_millis(50));
         assert!(process_cpu(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn memory_that_is_written_counts() {
+        let before = process_memory(std::process::id()).unwrap();
+        let held = vec![1u8; 64 << 20];
+        assert!(process_memory(std::process::id()).unwrap() >= before + (32 << 20));
+        drop(held);
+        assert!(process_memory(u32::MAX).is_err());
     }
 }

@@ -2,64 +2,132 @@
 
 use std::fmt::Write as _;
 
-use crate::compare::Report;
+use crate::compare::{Cell, Report};
 
 /// Aligned columns, and in plain words which figure is what.
 #[must_use]
 pub fn render(report: &Report) -> String {
     let mut out = String::new();
-    let delays: Vec<_> = report.rows.first().map_or(Vec::new(), |row| {
-        row.delayed_ms.iter().map(|delayed| delayed.round_trip_ms).collect()
-    });
-    let mut line = format!(
-        "{:<34} {:>7} {:>6} {:>11} {:>13} {:>9} {:>9} {:>8}",
-        "", "flights", "round", "packets", "IP bytes", "device", "gateway", "RTT 0"
+    let _ = writeln!(
+        out,
+        "{:<29} {:>9} {:>6} {:>8} {:>12} {:>9} {:>9} {:>8}",
+        "", "flights", "round", "packets", "IP bytes", "device", "gateway", "memory"
     );
-    for delay in &delays {
-        let _ = write!(line, " {:>8}", format!("RTT {delay}"));
-    }
-    let _ = writeln!(out, "{line}");
-    let mut line = format!(
-        "{:<34} {:>7} {:>6} {:>11} {:>13} {:>9} {:>9} {:>8}",
-        "", "", "trips", "up/down", "up/down", "CPU µs", "CPU µs", "ms"
+    let _ = writeln!(
+        out,
+        "{:<29} {:>9} {:>6} {:>8} {:>12} {:>9} {:>9} {:>8}",
+        "", "of all", "trips", "up/down", "up/down", "CPU µs", "CPU µs", "B/sess."
     );
-    for _ in &delays {
-        let _ = write!(line, " {:>8}", "ms");
-    }
-    let _ = writeln!(out, "{line}");
-    for row in &report.rows {
+    for row in &report.contenders {
+        let flights = format!("{} of {}", row.flights.handshake, row.flights.all);
         let packets = format!("{}/{}", row.packets.up, row.packets.down);
         let bytes = format!("{}/{}", row.ip_bytes.up, row.ip_bytes.down);
-        let mut line = format!(
-            "{:<34} {:>7} {:>6} {packets:>11} {bytes:>13} {:>9.0} {:>9.0} {:>8.2}",
-            row.name,
-            row.handshake_flights,
-            row.round_trips,
-            row.device_cpu_us,
-            row.server_cpu_us,
-            row.first_confirmed_ms
+        let memory = row.gateway_memory_bytes.map_or("–".into(), |bytes| format!("{bytes:.0}"));
+        let _ = writeln!(
+            out,
+            "{:<29} {flights:>9} {:>6} {packets:>8} {bytes:>12} {:>9.0} {:>9.0} {memory:>8}",
+            row.name, row.round_trips, row.device_cpu_us, row.gateway_cpu_us
         );
-        for delayed in &row.delayed_ms {
-            let _ = write!(line, " {:>8.0}", delayed.first_confirmed_ms);
+    }
+    for loss in &report.settings.losses_percent {
+        times(&mut out, report, *loss);
+    }
+    let _ = writeln!(
+        out,
+        "\nThe job: from power on until a {}-byte reading is confirmed, both sides' identity proven.\n\
+        flights: those with a part of the handshake, of all until the confirmation, TCP's set-up included.",
+        report.settings.reading_bytes
+    );
+    for figure in &report.figures {
+        let _ = writeln!(out, "{:<9} {}: {}", figure.kind, figure.name, figure.how);
+    }
+    if let Some(late) = report.lateness {
+        let _ = writeln!(
+            out,
+            "the link  handed packets on up to {} µs late (half of them), {} (99 of 100), {} (all)",
+            late.p50_us, late.p99_us, late.max_us
+        );
+    }
+    for remark in &report.remarks {
+        let _ = writeln!(out, "note      {remark}");
+    }
+    out
+}
+
+/// Times to the first confirmed reading at one loss: a column for each round-trip time.
+fn times(out: &mut String, report: &Report, loss: f64) {
+    let Some(samples) = report.contenders.iter().flat_map(|row| &row.cells).next() else { return };
+    let _ = writeln!(
+        out,
+        "\nTime to the first confirmed reading, ms, p50 / p99 of {} jobs, at a loss of {loss}% each way\n\
+        (a last column in % is the share confirmed within {} s, where not all were)\n",
+        samples.samples, report.settings.limit_s
+    );
+    let mut line = format!("{:<29}", "round-trip time, ms");
+    for ms in &report.settings.round_trips_ms {
+        let _ = write!(line, " {ms:>13}");
+    }
+    let _ = writeln!(out, "{line}");
+    for row in &report.contenders {
+        let mut line = format!("{:<29}", row.name);
+        let at_loss = |cell: &&Cell| (cell.loss_percent - loss).abs() < 1e-9;
+        let cells: Vec<_> = row.cells.iter().filter(at_loss).collect();
+        for cell in &cells {
+            let _ = write!(line, " {:>13}", format!("{} / {}", ms(cell.p50_ms), ms(cell.p99_ms)));
+        }
+        let worst = cells.iter().map(|cell| cell.success_percent).fold(100.0, f64::min);
+        if worst < 100.0 {
+            let _ = write!(line, " {worst:>5.0}%");
         }
         let _ = writeln!(out, "{line}");
     }
-    let _ = write!(
-        out,
-        "\n\
-The job: from power on until a 64-byte reading is confirmed, both sides' identity proven.\n\
-measured  flights (changes of direction at the device's socket until it holds the keys); packets\n\
-\x20         (datagrams, or segments as the kernel counts them, SYN and ACK included); CPU of the\n\
-\x20         device's thread (median of {repetitions}) and of the server (mean of {repetitions}); RTT 0 (median of {repetitions});\n\
-\x20         RTT over UDP (median of {samples}, through a link that delays)\n\
-derived   round trips (half of all changes of direction, and one for TCP's own handshake); IP bytes\n\
-\x20         (28 bytes a datagram, 52 a segment); RTT over TCP: measured through the link, and one\n\
-\x20         round trip added, because the link cannot delay the kernel's handshake\n\
-not alike Duet's gateway decrypts, writes the reading to disk and syncs before it confirms, wakes for\n\
-\x20         one handshake at a time here, and is a whole process; the TLS server only answers. Duet's\n\
-\x20         device computes with portable Rust (p256), the TLS client with assembly (aws-lc-rs).\n",
-        repetitions = report.repetitions,
-        samples = report.samples
+}
+
+/// Two or more digits that matter; what is beyond the limit is a word.
+fn ms(value: Option<f64>) -> String {
+    match value {
+        None => "never".into(),
+        Some(ms) if ms < 9.95 => format!("{ms:.1}"),
+        Some(ms) => format!("{ms:.0}"),
+    }
+}
+
+/// One line for each contender and cell, for spreadsheets.
+#[must_use]
+pub fn csv(report: &Report) -> String {
+    let mut out = String::from(
+        "contender,family,transport,handshake_flights,flights,round_trips,packets_up,packets_down,\
+        ip_bytes_up,ip_bytes_down,device_cpu_us,gateway_cpu_us,gateway_memory_bytes,\
+        round_trip_ms,loss_percent,samples,success_percent,p50_ms,p99_ms\n",
     );
+    let or_nothing =
+        |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.3}"));
+    for row in &report.contenders {
+        for cell in &row.cells {
+            let _ = writeln!(
+                out,
+                "{},{},{},{},{},{},{},{},{},{},{:.1},{:.1},{},{},{},{},{},{},{}",
+                row.key,
+                row.family,
+                row.transport,
+                row.flights.handshake,
+                row.flights.all,
+                row.round_trips,
+                row.packets.up,
+                row.packets.down,
+                row.ip_bytes.up,
+                row.ip_bytes.down,
+                row.device_cpu_us,
+                row.gateway_cpu_us,
+                or_nothing(row.gateway_memory_bytes),
+                cell.round_trip_ms,
+                cell.loss_percent,
+                cell.samples,
+                cell.success_percent,
+                or_nothing(cell.p50_ms),
+                or_nothing(cell.p99_ms),
+            );
+        }
+    }
     out
 }

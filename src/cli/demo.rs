@@ -14,10 +14,11 @@ use clap::Args;
 use duet::config::{Config, Overrides};
 use duet::delivery::Reader;
 use duet_protocol::profile::{Profile, Transport};
-use loadgen::compare::{self, Settings};
+use loadgen::compare::{self, Place, Settings};
 use loadgen::fleet::{self, Job, Outcome};
 use loadgen::local::{LocalGateway, Wanted};
 use loadgen::table;
+use loadgen::tls::Host;
 
 /// Readings that each device sends.
 const READINGS: u16 = 3;
@@ -47,7 +48,7 @@ impl Demo {
         let dir = parent.join(format!("duet-demo-{}", std::process::id()));
         fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let program = std::env::current_exe()?;
-        let settings = Settings::quick();
+        let settings = Settings::demo();
         let mut wanted = fleet_of(self.devices);
         wanted.extend(settings.wanted());
         let began = Instant::now();
@@ -64,7 +65,8 @@ impl Demo {
         let job = Job { gateway: address, readings: READINGS, ramp, limit: LIMIT, threads: 2 };
         let outcomes = fleet::run(members, job)?;
         println!("fleet        {} devices done in {:.1?}", outcomes.len(), began.elapsed());
-        let report = compare::run(&gateway, compared, &settings)?;
+        let report =
+            compare::run(&gateway, compared, &settings, Place::Sockets(Host::Thread), &|_| ())?;
         gateway.stop()?;
 
         print_profiles(&outcomes);
