@@ -1,0 +1,169 @@
+//! `loadgen load`: its options, and what it prints.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use loadgen::crowd::{Loop, Loss};
+use loadgen::load::{self, Bench, Latency, Plan};
+
+use super::{read_profile, write_json};
+
+#[derive(Args)]
+#[command(
+    after_help = "Latency counts from the time when a reading was due, whether or not the gateway was ready for it \
+    (open loop). Exit code 1 also when the run is not valid, because this program itself was the bottleneck."
+)]
+pub(super) struct Load {
+    /// What the devices do
+    #[arg(long, value_enum, default_value = "steady")]
+    scenario: Scenario,
+    /// How many devices, each with an address of its own, over UDP
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    devices: u32,
+    /// Their profile
+    #[arg(long, value_name = "PROFILE", default_value = "registered-id/ephemeral")]
+    profile: String,
+    /// Devices that begin to connect each second, outside of storms
+    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
+    connect_rate: u32,
+    /// Readings a second, of all devices together
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+    /// A device sends its next reading only after the last one was confirmed
+    #[arg(long)]
+    closed_loop: bool,
+    /// Search the highest rate at which all readings are confirmed and p99 stays below --p99
+    #[arg(long)]
+    find_max: bool,
+    /// The criterion of --find-max, ms
+    #[arg(long, value_name = "MS", default_value_t = 50.0)]
+    p99: f64,
+    /// Seconds of readings before the measurement
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    warm_up: u64,
+    /// Seconds of the measurement
+    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    duration: u64,
+    /// Bytes of a reading
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(0..=128))]
+    payload: u16,
+    /// Readings from a file instead, one a line, such as a CSV of real ones
+    #[arg(long, value_name = "FILE", conflicts_with = "payload")]
+    payloads: Option<PathBuf>,
+    /// Percent of the datagrams that the link loses, in each direction
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.0)]
+    loss: f64,
+    /// Seed of the devices' randomness and of the losses
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Threads of this program
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    threads: u8,
+    /// Shards of the gateway
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    shards: usize,
+    /// Write the report as JSON (its schema: loadgen/schema/load.json)
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the run second by second as CSV
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Write the latencies as an HDR interval log
+    #[arg(long, value_name = "FILE")]
+    hdr: Option<PathBuf>,
+}
+
+/// What the devices do.
+#[derive(Clone, Copy, ValueEnum)]
+enum Scenario {
+    /// Connect at their pace, then send readings
+    Steady,
+    /// All connect in the same instant
+    HandshakeStorm,
+    /// Connect at their pace, then all anew in the same instant
+    ReconnectStorm,
+}
+
+impl Load {
+    pub(super) fn run(self, program: &Path, dir: &Path) -> Result<()> {
+        ensure!((0.0..=90.0).contains(&self.loss), "--loss must be 0 to 90 percent");
+        let payloads = match &self.payloads {
+            None => vec![vec![0x42; self.payload.into()]],
+            Some(path) => read_payloads(path)?,
+        };
+        let plan = Plan {
+            scenario: match self.scenario {
+                Scenario::Steady => load::Scenario::Steady,
+                Scenario::HandshakeStorm => load::Scenario::HandshakeStorm,
+                Scenario::ReconnectStorm => load::Scenario::ReconnectStorm,
+            },
+            devices: self.devices,
+            profile: read_profile(&self.profile)?,
+            connect_per_s: self.connect_rate,
+            readings_per_s: self.rate,
+            pacing: if self.closed_loop { Loop::Closed } else { Loop::Open },
+            warm_up: Duration::from_secs(self.warm_up),
+            span: Duration::from_secs(self.duration),
+            payloads,
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "0 to 900,000"
+            )]
+            loss: Loss((self.loss * 1e4) as u32),
+            seed: self.seed,
+            threads: self.threads.into(),
+            shards: self.shards,
+        };
+        let mut bench = Bench::start(program, dir, plan)?;
+        if self.find_max {
+            println!(
+                "{:>10} {:>12} {:>10} {:>10}  holds",
+                "readings/s", "confirmed/s", "p50 ms", "p99 ms"
+            );
+            let tried = bench.find_max(self.p99)?;
+            for (rate, phase, holds) in &tried {
+                let Latency { p50, p99, .. } = phase.latency_ms;
+                println!("{rate:>10} {:>12.0} {p50:>10.1} {p99:>10.1}  {holds}", phase.per_s);
+            }
+            let best = tried.iter().filter(|one| one.2).map(|one| one.0).max();
+            println!(
+                "highest rate with all confirmed and p99 below {} ms: {}",
+                self.p99,
+                best.map_or("none".to_owned(), |rate| rate.to_string())
+            );
+            return bench.stop();
+        }
+        let outcome = bench.run()?;
+        bench.stop()?;
+        println!("{}", outcome.report);
+        write_json(self.json, &outcome.report)?;
+        if let Some(path) = self.csv {
+            std::fs::write(&path, outcome.report.csv())
+                .with_context(|| path.display().to_string())?;
+        }
+        if let Some(path) = self.hdr {
+            outcome.write_hdr(&path)?;
+        }
+        ensure!(outcome.report.valid, "the run is not valid");
+        Ok(())
+    }
+}
+
+fn read_payloads(path: &Path) -> Result<Vec<Vec<u8>>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let mut payloads = Vec::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
+        ensure!(
+            line.len() <= 128,
+            "{}: line {} is longer than the 128 bytes that a device keeps",
+            path.display(),
+            number + 1
+        );
+        payloads.push(line.as_bytes().to_vec());
+    }
+    ensure!(!payloads.is_empty(), "{}: no line with a reading", path.display());
+    Ok(payloads)
+}
