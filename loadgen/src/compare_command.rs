@@ -99,7 +99,7 @@ impl Compare {
             fs::write(path, "").with_context(|| format!("cannot write {}", path.display()))?;
         }
         let mut settings = self.settings()?;
-        let needed = 8 * settings.in_flight + 2 * settings.sessions + 256;
+        let needed = 8 * settings.in_flight + CATALOGUE.len() * settings.sessions + 256;
         let files = rlimit::increase_nofile_limit(needed as u64)?;
         ensure!(
             files >= needed as u64,
