@@ -19,11 +19,13 @@ use crate::tls::{self, Host};
 mod contender;
 mod dtls;
 mod duet;
+mod page;
 mod report;
 mod road;
 mod sweep;
 
 pub use contender::{CATALOGUE, Entry, Kind};
+pub use page::page;
 pub use report::{Cell, Figure, Outline, Report, Row, provenance};
 pub use road::{LIMIT, Road};
 

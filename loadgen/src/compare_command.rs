@@ -77,6 +77,9 @@ pub(crate) struct Compare {
     /// Write a line for each contender, round-trip time and loss
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Write one page with the plots, which needs nothing else
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -91,12 +94,12 @@ enum Link {
 
 impl Compare {
     pub(crate) fn run(self, program: &Path, dir: &Path) -> Result<()> {
-        for path in [&self.json, &self.csv].into_iter().flatten() {
+        for path in [&self.json, &self.csv, &self.html].into_iter().flatten() {
             // Before minutes of work, not after.
             fs::write(path, "").with_context(|| format!("cannot write {}", path.display()))?;
         }
         let mut settings = self.settings()?;
-        let needed = 8 * settings.in_flight + 2 * settings.sessions + 256;
+        let needed = 8 * settings.in_flight + CATALOGUE.len() * settings.sessions + 256;
         let files = rlimit::increase_nofile_limit(needed as u64)?;
         ensure!(
             files >= needed as u64,
@@ -138,6 +141,7 @@ impl Compare {
         };
         write(&self.json, serde_json::to_string_pretty(&report)? + "\n")?;
         write(&self.csv, table::csv(&report))?;
+        write(&self.html, compare::page(&report)?)?;
         ensure!(report.valid, "the run is not valid: {}", report.remarks[0]);
         Ok(())
     }

@@ -20,7 +20,7 @@ pub enum Way {
 }
 
 /// A count for each way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Both {
     /// From the device.
     pub up: u64,

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -65,8 +66,8 @@ impl Demo {
         let job = Job { gateway: address, readings: READINGS, ramp, limit: LIMIT, threads: 2 };
         let outcomes = fleet::run(members, job)?;
         println!("fleet        {} devices done in {:.1?}", outcomes.len(), began.elapsed());
-        let report =
-            compare::run(&gateway, compared, &settings, Place::Sockets(Host::Thread), &|_| ())?;
+        let here = Place::Sockets(Host::Thread { address: Ipv4Addr::LOCALHOST });
+        let report = compare::run(&gateway, compared, &settings, here, &|_| ())?;
         gateway.stop()?;
 
         print_profiles(&outcomes);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::exchange::{Both, TCP_OVERHEAD, UDP_OVERHEAD, Way};
@@ -19,7 +20,7 @@ const PICTURE_MS: u64 = 200;
 const LATE_US: u64 = 5_000;
 
 /// The whole comparison.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Report {
     /// The version of this structure.
     pub schema: u32,
@@ -42,7 +43,7 @@ pub struct Report {
 }
 
 /// The settings, in the report's units.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Outline {
     /// Bytes of the reading.
     pub reading_bytes: usize,
@@ -73,7 +74,7 @@ pub struct Outline {
 }
 
 /// Where a figure comes from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Figure {
     /// Its name in the report.
     pub name: &'static str,
@@ -84,7 +85,7 @@ pub struct Figure {
 }
 
 /// One contender's figures.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Row {
     /// Its name on command lines.
     pub key: &'static str,
@@ -117,7 +118,7 @@ pub struct Row {
 }
 
 /// One contender at one round-trip time and loss.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Cell {
     /// The link's round-trip time, ms.
     pub round_trip_ms: u64,
@@ -140,7 +141,7 @@ pub struct Cell {
 }
 
 /// A packet of the exchange.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Packet {
     /// `up` or `down`.
     pub way: &'static str,
@@ -175,11 +176,11 @@ pub fn provenance(emulated: bool) -> Vec<Figure> {
     if emulated {
         figures.extend([
             figure("flights", "measured", "from the packets that crossed the link, TCP's set-up included"),
-            figure("round_trips", "derived", "half the flights, rounded up; checked against the times at each round-trip time"),
+            figure("round_trips", "derived", "half the flights, rounded up"),
             figure("packets, ip_bytes", "measured", "IPv4 packets handed to the link until the confirmation arrived, headers included"),
             figure("p50_ms, p99_ms", "measured", "at the device, from power on to the confirmation (OpenSSL's client: from its first packet)"),
             figure("success_percent", "measured", "jobs confirmed within 30 s; a device whose connection fails tries again"),
-            figure("gateway_memory_bytes", "measured", "growth of the server's resident memory for sessions held at once; sockets' memory in the kernel is not in it; OpenSSL's server holds one session a process: absent"),
+            figure("gateway_memory_bytes", "measured", "growth of the server's resident memory for sessions held at once, in steps as its tables grow (Duet's contenders share one gateway: their mean says more than each); sockets' memory in the kernel is not in it; OpenSSL's server holds one session a process: absent"),
         ]);
     } else {
         figures.extend([
@@ -343,6 +344,9 @@ pub(super) fn sum_up(settings: &Settings, link: Option<&Emulator>, contenders: V
         "Duet's device computes with portable Rust (p256), the TLS device with assembly (aws-lc-rs), OpenSSL with its own.".to_owned(),
         "Resumed sessions need an earlier full handshake, which is not counted, and early data can be replayed.".to_owned(),
     ];
+    if contenders.iter().any(|row| row.family == "dtls") {
+        remarks.push("DTLS leaves it to the application to repeat a reading that was lost, and OpenSSL's programs do not: most of its failed jobs are that.".to_owned());
+    }
     let late = lateness.filter(|late| late.p99_us > LATE_US);
     if let Some(Lateness { p99_us, .. }) = late {
         remarks.insert(0, format!("INVALID: the link handed on one packet in a hundred more than {p99_us} µs late: this machine was too busy; close other programs or lower --pace."));
@@ -375,9 +379,70 @@ pub(super) fn sum_up(settings: &Settings, link: Option<&Emulator>, contenders: V
     }
 }
 
+/// A report as a run would write it, for tests of what is made from reports.
+#[cfg(test)]
+pub(super) fn sample() -> Report {
+    let settings = Settings {
+        round_trips_ms: vec![0, 200],
+        losses_percent: vec![0.0, 5.0],
+        ..Settings::demo()
+    };
+    let time = Some(Duration::from_millis(300));
+    let outcome = Outcome { contender: 0, cell: 0, time, verdict: None };
+    let row = |entry: super::Entry| {
+        let steps = [("up", 0.0, "HELLO"), ("down", 100.0, "ACCEPT"), ("up", 200.0, "reading")];
+        let exchange = (1..).zip(steps).map(|(flight, (way, sent_ms, what))| Packet {
+            way,
+            sent_ms,
+            arrived_ms: Some(sent_ms + 100.0),
+            bytes: 100,
+            flight: Some(flight),
+            what: what.to_owned(),
+        });
+        let cells = settings.cells().into_iter();
+        Row {
+            key: entry.key,
+            name: entry.name,
+            family: entry.family(),
+            transport: "udp",
+            flights: Flights { set_up: 0, handshake: 2, all: 4 },
+            round_trips: 2,
+            packets: Both { up: 2, down: 2 },
+            ip_bytes: Both { up: 200, down: 150 },
+            device_cpu_us: 10.0,
+            gateway_cpu_us: 20.0,
+            gateway_memory_bytes: None,
+            solo_ms: 1.0,
+            cells: cells.map(|(ms, loss)| cell(ms, loss, Duration::ZERO, &[&outcome])).collect(),
+            exchange: exchange.collect(),
+        }
+    };
+    let rows = settings.contenders.iter().copied().map(row).collect();
+    sum_up(&settings, None, rows)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    /// The published schema is what reports are made from. `DUET_WRITE_SCHEMA=1` writes it anew.
+    #[test]
+    fn the_published_schema_is_up_to_date() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/compare.json");
+        let schema = serde_json::to_value(schemars::schema_for!(Report)).unwrap();
+        if std::env::var_os("DUET_WRITE_SCHEMA").is_some() {
+            std::fs::write(&path, serde_json::to_string_pretty(&schema).unwrap() + "\n").unwrap();
+        }
+        let published: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert_eq!(published, schema);
+        let report = serde_json::to_value(sample()).unwrap();
+        for name in published["required"].as_array().unwrap() {
+            assert!(report.get(name.as_str().unwrap()).is_some(), "{name}");
+        }
+    }
 
     #[test]
     fn percentiles_are_values_that_were_seen() {

@@ -102,11 +102,12 @@ impl<'a> Site<'a> {
         Ok(Solo { job, server_cpu })
     }
 
-    /// The memory that one more session takes, bytes, where it can be seen.
+    /// The memory that one more session takes, bytes, where it can be seen. All sessions stay to the end: what one
+    /// contender freed, the next one would be given.
     pub(super) fn memory(&self, contenders: &[Contender]) -> Result<Vec<Option<f64>>> {
-        let each = |contender: &Contender| {
+        let mut held = Vec::new();
+        let mut each = |contender: &Contender| {
             let Some(before) = contender.memory(self.gateway) else { return Ok(None) };
-            let mut held = Vec::new();
             for _ in 0..self.settings.sessions {
                 let road = Road { keep: true, ..self.road(contender, 0) };
                 let prepared = contender.prepare(&self.road(contender, 0))?;
@@ -116,7 +117,7 @@ impl<'a> Site<'a> {
             }
             let after = contender.memory(self.gateway).context("the server has ended")?;
             #[expect(clippy::cast_precision_loss, reason = "memory is far below 2^53 bytes")]
-            let session = after.saturating_sub(before) as f64 / held.len().max(1) as f64;
+            let session = after.saturating_sub(before) as f64 / self.settings.sessions as f64;
             anyhow::Ok(Some(session))
         };
         contenders.iter().map(|one| each(one).with_context(|| one.entry.name)).collect()

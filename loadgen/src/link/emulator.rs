@@ -29,7 +29,7 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const PATHS_MAX: usize = 250;
 
 /// How late the relay was: by how much it handed packets on after they were due, µs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Lateness {
     /// Half of the packets were not later than this.
     pub p50_us: u64,

@@ -9,7 +9,7 @@ use super::dissect::{Dissector, Speech};
 const PATIENCE_MIN_US: u64 = 5_000;
 
 /// How many flights an exchange took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Flights {
     /// Those that carry TCP's set-up.
     pub set_up: u32,

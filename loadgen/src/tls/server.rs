@@ -31,7 +31,10 @@ const FIRST: usize = 2;
 #[derive(Clone, Debug)]
 pub enum Host {
     /// A thread of this process; its memory is not told apart from this process's.
-    Thread,
+    Thread {
+        /// Where it listens.
+        address: Ipv4Addr,
+    },
     /// A process of its own: `program serve-tls`, which is [`serve`].
     Program {
         /// The `loadgen` program.
@@ -60,8 +63,8 @@ impl Server {
     /// When there is no socket, no thread or no process.
     pub fn start(dir: &Path, variant: Variant, host: &Host) -> Result<Self> {
         match host {
-            Host::Thread => {
-                let looped = Loop::new(server_config(dir, variant)?, Ipv4Addr::LOCALHOST)?;
+            Host::Thread { address } => {
+                let looped = Loop::new(server_config(dir, variant)?, *address)?;
                 let address = looped.listener.local_addr()?;
                 let waker = Waker::new(looped.poll.registry(), STOP)?;
                 let cpu_ns = Arc::clone(&looped.cpu_ns);
