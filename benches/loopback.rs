@@ -19,7 +19,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use loadgen::process_clock::process_cpu;
+use loadgen::process_clock::{process_cpu, process_memory};
 use rustls::version::{TLS12, TLS13};
 
 const ROUNDS: usize = 5;
@@ -38,13 +38,6 @@ const STREAMS: usize = 5_000;
 const PEER_STREAMS: usize = 1_000;
 /// Devices that stay silent while memory is measured.
 const IDLE: usize = 10_000;
-
-/// The memory that a process has in RAM, bytes.
-fn resident(pid: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = text.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1_024
-}
 
 /// The server's processor time for each of `count` units of `work`, once all of it has arrived.
 fn measured(pid: u32, count: usize, work: impl FnOnce()) -> Duration {
@@ -122,9 +115,9 @@ fn main() {
         row("handshake  Duet's shard behind tokio-uring, UDP", "", 1),
         row("reading    Duet's shard behind tokio-uring, UDP, not stored", "", 6),
     ];
-    let before = resident(peers[0].pid());
+    let before = process_memory(peers[0].pid()).unwrap();
     let mut connections = peers[0].connect(PEER_STREAMS);
-    let connection = (resident(peers[0].pid()) - before) / PEER_STREAMS as u64;
+    let connection = (process_memory(peers[0].pid()).unwrap() - before) / PEER_STREAMS as u64;
     gateway.connect_streams();
     for _ in 0..ROUNDS {
         rows[0].times.push(anchor());
@@ -161,11 +154,11 @@ fn main() {
     drop(connections);
 
     let mut idle = duet::Fleet::start(&sub("idle"), IDLE, 0);
-    let before = resident(idle.pid());
+    let before = process_memory(idle.pid()).unwrap();
     let hellos = idle.datagram_hellos();
     idle.datagram_handshakes(&hellos, WINDOW);
     std::thread::sleep(Duration::from_secs(6));
-    let session = (resident(idle.pid()) - before) / IDLE as u64;
+    let session = (process_memory(idle.pid()).unwrap() - before) / IDLE as u64;
     idle.stop();
     drop(peers);
 

@@ -3,8 +3,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -18,6 +17,11 @@ use duet_protocol::identity::{DeviceId, Fingerprint, Gateway, RegistrationKey};
 use duet_protocol::initiator::{DeviceKey, Identity};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX, SessionId};
+
+#[path = "support/socket.rs"]
+mod socket;
+
+use socket::Socket;
 
 /// Devices over each transport.
 const DEVICES: u8 = 32;
@@ -76,11 +80,6 @@ impl Sink for Durable {
     }
 }
 
-enum Socket {
-    Udp(UdpSocket),
-    Tcp(TcpStream),
-}
-
 struct Client {
     device: Device<Software>,
     socket: Socket,
@@ -88,49 +87,20 @@ struct Client {
 
 impl Client {
     fn new(device: Device<Software>, to: SocketAddr, transport: Transport) -> Self {
-        let patience = Some(Duration::from_secs(10));
-        let socket = match transport {
-            Transport::Datagram => {
-                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-                socket.connect(to).unwrap();
-                socket.set_read_timeout(patience).unwrap();
-                Socket::Udp(socket)
-            }
-            Transport::Stream => {
-                let stream = TcpStream::connect(to).unwrap();
-                stream.set_nodelay(true).unwrap();
-                stream.set_read_timeout(patience).unwrap();
-                Socket::Tcp(stream)
-            }
-        };
+        let socket = Socket::connect(to, transport, Duration::from_secs(10));
         Self { device, socket }
     }
 
     fn send(&mut self) {
         let mut out = [0; MESSAGE_MAX];
         while let Some(len) = self.device.poll_transmit(0, &mut out) {
-            match &mut self.socket {
-                Socket::Udp(socket) => drop(socket.send(&out[..len]).unwrap()),
-                Socket::Tcp(stream) => {
-                    let length = u16::try_from(len).unwrap().to_be_bytes();
-                    stream.write_all(&[&length, &out[..len]].concat()).unwrap();
-                }
-            }
+            self.socket.send(&out[..len]).unwrap();
         }
     }
 
     fn receive(&mut self) {
         let mut bytes = [0; MESSAGE_MAX];
-        let len = match &mut self.socket {
-            Socket::Udp(socket) => socket.recv(&mut bytes).unwrap(),
-            Socket::Tcp(stream) => {
-                let mut length = [0; 2];
-                stream.read_exact(&mut length).unwrap();
-                let len = usize::from(u16::from_be_bytes(length));
-                stream.read_exact(&mut bytes[..len]).unwrap();
-                len
-            }
-        };
+        let len = self.socket.receive(&mut bytes).unwrap();
         self.device.handle_message(0, &mut bytes[..len]).unwrap();
     }
 

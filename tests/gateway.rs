@@ -17,6 +17,11 @@ use duet_protocol::initiator::{DeviceKey, Identity};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX};
 
+#[path = "support/socket.rs"]
+mod socket;
+
+use socket::Socket;
+
 const DUET: &str = env!("CARGO_BIN_EXE_duet");
 
 struct Scratch(tempfile::TempDir);
@@ -173,11 +178,6 @@ impl Scratch {
     }
 }
 
-enum Socket {
-    Udp(UdpSocket),
-    Tcp(TcpStream),
-}
-
 /// A device with its socket and everything that crossed it.
 struct Client {
     device: Device<Software>,
@@ -191,40 +191,13 @@ struct Client {
 
 impl Client {
     fn new(device: Device<Software>, to: SocketAddr, transport: Transport) -> Self {
-        let timeout = Some(Duration::from_millis(20));
-        let socket = match transport {
-            Transport::Datagram => {
-                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-                socket.connect(to).unwrap();
-                socket.set_read_timeout(timeout).unwrap();
-                Socket::Udp(socket)
-            }
-            Transport::Stream => {
-                let stream = TcpStream::connect(to).unwrap();
-                stream.set_nodelay(true).unwrap();
-                stream.set_read_timeout(timeout).unwrap();
-                Socket::Tcp(stream)
-            }
-        };
+        let socket = Socket::connect(to, transport, Duration::from_millis(20));
         let began = Some(Instant::now());
         Self { device, socket, began, crossed: Vec::new(), confirmed: Vec::new(), lost: 0 }
     }
 
     fn now(&self) -> u64 {
         self.began.map_or(0, |began| u64::try_from(began.elapsed().as_micros()).unwrap())
-    }
-
-    fn receive(&mut self, out: &mut [u8]) -> Option<usize> {
-        match &mut self.socket {
-            Socket::Udp(socket) => socket.recv(out).ok(),
-            Socket::Tcp(stream) => {
-                let mut length = [0; 2];
-                stream.read_exact(&mut length).ok()?;
-                let length = usize::from(u16::from_be_bytes(length));
-                stream.read_exact(&mut out[..length]).ok()?;
-                Some(length)
-            }
-        }
     }
 
     /// Drives the device until `done` or for ten seconds; the payloads of commands that came.
@@ -234,13 +207,8 @@ impl Client {
         while Instant::now() < deadline {
             while let Some(len) = self.device.poll_transmit(self.now(), &mut out) {
                 self.crossed.push((true, Kind::of(&out).unwrap(), len));
-                match &mut self.socket {
-                    Socket::Udp(socket) => drop(socket.send(&out[..len])),
-                    Socket::Tcp(stream) => {
-                        let length = u16::try_from(len).unwrap().to_be_bytes();
-                        stream.write_all(&[&length, &out[..len]].concat()).unwrap();
-                    }
-                }
+                // What is lost is sent again; a gateway may be dead at the moment.
+                let _ = self.socket.send(&out[..len]);
             }
             while let Some(confirmed) = self.device.poll_confirmed() {
                 self.confirmed.push(confirmed);
@@ -248,7 +216,7 @@ impl Client {
             if done(self) {
                 return true;
             }
-            let Some(len) = self.receive(&mut out) else { continue };
+            let Ok(len) = self.socket.receive(&mut out) else { continue };
             self.crossed.push((false, Kind::of(&out).unwrap(), len));
             let now = self.now();
             let mut command = None;

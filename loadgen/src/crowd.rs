@@ -27,9 +27,9 @@ use duet_protocol::device::{Device, Event};
 use duet_protocol::wire::MESSAGE_MAX;
 use hdrhistogram::Histogram;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::time::{ClockId, clock_gettime};
 
 pub use self::engine::Quick;
+use crate::exchange::thread_cpu;
 use crate::fleet::Member;
 use crate::hosts::Hosts;
 
@@ -146,8 +146,10 @@ struct One {
     backlog: VecDeque<u64>,
     /// When the readings in the window were due, by token.
     window: Vec<(u32, u64)>,
-    /// The next reading's time, µs.
+    /// The next reading's time, µs; `u64::MAX` is never.
     next_us: u64,
+    /// Whether that time is known only when the last reading is confirmed.
+    waits: bool,
     /// When its channel was to be opened, µs; `None` once it stands.
     opening: Option<u64>,
     /// Its valid entry in the heap.
@@ -162,7 +164,7 @@ struct Share {
     heap: BinaryHeap<Reverse<(u64, u32)>>,
     clock: Instant,
     loss: Loss,
-    random: u64,
+    random: fastrand::Rng,
     next_payload: usize,
 }
 
@@ -198,6 +200,7 @@ impl Crowd {
                     backlog: VecDeque::new(),
                     window: Vec::new(),
                     next_us: u64::MAX,
+                    waits: false,
                     opening: None,
                     due_us: u64::MAX,
                 })
@@ -206,7 +209,7 @@ impl Crowd {
                 break;
             }
             let hosts = Hosts::bind().context("no UDP socket for the devices")?;
-            let random = seed.wrapping_add(shares.len() as u64).wrapping_mul(2).wrapping_add(1);
+            let random = fastrand::Rng::with_seed(seed.wrapping_add(shares.len() as u64));
             let heap = BinaryHeap::with_capacity(2 * devices.len());
             shares.push(Share {
                 hosts,
@@ -279,11 +282,6 @@ impl Crowd {
     }
 }
 
-fn thread_cpu() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
-}
-
 /// The part of `span` that has gone by when it is `place`'s turn among `count`.
 fn turn(span: Duration, place: usize, count: usize) -> u64 {
     let micros = span.as_micros() * place as u128 / count.max(1) as u128;
@@ -295,16 +293,8 @@ impl Share {
         u64::try_from(self.clock.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// SplitMix64: good enough to lose datagrams.
     fn is_lost(&mut self) -> bool {
-        if self.loss.0 == 0 {
-            return false;
-        }
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % 1_000_000 < u64::from(self.loss.0)
+        self.loss.0 > 0 && self.random.u32(..1_000_000) < self.loss.0
     }
 
     fn open(
@@ -363,7 +353,7 @@ impl Share {
             self.turn(Some(steady), &mut tally, progress, &mut none)?;
         }
         tally.busy = (thread_cpu() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
-        self.devices.iter_mut().for_each(|one| one.next_us = u64::MAX);
+        self.devices.iter_mut().for_each(|one| (one.next_us, one.waits) = (u64::MAX, false));
         // Nothing new is due any more; what is under way gets its time.
         while tally.done < tally.due && began.elapsed() < steady.span + GRACE {
             self.turn(Some(steady), &mut tally, progress, &mut none)?;
@@ -435,8 +425,9 @@ impl Share {
                 tally.done += 1;
                 progress.confirmed.fetch_add(1, Ordering::Relaxed);
                 if let Some(Steady { pacing: Loop::Closed, period, .. }) = steady
-                    && one.next_us == u64::MAX - 1
+                    && one.waits
                 {
+                    one.waits = false;
                     one.next_us = now + u64::try_from(period.as_micros()).unwrap_or(u64::MAX / 2);
                 }
             }
@@ -473,8 +464,7 @@ impl Share {
                     }
                     Loop::Closed => {
                         one.backlog.push_back(now);
-                        // Until this one is confirmed.
-                        one.next_us = u64::MAX - 1;
+                        (one.next_us, one.waits) = (u64::MAX, true);
                     }
                 }
             }
@@ -504,11 +494,11 @@ impl Share {
     fn schedule(&mut self, index: usize) {
         let one = &mut self.devices[index];
         let due = one.device.poll_timeout().unwrap_or(u64::MAX).min(one.next_us);
-        if due < u64::MAX - 1 && due != one.due_us {
+        if due < u64::MAX && due != one.due_us {
             one.due_us = due;
             self.heap.push(Reverse((due, u32::try_from(index).unwrap_or(u32::MAX))));
-        } else if due >= u64::MAX - 1 {
-            one.due_us = u64::MAX;
+        } else {
+            one.due_us = due;
         }
     }
 }

@@ -10,6 +10,8 @@ pub mod load;
 pub mod local;
 pub mod process_clock;
 pub mod relay;
+#[cfg(test)]
+mod schema;
 pub mod summary;
 pub mod table;
 mod tcp_info;

@@ -15,11 +15,12 @@ use serde::Serialize;
 
 use crate::crowd::{BUSY_MAX, Crowd, LATE_SHARE_MAX, Loop, Loss, Progress, Steady, Tally};
 use crate::local::{LocalGateway, Wanted};
+use crate::process_clock::process_memory;
 
 /// How long devices may take to get their channels after the last one has begun.
 const OPEN_LIMIT: Duration = Duration::from_secs(60);
-/// Steps of a search after the first rate that was too high.
-const BISECTIONS: u32 = 5;
+/// The most rates that a search tries.
+const RATES_MAX: u32 = 20;
 
 /// What the devices do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -226,6 +227,40 @@ impl Watch {
     }
 }
 
+/// Finds the highest rate that holds: doubles it until it does not, then halves the gap until that is an eighth.
+struct Search {
+    first: u32,
+    good: u32,
+    bad: Option<u32>,
+    tried: u32,
+}
+
+impl Search {
+    const fn from(first: u32) -> Self {
+        Self { first, good: 0, bad: None, tried: 0 }
+    }
+
+    /// The rate to try next.
+    fn next(&self) -> Option<u32> {
+        let (good, rate) = match (self.good, self.bad) {
+            (0, None) => (0, self.first),
+            (good, None) => (good, good.saturating_mul(2)),
+            (good, Some(bad)) if bad - good <= bad / 8 => return None,
+            (good, Some(bad)) => (good, u32::midpoint(good, bad)),
+        };
+        (rate > good && self.tried < RATES_MAX).then_some(rate)
+    }
+
+    fn tell(&mut self, rate: u32, holds: bool) {
+        self.tried += 1;
+        if holds {
+            self.good = rate;
+        } else {
+            self.bad = Some(rate);
+        }
+    }
+}
+
 /// A gateway and its devices, ready.
 pub struct Bench {
     gateway: LocalGateway,
@@ -254,7 +289,7 @@ impl Bench {
             member.seed[..8].copy_from_slice(&plan.seed.to_be_bytes());
             member.seed[8..16].copy_from_slice(&number.to_be_bytes());
         }
-        let before = [resident(gateway.pid())?, resident(std::process::id())?];
+        let before = [process_memory(gateway.pid())?, process_memory(std::process::id())?];
         let crowd = Crowd::new(members, gateway.address, plan.threads, plan.loss, plan.seed)?;
         Ok(Self { gateway, crowd, plan, before })
     }
@@ -290,7 +325,7 @@ impl Bench {
         }
         let devices = u64::from(plan.devices);
         let used = |pid, before: u64| {
-            Ok::<_, anyhow::Error>(resident(pid)?.saturating_sub(before) / devices)
+            Ok::<_, anyhow::Error>(process_memory(pid)?.saturating_sub(before) / devices)
         };
         let report = Report {
             schema: 1,
@@ -323,27 +358,14 @@ impl Bench {
     /// As [`run`](Self::run).
     pub fn find_max(&mut self, p99_ms: f64) -> Result<Vec<(u32, Phase, bool)>> {
         self.open(Duration::from_secs(self.plan.devices.into()) / self.plan.connect_per_s.max(1))?;
-        let mut tried = Vec::new();
-        let (mut good, mut bad) = (0, None);
-        for _ in 0..20 {
-            let rate = match bad {
-                None => self.plan.readings_per_s.max(good * 2),
-                Some(bad) => u32::midpoint(good, bad),
-            };
+        let (mut tried, mut search) = (Vec::new(), Search::from(self.plan.readings_per_s));
+        while let Some(rate) = search.next() {
             self.plan.readings_per_s = rate;
             let (phase, tally) = self.readings(self.plan.span)?;
             let holds =
                 phase.latency_ms.p99 <= p99_ms && phase.done == phase.due && tally.is_valid();
+            search.tell(rate, holds);
             tried.push((rate, phase, holds));
-            match (holds, bad) {
-                (true, _) => good = rate,
-                (false, _) => bad = Some(rate),
-            }
-            if bad.is_some()
-                && tried.iter().filter(|one| one.0 > good / 2).count() > BISECTIONS as usize
-            {
-                break;
-            }
         }
         Ok(tried)
     }
@@ -414,15 +436,6 @@ fn measured(
         gateway_cpu_us: cpu.as_secs_f64() * 1e6 / done,
     };
     Ok((phase, tally))
-}
-
-/// The memory that a process has in RAM, bytes.
-fn resident(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/status");
-    let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(kib.with_context(|| format!("{path} has no VmRSS"))? * 1_024)
 }
 
 impl Outcome {
@@ -496,16 +509,19 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
 
-    /// The published schema is what reports are made from. `DUET_WRITE_SCHEMA=1` writes it anew.
     #[test]
     fn the_published_schema_is_up_to_date() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/load.json");
-        let schema = serde_json::to_value(schemars::schema_for!(Report)).unwrap();
-        if std::env::var_os("DUET_WRITE_SCHEMA").is_some() {
-            std::fs::write(&path, serde_json::to_string_pretty(&schema).unwrap() + "\n").unwrap();
+        crate::schema::assert_published::<Report>("load.json");
+    }
+
+    #[test]
+    fn a_search_comes_within_an_eighth_of_the_limit() {
+        for limit in [1, 7, 1_000, 45_678, 3_000_000] {
+            let mut search = Search::from(1_000);
+            while let Some(rate) = search.next() {
+                search.tell(rate, rate <= limit);
+            }
+            assert!(search.good <= limit && search.good * 8 + 8 >= limit * 7, "{limit}");
         }
-        let published: serde_json::Value =
-            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        assert_eq!(published, schema);
     }
 }

@@ -170,6 +170,15 @@ impl PublicKey {
         Option::from(AffinePoint::from_sec1_point(&point))
     }
 
+    /// The point with these coordinates, of which the caller knows that it is on the curve.
+    #[must_use]
+    pub fn from_coordinates(x: &[u8; 32], y: &[u8; 32]) -> Self {
+        let mut out = [4; 65];
+        out[1..33].copy_from_slice(x);
+        out[33..].copy_from_slice(y);
+        Self(out)
+    }
+
     /// The x-coordinate.
     #[must_use]
     pub fn x(&self) -> [u8; 32] {
@@ -202,10 +211,7 @@ const FIELD: [u8; 32] = [
 ];
 
 fn encode(point: &AffinePoint) -> PublicKey {
-    let mut out = [4; 65];
-    out[1..33].copy_from_slice(&point.x());
-    out[33..].copy_from_slice(&point.y());
-    PublicKey(out)
+    PublicKey::from_coordinates(&point.x().into(), &point.y().into())
 }
 
 fn lift(x: &[u8; 32]) -> Option<AffinePoint> {

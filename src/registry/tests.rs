@@ -25,6 +25,22 @@ fn certified(text: &str, der: &[u8]) -> NewDevice {
     NewDevice { name: name(text), enrolment, sources: SourceSet::default() }
 }
 
+fn with_key(text: &str, id: u8, key: u8) -> NewDevice {
+    let (id, key) = (DeviceId([id; 8]), RegistrationKey([key; 32]));
+    let enrolment = Enrolment::RegisteredId { id, key };
+    NewDevice { name: name(text), enrolment, sources: SourceSet::default() }
+}
+
+/// Two certificates over the same key.
+fn over_one_key() -> [Vec<u8>; 2] {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    ["one", "two"].map(|cn| {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, cn);
+        params.self_signed(&key).unwrap().der().to_vec()
+    })
+}
+
 fn scratch() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE);
@@ -112,11 +128,6 @@ fn a_revoked_credential_never_returns_but_its_name_may() {
 fn a_revoked_registration_key_is_refused_under_any_id() {
     let (_dir, path) = scratch();
     let registry = Registry::open(&path).unwrap();
-    let with_key = |text: &str, id: u8, key: u8| {
-        let (id, key) = (DeviceId([id; 8]), RegistrationKey([key; 32]));
-        let enrolment = Enrolment::RegisteredId { id, key };
-        NewDevice { name: name(text), enrolment, sources: SourceSet::default() }
-    };
     registry.add(with_key("a", 1, 1), NOW_S).unwrap();
     registry.revoke(&name("a"), NOW_S).unwrap();
     let error = registry.add(with_key("b", 2, 1), NOW_S).unwrap_err();
@@ -128,15 +139,10 @@ fn a_revoked_registration_key_is_refused_under_any_id() {
 fn a_new_certificate_over_a_revoked_key_is_refused() {
     let (_dir, path) = scratch();
     let registry = Registry::open(&path).unwrap();
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-    let over = |cn: &str| {
-        let mut params = rcgen::CertificateParams::default();
-        params.distinguished_name.push(rcgen::DnType::CommonName, cn);
-        params.self_signed(&key).unwrap().der().to_vec()
-    };
-    registry.add(certified("a", &over("one")), NOW_S).unwrap();
+    let [one, two] = over_one_key();
+    registry.add(certified("a", &one), NOW_S).unwrap();
     registry.revoke(&name("a"), NOW_S).unwrap();
-    let error = registry.add(certified("a", &over("two")), NOW_S).unwrap_err();
+    let error = registry.add(certified("a", &two), NOW_S).unwrap_err();
     assert!(matches!(error, RegistryError::Refused { .. }));
 }
 
@@ -144,26 +150,16 @@ fn a_new_certificate_over_a_revoked_key_is_refused() {
 fn two_devices_never_share_a_key() {
     let (_dir, path) = scratch();
     let registry = Registry::open(&path).unwrap();
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-    let over = |cn: &str| {
-        let mut params = rcgen::CertificateParams::default();
-        params.distinguished_name.push(rcgen::DnType::CommonName, cn);
-        params.self_signed(&key).unwrap().der().to_vec()
-    };
-    registry.add(certified("a", &over("one")), NOW_S).unwrap();
-    let error = registry.add(certified("b", &over("two")), NOW_S).unwrap_err();
+    let [one, two] = over_one_key();
+    registry.add(certified("a", &one), NOW_S).unwrap();
+    let error = registry.add(certified("b", &two), NOW_S).unwrap_err();
     assert!(matches!(error, RegistryError::CredentialTaken { .. }), "{error}");
-    let keyed = |text: &str, id: u8| {
-        let (id, key) = (DeviceId([id; 8]), RegistrationKey([7; 32]));
-        let enrolment = Enrolment::RegisteredId { id, key };
-        NewDevice { name: name(text), enrolment, sources: SourceSet::default() }
-    };
-    registry.add(keyed("c", 1), NOW_S).unwrap();
-    let error = registry.add(keyed("d", 2), NOW_S).unwrap_err();
+    registry.add(with_key("c", 1, 7), NOW_S).unwrap();
+    let error = registry.add(with_key("d", 2, 7), NOW_S).unwrap_err();
     assert!(matches!(error, RegistryError::CredentialTaken { .. }), "{error}");
     // A key is free again when its device is removed, with all that was known of it.
     registry.remove(&name("a")).unwrap();
-    registry.add(certified("b", &over("two")), NOW_S).unwrap();
+    registry.add(certified("b", &two), NOW_S).unwrap();
 }
 
 #[test]

@@ -423,21 +423,11 @@ pub(super) fn sample() -> Report {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
-    /// The published schema is what reports are made from. `DUET_WRITE_SCHEMA=1` writes it anew.
     #[test]
     fn the_published_schema_is_up_to_date() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/compare.json");
-        let schema = serde_json::to_value(schemars::schema_for!(Report)).unwrap();
-        if std::env::var_os("DUET_WRITE_SCHEMA").is_some() {
-            std::fs::write(&path, serde_json::to_string_pretty(&schema).unwrap() + "\n").unwrap();
-        }
-        let published: serde_json::Value =
-            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        assert_eq!(published, schema);
+        let published = crate::schema::assert_published::<Report>("compare.json");
         let report = serde_json::to_value(sample()).unwrap();
         for name in published["required"].as_array().unwrap() {
             assert!(report.get(name.as_str().unwrap()).is_some(), "{name}");

@@ -26,19 +26,15 @@ fn scalar(secret: &SecretScalar) -> Option<duet_curve::SecretScalar> {
     duet_curve::SecretScalar::from_bytes(secret.expose())
 }
 
-fn encode(x: &[u8; 32], y: &[u8; 32]) -> PublicKey {
-    let mut out = [4; 65];
-    out[1..33].copy_from_slice(x);
-    out[33..].copy_from_slice(y);
-    PublicKey(out)
-}
-
 impl ec::Engine for Quick {
     fn agree(&self, secret: &SecretScalar, x: &[u8; 32]) -> Option<Agreed> {
         let (secret, mut answers) = (scalar(secret)?, Vec::with_capacity(1));
         CURVE.with(|curve| curve.decapsulate(&secret, &[*x], &mut answers));
         let answer = answers.pop()??;
-        Some(Agreed { point: encode(x, &answer.y), shared: SharedX(*answer.shared.as_bytes()) })
+        Some(Agreed {
+            point: PublicKey::from_coordinates(x, &answer.y),
+            shared: SharedX(*answer.shared.as_bytes()),
+        })
     }
 
     fn encapsulate(&self, task: &EncapsulateTask) -> Option<Encapsulated> {
@@ -51,7 +47,7 @@ impl ec::Engine for Quick {
             curve.ecdh(&items, &mut shared);
         });
         let (public, shared) = (public.pop()?, shared.pop()??);
-        let point = encode(&public.x(), &public.y()).with_even_y();
+        let point = PublicKey::from_coordinates(&public.x(), &public.y()).with_even_y();
         Some(Encapsulated { point, shared: SharedX(*shared.as_bytes()) })
     }
 

@@ -123,13 +123,6 @@ fn scalar(secret: &SecretScalar) -> duet_curve::SecretScalar {
     }
 }
 
-fn point(x: &[u8; 32], y: &[u8; 32]) -> PublicKey {
-    let mut out = [4; 65];
-    out[1..33].copy_from_slice(x);
-    out[33..].copy_from_slice(y);
-    PublicKey(out)
-}
-
 impl Engine for Batched {
     type Kept = PointTable;
 
@@ -146,7 +139,10 @@ impl Engine for Batched {
             .map(|(answer, x)| {
                 let answer = answer?;
                 let shared = SharedX(*answer.shared.as_bytes());
-                Some((Agreed { point: point(x, &answer.y), shared }, answer.table))
+                Some((
+                    Agreed { point: PublicKey::from_coordinates(x, &answer.y), shared },
+                    answer.table,
+                ))
             })
             .collect()
     }
@@ -185,7 +181,8 @@ impl Engine for Batched {
         let mut answers: Vec<Option<Encapsulated>> = tasks.iter().map(|_| None).collect();
         let mut put = |place: usize, agreed: &duet_curve::Agreed| {
             let shared = SharedX(*agreed.shared.as_bytes());
-            let public = point(&agreed.public.x(), &agreed.public.y()).with_even_y();
+            let public =
+                PublicKey::from_coordinates(&agreed.public.x(), &agreed.public.y()).with_even_y();
             answers[place] = Some(Encapsulated { point: public, shared });
         };
 
