@@ -253,6 +253,23 @@ fn key_setup(ours: &[(Gcm, Vec<Key>)], raw: &[[u8; 16]], rounds: usize) {
             black_box(&key);
         });
         println!("  {:20} {ns:7.1} ns", gcm.backend().name());
+        let mut keys: Vec<Key> = (0..CHUNK).map(|_| Key::vacant()).collect();
+        let mut times: Vec<f64> = (0..rounds)
+            .map(|_| {
+                let start = Instant::now();
+                for chunk in raw.chunks_exact(CHUNK) {
+                    let bytes: [&[u8; 16]; CHUNK] = array::from_fn(|i| &chunk[i]);
+                    gcm.expand_batch(&bytes, &mut keys);
+                    black_box(&keys);
+                }
+                start.elapsed().as_secs_f64() * 1e9 / (raw.len() / CHUNK * CHUNK) as f64
+            })
+            .collect();
+        println!(
+            "  {:20} {:7.1} ns",
+            format!("{}, batch {CHUNK}", gcm.backend()),
+            median(&mut times)
+        );
     }
     let ns = time(&mut |k| {
         let key = ring::aead::UnboundKey::new(&ring::aead::AES_128_GCM, k).unwrap();

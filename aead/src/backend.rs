@@ -8,6 +8,8 @@ use thiserror::Error;
 #[cfg(target_arch = "x86_64")]
 mod aesni;
 #[cfg(target_arch = "x86_64")]
+mod four;
+#[cfg(target_arch = "x86_64")]
 mod gf128;
 #[cfg(target_arch = "x86_64")]
 mod memory;

@@ -54,12 +54,11 @@ impl Key {
         matches!(self.state, State::Vacant)
     }
 
-    /// Expands `bytes` here, for the backend of `gcm`, after wiping what was here before.
+    /// Expands `bytes` here, for the backend of `gcm`, over what was here before.
     ///
     /// The caller wipes `bytes`.
     pub fn init(&mut self, gcm: Gcm, bytes: &[u8; KEY_LEN]) {
-        self.clear();
-        gcm.expand(bytes, &mut self.state);
+        gcm.expand_batch(&[bytes], core::slice::from_mut(self));
     }
 
     /// Expands `bytes` into a new heap allocation, where it can stay while its owner moves.
@@ -97,7 +96,7 @@ pub(crate) fn wipe_stack<const N: usize>() {
     frame.zeroize();
 }
 
-/// Wipes what a hardware backend's batch may have spilled, in builds where it does.
+/// Wipes what a batch of the backend with 32 registers may have spilled, in builds where it does.
 ///
 /// Optimized, no round key or power of H ever leaves its register for the stack, and
 /// `tests/memory.rs` watches that it stays so: run it with `--release`. Less optimized code spills.

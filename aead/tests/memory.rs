@@ -114,8 +114,10 @@ fn use_and_drop(gcm: Gcm) {
         in_place.init(gcm, bytes);
         Key::boxed(gcm, bytes)
     });
+    let mut batch: Vec<Key> = (0..5).map(|_| Key::vacant()).collect();
+    with_key(|bytes| gcm.expand_batch(&[bytes; 5], &mut batch));
     for len in [0, 10, 64, 100, 250, 1000] {
-        for key in [&in_place, &boxed] {
+        for key in [&in_place, &boxed].into_iter().chain(&batch) {
             let mut payload = vec![0; len];
             let tag = gcm.seal(key, &[1; 12], b"header", &mut payload);
             assert!(gcm.open(key, &[1; 12], b"header", &mut payload, &tag).is_authentic());

@@ -22,15 +22,18 @@ use super::{
     schedule::{POWERS, Schedule},
 };
 use crate::{
-    FAST_AAD, KEY_LEN, Nonce, Record, Verdict,
-    key::{State, wipe_if_spilled, wipe_stack},
+    FAST_AAD, KEY_LEN, Key, Nonce, Record, Verdict,
+    key::{State, wipe_stack},
 };
 
 /// How many records ahead keys are fetched.
 const AHEAD: usize = 4;
 
 /// More than key expansion spills, in units of 16 bytes.
-const EXPANSION_FRAME: usize = 32;
+pub(super) const EXPANSION_FRAME: usize = 64;
+
+/// More than a batch spills, in units of 16 bytes: sixteen registers do not always hold what a record needs.
+const BATCH_FRAME: usize = if cfg!(debug_assertions) { 512 } else { 64 };
 
 /// Evidence of AES-NI, PCLMULQDQ, SSSE3 and SSE4.1.
 #[derive(Clone, Copy, Debug)]
@@ -45,32 +48,44 @@ impl AesNi {
         present.then_some(Self(()))
     }
 
-    pub(crate) fn expand(self, bytes: &[u8; KEY_LEN], state: &mut State) {
+    pub(crate) fn expand_batch(self, bytes: &[&[u8; KEY_LEN]], keys: &mut [Key]) {
         // SAFETY: `self` proves the instructions.
-        unsafe { expand(bytes, state) }
+        unsafe { expand_batch(bytes, keys) }
         wipe_stack::<EXPANSION_FRAME>();
     }
 
     pub(crate) fn seal_batch(self, records: &mut [Record<'_>]) {
         // SAFETY: `self` proves the instructions.
         unsafe { seal_batch(records) }
-        wipe_if_spilled();
+        wipe_stack::<BATCH_FRAME>();
     }
 
     pub(crate) fn open_batch(self, records: &mut [Record<'_>], verdicts: &mut [Verdict]) {
         // SAFETY: `self` proves the instructions.
         unsafe { open_batch(records, verdicts) }
-        wipe_if_spilled();
+        wipe_stack::<BATCH_FRAME>();
     }
 }
 
 #[inline(never)]
 #[target_feature(enable = "aes,pclmulqdq,ssse3")]
-fn expand(bytes: &[u8; KEY_LEN], state: &mut State) {
-    // Blank first and expanded where it lies, so that no copy of the key is ever moved.
-    *state = State::Hardware(Schedule::blank());
-    if let State::Hardware(schedule) = state {
-        schedule.expand(bytes);
+fn expand_batch(bytes: &[&[u8; KEY_LEN]], keys: &mut [Key]) {
+    for (bytes, key) in bytes.iter().zip(keys) {
+        blank(key).expand(bytes);
+    }
+}
+
+/// The schedule in the key's place, to be expanded there, so that no copy of it is ever moved.
+#[inline]
+#[target_feature(enable = "sse2")]
+pub(super) fn blank(key: &mut Key) -> &mut Schedule {
+    // One that is there already is overwritten whole.
+    if !matches!(key.state, State::Hardware(_)) {
+        key.state = State::Hardware(Schedule::blank());
+    }
+    match &mut key.state {
+        State::Hardware(schedule) => schedule,
+        _ => unreachable!("just written"),
     }
 }
 

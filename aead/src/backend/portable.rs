@@ -8,7 +8,7 @@ use aes_gcm::{Aes128Gcm, KeyInit, aead::AeadInOut};
 #[cfg(target_arch = "x86_64")]
 use super::aesni::AesNi;
 use crate::{
-    KEY_LEN, Record, Verdict,
+    KEY_LEN, Key, Record, Verdict,
     key::{State, wipe_stack},
 };
 
@@ -19,14 +19,16 @@ pub(crate) type Portable = Aes128Gcm;
 /// round keys in its frames, and wipes neither.
 const FRAME: usize = 1024;
 
-pub(crate) fn expand(bytes: &[u8; KEY_LEN], state: &mut State) {
-    expand_unwiped(bytes, state);
+pub(crate) fn expand_batch(bytes: &[&[u8; KEY_LEN]], keys: &mut [Key]) {
+    expand_unwiped(bytes, keys);
     wipe_stack::<FRAME>();
 }
 
 #[inline(never)]
-fn expand_unwiped(bytes: &[u8; KEY_LEN], state: &mut State) {
-    *state = State::Portable(Box::new(Aes128Gcm::new(bytes.into())));
+fn expand_unwiped(bytes: &[&[u8; KEY_LEN]], keys: &mut [Key]) {
+    for (&bytes, key) in bytes.iter().zip(keys) {
+        key.state = State::Portable(Box::new(Aes128Gcm::new(bytes.into())));
+    }
 }
 
 pub(crate) fn seal_batch(records: &mut [Record<'_>]) {

@@ -14,6 +14,8 @@ use crate::KEY_LEN;
 /// and lengths in one reduction, and leave room for the state's tag within five cache lines.
 pub(super) const POWERS: usize = 8;
 const ROUND_KEYS: usize = 11;
+/// FIPS 197's Rcon, one for each round key but the first.
+pub(super) const CONSTANTS: [i32; ROUND_KEYS - 1] = [1, 2, 4, 8, 16, 32, 64, 128, 0x1b, 0x36];
 
 /// H⁸ … H¹ in POLYVAL form, then the eleven round keys.
 ///
@@ -82,7 +84,6 @@ impl Schedule {
     #[inline]
     #[target_feature(enable = "aes,ssse3")]
     fn expand_round_keys(&mut self, bytes: &[u8; KEY_LEN]) {
-        const CONSTANTS: [i32; ROUND_KEYS - 1] = [1, 2, 4, 8, 16, 32, 64, 128, 0x1b, 0x36];
         // RotWord of the last word, in every column.
         let rotated_last =
             _mm_set_epi8(12, 15, 14, 13, 12, 15, 14, 13, 12, 15, 14, 13, 12, 15, 14, 13);

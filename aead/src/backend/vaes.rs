@@ -18,7 +18,8 @@ use core::arch::x86_64::*;
 use std::arch::is_x86_feature_detected;
 
 use super::{
-    aesni::{self, AesNi},
+    aesni::{self, AesNi, EXPANSION_FRAME},
+    four::{self, reversed as reversed_wide},
     gf128::{Sum, lengths, reversed},
     memory::{
         extent, load, load_four, load_masked, load_partial, load_wide, load_wide_partial, prefetch,
@@ -28,8 +29,8 @@ use super::{
     schedule::{POWERS, Schedule},
 };
 use crate::{
-    FAST_AAD, FAST_PAYLOAD, Record, Verdict,
-    key::{State, wipe_if_spilled},
+    FAST_AAD, FAST_PAYLOAD, KEY_LEN, Key, Record, Verdict,
+    key::{State, wipe_if_spilled, wipe_stack},
 };
 
 /// How many records ahead keys are fetched.
@@ -50,9 +51,10 @@ impl Vaes {
         if present { AesNi::detect().map(Self) } else { None }
     }
 
-    /// The backend that shares this one's keys.
-    pub(crate) fn aesni(self) -> AesNi {
-        self.0
+    pub(crate) fn expand_batch(self, bytes: &[&[u8; KEY_LEN]], keys: &mut [Key]) {
+        // SAFETY: `self` proves the instructions.
+        unsafe { expand_batch(bytes, keys) }
+        wipe_stack::<EXPANSION_FRAME>();
     }
 
     pub(crate) fn seal_batch(self, records: &mut [Record<'_>]) {
@@ -65,6 +67,19 @@ impl Vaes {
         // SAFETY: `self` proves the instructions.
         unsafe { open_batch(records, verdicts) }
         wipe_if_spilled();
+    }
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
+fn expand_batch(bytes: &[&[u8; KEY_LEN]], keys: &mut [Key]) {
+    let (fours, rest) = bytes.as_chunks();
+    let (four_keys, rest_keys) = keys.as_chunks_mut();
+    for (bytes, keys) in fours.iter().zip(four_keys) {
+        four::expand(*bytes, &mut keys.each_mut().map(|key| aesni::blank(key)));
+    }
+    for (bytes, key) in rest.iter().zip(rest_keys) {
+        aesni::blank(key).expand(bytes);
     }
 }
 
@@ -204,13 +219,6 @@ fn counters(first: u32) -> __m512i {
     let [a, b, c, d] = [0, 1, 2, 3].map(|lane| (first + lane).swap_bytes().cast_signed());
     let last = _mm512_set_epi32(d, d, d, d, c, c, c, c, b, b, b, b, a, a, a, a);
     _mm512_maskz_mov_epi32(0x8888, last)
-}
-
-#[inline]
-#[target_feature(enable = "avx512bw")]
-fn reversed_wide(blocks: __m512i) -> __m512i {
-    let order = _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    _mm512_shuffle_epi8(blocks, _mm512_broadcast_i32x4(order))
 }
 
 /// GHASH of a block of associated data, `blocks` blocks of ciphertext and the lengths.

@@ -67,9 +67,8 @@ impl Case {
 
 pub(crate) fn expand(gcm: Gcm, cases: &[Case]) -> Vec<Key> {
     let mut keys: Vec<Key> = cases.iter().map(|_| Key::vacant()).collect();
-    for (key, case) in keys.iter_mut().zip(cases) {
-        key.init(gcm, &case.key);
-    }
+    let bytes: Vec<&[u8; 16]> = cases.iter().map(|case| &case.key).collect();
+    gcm.expand_batch(&bytes, &mut keys);
     keys
 }
 
