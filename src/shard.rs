@@ -9,6 +9,7 @@ mod admission;
 mod commands;
 pub mod engine;
 mod hellos;
+mod keys;
 mod outbox;
 mod random;
 mod records;
@@ -35,6 +36,7 @@ use self::admission::Waiting;
 pub use self::commands::Command;
 use self::commands::Sent;
 use self::engine::Engine;
+use self::keys::Expanded;
 use self::outbox::Outbox;
 pub(crate) use self::random::random;
 use self::records::Records;
@@ -157,7 +159,7 @@ struct Challenge {
 struct Contact {
     live: Option<SessionId>,
     pending: Option<SessionId>,
-    challenge: Option<Challenge>,
+    challenge: Option<Box<Challenge>>,
 }
 
 /// What a shard counts.
@@ -184,12 +186,13 @@ pub struct Shard<E, S> {
     engine: E,
     sink: S,
     /// Session ids and streams' numbers are the gateway's own choice: nobody can make them collide.
-    sessions: FxHashMap<SessionId, Session>,
+    sessions: FxHashMap<SessionId, Box<Session>>,
     contacts: HashMap<DeviceId, Contact>,
     /// Pending sessions by their HELLO's digest and path kind, for repeated HELLOs.
     cached: HashMap<[u8; 32], SessionId>,
     hellos: Waiting,
     records: Records,
+    expanded: Expanded,
     pending: usize,
     /// Readings that are durable and not yet acknowledged.
     acking: Vec<(SessionId, u32)>,
@@ -224,6 +227,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             cached: HashMap::new(),
             hellos: Waiting::default(),
             records: Records::default(),
+            expanded: Expanded::default(),
             pending: 0,
             acking: Vec::new(),
             unsealed: Unsealed::default(),
@@ -362,7 +366,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         if let Some(session) = self.sessions.get_mut(&id) {
             let mut close = Unsealed::default();
             session.prepare(id, Down::Close, &mut close);
-            close.seal(self.settings.gcm, &self.sessions, |path, message| {
+            close.seal(self.settings.gcm, &mut self.expanded, &self.sessions, |path, message| {
                 self.out.push_last(path, message);
             });
         }
@@ -428,8 +432,14 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         self.sink.flush();
         self.prepare_acks();
         self.send_commands(now);
-        let Self { out, sessions, .. } = self;
-        self.unsealed.seal(self.settings.gcm, sessions, |path, message| out.push(path, message));
+        self.unsealed.seal(
+            self.settings.gcm,
+            &mut self.expanded,
+            &self.sessions,
+            |path, message| {
+                self.out.push(path, message);
+            },
+        );
         self.counts.unsent = self.out.unsent;
         self.sweep(now);
         if std::mem::take(&mut self.scrub) {

@@ -7,7 +7,8 @@ pub const WINDOW: u32 = 128;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplayWindow {
     next: u32,
-    seen: u128,
+    /// A `u128` as bytes, which want no alignment: a session has two windows, and there are many sessions.
+    seen: [u8; 16],
 }
 
 /// Where a sequence number stands.
@@ -27,7 +28,11 @@ impl ReplayWindow {
     /// A window that has seen nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self { next: 0, seen: 0 }
+        Self { next: 0, seen: [0; 16] }
+    }
+
+    const fn seen(&self) -> u128 {
+        u128::from_ne_bytes(self.seen)
     }
 
     /// Where this number stands. Changes nothing: the record is not yet authentic.
@@ -39,7 +44,7 @@ impl ReplayWindow {
         let behind = self.next - 1 - sequence;
         if behind >= WINDOW {
             Place::TooOld
-        } else if self.seen >> behind & 1 == 1 {
+        } else if self.seen() >> behind & 1 == 1 {
             Place::Repeated
         } else {
             Place::Late
@@ -51,12 +56,13 @@ impl ReplayWindow {
     pub const fn take(&mut self, sequence: u32) {
         if sequence >= self.next {
             let forward = sequence - self.next + 1;
-            self.seen = if forward >= WINDOW { 1 } else { self.seen << forward | 1 };
+            let seen = if forward >= WINDOW { 1 } else { self.seen() << forward | 1 };
+            self.seen = seen.to_ne_bytes();
             self.next = sequence.saturating_add(1);
         } else {
             let behind = self.next - 1 - sequence;
             if behind < WINDOW {
-                self.seen |= 1 << behind;
+                self.seen = (self.seen() | 1 << behind).to_ne_bytes();
             }
         }
     }
@@ -65,7 +71,8 @@ impl ReplayWindow {
     /// and may come again.
     pub const fn give_back(&mut self, sequence: u32) {
         if matches!(self.place(sequence), Place::Repeated) {
-            self.seen &= !(1 << (self.next - 1 - sequence));
+            let seen = self.seen() & !(1 << (self.next - 1 - sequence));
+            self.seen = seen.to_ne_bytes();
         }
     }
 }

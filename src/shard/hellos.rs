@@ -68,15 +68,15 @@ fn challenge(
     proven: &Proven,
     mark: u64,
 ) -> [u8; CHALLENGE_LEN] {
-    let challenge = contact.challenge.get_or_insert_with(|| Challenge {
-        value: schedule::challenge(
+    let challenge = contact.challenge.get_or_insert_with(|| {
+        let value = schedule::challenge(
             node_key,
             proven.id().0,
             proven.fingerprint(),
             &proven.hello().digest,
             now.mono_us,
-        ),
-        until_us: now.mono_us + CHALLENGE_US,
+        );
+        Box::new(Challenge { value, until_us: now.mono_us + CHALLENGE_US })
     });
     proven.challenge_message(&challenge.value, mark, &random())
 }
@@ -267,7 +267,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             self.cached.insert(hello, id);
             self.pending += 1;
             let pending = Pending { hello, accept, fresh, challenged, path };
-            let session = Session::new(self.settings.gcm, device, &keys, pending, now.mono_us);
+            let session = Box::new(Session::new(device, keys, pending, now.mono_us));
             self.sessions.insert(id, session);
         }
     }

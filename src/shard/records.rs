@@ -3,12 +3,13 @@
 use arrayvec::ArrayVec;
 use duet_aead::{Gcm, Record, Verdict};
 use duet_protocol::record::nonce;
+use duet_protocol::schedule::KeyIv;
 use duet_protocol::wire::{SessionId, TAG, UP_HEADER, UpHeader};
 
 use zeroize::Zeroize as _;
 
 use super::RECORD_BATCH;
-use super::session::DirectionKey;
+use super::keys::{Expanded, Needed};
 use crate::transport::Path;
 
 /// Records as they came, until the end of the turn; then their texts.
@@ -39,13 +40,14 @@ impl Records {
     pub(super) fn open<'k>(
         &mut self,
         gcm: Gcm,
-        key: impl Fn(SessionId) -> Option<&'k DirectionKey>,
+        expanded: &mut Expanded,
+        key: impl Fn(SessionId) -> Option<&'k KeyIv>,
     ) {
         let mut rest = self.bytes.as_mut_slice();
         for items in self.items.chunks_mut(RECORD_BATCH) {
             let (chunk, after) = rest.split_at_mut(items.iter().map(|item| item.len).sum());
             rest = after;
-            open_chunk(gcm, &key, items, chunk);
+            open_chunk(gcm, expanded, &key, items, chunk);
         }
     }
 
@@ -68,28 +70,41 @@ impl Records {
 
 fn open_chunk<'k>(
     gcm: Gcm,
-    key: &impl Fn(SessionId) -> Option<&'k DirectionKey>,
+    expanded: &mut Expanded,
+    key: &impl Fn(SessionId) -> Option<&'k KeyIv>,
     items: &mut [Item],
-    mut bytes: &mut [u8],
+    bytes: &mut [u8],
 ) {
-    let mut places: ArrayVec<usize, RECORD_BATCH> = ArrayVec::new();
-    let mut records: ArrayVec<Record<'_>, RECORD_BATCH> = ArrayVec::new();
-    for (place, item) in items.iter().enumerate() {
-        let (message, after) = bytes.split_at_mut(item.len);
-        bytes = after;
-        let key = key(item.header.session).filter(|_| item.header.sequence != u32::MAX);
-        let (aad, sealed) = message.split_at_mut(UP_HEADER);
-        if let (Some(key), Some((payload, tag))) = (key, sealed.split_last_chunk_mut::<TAG>()) {
-            let nonce = nonce(key.iv(), item.header.sequence);
-            records.push(Record { key: key.key(), nonce, aad, payload, tag });
-            places.push(place);
+    let mut needed = Needed::default();
+    let found: ArrayVec<_, RECORD_BATCH> = items
+        .iter()
+        .map(|item| {
+            let key = key(item.header.session).filter(|_| item.header.sequence != u32::MAX)?;
+            Some((needed.place(key), key.iv()))
+        })
+        .collect();
+    expanded.lend(gcm, &needed, |keys| {
+        let mut rest = bytes;
+        let mut places: ArrayVec<usize, RECORD_BATCH> = ArrayVec::new();
+        let mut records: ArrayVec<Record<'_>, RECORD_BATCH> = ArrayVec::new();
+        for (place, (item, found)) in items.iter().zip(found).enumerate() {
+            let (message, after) = rest.split_at_mut(item.len);
+            rest = after;
+            let (aad, sealed) = message.split_at_mut(UP_HEADER);
+            if let (Some((key, iv)), Some((payload, tag))) =
+                (found, sealed.split_last_chunk_mut::<TAG>())
+            {
+                let nonce = nonce(iv, item.header.sequence);
+                records.push(Record { key: &keys[key], nonce, aad, payload, tag });
+                places.push(place);
+            }
         }
-    }
-    let verdicts = &mut [Verdict::default(); RECORD_BATCH][..records.len()];
-    gcm.open_batch(&mut records, verdicts);
-    // The first nonce is the IV itself.
-    records.iter_mut().for_each(|record| record.nonce.zeroize());
-    for (place, verdict) in places.into_iter().zip(verdicts) {
-        items[place].opened = verdict.is_authentic();
-    }
+        let verdicts = &mut [Verdict::default(); RECORD_BATCH][..records.len()];
+        gcm.open_batch(&mut records, verdicts);
+        // The first nonce is the IV itself.
+        records.iter_mut().for_each(|record| record.nonce.zeroize());
+        for (place, verdict) in places.into_iter().zip(verdicts) {
+            items[place].opened = verdict.is_authentic();
+        }
+    });
 }

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use duet_aead::{Gcm, Key};
 use duet_protocol::message::{Down, RANGES_MAX, Range, TEXT_MAX};
 use duet_protocol::replay::ReplayWindow;
 use duet_protocol::responder::Accept;
-use duet_protocol::schedule::{KeyIv, SessionKeys};
+use duet_protocol::schedule::SessionKeys;
 use duet_protocol::wire::{DOWN_HEADER, DownHeader, SessionId, TAG};
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::unsealed::Unsealed;
 use crate::registry::Device;
@@ -25,39 +24,11 @@ pub(super) struct Pending {
     pub(super) path: Path,
 }
 
-/// One direction's key and IV, in a box and filled there: what moves leaves a copy behind, and
-/// sessions move when their table grows.
-pub(super) struct DirectionKey(Box<Secrets>);
-
-struct Secrets {
-    key: Key,
-    iv: Iv,
-}
-
-#[derive(Zeroize, ZeroizeOnDrop)]
-struct Iv([u8; 12]);
-
-impl DirectionKey {
-    fn new(gcm: Gcm, keys: &KeyIv) -> Self {
-        let mut secrets = Box::new(Secrets { key: Key::vacant(), iv: Iv([0; 12]) });
-        secrets.key.init(gcm, keys.key());
-        secrets.iv.0 = *keys.iv();
-        Self(secrets)
-    }
-
-    pub(super) const fn key(&self) -> &Key {
-        &self.0.key
-    }
-
-    pub(super) const fn iv(&self) -> &[u8; 12] {
-        &self.0.iv.0
-    }
-}
-
+/// A session. It lies in a box: what moves leaves a copy behind, and a table moves what it holds when
+/// it grows. A million of them may rest, so their size counts.
 pub(super) struct Session {
     pub(super) device: Arc<Device>,
-    pub(super) up: DirectionKey,
-    pub(super) down: DirectionKey,
+    pub(super) keys: SessionKeys,
     next_down: u32,
     pub(super) window: ReplayWindow,
     /// Which of the readings that want confirmation are durable.
@@ -67,7 +38,7 @@ pub(super) struct Session {
     pub(super) stream: Option<StreamId>,
     /// How many bytes may go to `path`; `None` once it has shown that it receives what is sent
     /// there.
-    credit: Option<usize>,
+    credit: Option<u32>,
     pub(super) pending: Option<Box<Pending>>,
     pub(super) since_us: u64,
     pub(super) heard_us: u64,
@@ -75,16 +46,14 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(
-        gcm: Gcm,
         device: Arc<Device>,
-        keys: &SessionKeys,
+        keys: SessionKeys,
         pending: Pending,
         now_us: u64,
     ) -> Self {
         Self {
             device,
-            up: DirectionKey::new(gcm, &keys.up),
-            down: DirectionKey::new(gcm, &keys.down),
+            keys,
             next_down: 0,
             window: ReplayWindow::new(),
             stored: ReplayWindow::new(),
@@ -105,7 +74,7 @@ impl Session {
             self.credit = matches!(path, Path::Datagram(_)).then_some(0);
         }
         if let Some(credit) = &mut self.credit {
-            *credit += bytes;
+            *credit = credit.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         }
     }
 
@@ -134,7 +103,7 @@ impl Session {
     /// The header of the next message, if that may have `len` bytes.
     fn next_header(&mut self, len: usize) -> Option<DownHeader> {
         if let Some(credit) = &mut self.credit {
-            *credit = credit.checked_sub(len)?;
+            *credit = credit.checked_sub(u32::try_from(len).ok()?)?;
         }
         let sequence = self.next_down;
         self.next_down = sequence.checked_add(1)?;
@@ -169,3 +138,5 @@ impl Session {
         self.prepare(id, Down::ack(&ranges, &mut encoded), unsealed);
     }
 }
+
+const _: () = assert!(size_of::<Session>() <= 192, "a session at rest is to be small");

@@ -38,7 +38,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
         let mut records = std::mem::take(&mut self.records);
         let sessions = &self.sessions;
-        records.open(self.settings.gcm, |id| Some(&sessions.get(&id)?.up));
+        records.open(self.settings.gcm, &mut self.expanded, |id| Some(&sessions.get(&id)?.keys.up));
         for (path, header, opened) in records.iter() {
             let handled = match opened {
                 Some(text) => self.handle_record(now, path, header, text),

@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 use zeroize::Zeroize as _;
 
 use super::RECORD_BATCH;
+use super::keys::{Expanded, Needed};
 use super::session::Session;
 use crate::transport::Path;
 
@@ -41,14 +42,15 @@ impl Unsealed {
     pub(super) fn seal(
         &mut self,
         gcm: Gcm,
-        sessions: &FxHashMap<SessionId, Session>,
+        expanded: &mut Expanded,
+        sessions: &FxHashMap<SessionId, Box<Session>>,
         mut send: impl FnMut(Path, &[u8]),
     ) {
         let mut rest = self.bytes.as_mut_slice();
         for items in self.items.chunks(RECORD_BATCH) {
             let (chunk, after) = rest.split_at_mut(items.iter().map(|item| item.len).sum());
             rest = after;
-            seal_chunk(gcm, sessions, items, chunk);
+            seal_chunk(gcm, expanded, sessions, items, chunk);
             let mut chunk = &*chunk;
             for item in items {
                 let (message, after) = chunk.split_at(item.len);
@@ -65,24 +67,36 @@ impl Unsealed {
 
 fn seal_chunk(
     gcm: Gcm,
-    sessions: &FxHashMap<SessionId, Session>,
+    expanded: &mut Expanded,
+    sessions: &FxHashMap<SessionId, Box<Session>>,
     items: &[Item],
-    mut bytes: &mut [u8],
+    bytes: &mut [u8],
 ) {
+    let mut needed = Needed::default();
+    let found: ArrayVec<_, RECORD_BATCH> = items
+        .iter()
+        .map(|item| {
+            let key = &sessions.get(&item.session)?.keys.down;
+            Some((needed.place(key), key.iv()))
+        })
+        .collect();
     let associated: ArrayVec<_, RECORD_BATCH> =
         items.iter().map(|item| item.header.associated_data(item.session)).collect();
-    let mut records: ArrayVec<Record<'_>, RECORD_BATCH> = ArrayVec::new();
-    for (item, aad) in items.iter().zip(&associated) {
-        let (message, after) = bytes.split_at_mut(item.len);
-        bytes = after;
-        let Some(session) = sessions.get(&item.session) else { continue };
-        let Some((payload, tag)) = message[DOWN_HEADER..].split_last_chunk_mut::<TAG>() else {
-            unreachable!("a message is written with room for its tag")
-        };
-        let nonce = nonce(session.down.iv(), item.header.sequence);
-        records.push(Record { key: session.down.key(), nonce, aad, payload, tag });
-    }
-    gcm.seal_batch(&mut records);
-    // The first nonce is the IV itself.
-    records.iter_mut().for_each(|record| record.nonce.zeroize());
+    expanded.lend(gcm, &needed, |keys| {
+        let mut rest = bytes;
+        let mut records: ArrayVec<Record<'_>, RECORD_BATCH> = ArrayVec::new();
+        for ((item, aad), found) in items.iter().zip(&associated).zip(found) {
+            let (message, after) = rest.split_at_mut(item.len);
+            rest = after;
+            let Some((key, iv)) = found else { continue };
+            let Some((payload, tag)) = message[DOWN_HEADER..].split_last_chunk_mut::<TAG>() else {
+                unreachable!("a message is written with room for its tag")
+            };
+            let nonce = nonce(iv, item.header.sequence);
+            records.push(Record { key: &keys[key], nonce, aad, payload, tag });
+        }
+        gcm.seal_batch(&mut records);
+        // The first nonce is the IV itself.
+        records.iter_mut().for_each(|record| record.nonce.zeroize());
+    });
 }
