@@ -43,8 +43,9 @@ const CREDENTIALS: TableDefinition<'_, [u8; 32], &str> = TableDefinition::new("c
 const REFUSED: TableDefinition<'_, [u8; 32], i64> = TableDefinition::new("refused");
 const MARKS: TableDefinition<'_, [u8; 40], u64> = TableDefinition::new("marks");
 
-/// Enough for the working set of a commit; the view holds what is looked up.
-const CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// The view holds what is looked up; pages are read to be changed only. More would grow with every
+/// session's mark, and with eight times as much 100,000 devices are imported in 1.3 s instead of 1.8.
+const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Why the registry did not do what it was asked. Nothing was changed then.
 #[derive(Debug, Error)]
