@@ -37,7 +37,7 @@ const READING: usize = 64;
 const STREAMS: usize = 5_000;
 const PEER_STREAMS: usize = 1_000;
 /// Devices that stay silent while memory is measured.
-const IDLE: usize = 10_000;
+const IDLE: [usize; 2] = [2_000, 20_000];
 
 /// The server's processor time for each of `count` units of `work`, once all of it has arrived.
 fn measured(pid: u32, count: usize, work: impl FnOnce()) -> Duration {
@@ -153,13 +153,18 @@ fn main() {
     plain.stop();
     drop(connections);
 
-    let mut idle = duet::Fleet::start(&sub("idle"), IDLE, 0);
-    let before = process_memory(idle.pid()).unwrap();
-    let hellos = idle.datagram_hellos();
-    idle.datagram_handshakes(&hellos, WINDOW);
-    std::thread::sleep(Duration::from_secs(6));
-    let session = (process_memory(idle.pid()).unwrap() - before) / IDLE as u64;
-    idle.stop();
+    // What a gateway touches once, whoever comes, is the difference between the two.
+    let [some, many] = IDLE.map(|devices| {
+        let mut idle = duet::Fleet::start(&sub(&format!("idle-{devices}")), devices, 0);
+        let before = process_memory(idle.pid()).unwrap();
+        let hellos = idle.datagram_hellos();
+        idle.datagram_handshakes(&hellos, WINDOW);
+        std::thread::sleep(Duration::from_secs(6));
+        let grown = process_memory(idle.pid()).unwrap() - before;
+        idle.stop();
+        grown
+    });
+    let session = (many - some) / (IDLE[1] - IDLE[0]) as u64;
     drop(peers);
 
     println!(
@@ -174,5 +179,6 @@ fn main() {
     println!(
         "idle session {session} bytes resident, its key's table of 4 KiB included; goal 512 + 4,096"
     );
+    println!("             {many} bytes for {} of them", IDLE[1]);
     println!("             rustls connection {connection} bytes");
 }
