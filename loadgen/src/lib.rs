@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod crowd;
+pub mod diff;
 pub mod exchange;
 pub mod fleet;
 pub mod hosts;

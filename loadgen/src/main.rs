@@ -14,9 +14,11 @@ use loadgen::summary;
 use loadgen::tls::{self, Variant};
 
 mod compare_command;
+mod diff_command;
 mod load_command;
 
 use compare_command::Compare;
+use diff_command::Compared;
 use load_command::Load;
 
 /// Measures a Duet gateway with real devices, and the same job over real TLS beside it.
@@ -25,7 +27,7 @@ use load_command::Load;
     name = "loadgen",
     version,
     max_term_width = 98,
-    after_help = "All commands start a gateway of their own (the program `duet`, found beside \
+    after_help = "All commands but diff start a gateway of their own (the program `duet`, found beside \
         this one) in a temporary directory on loopback, and stop it at the end.\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage."
 )]
@@ -45,6 +47,8 @@ enum Command {
     Load(Load),
     /// Measure the same job by Duet, TLS 1.2 and 1.3 and DTLS 1.2, over a link that delays and loses
     Compare(Compare),
+    /// Compare two reports, and fail if the second is worse than wanted
+    Diff(Compared),
     /// Serve TLS to `compare`
     #[command(hide = true)]
     ServeTls {
@@ -94,7 +98,18 @@ fn read_profile(name: &str) -> Result<Profile> {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let cli = Cli::parse();
+    if let Command::Diff(diff) = &cli.command {
+        return match diff.run() {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("loadgen: {error:#}");
+                ExitCode::from(2)
+            }
+        };
+    }
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("loadgen: {error:#}");
@@ -119,7 +134,7 @@ fn run(cli: Cli) -> Result<()> {
     let dir = tempfile::tempdir()?;
     match cli.command {
         Command::Compare(compare) => compare.run(&program, dir.path()),
-        Command::ServeTls { .. } => unreachable!("served above"),
+        Command::ServeTls { .. } | Command::Diff(_) => unreachable!("done above"),
         Command::Run(run) => run.run(&program, dir.path()),
         Command::Load(load) => load.run(&program, dir.path()),
     }
