@@ -127,13 +127,13 @@ fn main() {
         }
         let hellos = gateway.datagram_hellos();
         let pid = gateway.pid();
-        let work = || gateway.datagram_handshakes(&hellos, WINDOW);
+        let work = || gateway.datagram_handshakes(0, &hellos, WINDOW);
         rows[3].times.push(measured(pid, DATAGRAM_HANDSHAKES, work));
         let (hellos, work) = (gateway.stream_hellos(STREAM_HANDSHAKES), STREAM_HANDSHAKES);
         rows[4].times.push(measured(pid, work, || gateway.stream_handshakes(hellos, WINDOW)));
 
         let hellos = gateway.datagram_hellos();
-        let work = || gateway.datagram_handshakes(&hellos, 1);
+        let work = || gateway.datagram_handshakes(0, &hellos, 1);
         rows[5].times.push(measured(pid, DATAGRAM_HANDSHAKES, work));
 
         let work = || peers[0].readings(&mut connections, READINGS, READING);
@@ -144,7 +144,7 @@ fn main() {
         rows[8].times.push(measured(pid, READINGS, || gateway.send_streams(&records)));
 
         let (pid, hellos) = (plain.pid(), plain.datagram_hellos());
-        let work = || plain.datagram_handshakes(&hellos, WINDOW);
+        let work = || plain.datagram_handshakes(0, &hellos, WINDOW);
         rows[9].times.push(measured(pid, DATAGRAM_HANDSHAKES, work));
         let records = plain.datagram_records(READINGS, READING);
         rows[10].times.push(measured(pid, READINGS, || plain.send_datagrams(&records)));
@@ -158,7 +158,9 @@ fn main() {
         let mut idle = duet::Fleet::start(&sub(&format!("idle-{devices}")), devices, 0);
         let before = process_memory(idle.pid()).unwrap();
         let hellos = idle.datagram_hellos();
-        idle.datagram_handshakes(&hellos, WINDOW);
+        for (batch, hellos) in hellos.chunks(WINDOW).enumerate() {
+            idle.datagram_handshakes(batch * WINDOW, hellos, WINDOW);
+        }
         std::thread::sleep(Duration::from_secs(6));
         let grown = process_memory(idle.pid()).unwrap() - before;
         idle.stop();

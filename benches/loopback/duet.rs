@@ -138,9 +138,9 @@ impl Fleet {
         self.datagrams.iter_mut().map(hello).collect()
     }
 
-    /// HELLO out, ACCEPT back, and the first record, which confirms. One socket serves all: the
+    /// HELLO out, ACCEPT back, and the first record, which confirms, of the devices from this one on. One socket serves all: the
     /// gateway answers in order, and a device accepts no ACCEPT but its own.
-    pub(crate) fn datagram_handshakes(&mut self, hellos: &[Vec<u8>], window: usize) {
+    pub(crate) fn datagram_handshakes(&mut self, from: usize, hellos: &[Vec<u8>], window: usize) {
         let mut accepts = Vec::with_capacity(hellos.len());
         let mut out = [0; MESSAGE_MAX];
         for hello in hellos.iter().take(window) {
@@ -153,7 +153,7 @@ impl Fleet {
             }
             accepts.push(out[..len].to_vec());
         }
-        for record in first_records(&mut self.datagrams, accepts) {
+        for record in first_records(&mut self.datagrams[from..], accepts) {
             self.socket.send_to(&record, self.address).unwrap();
             self.sent += 1;
         }
@@ -196,7 +196,7 @@ impl Fleet {
         let hellos = self.stream_hellos(self.streams.len());
         self.stream_handshakes(hellos, 64);
         let hellos = self.datagram_hellos();
-        self.datagram_handshakes(&hellos, 64);
+        self.datagram_handshakes(0, &hellos, 64);
     }
 
     /// Sealed readings, each device in turn.

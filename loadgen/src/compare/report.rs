@@ -178,7 +178,7 @@ pub fn provenance(emulated: bool) -> Vec<Figure> {
             figure("flights", "measured", "from the packets that crossed the link, TCP's set-up included"),
             figure("round_trips", "derived", "half the flights, rounded up"),
             figure("packets, ip_bytes", "measured", "IPv4 packets handed to the link until the confirmation arrived, headers included"),
-            figure("p50_ms, p99_ms", "measured", "at the device, from power on to the confirmation (OpenSSL's client: from its first packet)"),
+            figure("p50_ms, p99_ms", "measured", "at the device, from power on to the confirmation (OpenSSL's client: from its first packet); of fewer than 100 jobs p99 is the slowest"),
             figure("success_percent", "measured", "jobs confirmed within 30 s; a device whose connection fails tries again"),
             figure("gateway_memory_bytes", "measured", "growth of the server's resident memory for sessions held at once, in steps as its tables grow (Duet's contenders share one gateway: their mean says more than each); sockets' memory in the kernel is not in it; OpenSSL's server holds one session a process: absent"),
         ]);
