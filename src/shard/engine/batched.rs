@@ -1,6 +1,6 @@
 //! The batched engine: eight lanes at once where the CPU has them, a table for each device's key.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 
 use duet_curve::{
     Backend, Key, PointTable, SignItem, Table, TableArena, TableSlot, TableWidth, VerifyItem,
@@ -9,6 +9,7 @@ use duet_protocol::ec::{
     Agreed, EncapsulateTask, Encapsulated, SecretScalar, SharedX, Signature, VerifyTask,
 };
 use duet_protocol::identity::PublicKey;
+use hashbrown::HashTable;
 
 use super::Engine;
 use crate::shard::random;
@@ -33,7 +34,9 @@ struct Tables {
     arenas: Vec<TableArena>,
     /// The most tables.
     most: usize,
-    slots: HashMap<[u8; 65], usize>,
+    /// Slots by the hash of their keys, which are not held twice.
+    slots: HashTable<u32>,
+    hasher: RandomState,
     /// The keys by slot.
     keys: Vec<[u8; 65]>,
     used: Vec<bool>,
@@ -48,7 +51,8 @@ impl Batched {
         let tables = Tables {
             arenas: Vec::new(),
             most: keys.max(SLOTS_MIN),
-            slots: HashMap::new(),
+            slots: HashTable::new(),
+            hasher: RandomState::new(),
             keys: Vec::new(),
             used: Vec::new(),
             hand: 0,
@@ -59,7 +63,8 @@ impl Batched {
 
 impl Tables {
     fn slot(&mut self, key: &PublicKey) -> Option<usize> {
-        let slot = *self.slots.get(&key.0)?;
+        let same = |slot: &u32| self.keys[*slot as usize] == key.0;
+        let slot = *self.slots.find(self.hasher.hash_one(key.0), same)? as usize;
         self.used[slot] = true;
         Some(slot)
     }
@@ -72,7 +77,7 @@ impl Tables {
         if self.keys.len() < self.most {
             self.keys.push(key.0);
             self.used.push(true);
-            self.slots.insert(key.0, self.keys.len() - 1);
+            self.enter(self.keys.len() - 1);
             return self.keys.len() - 1;
         }
         while self.used[self.hand] {
@@ -81,11 +86,21 @@ impl Tables {
         }
         let slot = self.hand;
         self.hand = (self.hand + 1) % self.keys.len();
-        let old = std::mem::replace(&mut self.keys[slot], key.0);
-        self.slots.remove(&old);
-        self.slots.insert(key.0, slot);
+        let hash = self.hasher.hash_one(self.keys[slot]);
+        if let Ok(entry) = self.slots.find_entry(hash, |entered| *entered as usize == slot) {
+            entry.remove();
+        }
+        self.keys[slot] = key.0;
+        self.enter(slot);
         self.used[slot] = true;
         slot
+    }
+
+    /// Makes a slot found by its key.
+    fn enter(&mut self, slot: usize) {
+        let hash = |slot: &u32| self.hasher.hash_one(self.keys[*slot as usize]);
+        let Ok(slot) = u32::try_from(slot) else { unreachable!("tables fill memory before") };
+        self.slots.insert_unique(hash(&slot), slot, hash);
     }
 
     /// Makes the missing tables of at most [`CHUNK`] keys.
