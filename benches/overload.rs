@@ -133,7 +133,10 @@ fn knock(to: SocketAddr, hellos: &[Vec<u8>], begin: Begin) -> Crowd {
     let mut bytes = [0; MESSAGE_MAX];
     while crowd.took.len() < hellos.len() && began.elapsed() < LIMIT {
         let now = began.elapsed();
-        while let Some(std::cmp::Reverse((at, number))) = due.peek().copied() {
+        // A few at a time: what comes back meanwhile must not overflow this side's buffer, which many
+        // devices would not share.
+        for _ in 0..32 {
+            let Some(std::cmp::Reverse((at, number))) = due.peek().copied() else { break };
             if at > now {
                 break;
             }
