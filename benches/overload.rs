@@ -272,11 +272,7 @@ fn measure(dir: &Path, flood_per_s: u32) -> Measured {
         (crowd, sender.join().unwrap(), rate)
     });
     std::thread::sleep(Duration::from_millis(1_200));
-    if std::env::var_os("DUET_BENCH_DROPS").is_some() {
-        let counted = |line: &&str| line.contains("_total") && !line.starts_with('#');
-        let text = gateway.scrape().unwrap();
-        text.lines().filter(counted).for_each(|line| eprintln!("{line}"));
-    }
+    show_counters(&gateway);
     let state = gateway.state.clone();
     gateway.stop().unwrap();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_duet"))
@@ -331,6 +327,15 @@ fn main() {
     returning(&sub("shards"), 2, STORM.min(storm));
 }
 
+/// With `DUET_BENCH_DROPS` set, what the gateway counted.
+fn show_counters(gateway: &LocalGateway) {
+    if std::env::var_os("DUET_BENCH_DROPS").is_some() {
+        let counted = |line: &&str| line.contains("_total") && !line.ends_with(" 0");
+        let text = gateway.scrape().unwrap();
+        text.lines().filter(counted).for_each(|line| eprintln!("{line}"));
+    }
+}
+
 /// Devices connect and return, a few at a time and then all at once.
 fn returning(dir: &Path, shards: usize, count: usize) {
     let (gateway, mut devices) = start(dir, shards, count);
@@ -356,6 +361,8 @@ fn returning(dir: &Path, shards: usize, count: usize) {
         );
         match begin {
             Begin::Together => {
+                std::thread::sleep(Duration::from_millis(1_200));
+                show_counters(&gateway);
                 println!(
                     "that is {:.2} times as long as at the rate before",
                     seconds * peak / count as f64
