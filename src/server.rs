@@ -17,7 +17,7 @@ use duet_aead::Gcm;
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::Kind;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::admin::{CommandError, Fault, Gateway, Phase, Status, Transport};
 use crate::config::Config;
@@ -78,7 +78,7 @@ pub struct Control {
     shards: u32,
     view: Arc<View>,
     draining: AtomicBool,
-    spool: Arc<Health>,
+    spool: watch::Receiver<Health>,
     gauges: Vec<Arc<Gauges>>,
 }
 
@@ -195,7 +195,7 @@ impl Server {
 
     /// How the spool is.
     #[must_use]
-    pub fn spool(&self) -> Arc<Health> {
+    pub fn spool(&self) -> watch::Receiver<Health> {
         self.spool.health()
     }
 
@@ -337,10 +337,12 @@ impl Gateway for Control {
     fn status(&self) -> Status {
         let draining = self.draining.load(Ordering::Relaxed);
         let phase = if draining { Phase::Draining } else { Phase::Running };
-        let faults = [
-            (self.spool.has_failed(), Fault::SpoolFailed),
-            (self.spool.is_full(), Fault::SpoolFull),
-        ];
+        let fault = match *self.spool.borrow() {
+            Health::Working => None,
+            Health::Full => Some(Fault::SpoolFull),
+            Health::DiskFull(_) => Some(Fault::DiskFull),
+            Health::Failed(_) => Some(Fault::SpoolFailed),
+        };
         Status {
             phase,
             uptime_s: self.started.elapsed().as_secs(),
@@ -350,7 +352,7 @@ impl Gateway for Control {
             sessions: sum(&self.gauges, |gauges| &gauges.sessions),
             pending: sum(&self.gauges, |gauges| &gauges.pending),
             devices: self.view.len() as u64,
-            faults: faults.iter().filter(|(holds, _)| *holds).map(|(_, fault)| *fault).collect(),
+            faults: fault.into_iter().collect(),
         }
     }
 }

@@ -17,7 +17,7 @@ use duet::shard::GatewayKey;
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::Gateway;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::control::open_patiently;
 
@@ -96,7 +96,7 @@ fn serve(prepared: Prepared) -> Result<()> {
     tell(format_args!("devices      {}", view.len()));
     tell(format_args!("metrics      http://{}/metrics", admin.http()));
     tell(format_args!("running"));
-    let asked = stop.wait(&server.ended(), &server.spool());
+    let asked = stop.wait(&server.ended(), server.spool());
     let drained = server.drain();
     let saved = admin.shutdown();
     // A full disk fails both, and only the spool's error has the place and the cause.
@@ -127,24 +127,37 @@ impl Stop {
     }
 
     /// Whether it was a signal, and not a shard's end.
-    fn wait(mut self, ended: &Notify, spool: &Health) -> bool {
+    fn wait(mut self, ended: &Notify, spool: watch::Receiver<Health>) -> bool {
         let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
         self.runtime.block_on(async {
-            let told = async {
-                // Said when it happens: whoever finds devices unanswered looks here first.
-                let failure = spool.failure().await;
-                let _ = writeln!(
-                    io::stderr(),
-                    "duet: {failure}; no reading is stored or confirmed until the gateway is started anew"
-                );
-                std::future::pending::<bool>().await
-            };
             tokio::select! {
                 _ = terminate.recv() => true,
                 _ = interrupt.recv() => true,
                 () = ended.notified() => false,
-                asked = told => asked,
+                () = tell_health(spool) => false,
             }
         })
     }
+}
+
+/// Says how the spool is when that changes: whoever finds devices unanswered looks here first. It never completes.
+async fn tell_health(mut spool: watch::Receiver<Health>) {
+    while spool.changed().await.is_ok() {
+        let told = match spool.borrow_and_update().clone() {
+            Health::Working => "there is room again: readings are stored and confirmed".to_owned(),
+            Health::Full => {
+                "the spool has reached spool.max_bytes; no reading is stored or confirmed until \
+                 there is room: copy readings away and run `duet spool trim`, or raise the limit"
+                    .to_owned()
+            }
+            Health::DiskFull(cause) => {
+                format!("{cause}; no reading is stored or confirmed until there is room")
+            }
+            Health::Failed(cause) => format!(
+                "{cause}; no reading is stored or confirmed until the gateway is started anew"
+            ),
+        };
+        let _ = writeln!(io::stderr(), "duet: {told}");
+    }
+    std::future::pending().await
 }
