@@ -190,3 +190,55 @@ fn readings_are_their_owners_alone() {
         assert_eq!(mode(&file.unwrap().path()), 0o600);
     }
 }
+
+#[test]
+fn a_slow_reader_of_a_growing_spool_sees_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    store(&spool, 1, 2);
+    let mut reader = Reader::open(&config(dir.path()).dir).unwrap();
+    // What it has read ahead ends after two records; then the segment fills up and two more follow.
+    assert_eq!(reader.read().unwrap().unwrap().index, 0);
+    for session in 2..14 {
+        store(&spool, session, 1_000);
+    }
+    for index in 1..12_002 {
+        assert_eq!(reader.read().unwrap().map(|record| record.index), Some(index));
+    }
+    assert!(reader.read().unwrap().is_none());
+    store(&spool, 14, 1);
+    assert_eq!(reader.read().unwrap().unwrap().index, 12_002, "and goes on");
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn a_reader_goes_on_where_trimming_left_something_but_a_gap_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    for session in 0..25 {
+        store(&spool, session, 1_000);
+    }
+    let path = config(dir.path()).dir;
+    let mut reader = Reader::open(&path).unwrap();
+    assert_eq!(reader.read().unwrap().unwrap().index, 0);
+    let trimmed = trim(&path, 12_000).unwrap();
+    assert!(trimmed.segments >= 2);
+    let (mut last, mut jumps) = (0, Vec::new());
+    while let Some(record) = reader.read().unwrap() {
+        if record.index != last + 1 {
+            jumps.push(record.index);
+        }
+        last = record.index;
+    }
+    // The segment that it had begun is read to its end.
+    assert_eq!((jumps, last), (vec![trimmed.oldest], 24_999));
+
+    let mut segments: Vec<_> =
+        fs::read_dir(&path).unwrap().map(|one| one.unwrap().path()).collect();
+    segments.retain(|path| path.extension().is_some_and(|end| end == "log"));
+    segments.sort();
+    fs::remove_file(&segments[1]).unwrap();
+    let refused = verify(&path).unwrap_err();
+    assert!(matches!(refused, SpoolError::Damaged { .. }), "{refused}");
+    spool.shutdown().unwrap();
+}

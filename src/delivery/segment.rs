@@ -53,6 +53,12 @@ pub(super) fn successor(dir: &Path, index: u64) -> Result<Option<Entry>, SpoolEr
     Ok(list(dir)?.into_iter().find(|entry| entry.first_index > index))
 }
 
+/// Whether a segment that was listed is no longer there: trimming takes the oldest first.
+pub(super) fn is_gone(entry: &Entry) -> bool {
+    let found = fs::symlink_metadata(&entry.path);
+    found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// What all segments take on disk, bytes.
 pub(super) fn disk_bytes(dir: &Path) -> Result<u64, SpoolError> {
     list(dir)?.iter().try_fold(0, |sum, entry| match fs::metadata(&entry.path) {

@@ -160,5 +160,13 @@ fn a_gateway_starts_on_a_full_disk_when_its_segment_has_room_and_else_says_what_
             // The second time there is no room for anything.
             fill(disk);
         }
+        let credential = disk.join("credential.json");
+        let out = credential.to_str().unwrap();
+        let add = ["device", "add", "meter-1", "--registered-id", "--out", out];
+        let refused = duet(&state, &add);
+        assert!(String::from_utf8(refused.stderr).unwrap().contains("No space left"));
+        assert!(!credential.exists(), "half of it would be in the way of the next try");
+        free(disk);
+        assert!(duet(&state, &add).status.success());
     });
 }
