@@ -7,6 +7,7 @@
 
 mod admission;
 mod commands;
+mod destinations;
 pub mod engine;
 mod hellos;
 mod outbox;

@@ -15,6 +15,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::admission::{Policy, Refusal};
+use super::destinations::Destinations;
 use super::engine::Engine;
 use super::session::{Pending, Session};
 use super::{
@@ -95,7 +96,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let hello = Hello::decode(bytes, transport)?;
         // R50: the same bytes get the same answer.
         if let Some(session) = self.cached.get(&hello.digest) {
-            if let Some(pending) = self.sessions.get(session).and_then(|s| s.pending.as_ref()) {
+            if let Some(pending) = self.sessions.get_mut(session).and_then(|s| s.pending.as_mut()) {
+                pending.sent_to.add(path);
                 self.out.push(path, pending.accept.as_slice());
             }
             return Ok(());
@@ -266,8 +268,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             self.contacts.entry(device.credential.id).or_default().pending = Some(id);
             self.cached.insert(hello, id);
             self.pending += 1;
-            let pending = Pending { hello, accept, fresh, challenged, path };
-            let session = Session::new(self.settings.gcm, device, &keys, pending, now.mono_us);
+            let mut sent_to = Destinations::default();
+            sent_to.add(path);
+            let pending = Pending { hello, accept, fresh, challenged, sent_to };
+            let gcm = self.settings.gcm;
+            let session = Session::new(gcm, device, &keys, pending, path, now.mono_us);
             self.sessions.insert(id, session);
         }
     }

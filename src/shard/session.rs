@@ -11,6 +11,7 @@ use duet_protocol::schedule::{KeyIv, SessionKeys};
 use duet_protocol::wire::{DOWN_HEADER, DownHeader, SessionId, TAG};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+use super::destinations::Destinations;
 use super::unsealed::Unsealed;
 use crate::registry::Device;
 use crate::transport::{Path, StreamId};
@@ -22,7 +23,7 @@ pub(super) struct Pending {
     pub(super) fresh: u64,
     pub(super) challenged: bool,
     /// Where ACCEPT went.
-    pub(super) path: Path,
+    pub(super) sent_to: Destinations,
 }
 
 /// One direction's key and IV, in a box and filled there: what moves leaves a copy behind, and
@@ -79,6 +80,7 @@ impl Session {
         device: Arc<Device>,
         keys: &SessionKeys,
         pending: Pending,
+        path: Path,
         now_us: u64,
     ) -> Self {
         Self {
@@ -88,7 +90,7 @@ impl Session {
             next_down: 0,
             window: ReplayWindow::new(),
             stored: ReplayWindow::new(),
-            path: pending.path,
+            path,
             stream: None,
             credit: Some(0),
             pending: Some(Box::new(pending)),
@@ -110,8 +112,8 @@ impl Session {
     }
 
     /// Something that only its receiver could know came back from where it was sent.
-    pub(super) fn validate(&mut self, sent_to: Path) {
-        if self.path == sent_to {
+    pub(super) fn validate(&mut self, sent_to: Destinations) {
+        if sent_to.prove(self.path) {
             self.credit = None;
         }
     }
