@@ -301,6 +301,29 @@ fn a_damaged_registry_is_named_and_left_alone() {
 }
 
 #[test]
+fn what_is_wrong_with_an_import_is_told_with_its_line() {
+    let scratch = Scratch::initialised();
+    let import = ["device", "import", "fleet.ndjson", "--out", "fleet.json"];
+    let good = |name: &str| format!("{{\"name\":\"{name}\",\"mode\":\"registered-id\"}}\n\n");
+    let refused = |last: &str| {
+        fs::write(scratch.path("fleet.ndjson"), good("a") + &good("b") + last).unwrap();
+        scratch.bad(&import)
+    };
+    let round = || {
+        let taken = refused(&good("a"));
+        assert!(taken.contains("fleet.ndjson: line 5: a: a device of this name"), "{taken}");
+        let key = refused(r#"{"name":"c","mode":"registered-id","key":"12"}"#);
+        assert!(key.contains("line 5: c: key must be 64 hexadecimal digits"), "{key}");
+        let field = refused(r#"{"name":"c","modus":1}"#);
+        assert!(field.contains("line 5, column 19, is not a device: unknown field"), "{field}");
+        assert!(!field.contains("line 1"), "{field}");
+    };
+    round();
+    let _gateway = scratch.run();
+    round();
+}
+
+#[test]
 fn a_running_gateway_answers_on_its_socket_and_over_http() {
     let scratch = Scratch::initialised();
     scratch.good(&["device", "add", "before", "--registered-id", "--out", "before.json"]);

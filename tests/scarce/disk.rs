@@ -14,7 +14,7 @@ use loadgen::local::LocalGateway;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use super::world::{DUET, await_metric, everyone, script, work};
+use super::world::{DUET, await_metric, everyone, script, with_settings, work};
 
 const SEGMENT: u64 = 1 << 20;
 
@@ -168,5 +168,45 @@ fn a_gateway_starts_on_a_full_disk_when_its_segment_has_room_and_else_says_what_
         assert!(!credential.exists(), "half of it would be in the way of the next try");
         free(disk);
         assert!(duet(&state, &add).status.success());
+    });
+}
+
+#[test]
+fn devices_can_be_revoked_and_added_again_once_a_full_disk_has_room() {
+    on_a_disk_of(8 << 20, |disk| {
+        let elsewhere = tempfile::tempdir_in("/var/tmp").unwrap();
+        let settings = format!("[spool]\nsegment_bytes = {SEGMENT}\n");
+        let program = with_settings(elsewhere.path(), "", &settings);
+        let (gateway, members) = LocalGateway::start(&program, disk, 2, &everyone()).unwrap();
+        let registered = members.len();
+        let listed = || {
+            let output = duet(&gateway.state, &["device", "list"]);
+            assert!(output.status.success());
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let (list, out) = (elsewhere.path().join("many"), elsewhere.path().join("made"));
+        let many =
+            (0..3_000).map(|n| format!("{{\"name\":\"n{n}\",\"mode\":\"registered-id\"}}\n"));
+        fs::write(&list, many.collect::<String>()).unwrap();
+        let import = ["device", "import", list.to_str().unwrap(), "--out", out.to_str().unwrap()];
+
+        fill(disk);
+        for _ in 0..2 {
+            let refused = duet(&gateway.state, &import);
+            let said = String::from_utf8(refused.stderr).unwrap();
+            assert!(!refused.status.success() && said.contains("No space left"), "{said}");
+        }
+        assert_eq!(listed().lines().count(), 1 + registered, "what is there can be looked at");
+        work(members, gateway.address);
+
+        free(disk);
+        let revoked = duet(&gateway.state, &["device", "revoke", "device-0"]);
+        assert!(revoked.status.success(), "{}", String::from_utf8_lossy(&revoked.stderr));
+        assert!(duet(&gateway.state, &import).status.success());
+        assert_eq!(listed().lines().count(), 1 + registered + 3_000);
+        let status = String::from_utf8(duet(&gateway.state, &["status"]).stdout).unwrap();
+        let devices = format!("devices      {}\n", registered - 1 + 3_000);
+        assert!(status.contains(&devices), "{status}");
+        gateway.stop().unwrap();
     });
 }
