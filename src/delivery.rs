@@ -48,6 +48,7 @@
 
 mod batch;
 mod cat;
+mod check;
 mod error;
 mod file;
 mod format;

@@ -79,6 +79,7 @@ pub struct Control {
     view: Arc<View>,
     draining: AtomicBool,
     spool: watch::Receiver<Health>,
+    damage: watch::Receiver<Option<String>>,
     gauges: Vec<Arc<Gauges>>,
 }
 
@@ -172,6 +173,7 @@ impl Server {
             view: Arc::clone(view),
             draining: AtomicBool::new(false),
             spool: spool.health(),
+            damage: spool.damage(),
             gauges,
         });
         let mut warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
@@ -197,6 +199,12 @@ impl Server {
     #[must_use]
     pub fn spool(&self) -> watch::Receiver<Health> {
         self.spool.health()
+    }
+
+    /// What is damaged in its older segments, as far as they have been read.
+    #[must_use]
+    pub fn damage(&self) -> watch::Receiver<Option<String>> {
+        self.spool.damage()
     }
 
     /// What the control plane holds.
@@ -343,6 +351,7 @@ impl Gateway for Control {
             Health::DiskFull(_) => Some(Fault::DiskFull),
             Health::Failed(_) => Some(Fault::SpoolFailed),
         };
+        let damaged = self.damage.borrow().as_ref().map(|_| Fault::SpoolDamaged);
         Status {
             phase,
             uptime_s: self.started.elapsed().as_secs(),
@@ -352,7 +361,7 @@ impl Gateway for Control {
             sessions: sum(&self.gauges, |gauges| &gauges.sessions),
             pending: sum(&self.gauges, |gauges| &gauges.pending),
             devices: self.view.len() as u64,
-            faults: fault.into_iter().collect(),
+            faults: fault.into_iter().chain(damaged).collect(),
         }
     }
 }

@@ -242,3 +242,38 @@ fn a_reader_goes_on_where_trimming_left_something_but_a_gap_is_damage() {
     assert!(matches!(refused, SpoolError::Damaged { .. }), "{refused}");
     spool.shutdown().unwrap();
 }
+
+#[test]
+fn damage_and_gaps_in_older_segments_are_told_after_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    for session in 0..15 {
+        store(&spool, session, 1_000);
+    }
+    spool.shutdown().unwrap();
+    let [first, second, newest] = [0, 5_000, 10_000]
+        .map(|index| config(dir.path()).dir.join(format!("spool-{index:016x}.log")));
+    let whole = fs::read(&first).unwrap();
+    assert!(second.exists() && newest.exists());
+    let found = || {
+        let spool = Spool::start(config(dir.path())).unwrap();
+        let mut damage = spool.damage();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        // Completes with an error when the check has found nothing.
+        let found =
+            runtime.block_on(async { damage.wait_for(Option::is_some).await.ok()?.clone() });
+        assert_eq!(store(&spool, 99, 1), Durability::Durable, "new readings are stored");
+        spool.shutdown().unwrap();
+        found
+    };
+    assert_eq!(found(), None);
+    let mut damaged = whole.clone();
+    damaged[4096 + 45] ^= 1;
+    fs::write(&first, damaged).unwrap();
+    assert!(found().unwrap().contains("damaged at byte 4096: wrong record checksum"));
+    fs::write(&first, &whole).unwrap();
+    fs::remove_file(&second).unwrap();
+    assert!(found().unwrap().contains("a record is missing here"));
+    trim(&config(dir.path()).dir, 10_000).unwrap();
+    assert_eq!(found(), None);
+}

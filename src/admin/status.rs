@@ -47,6 +47,8 @@ pub enum Fault {
     SpoolFull,
     /// The disk has no room for more of the spool: the same.
     DiskFull,
+    /// Older readings of the spool are damaged: new ones are stored as before.
+    SpoolDamaged,
     /// Freshness marks could not be saved.
     MarksUnsaved,
 }

@@ -96,7 +96,7 @@ fn serve(prepared: Prepared) -> Result<()> {
     tell(format_args!("devices      {}", view.len()));
     tell(format_args!("metrics      http://{}/metrics", admin.http()));
     tell(format_args!("running"));
-    let asked = stop.wait(&server.ended(), server.spool());
+    let asked = stop.wait(&server.ended(), server.spool(), server.damage());
     let drained = server.drain();
     let saved = admin.shutdown();
     // A full disk fails both, and only the spool's error has the place and the cause.
@@ -127,7 +127,12 @@ impl Stop {
     }
 
     /// Whether it was a signal, and not a shard's end.
-    fn wait(mut self, ended: &Notify, spool: watch::Receiver<Health>) -> bool {
+    fn wait(
+        mut self,
+        ended: &Notify,
+        spool: watch::Receiver<Health>,
+        damage: watch::Receiver<Option<String>>,
+    ) -> bool {
         let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
         self.runtime.block_on(async {
             tokio::select! {
@@ -135,6 +140,7 @@ impl Stop {
                 _ = interrupt.recv() => true,
                 () = ended.notified() => false,
                 () = tell_health(spool) => false,
+                () = tell_damage(damage) => false,
             }
         })
     }
@@ -158,6 +164,20 @@ async fn tell_health(mut spool: watch::Receiver<Health>) {
             ),
         };
         let _ = writeln!(io::stderr(), "duet: {told}");
+    }
+    std::future::pending().await
+}
+
+/// Says what is damaged in what was stored before, once. It never completes.
+async fn tell_damage(mut damage: watch::Receiver<Option<String>>) {
+    if let Ok(found) = damage.wait_for(Option::is_some).await
+        && let Some(found) = &*found
+    {
+        let _ = writeln!(
+            io::stderr(),
+            "duet: {found}; new readings are stored as before; bring the file back from a backup, or copy away what \
+             can be read and run `duet spool trim`"
+        );
     }
     std::future::pending().await
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::batch::{Batch, Group};
+use super::check::Check;
 use super::error::SpoolError;
 use super::file::{File, Runtime, Storage};
 use super::format::{DATA_START, Header, MAX_SEGMENT_BYTES};
@@ -102,6 +103,8 @@ pub struct Spool {
     submitter: Submitter,
     thread: JoinHandle<Result<(), SpoolError>>,
     health: watch::Receiver<Health>,
+    damage: watch::Receiver<Option<String>>,
+    check: Option<Check>,
     /// What opening found.
     pub recovery: Recovery,
 }
@@ -123,6 +126,10 @@ impl Spool {
         segment::create_dir(&config.dir)?;
         let lock = segment::Lock::take(&config.dir)?;
         let (tail, recovery) = recover(&config.dir, config.segment_bytes)?;
+        let (found, damage) = watch::channel(None);
+        let check = (recovery.segments > 1)
+            .then(|| Check::begin(&config.dir, tail.header.first_index, found))
+            .transpose()?;
         let (queue, waiting) = mpsc::channel(QUEUE);
         let hurry = Arc::new(Notify::new());
         let hurried = Arc::clone(&hurry);
@@ -144,7 +151,7 @@ impl Spool {
                 result.inspect_err(|error| own.failed(error))
             })
             .map_err(SpoolError::io("starting the thread of", &dir))?;
-        Ok(Self { submitter: Submitter { queue, hurry }, thread, health, recovery })
+        Ok(Self { submitter: Submitter { queue, hurry }, thread, health, damage, check, recovery })
     }
 
     /// A way to hand batches over; any number may exist.
@@ -159,12 +166,21 @@ impl Spool {
         self.health.clone()
     }
 
+    /// What is damaged in the older segments, as far as they have been read since the start.
+    #[must_use]
+    pub fn damage(&self) -> watch::Receiver<Option<String>> {
+        self.damage.clone()
+    }
+
     /// Stores what is queued and ends. Every [`Submitter`] must be gone, or this waits for it.
     ///
     /// # Errors
     /// What made the spool fail, if it did.
     pub fn shutdown(self) -> Result<(), SpoolError> {
         drop(self.submitter);
+        if let Some(check) = self.check {
+            check.end();
+        }
         self.thread.join().map_err(|_| SpoolError::ThreadEnded)?
     }
 }
