@@ -68,7 +68,7 @@ pub struct GatewayKey {
 
 /// What a shard is built from.
 pub struct Settings {
-    /// The gateway's keys: one, or two in rotation.
+    /// The gateway's keys: one, or two in rotation, the retiring one last.
     pub keys: Vec<GatewayKey>,
     /// This node's secret for reset tokens and challenges. Shards of one node share it.
     pub node_key: [u8; 32],
@@ -168,6 +168,8 @@ pub struct Counts {
     pub drops: [u64; DropReason::ALL.len()],
     /// ACCEPTs made (not repeated ones).
     pub accepts: u64,
+    /// Those of them to devices that hold the certificate that is being retired.
+    pub accepts_retiring: u64,
     /// Sessions confirmed by their first valid record.
     pub confirmed: u64,
     /// Readings taken.
@@ -312,8 +314,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 metrics::counter!("duet_drops_total", &labels).absolute(count);
             }
         }
-        let Counts { accepts, confirmed, readings, resets, unsent, .. } = self.counts;
-        metrics::counter!("duet_accepts_total", "shard" => shard.clone()).absolute(accepts);
+        let Counts { accepts, accepts_retiring, confirmed, readings, resets, unsent, .. } =
+            self.counts;
+        // Per certificate: an operator retires one when no device uses it any more.
+        let accepts = [accepts - accepts_retiring, accepts_retiring];
+        for (GatewayKey { gateway, .. }, count) in self.settings.keys.iter().zip(accepts) {
+            let labels = [("key_id", gateway.key_id.to_string()), ("shard", shard.clone())];
+            metrics::counter!("duet_accepts_total", &labels).absolute(count);
+        }
         metrics::counter!("duet_sessions_confirmed_total", "shard" => shard.clone())
             .absolute(confirmed);
         metrics::counter!("duet_readings_total", "shard" => shard.clone()).absolute(readings);

@@ -255,10 +255,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 
     /// Makes the sessions and sends their ACCEPTs: the answer to a granted HELLO alone (R32).
     fn accept(&mut self, now: Now, signing: Vec<Signed>) {
-        for Signed { path, signing, signature, about, device, .. } in signing {
+        for Signed { path, signing, signature, about, device, key } in signing {
             let (accept, keys) = signing.signed(&signature);
             self.out.push(path, accept.as_slice());
             self.counts.accepts += 1;
+            self.counts.accepts_retiring += u64::from(key > 0);
             let About { session: id, hello, fresh, challenged } = about;
             // Two hellos of one device in one batch: the later one stands.
             let contact = self.contacts.entry(device.credential.id).or_default();

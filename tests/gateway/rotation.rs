@@ -53,6 +53,20 @@ fn a_new_certificate_of_the_gateway_reaches_devices_one_by_one() {
     works(device(&identity, old, 2), &gateway);
     works(device(&another, old, 3), &gateway);
     works(device(&identity, new, 4), &gateway);
+    // Shards publish once a second.
+    let accepts = |key_id: &str| -> u64 {
+        let text = gateway.scrape();
+        let of = |line: &&str| line.starts_with("duet_accepts_total") && line.contains(key_id);
+        text.lines()
+            .filter(of)
+            .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
+            .sum()
+    };
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while [accepts("key_id=\"0\""), accepts("key_id=\"1\"")] != [2, 1] {
+        assert!(Instant::now() < deadline, "two devices use the old one, one the new one");
+        std::thread::sleep(Duration::from_millis(100));
+    }
     // Whoever is registered now is told of the new one.
     let (done, told) = scratch.duet(&["device", "add", "late", "--registered-id"]);
     assert!(done && told.contains("\"key_id\":1") && told.contains("gateway-2027.pem"), "{told}");
