@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use duet::admin::{self, Options};
 use duet::config::Config;
 use duet::delivery::Health;
-use duet::identity::{GatewayIdentity, now_s};
+use duet::identity::{GatewayIdentity, Utc, now_s};
 use duet::registry::Registry;
 use duet::server::Server;
 use duet::shard::GatewayKey;
@@ -20,6 +20,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use super::control::open_patiently;
+
+/// How long before its end a certificate of the gateway is warned of, seconds.
+const ENDS_SOON_S: i64 = 60 * 86_400;
 
 /// All that was checked before anything is bound.
 struct Prepared {
@@ -49,6 +52,14 @@ fn prepare(config: Config) -> Result<Prepared> {
     let mut identities = Vec::new();
     for files in std::iter::once(&config.gateway).chain(&config.retiring) {
         let identity = GatewayIdentity::load(&files.certificate, &files.key, now_s)?;
+        let end_s = identity.certificate.validity.not_after_s;
+        if end_s - now_s < ENDS_SOON_S {
+            let (path, end) = (files.certificate.display(), Utc(end_s));
+            let _ = writeln!(
+                io::stderr(),
+                "warning: {path} ends on {end}, and no gateway starts with it after that: give devices a new one"
+            );
+        }
         identities.push((files.key_id, identity));
     }
     let registry = Arc::new(open_patiently(&config.state)?);
@@ -65,6 +76,7 @@ fn serve(prepared: Prepared) -> Result<()> {
     let mut keys = Vec::new();
     for (key_id, identity) in &identities {
         let GatewayIdentity { certificate, secret } = identity;
+        telemetry.set_certificate_end(*key_id, certificate.validity.not_after_s);
         let gateway =
             Gateway { key_id: *key_id, fingerprint: certificate.fingerprint, key: certificate.key };
         let Some(secret) = SecretScalar::from_bytes(secret.expose()) else {

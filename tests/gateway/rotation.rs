@@ -45,7 +45,7 @@ fn a_new_certificate_of_the_gateway_reaches_devices_one_by_one() {
     works(device(&identity, old, 1), &gateway);
     gateway.terminate();
 
-    scratch.gateway_certificate("gateway-2027");
+    scratch.gateway_certificate("gateway-2027", 90);
     fs::write(scratch.state().join("duet.toml"), settings()).unwrap();
     let new = scratch.gateway();
     assert!(new.key_id == 1 && new.fingerprint != old.fingerprint);
@@ -53,6 +53,10 @@ fn a_new_certificate_of_the_gateway_reaches_devices_one_by_one() {
     works(device(&identity, old, 2), &gateway);
     works(device(&another, old, 3), &gateway);
     works(device(&identity, new, 4), &gateway);
+    for end in ["{key_id=\"0\"} 1", "{key_id=\"1\"} 1"] {
+        let gauge = format!("duet_certificate_end_timestamp_seconds{end}");
+        assert!(gateway.scrape().contains(&gauge), "{gauge}");
+    }
     // Shards publish once a second.
     let accepts = |key_id: &str| -> u64 {
         let text = gateway.scrape();
@@ -94,15 +98,20 @@ fn a_new_certificate_of_the_gateway_reaches_devices_one_by_one() {
 }
 
 #[test]
-fn a_key_that_others_can_read_and_a_key_id_used_twice_are_refused_with_what_to_do() {
+fn what_is_wrong_with_a_certificate_or_its_settings_is_told_at_start() {
     let scratch = Scratch::new();
-    scratch.gateway_certificate("gateway-2027");
+    scratch.gateway_certificate("gateway-2027", 2);
     let key = scratch.state().join("gateway-2027.key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(scratch.state().join("duet.toml"), settings()).unwrap();
     let (done, said) =
         scratch.duet(&["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
     assert!(!done && said.contains("gateway-2027.key") && said.contains("chmod 600"), "{said}");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    let (done, said) = scratch.duet(&["run", "--listen", "203.0.113.7:1"]);
+    assert!(!done && said.contains("no interface of this machine"), "{said}");
+    assert_eq!(said.matches("warning:").count(), 1, "{said}");
+    assert!(said.contains("gateway-2027.pem ends on 20"), "{said}");
     let twice = settings().replace("key_id = 0", "key_id = 1");
     fs::write(scratch.state().join("duet.toml"), twice).unwrap();
     let (done, said) = scratch.duet(&["run"]);

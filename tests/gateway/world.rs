@@ -62,13 +62,13 @@ impl Scratch {
         let scratch = Self(tempfile::tempdir().unwrap());
         assert!(scratch.duet(&["init"]).0);
         // The gateway's certificate is not of our own making either.
-        scratch.gateway_certificate("gateway");
+        scratch.gateway_certificate("gateway", 90);
         scratch
     }
 
     /// Puts a certificate of another maker and its key into the state directory.
-    pub(crate) fn gateway_certificate(&self, name: &str) {
-        self.openssl_certificate(0);
+    pub(crate) fn gateway_certificate(&self, name: &str, days: u32) {
+        self.openssl_certificate(0, days);
         let place = |end: &str| self.state().join(format!("{name}.{end}"));
         fs::copy(self.0.path().join("0.key"), place("key")).unwrap();
         let pem = Command::new("openssl")
@@ -153,7 +153,7 @@ impl Scratch {
             let own = DeviceKey::Registration(key.clone());
             (Identity { id, fingerprint, key: own }, Enrolment::RegisteredId { id, key })
         } else {
-            let (der, secret) = self.openssl_certificate(seed);
+            let (der, secret) = self.openssl_certificate(seed, 90);
             let public = secret.public_key();
             let (credential, enrolment) = if profile.mode == Mode::Certificate {
                 (Credential::certificate(&der, public), Enrolment::Certificate { der })
@@ -169,12 +169,12 @@ impl Scratch {
         identity
     }
 
-    pub(crate) fn openssl_certificate(&self, seed: u8) -> (Vec<u8>, SecretScalar) {
+    pub(crate) fn openssl_certificate(&self, seed: u8, days: u32) -> (Vec<u8>, SecretScalar) {
         use p256::pkcs8::DecodePrivateKey as _;
         let path = |end| self.0.path().join(format!("{seed}.{end}"));
         let done = Command::new("openssl")
             .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
-            .args(["-nodes", "-days", "2", "-subj", "/CN=device", "-outform", "DER"])
+            .args(["-nodes", "-days", &days.to_string(), "-subj", "/CN=device", "-outform", "DER"])
             .arg("-keyout")
             .arg(path("key"))
             .arg("-out")
