@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -46,39 +46,55 @@ fn free(disk: &Path) {
     fs::remove_file(disk.join("filler")).unwrap();
 }
 
+/// Stores readings; whether they are durable.
+fn store(spool: &Spool, count: u64) -> bool {
+    let mut batch = Batch::new();
+    for sequence in 0..count {
+        let (device, sequence) = ("meter-0", u32::try_from(sequence).unwrap());
+        let reading = ReadingRef {
+            device,
+            session: 1,
+            sequence,
+            channel: 0,
+            time_ms: 1_800_000_000_000,
+            payload: b"21.5",
+        };
+        assert!(batch.push(&reading));
+    }
+    let (done, answer) = mpsc::channel();
+    let report = Box::new(move |_, durability| done.send(durability).unwrap());
+    assert!(spool.submitter().submit(batch, Urgency::Awaited, report).is_ok());
+    answer.recv().unwrap() == Durability::Durable
+}
+
 /// Makes a spool of one segment that has no room for another reading; how many it holds.
 fn full_segment(dir: &Path) -> u64 {
     let config = SpoolConfig { dir: dir.into(), segment_bytes: SEGMENT, max_bytes: SEGMENT };
     let spool = Spool::start(config).unwrap();
-    let store = |count: u64| {
-        let mut batch = Batch::new();
-        for sequence in 0..count {
-            let (device, sequence) = ("meter-0", u32::try_from(sequence).unwrap());
-            let reading = ReadingRef {
-                device,
-                session: 1,
-                sequence,
-                channel: 0,
-                time_ms: 1_800_000_000_000,
-                payload: b"21.5",
-            };
-            assert!(batch.push(&reading));
-        }
-        let (done, answer) = mpsc::channel();
-        let report = Box::new(move |_, durability| done.send(durability).unwrap());
-        assert!(spool.submitter().submit(batch, Urgency::Awaited, report).is_ok());
-        answer.recv().unwrap() == Durability::Durable
-    };
     // Once refused, a running spool takes nothing until it has a new segment: so it is told exactly what fits.
     let mut left = (SEGMENT - 4096) / 51;
     let stored = left;
     while left > 0 {
         let count = left.min(1_000);
-        assert!(store(count));
+        assert!(store(&spool, count));
         left -= count;
     }
     spool.shutdown().unwrap();
     stored
+}
+
+/// A program that is `duet` with small segments and a spool that was made before, and keeps what it says on
+/// standard error when it runs.
+fn with_spool(dir: &Path, spool: &Path, said: &Path) -> PathBuf {
+    let settings = format!("[spool]\nsegment_bytes = {SEGMENT}\n");
+    let lines = format!(
+        "if [ \"$3\" = init ]; then {DUET} \"$@\" && mv {} \"$2/spool\" && printf '{settings}' > \"$2/duet.toml\"\n\
+         elif [ \"$3\" = run ]; then exec {DUET} \"$@\" 2> {}\n\
+         else exec {DUET} \"$@\"; fi",
+        spool.display(),
+        said.display(),
+    );
+    script(dir, &lines)
 }
 
 fn duet(state: &Path, arguments: &[&str]) -> Output {
@@ -90,16 +106,8 @@ fn a_disk_that_fills_up_loses_nothing_and_stores_again_when_there_is_room() {
     on_a_disk_of(8 << 20, |disk| {
         let (full, said) = (disk.join("full"), disk.join("said"));
         let before = full_segment(&full);
-        let settings = format!("[spool]\nsegment_bytes = {SEGMENT}\n");
-        let lines = format!(
-            "if [ \"$3\" = init ]; then {DUET} \"$@\" && mv {} \"$2/spool\" && printf '{settings}' > \"$2/duet.toml\"\n\
-             elif [ \"$3\" = run ]; then exec {DUET} \"$@\" 2> {}\n\
-             else exec {DUET} \"$@\"; fi",
-            full.display(),
-            said.display(),
-        );
-        let elsewhere = tempfile::tempdir_in("/var/tmp").unwrap();
-        let program = script(elsewhere.path(), &lines);
+        let elsewhere = tempfile::tempdir().unwrap();
+        let program = with_spool(elsewhere.path(), &full, &said);
         let (gateway, members) = LocalGateway::start(&program, disk, 2, &everyone()).unwrap();
         // What stands on standard error needs a page of its own.
         fs::write(&said, [b'\n'; 64]).unwrap();
@@ -115,7 +123,8 @@ fn a_disk_that_fills_up_loses_nothing_and_stores_again_when_there_is_room() {
 
         free(disk);
         fleet.join().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(5);
+        // Marks that could not be saved are tried again every five seconds.
+        let deadline = Instant::now() + Duration::from_secs(20);
         while !duet(&gateway.state, &["status"]).status.success() {
             assert!(Instant::now() < deadline, "well again, without a restart");
             std::thread::sleep(Duration::from_millis(20));
@@ -174,7 +183,7 @@ fn a_gateway_starts_on_a_full_disk_when_its_segment_has_room_and_else_says_what_
 #[test]
 fn devices_can_be_revoked_and_added_again_once_a_full_disk_has_room() {
     on_a_disk_of(8 << 20, |disk| {
-        let elsewhere = tempfile::tempdir_in("/var/tmp").unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
         let settings = format!("[spool]\nsegment_bytes = {SEGMENT}\n");
         let program = with_settings(elsewhere.path(), "", &settings);
         let (gateway, members) = LocalGateway::start(&program, disk, 2, &everyone()).unwrap();
@@ -209,4 +218,37 @@ fn devices_can_be_revoked_and_added_again_once_a_full_disk_has_room() {
         assert!(status.contains(&devices), "{status}");
         gateway.stop().unwrap();
     });
+}
+
+#[test]
+fn damage_in_an_older_segment_is_told_by_a_gateway_that_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let (made, said) = (dir.path().join("made"), dir.path().join("said"));
+    full_segment(&made);
+    let config = SpoolConfig { dir: made.clone(), segment_bytes: SEGMENT, max_bytes: 4 * SEGMENT };
+    let spool = Spool::start(config).unwrap();
+    assert!(store(&spool, 1));
+    spool.shutdown().unwrap();
+    let first = made.join("spool-0000000000000000.log");
+    let mut bytes = fs::read(&first).unwrap();
+    bytes[4096 + 45] ^= 1;
+    fs::write(&first, bytes).unwrap();
+
+    let program = with_spool(dir.path(), &made, &said);
+    let (gateway, members) = LocalGateway::start(&program, dir.path(), 2, &everyone()).unwrap();
+    work(members, gateway.address);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let status = duet(&gateway.state, &["status"]);
+        let shown = String::from_utf8(status.stdout).unwrap();
+        if shown.contains("spool-damaged") {
+            assert_eq!(status.status.code(), Some(1));
+            break;
+        }
+        assert!(Instant::now() < deadline, "{shown}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    gateway.stop().unwrap();
+    let said = fs::read_to_string(said).unwrap();
+    assert!(said.contains("0000.log is damaged at byte 4096: wrong record checksum"), "{said}");
 }
