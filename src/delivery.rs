@@ -48,14 +48,17 @@
 
 mod batch;
 mod cat;
+mod check;
 mod error;
 mod file;
 mod format;
+mod health;
 pub mod metrics;
 mod reader;
 mod recover;
 mod scan;
 mod segment;
+mod spare;
 mod spool;
 mod trim;
 
@@ -63,7 +66,8 @@ pub use batch::{Batch, MAX_BATCH_BYTES};
 pub use cat::{Filter, cat, verify};
 pub use error::{Damage, SpoolError};
 pub use format::{MAX_DEVICE, MAX_PAYLOAD, ReadingRef, Record};
+pub use health::Health;
 pub use reader::Reader;
 pub use recover::Recovery;
-pub use spool::{Done, Durability, Health, Spool, SpoolConfig, Submitter, Urgency};
+pub use spool::{Done, Durability, Spool, SpoolConfig, Submitter, Urgency};
 pub use trim::{Trimmed, trim};

@@ -210,11 +210,12 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Reason> {
 /// Writes a file that must not exist yet, with exactly this mode, and syncs it.
 ///
 /// # Errors
-/// Those of the file system, `AlreadyExists` among them.
+/// Those of the file system, `AlreadyExists` among them; then no part of it is left.
 pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    file.write_all(bytes).and_then(|()| file.sync_all()).inspect_err(|_| {
+        let _ = std::fs::remove_file(path);
+    })
 }
 
 /// Seconds since the Unix epoch; negative if the clock stands before it.

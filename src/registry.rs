@@ -10,132 +10,31 @@
 //! saved some seconds late: after a crash a mark may be old, which only means that replays of
 //! HELLOs from those seconds are recognised later (they never confirm a session).
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use duet_protocol::identity::{DeviceId, Fingerprint};
-use redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
-    Table, TableDefinition, WriteTransaction,
-};
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
 use sha2::{Digest, Sha256};
-use thiserror::Error;
 
-use crate::identity::{Reason, Utc, Validity};
+use crate::identity::{Utc, Validity};
 
+mod error;
 mod record;
 mod sources;
+mod store;
 mod view;
 
+pub use error::{Damage, NotAdded, RegistryError};
 pub use record::{BadName, Enrolment, Name, NewDevice};
 pub use sources::{SourceSet, UnknownSource};
 pub use view::{Device, Mark, View};
 
 use record::Record;
+use store::{DEVICES, MARKS, Store, Tables};
 
 /// The registry's file in the state directory.
 pub const FILE: &str = "registry.redb";
-
-const DEVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("devices");
-const IDS: TableDefinition<'_, [u8; 8], &str> = TableDefinition::new("ids");
-const CREDENTIALS: TableDefinition<'_, [u8; 32], &str> = TableDefinition::new("credentials");
-const REFUSED: TableDefinition<'_, [u8; 32], i64> = TableDefinition::new("refused");
-const MARKS: TableDefinition<'_, [u8; 40], u64> = TableDefinition::new("marks");
-
-/// The view holds what is looked up; pages are read to be changed only. More would grow with every
-/// session's mark, and with eight times as much 100,000 devices are imported in 1.3 s instead of 1.8.
-const CACHE_BYTES: usize = 4 * 1024 * 1024;
-
-/// Why the registry did not do what it was asked. Nothing was changed then.
-#[derive(Debug, Error)]
-pub enum RegistryError {
-    /// No file.
-    #[error("{}: no registry here; `duet init` makes one in a new directory, a lost one comes from a backup", .0.display())]
-    Missing(PathBuf),
-    /// A file exists where a new one was to be made.
-    #[error("{}: a registry exists already", .0.display())]
-    Exists(PathBuf),
-    /// Another process holds the file.
-    #[error("{}: in use by another process", .0.display())]
-    InUse(PathBuf),
-    /// The content cannot be trusted.
-    #[error("{}: the registry is damaged and was left as it is; restore it from a backup ({detail})", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What the storage engine found.
-        detail: Damage,
-    },
-    /// The file system refused.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What it said.
-        error: io::Error,
-    },
-    /// The storage engine failed in another way.
-    #[error("the registry failed: {0}")]
-    Storage(Box<redb::Error>),
-    /// A device of this name is registered and not revoked.
-    #[error("{0}: a device of this name is registered; revoke or remove it first")]
-    NameTaken(Name),
-    /// The id is in use.
-    #[error("{name}: id {id} belongs to device {owner}")]
-    IdTaken {
-        /// The device that was to be added.
-        name: Name,
-        /// The id.
-        id: DeviceId,
-        /// Who has it.
-        owner: Name,
-    },
-    /// The credential is in use: each device has its own, so that to revoke one is to revoke its key.
-    #[error("{name}: this certificate or key belongs to device {owner}; make a new key")]
-    CredentialTaken {
-        /// The device that was to be added.
-        name: Name,
-        /// Who has it.
-        owner: Name,
-    },
-    /// The credential was revoked.
-    #[error("{name}: this credential was revoked on {at} and stays refused; make a new key")]
-    Refused {
-        /// The device that was to be added.
-        name: Name,
-        /// When.
-        at: Utc,
-    },
-    /// The certificate cannot be used.
-    #[error("{name}: {reason}")]
-    Certificate {
-        /// The device that was to be added.
-        name: Name,
-        /// Why not.
-        reason: Reason,
-    },
-    /// No such device.
-    #[error("{0}: no device of this name")]
-    Unknown(Name),
-    /// Revoked before.
-    #[error("{0}: revoked already, on {1}")]
-    RevokedAlready(Name, Utc),
-}
-
-/// What is wrong with a damaged file.
-#[derive(Debug, Error)]
-pub enum Damage {
-    /// Found by the storage engine.
-    #[error("{0}")]
-    Engine(Box<DatabaseError>),
-    /// A record that this version cannot read.
-    #[error("the record of {0} cannot be read")]
-    Record(Name),
-    /// A record under a name that is none.
-    #[error("a device has an impossible name")]
-    Name,
-}
 
 /// One device as commands show it: everything but its secrets.
 #[derive(Clone, Debug)]
@@ -162,8 +61,7 @@ pub struct Entry {
 
 /// The open registry.
 pub struct Registry {
-    path: PathBuf,
-    database: Database,
+    store: Store,
     /// Taken for the whole of each change, so that the view sees changes in the order of the disk.
     view: Mutex<Option<Arc<View>>>,
 }
@@ -174,18 +72,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Exists`], or what the file system says.
     pub fn create(path: &Path) -> Result<Self, RegistryError> {
-        // The file is made first, with its mode: the engine would make it readable by all.
-        crate::identity::write_new(path, &[], 0o600).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => RegistryError::Exists(path.to_owned()),
-            _ => RegistryError::Io { path: path.to_owned(), error },
-        })?;
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create(path)
-            .map_err(|error| opening(path, error))?;
-        let registry = Self { path: path.to_owned(), database, view: Mutex::new(None) };
-        registry.change(|_| Ok(()))?;
-        Ok(registry)
+        Ok(Self { store: Store::create(path)?, view: Mutex::new(None) })
     }
 
     /// Opens an existing registry and verifies the whole file.
@@ -194,19 +81,13 @@ impl Registry {
     /// [`RegistryError::Missing`], [`RegistryError::InUse`], [`RegistryError::Damaged`], or what
     /// the file system says.
     pub fn open(path: &Path) -> Result<Self, RegistryError> {
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            // Otherwise the engine trusts a file that was closed cleanly, and panics later.
-            .set_check_integrity_on_open(true)
-            .open(path)
-            .map_err(|error| opening(path, error))?;
-        Ok(Self { path: path.to_owned(), database, view: Mutex::new(None) })
+        Ok(Self { store: Store::open(path)?, view: Mutex::new(None) })
     }
 
     /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.store.path()
     }
 
     /// The view that shards look devices up in; loaded by the first call, kept in step with every
@@ -215,24 +96,14 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Damaged`] if a record cannot be read.
     pub fn view(&self) -> Result<Arc<View>, RegistryError> {
-        let mut slot = self.lock();
-        if let Some(view) = &*slot {
+        if let Some(view) = &*self.lock() {
             return Ok(Arc::clone(view));
         }
+        let database = self.ready()?;
+        let mut slot = self.lock();
         let view = Arc::new(View::default());
-        let read = self.database.begin_read()?;
-        let marks = read.open_table(MARKS)?;
-        for row in read.open_table(DEVICES)?.iter()? {
-            let (name, bytes) = row?;
-            let (name, record) = self.decode(name.value(), bytes.value())?;
-            if record.revoked_s.is_none() {
-                let device = self.device(&name, &record)?;
-                let mark = marks.get(mark_key(&record))?.map_or(0, |mark| mark.value());
-                view.insert(Arc::new(device.with_mark(mark)));
-            }
-        }
-        *slot = Some(Arc::clone(&view));
-        Ok(view)
+        self.store.noted(self.each_device(&database, |device| view.insert(Arc::new(device))))?;
+        Ok(Arc::clone(slot.get_or_insert(view)))
     }
 
     /// Registers one device, now.
@@ -240,7 +111,7 @@ impl Registry {
     /// # Errors
     /// See [`add_all`](Self::add_all).
     pub fn add(&self, device: NewDevice, now_s: i64) -> Result<(), RegistryError> {
-        self.add_all([device], now_s).map(drop)
+        self.add_all([device], now_s).map(drop).map_err(|refused| refused.error)
     }
 
     /// Registers devices in one transaction: all of them or, if one is refused, none. Returns how
@@ -252,11 +123,14 @@ impl Registry {
         &self,
         devices: impl IntoIterator<Item = NewDevice>,
         now_s: i64,
-    ) -> Result<usize, RegistryError> {
+    ) -> Result<usize, NotAdded> {
+        let database = self.ready().map_err(NotAdded::from)?;
         let slot = self.lock();
-        let added = self.change(|tables| {
+        let mut at_fault = None;
+        let added = self.store.change(&database, |tables| {
             let mut added = Vec::new();
-            for device in devices {
+            for (index, device) in devices.into_iter().enumerate() {
+                at_fault = Some(index);
                 let name = device.name.clone();
                 let record = Record::new(device, now_s)
                     .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })?;
@@ -265,8 +139,10 @@ impl Registry {
                 let mark = tables.marks.get(mark_key(&record))?.map_or(0, |mark| mark.value());
                 added.push(Arc::new(self.device(&name, &record)?.with_mark(mark)));
             }
+            at_fault = None;
             Ok(added)
-        })?;
+        });
+        let added = added.map_err(|error| NotAdded { index: at_fault, error })?;
         let count = added.len();
         if let Some(view) = &*slot {
             added.into_iter().for_each(|device| view.insert(device));
@@ -280,8 +156,9 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Unknown`] or [`RegistryError::RevokedAlready`].
     pub fn revoke(&self, name: &Name, now_s: i64) -> Result<DeviceId, RegistryError> {
+        let database = self.ready()?;
         let slot = self.lock();
-        let id = self.change(|tables| {
+        let id = self.store.change(&database, |tables| {
             let mut record = self.existing(&tables.devices, name)?;
             if let Some(at) = record.revoked_s {
                 return Err(RegistryError::RevokedAlready(name.clone(), Utc(at)));
@@ -305,8 +182,9 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Unknown`].
     pub fn remove(&self, name: &Name) -> Result<DeviceId, RegistryError> {
+        let database = self.ready()?;
         let slot = self.lock();
-        let id = self.change(|tables| {
+        let id = self.store.change(&database, |tables| {
             let record = self.existing(&tables.devices, name)?;
             self.forget(tables, name, &record)?;
             Ok(record.id)
@@ -322,9 +200,11 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Unknown`].
     pub fn show(&self, name: &Name) -> Result<Entry, RegistryError> {
-        let read = self.database.begin_read()?;
-        let record = self.existing(&read.open_table(DEVICES)?, name)?;
-        self.entry(name.clone(), &record, &read.open_table(MARKS)?)
+        self.read(|database| {
+            let read = database.begin_read()?;
+            let record = self.existing(&read.open_table(DEVICES)?, name)?;
+            self.entry(name.clone(), &record, &read.open_table(MARKS)?)
+        })
     }
 
     /// At most `limit` devices in the order of their names, from after `after`.
@@ -333,17 +213,19 @@ impl Registry {
     /// [`RegistryError::Damaged`] if a record cannot be read.
     pub fn list(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Entry>, RegistryError> {
         use std::ops::Bound::{Excluded, Unbounded};
-        let read = self.database.begin_read()?;
-        let marks = read.open_table(MARKS)?;
-        let devices = read.open_table(DEVICES)?;
-        let from = after.map_or(Unbounded, |name| Excluded(name.as_str()));
-        let rows = devices.range::<&str>((from, Unbounded))?.take(limit);
-        rows.map(|row| {
-            let (name, bytes) = row?;
-            let (name, record) = self.decode(name.value(), bytes.value())?;
-            self.entry(name, &record, &marks)
+        self.read(|database| {
+            let read = database.begin_read()?;
+            let marks = read.open_table(MARKS)?;
+            let devices = read.open_table(DEVICES)?;
+            let from = after.map_or(Unbounded, |name| Excluded(name.as_str()));
+            let rows = devices.range::<&str>((from, Unbounded))?.take(limit);
+            rows.map(|row| {
+                let (name, bytes) = row?;
+                let (name, record) = self.decode(name.value(), bytes.value())?;
+                self.entry(name, &record, &marks)
+            })
+            .collect()
         })
-        .collect()
     }
 
     /// How many devices are on disk, revoked ones included.
@@ -351,7 +233,7 @@ impl Registry {
     /// # Errors
     /// Those of the storage engine.
     pub fn len(&self) -> Result<u64, RegistryError> {
-        Ok(self.database.begin_read()?.open_table(DEVICES)?.len()?)
+        self.read(|database| Ok(database.begin_read()?.open_table(DEVICES)?.len()?))
     }
 
     /// Whether no device is on disk.
@@ -367,7 +249,8 @@ impl Registry {
     /// # Errors
     /// Those of the storage engine; nothing was saved then.
     pub fn save_marks(&self, marks: impl IntoIterator<Item = Mark>) -> Result<(), RegistryError> {
-        self.change(|tables| {
+        let database = self.ready()?;
+        self.store.change(&database, |tables| {
             for mark in marks {
                 let key = key_of(&mark.id, &mark.fingerprint);
                 let saved = tables.marks.get(key)?.map_or(0, |saved| saved.value());
@@ -384,20 +267,46 @@ impl Registry {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs a change in a transaction that is durable when this returns, or has not happened.
-    fn change<T>(
+    /// The open file. Where it had to be opened anew, the view is brought in step with it: a change that was
+    /// reported as failed may be in it.
+    fn ready(&self) -> Result<Arc<Database>, RegistryError> {
+        let (database, anew) = self.store.get()?;
+        if anew && let Some(view) = &*self.lock() {
+            let mut gone = view.ids();
+            self.store.noted(self.each_device(&database, |device| {
+                gone.remove(&device.credential.id);
+                view.renew(device);
+            }))?;
+            gone.iter().for_each(|id| view.remove(id));
+        }
+        Ok(database)
+    }
+
+    fn read<T>(
         &self,
-        change: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
+        read: impl FnOnce(&Database) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
-        let write = self.database.begin_write()?;
-        let changed = Tables::open(&write).and_then(|mut tables| change(&mut tables));
-        match changed {
-            Ok(value) => write.commit().map(|()| value).map_err(Into::into),
-            Err(error) => {
-                write.abort()?;
-                Err(error)
+        let database = self.ready()?;
+        self.store.noted(read(&database))
+    }
+
+    /// Every device that may connect.
+    fn each_device(
+        &self,
+        database: &Database,
+        mut each: impl FnMut(Device),
+    ) -> Result<(), RegistryError> {
+        let read = database.begin_read()?;
+        let marks = read.open_table(MARKS)?;
+        for row in read.open_table(DEVICES)?.iter()? {
+            let (name, bytes) = row?;
+            let (name, record) = self.decode(name.value(), bytes.value())?;
+            if record.revoked_s.is_none() {
+                let mark = marks.get(mark_key(&record))?.map_or(0, |mark| mark.value());
+                each(self.device(&name, &record)?.with_mark(mark));
             }
         }
+        Ok(())
     }
 
     /// Checks a new device against everything that is registered, and writes it.
@@ -515,28 +424,7 @@ impl Registry {
     }
 
     fn damaged(&self, detail: Damage) -> RegistryError {
-        RegistryError::Damaged { path: self.path.clone(), detail }
-    }
-}
-
-/// The tables of one write transaction.
-struct Tables<'txn> {
-    devices: Table<'txn, &'static str, &'static [u8]>,
-    ids: Table<'txn, [u8; 8], &'static str>,
-    credentials: Table<'txn, [u8; 32], &'static str>,
-    refused: Table<'txn, [u8; 32], i64>,
-    marks: Table<'txn, [u8; 40], u64>,
-}
-
-impl<'txn> Tables<'txn> {
-    fn open(write: &'txn WriteTransaction) -> Result<Self, RegistryError> {
-        Ok(Self {
-            devices: write.open_table(DEVICES)?,
-            ids: write.open_table(IDS)?,
-            credentials: write.open_table(CREDENTIALS)?,
-            refused: write.open_table(REFUSED)?,
-            marks: write.open_table(MARKS)?,
-        })
+        RegistryError::Damaged { path: self.store.path().to_owned(), detail }
     }
 }
 
@@ -550,33 +438,6 @@ fn key_of(id: &DeviceId, fingerprint: &Fingerprint) -> [u8; 40] {
     key[8..].copy_from_slice(&fingerprint.0);
     key
 }
-
-fn opening(path: &Path, error: DatabaseError) -> RegistryError {
-    let path = path.to_owned();
-    match error {
-        DatabaseError::DatabaseAlreadyOpen => RegistryError::InUse(path),
-        DatabaseError::Storage(StorageError::Io(error)) => match error.kind() {
-            io::ErrorKind::NotFound => RegistryError::Missing(path),
-            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
-                let error = Box::new(DatabaseError::Storage(StorageError::Io(error)));
-                RegistryError::Damaged { path, detail: Damage::Engine(error) }
-            }
-            _ => RegistryError::Io { path, error },
-        },
-        error => RegistryError::Damaged { path, detail: Damage::Engine(Box::new(error)) },
-    }
-}
-
-macro_rules! storage_errors {
-    ($($error:ty),*) => {$(
-        impl From<$error> for RegistryError {
-            fn from(error: $error) -> Self {
-                Self::Storage(Box::new(error.into()))
-            }
-        }
-    )*};
-}
-storage_errors!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
 
 #[cfg(test)]
 mod tests;

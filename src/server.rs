@@ -17,7 +17,7 @@ use duet_aead::Gcm;
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::Kind;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::admin::{CommandError, Fault, Gateway, Phase, Status, Transport};
 use crate::config::Config;
@@ -78,7 +78,8 @@ pub struct Control {
     shards: u32,
     view: Arc<View>,
     draining: AtomicBool,
-    spool: Arc<Health>,
+    spool: watch::Receiver<Health>,
+    damage: watch::Receiver<Option<String>>,
     gauges: Vec<Arc<Gauges>>,
 }
 
@@ -172,6 +173,7 @@ impl Server {
             view: Arc::clone(view),
             draining: AtomicBool::new(false),
             spool: spool.health(),
+            damage: spool.damage(),
             gauges,
         });
         let mut warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
@@ -195,8 +197,14 @@ impl Server {
 
     /// How the spool is.
     #[must_use]
-    pub fn spool(&self) -> Arc<Health> {
+    pub fn spool(&self) -> watch::Receiver<Health> {
         self.spool.health()
+    }
+
+    /// What is damaged in its older segments, as far as they have been read.
+    #[must_use]
+    pub fn damage(&self) -> watch::Receiver<Option<String>> {
+        self.spool.damage()
     }
 
     /// What the control plane holds.
@@ -337,10 +345,13 @@ impl Gateway for Control {
     fn status(&self) -> Status {
         let draining = self.draining.load(Ordering::Relaxed);
         let phase = if draining { Phase::Draining } else { Phase::Running };
-        let faults = [
-            (self.spool.has_failed(), Fault::SpoolFailed),
-            (self.spool.is_full(), Fault::SpoolFull),
-        ];
+        let fault = match *self.spool.borrow() {
+            Health::Working => None,
+            Health::Full => Some(Fault::SpoolFull),
+            Health::DiskFull(_) => Some(Fault::DiskFull),
+            Health::Failed(_) => Some(Fault::SpoolFailed),
+        };
+        let damaged = self.damage.borrow().as_ref().map(|_| Fault::SpoolDamaged);
         Status {
             phase,
             uptime_s: self.started.elapsed().as_secs(),
@@ -350,7 +361,7 @@ impl Gateway for Control {
             sessions: sum(&self.gauges, |gauges| &gauges.sessions),
             pending: sum(&self.gauges, |gauges| &gauges.pending),
             devices: self.view.len() as u64,
-            faults: faults.iter().filter(|(holds, _)| *holds).map(|(_, fault)| *fault).collect(),
+            faults: fault.into_iter().chain(damaged).collect(),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod admission;
 mod commands;
+mod destinations;
 pub mod engine;
 mod hellos;
 mod keys;
@@ -69,7 +70,7 @@ pub struct GatewayKey {
 
 /// What a shard is built from.
 pub struct Settings {
-    /// The gateway's keys: one, or two in rotation.
+    /// The gateway's keys: one, or two in rotation, the retiring one last.
     pub keys: Vec<GatewayKey>,
     /// This node's secret for reset tokens and challenges. Shards of one node share it.
     pub node_key: [u8; 32],
@@ -77,7 +78,7 @@ pub struct Settings {
     pub index: usize,
     /// How many shards there are.
     pub shards: usize,
-    /// A session ends after this silence, µs (R82).
+    /// A session ends after this silence, µs (R82), or up to a sixtieth of it later.
     pub idle_us: u64,
     /// An unconfirmed session ends after this time, µs (R47).
     pub pending_us: u64,
@@ -169,6 +170,8 @@ pub struct Counts {
     pub drops: [u64; DropReason::ALL.len()],
     /// ACCEPTs made (not repeated ones).
     pub accepts: u64,
+    /// Those of them to devices that hold the certificate that is being retired.
+    pub accepts_retiring: u64,
     /// Sessions confirmed by their first valid record.
     pub confirmed: u64,
     /// Readings taken.
@@ -205,6 +208,8 @@ pub struct Shard<E, S> {
     /// The time of the last turn.
     turn_us: u64,
     next_sweep_us: u64,
+    /// When confirmed sessions are looked through next.
+    next_look_us: u64,
     resets_left: u32,
     draining: bool,
     /// Whether keys were moved or destroyed in this turn, and copies may lie on the stack.
@@ -237,6 +242,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             streams: Streams::default(),
             turn_us: 0,
             next_sweep_us: 0,
+            next_look_us: 0,
             resets_left: RESETS_PER_S,
             draining: false,
             scrub: false,
@@ -315,8 +321,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 metrics::counter!("duet_drops_total", &labels).absolute(count);
             }
         }
-        let Counts { accepts, confirmed, readings, resets, unsent, .. } = self.counts;
-        metrics::counter!("duet_accepts_total", "shard" => shard.clone()).absolute(accepts);
+        let Counts { accepts, accepts_retiring, confirmed, readings, resets, unsent, .. } =
+            self.counts;
+        // Per certificate: an operator retires one when no device uses it any more.
+        let accepts = [accepts - accepts_retiring, accepts_retiring];
+        for (GatewayKey { gateway, .. }, count) in self.settings.keys.iter().zip(accepts) {
+            let labels = [("key_id", gateway.key_id.to_string()), ("shard", shard.clone())];
+            metrics::counter!("duet_accepts_total", &labels).absolute(count);
+        }
         metrics::counter!("duet_sessions_confirmed_total", "shard" => shard.clone())
             .absolute(confirmed);
         metrics::counter!("duet_readings_total", "shard" => shard.clone()).absolute(readings);
@@ -333,17 +345,23 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.next_sweep_us = now.mono_us + 1_000_000;
         self.resets_left = RESETS_PER_S;
         let Settings { idle_us, pending_us, lifetime_s, .. } = self.settings;
-        let over = |session: &Session| {
-            let age = now.mono_us.saturating_sub(session.since_us);
-            let silence = now.mono_us.saturating_sub(session.heard_us);
-            if session.pending.is_some() {
-                age >= pending_us
-            } else {
-                silence >= idle_us || age >= u64::from(lifetime_s) * 1_000_000
-            }
-        };
-        let ended: Vec<_> =
-            self.sessions.iter().filter(|(_, s)| over(s)).map(|(id, _)| *id).collect();
+        // Every pending session is listed under its HELLO.
+        let pending = self.cached.values().filter_map(|id| Some((id, self.sessions.get(id)?)));
+        let mut ended: Vec<_> = pending
+            .filter(|(_, session)| now.mono_us.saturating_sub(session.since_us) >= pending_us)
+            .map(|(id, _)| *id)
+            .collect();
+        // The others may be a million, and have hours: they are looked through less often.
+        if now.mono_us >= self.next_look_us {
+            self.next_look_us = now.mono_us + (idle_us / 60).clamp(1_000_000, 60_000_000);
+            let over = |session: &Session| {
+                let age = now.mono_us.saturating_sub(session.since_us);
+                let silence = now.mono_us.saturating_sub(session.heard_us);
+                session.pending.is_none()
+                    && (silence >= idle_us || age >= u64::from(lifetime_s) * 1_000_000)
+            };
+            ended.extend(self.sessions.iter().filter(|(_, one)| over(one)).map(|(id, _)| *id));
+        }
         ended.into_iter().for_each(|id| self.end(id));
         self.publish();
     }

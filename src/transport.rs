@@ -33,10 +33,13 @@ mod deadlines;
 mod drivers;
 mod event_loop;
 mod framing;
+mod operation;
 mod settings;
 mod socket;
 mod steering;
+mod stream;
 mod streams;
+mod table;
 
 pub use self::bind::{Bound, MailSender, ShardIo, Stop, TransportError, Warning, bind};
 pub use self::counters::Counters;

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use duet::delivery::{
-    Batch, Durability, Filter, Reader, ReadingRef, Spool, SpoolConfig, SpoolError, Urgency, cat,
-    trim, verify,
+    Batch, Durability, Filter, Health, Reader, ReadingRef, Spool, SpoolConfig, SpoolError, Urgency,
+    cat, trim, verify,
 };
 
 fn config(dir: &Path) -> SpoolConfig {
@@ -43,7 +43,7 @@ fn readings_come_back_in_order_over_restarts_and_segments() {
         for i in 0..10 {
             assert_eq!(store(&spool, round * 10 + i, 200), Durability::Durable);
         }
-        assert!(!spool.health().has_failed());
+        assert_eq!(*spool.health().borrow(), Health::Working);
         spool.shutdown().unwrap();
     }
     let mut reader = Reader::open(&config(dir.path()).dir).unwrap();
@@ -131,7 +131,7 @@ fn two_gateways_cannot_share_a_spool_and_a_full_one_refuses() {
         durable += 1;
         assert!(durable < 10);
     }
-    assert!(spool.health().is_full() && !spool.health().has_failed(), "full is not broken");
+    assert_eq!(*spool.health().borrow(), Health::Full, "full is not broken");
     spool.shutdown().unwrap();
     assert_eq!(verify(&config(dir.path()).dir).unwrap(), u64::from(durable) * 1_000);
 }
@@ -169,7 +169,7 @@ fn a_full_spool_goes_on_when_room_was_made() {
     let trimmed = trim(&path, u64::MAX).unwrap();
     assert_eq!((trimmed.segments, trimmed.bytes), (1, 256 * 1024), "the newest one stays");
     assert_eq!(store(&spool, stored, 1_000), Durability::Durable);
-    assert!(!spool.health().is_full());
+    assert_eq!(*spool.health().borrow(), Health::Working);
     spool.shutdown().unwrap();
     let mut reader = Reader::open(&path).unwrap();
     assert_eq!(reader.read().unwrap().unwrap().index, trimmed.oldest);
@@ -189,4 +189,91 @@ fn readings_are_their_owners_alone() {
     for file in fs::read_dir(&spool).unwrap() {
         assert_eq!(mode(&file.unwrap().path()), 0o600);
     }
+}
+
+#[test]
+fn a_slow_reader_of_a_growing_spool_sees_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    store(&spool, 1, 2);
+    let mut reader = Reader::open(&config(dir.path()).dir).unwrap();
+    // What it has read ahead ends after two records; then the segment fills up and two more follow.
+    assert_eq!(reader.read().unwrap().unwrap().index, 0);
+    for session in 2..14 {
+        store(&spool, session, 1_000);
+    }
+    for index in 1..12_002 {
+        assert_eq!(reader.read().unwrap().map(|record| record.index), Some(index));
+    }
+    assert!(reader.read().unwrap().is_none());
+    store(&spool, 14, 1);
+    assert_eq!(reader.read().unwrap().unwrap().index, 12_002, "and goes on");
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn a_reader_goes_on_where_trimming_left_something_but_a_gap_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    for session in 0..25 {
+        store(&spool, session, 1_000);
+    }
+    let path = config(dir.path()).dir;
+    let mut reader = Reader::open(&path).unwrap();
+    assert_eq!(reader.read().unwrap().unwrap().index, 0);
+    let trimmed = trim(&path, 12_000).unwrap();
+    assert!(trimmed.segments >= 2);
+    let (mut last, mut jumps) = (0, Vec::new());
+    while let Some(record) = reader.read().unwrap() {
+        if record.index != last + 1 {
+            jumps.push(record.index);
+        }
+        last = record.index;
+    }
+    // The segment that it had begun is read to its end.
+    assert_eq!((jumps, last), (vec![trimmed.oldest], 24_999));
+
+    let mut segments: Vec<_> =
+        fs::read_dir(&path).unwrap().map(|one| one.unwrap().path()).collect();
+    segments.retain(|path| path.extension().is_some_and(|end| end == "log"));
+    segments.sort();
+    fs::remove_file(&segments[1]).unwrap();
+    let refused = verify(&path).unwrap_err();
+    assert!(matches!(refused, SpoolError::Damaged { .. }), "{refused}");
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn damage_and_gaps_in_older_segments_are_told_after_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    for session in 0..15 {
+        store(&spool, session, 1_000);
+    }
+    spool.shutdown().unwrap();
+    let [first, second, newest] = [0, 5_000, 10_000]
+        .map(|index| config(dir.path()).dir.join(format!("spool-{index:016x}.log")));
+    let whole = fs::read(&first).unwrap();
+    assert!(second.exists() && newest.exists());
+    let found = || {
+        let spool = Spool::start(config(dir.path())).unwrap();
+        let mut damage = spool.damage();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        // Completes with an error when the check has found nothing.
+        let found =
+            runtime.block_on(async { damage.wait_for(Option::is_some).await.ok()?.clone() });
+        assert_eq!(store(&spool, 99, 1), Durability::Durable, "new readings are stored");
+        spool.shutdown().unwrap();
+        found
+    };
+    assert_eq!(found(), None);
+    let mut damaged = whole.clone();
+    damaged[4096 + 45] ^= 1;
+    fs::write(&first, damaged).unwrap();
+    assert!(found().unwrap().contains("damaged at byte 4096: wrong record checksum"));
+    fs::write(&first, &whole).unwrap();
+    fs::remove_file(&second).unwrap();
+    assert!(found().unwrap().contains("a record is missing here"));
+    trim(&config(dir.path()).dir, 10_000).unwrap();
+    assert_eq!(found(), None);
 }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// Requirements that nothing implements yet. A number leaves this list when it is first cited.
 const NOT_YET: &[u32] = &[];
@@ -348,4 +349,28 @@ fn the_check_of_layers_can_fail() {
     ] {
         assert_eq!(violations(path, text), [""; 0], "{path}: {text}");
     }
+}
+
+/// What `scripts/skips` says of a log, and whether CI goes on, for root and for another user.
+fn skips(log: &str) -> (String, [bool; 2]) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    fs::write(&path, log).unwrap();
+    let run = |user: &str| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/skips");
+        Command::new(script).arg(&path).arg(user).env("CI", "true").output().unwrap()
+    };
+    let [root, other] = [run("0"), run("1000")];
+    let said = String::from_utf8(root.stdout).unwrap();
+    (said, [root.status.success(), other.status.success()])
+}
+
+#[test]
+fn a_skip_is_told_and_ci_does_not_do_without_what_this_machine_could_test() {
+    assert_eq!(skips("test a ... ok\n"), ("== nothing was skipped\n".into(), [true, true]));
+    let (said, goes_on) = skips("x SKIPPED: this CPU lacks AVX\nSKIPPED: this CPU lacks AVX\n");
+    assert!(said.contains("2 SKIPPED: this CPU lacks AVX"), "{said}");
+    assert_eq!(goes_on, [true, true]);
+    assert_eq!(skips("SKIPPED: no tshark\n").1, [false, false]);
+    assert_eq!(skips("SKIPPED: a mount namespace is refused: EPERM\n").1, [false, true]);
 }

@@ -4,7 +4,7 @@
 use super::Gateway;
 use super::wire::{DeviceLine, Request, Response};
 use crate::identity::now_s;
-use crate::registry::{BadName, Name, NewDevice, Registry, RegistryError};
+use crate::registry::{BadName, Name, NewDevice, NotAdded, Registry, RegistryError};
 
 /// Devices in one answer to a list; one takes less than 700 bytes of a line.
 const PAGE: usize = 500;
@@ -32,16 +32,22 @@ pub fn answer(registry: &Registry, gateway: Option<&dyn Gateway>, request: &Requ
 #[must_use]
 pub fn import(registry: &Registry, lines: &[DeviceLine]) -> Response {
     let mut devices: Vec<NewDevice> = Vec::with_capacity(lines.len());
-    for line in lines {
+    for (index, line) in lines.iter().enumerate() {
         match line.read() {
             Ok(device) => devices.push(device),
             Err(bad) => {
                 // The name may be what is wrong: nothing odd from it reaches a terminal.
-                return Response::refused(&format_args!("{}: {bad}", line.name.escape_default()));
+                let message = format!("{}: {bad}", line.name.escape_default());
+                return Response::Refused { message, device: Some(index) };
             }
         }
     }
-    respond(registry.add_all(devices, now_s()).map(|count| Response::Added { count }))
+    match registry.add_all(devices, now_s()) {
+        Ok(count) => Response::Added { count },
+        Err(NotAdded { index, error }) => {
+            Response::Refused { message: error.to_string(), device: index }
+        }
+    }
 }
 
 fn list(registry: &Registry, after: Option<&str>) -> Response {

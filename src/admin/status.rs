@@ -43,8 +43,12 @@ pub enum Phase {
 pub enum Fault {
     /// A write or fsync failed: nothing is acknowledged any more.
     SpoolFailed,
-    /// The spool reached its size limit.
+    /// The spool reached its size limit: nothing is acknowledged until there is room.
     SpoolFull,
+    /// The disk has no room for more of the spool: the same.
+    DiskFull,
+    /// Older readings of the spool are damaged: new ones are stored as before.
+    SpoolDamaged,
     /// Freshness marks could not be saved.
     MarksUnsaved,
 }

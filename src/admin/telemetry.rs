@@ -41,6 +41,10 @@ pub fn install() -> Telemetry {
         describe_histogram!("duet_hello_batch", "Hellos answered as one batch.");
         describe_histogram!("duet_hello_wait_seconds", "Wait of a batch's oldest HELLO.");
         describe_histogram!("duet_hello_batch_seconds", "Time that one batch took.");
+        describe_gauge!(
+            "duet_certificate_end_timestamp_seconds",
+            "When a certificate of the gateway ends, Unix time."
+        );
         describe_gauge!("duet_marks_failed", "1 while freshness marks cannot be saved.");
         describe_counter!("duet_marks_saved_total", "Freshness marks saved.");
         describe_counter!("duet_control_requests_total", "Requests on the control socket.");
@@ -64,6 +68,13 @@ impl Telemetry {
     /// Folds histograms' samples; without it they grow. To be called every few seconds.
     pub fn run_upkeep(&self) {
         self.handle.run_upkeep();
+    }
+
+    /// When a certificate of the gateway ends, Unix seconds.
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    pub fn set_certificate_end(&self, key_id: u8, not_after_s: i64) {
+        gauge!("duet_certificate_end_timestamp_seconds", "key_id" => key_id.to_string())
+            .set(not_after_s as f64);
     }
 
     pub(super) fn marks_failed(&self) -> bool {

@@ -113,7 +113,7 @@ fn requests_change_the_registry_and_reach_the_gateway() {
     let result = client.call(&command("0102")).unwrap();
     assert!(matches!(result, Response::CommandResult { payload } if payload == "0201"));
     let refused = |response| match response {
-        Response::Refused { message } => message,
+        Response::Refused { message, .. } => message,
         other => panic!("{other:?}"),
     };
     assert_eq!(
@@ -137,9 +137,8 @@ fn a_bad_line_in_an_import_changes_nothing() {
     let mut client = Client::connect(running.dir.path()).unwrap().unwrap();
     let mut bad = line("b", 2);
     bad.key = Some("abc".into());
-    let Response::Refused { message } = client.import(&[line("a", 1), bad]).unwrap() else {
-        panic!("accepted")
-    };
+    let refused = client.import(&[line("a", 1), bad]).unwrap();
+    let Response::Refused { message, device: Some(1) } = refused else { panic!("{refused:?}") };
     assert_eq!(message, "b: key must be 64 hexadecimal digits");
     assert!(running.registry.is_empty().unwrap());
 }

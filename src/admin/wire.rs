@@ -107,6 +107,9 @@ pub enum Response {
     Refused {
         /// Why, for people.
         message: String,
+        /// Which device of an import is at fault, the first being 0.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<usize>,
     },
 }
 
@@ -266,6 +269,6 @@ fn mode_name(mode: Mode) -> &'static str {
 
 impl Response {
     pub(super) fn refused(reason: &dyn std::fmt::Display) -> Self {
-        Self::Refused { message: reason.to_string() }
+        Self::Refused { message: reason.to_string(), device: None }
     }
 }

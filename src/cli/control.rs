@@ -47,14 +47,22 @@ impl Control {
         accepted(response)
     }
 
-    /// Registers devices, all or none.
-    pub(super) fn import(&mut self, lines: &[DeviceLine]) -> Result<usize> {
+    /// Registers devices, all or none. `place` says where the device of an index stands.
+    pub(super) fn import(
+        &mut self,
+        lines: &[DeviceLine],
+        place: impl FnOnce(usize) -> String,
+    ) -> Result<usize> {
         let response = match self {
             Self::Gateway(client) => client.import(lines)?,
             Self::Direct(registry) => admin::import(registry, lines),
         };
-        match accepted(response)? {
+        match response {
             Response::Added { count } => Ok(count),
+            Response::Refused { message, device: Some(index) } => {
+                bail!("{}: {message}", place(index))
+            }
+            Response::Refused { message, device: None } => bail!(message),
             _ => unexpected(),
         }
     }
@@ -82,7 +90,7 @@ fn open_registry(state: &Path) -> Result<Registry, RegistryError> {
 
 fn accepted(response: Response) -> Result<Response> {
     match response {
-        Response::Refused { message } => bail!(message),
+        Response::Refused { message, .. } => bail!(message),
         response => Ok(response),
     }
 }

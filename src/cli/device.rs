@@ -176,7 +176,7 @@ impl Add {
 impl Import {
     fn run(self, place: &Place) -> Result<()> {
         let shown = self.file.display().to_string();
-        let mut lines = if self.file == Path::new("-") {
+        let (mut lines, numbers) = if self.file == Path::new("-") {
             read_lines(io::stdin().lock(), "standard input")?
         } else {
             let file = fs::File::open(&self.file).with_context(|| shown.clone())?;
@@ -197,7 +197,8 @@ impl Import {
         };
         let mut count = 0;
         keep_then(self.out.as_deref(), &credentials, || {
-            count = control.import(&lines).with_context(|| shown.clone())?;
+            let place = |index| format!("line {}", numbers.get(index).copied().unwrap_or_default());
+            count = control.import(&lines, place).with_context(|| shown.clone())?;
             Ok(())
         })?;
         writeln!(io::stdout(), "registered {count} devices")?;
@@ -205,9 +206,9 @@ impl Import {
     }
 }
 
-/// Reads devices, one a line; empty lines are skipped.
-fn read_lines(mut input: impl BufRead, shown: &str) -> Result<Vec<DeviceLine>> {
-    let mut lines = Vec::new();
+/// Reads devices, one a line, with the numbers of the lines; empty ones are skipped.
+fn read_lines(mut input: impl BufRead, shown: &str) -> Result<(Vec<DeviceLine>, Vec<usize>)> {
+    let (mut lines, mut numbers) = (Vec::new(), Vec::new());
     for number in 1.. {
         let mut text = Zeroizing::new(Vec::new());
         let mut bounded = io::Read::take(&mut input, MAX_LINE_LEN as u64);
@@ -223,10 +224,18 @@ fn read_lines(mut input: impl BufRead, shown: &str) -> Result<Vec<DeviceLine>> {
         if lines.len() == MAX_IMPORT {
             bail!("{shown}: more than {MAX_IMPORT} devices; split the file");
         }
-        let line = serde_json::from_slice(&text);
-        lines.push(line.with_context(|| format!("{shown}: line {number} is not a device"))?);
+        match serde_json::from_slice(&text) {
+            Ok(line) => lines.push(line),
+            Err(error) => {
+                // It counts lines within the text it was given.
+                let (column, error) = (error.column(), error.to_string());
+                let what = error.split(" at line ").next().unwrap_or_default();
+                bail!("{shown}: line {number}, column {column}, is not a device: {what}");
+            }
+        }
+        numbers.push(number);
     }
-    Ok(lines)
+    Ok((lines, numbers))
 }
 
 /// Makes the id and the key that the mode needs and the line lacks; says whether it did.

@@ -10,16 +10,19 @@ use anyhow::{Context, Result, bail};
 use duet::admin::{self, Options};
 use duet::config::Config;
 use duet::delivery::Health;
-use duet::identity::{GatewayIdentity, now_s};
+use duet::identity::{GatewayIdentity, Utc, now_s};
 use duet::registry::Registry;
 use duet::server::Server;
 use duet::shard::GatewayKey;
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::Gateway;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::control::open_patiently;
+
+/// How long before its end a certificate of the gateway is warned of, seconds.
+const ENDS_SOON_S: i64 = 60 * 86_400;
 
 /// All that was checked before anything is bound.
 struct Prepared {
@@ -49,6 +52,14 @@ fn prepare(config: Config) -> Result<Prepared> {
     let mut identities = Vec::new();
     for files in std::iter::once(&config.gateway).chain(&config.retiring) {
         let identity = GatewayIdentity::load(&files.certificate, &files.key, now_s)?;
+        let end_s = identity.certificate.validity.not_after_s;
+        if end_s - now_s < ENDS_SOON_S {
+            let (path, end) = (files.certificate.display(), Utc(end_s));
+            let _ = writeln!(
+                io::stderr(),
+                "warning: {path} ends on {end}, and no gateway starts with it after that: give devices a new one"
+            );
+        }
         identities.push((files.key_id, identity));
     }
     let registry = Arc::new(open_patiently(&config.state)?);
@@ -65,6 +76,7 @@ fn serve(prepared: Prepared) -> Result<()> {
     let mut keys = Vec::new();
     for (key_id, identity) in &identities {
         let GatewayIdentity { certificate, secret } = identity;
+        telemetry.set_certificate_end(*key_id, certificate.validity.not_after_s);
         let gateway =
             Gateway { key_id: *key_id, fingerprint: certificate.fingerprint, key: certificate.key };
         let Some(secret) = SecretScalar::from_bytes(secret.expose()) else {
@@ -96,7 +108,7 @@ fn serve(prepared: Prepared) -> Result<()> {
     tell(format_args!("devices      {}", view.len()));
     tell(format_args!("metrics      http://{}/metrics", admin.http()));
     tell(format_args!("running"));
-    let asked = stop.wait(&server.ended(), &server.spool());
+    let asked = stop.wait(&server.ended(), server.spool(), server.damage());
     let drained = server.drain();
     let saved = admin.shutdown();
     // A full disk fails both, and only the spool's error has the place and the cause.
@@ -127,24 +139,57 @@ impl Stop {
     }
 
     /// Whether it was a signal, and not a shard's end.
-    fn wait(mut self, ended: &Notify, spool: &Health) -> bool {
+    fn wait(
+        mut self,
+        ended: &Notify,
+        spool: watch::Receiver<Health>,
+        damage: watch::Receiver<Option<String>>,
+    ) -> bool {
         let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
         self.runtime.block_on(async {
-            let told = async {
-                // Said when it happens: whoever finds devices unanswered looks here first.
-                let failure = spool.failure().await;
-                let _ = writeln!(
-                    io::stderr(),
-                    "duet: {failure}; no reading is stored or confirmed until the gateway is started anew"
-                );
-                std::future::pending::<bool>().await
-            };
             tokio::select! {
                 _ = terminate.recv() => true,
                 _ = interrupt.recv() => true,
                 () = ended.notified() => false,
-                asked = told => asked,
+                () = tell_health(spool) => false,
+                () = tell_damage(damage) => false,
             }
         })
     }
+}
+
+/// Says how the spool is when that changes: whoever finds devices unanswered looks here first. It never completes.
+async fn tell_health(mut spool: watch::Receiver<Health>) {
+    while spool.changed().await.is_ok() {
+        let told = match spool.borrow_and_update().clone() {
+            Health::Working => "there is room again: readings are stored and confirmed".to_owned(),
+            Health::Full => {
+                "the spool has reached spool.max_bytes; no reading is stored or confirmed until \
+                 there is room: copy readings away and run `duet spool trim`, or raise the limit"
+                    .to_owned()
+            }
+            Health::DiskFull(cause) => {
+                format!("{cause}; no reading is stored or confirmed until there is room")
+            }
+            Health::Failed(cause) => format!(
+                "{cause}; no reading is stored or confirmed until the gateway is started anew"
+            ),
+        };
+        let _ = writeln!(io::stderr(), "duet: {told}");
+    }
+    std::future::pending().await
+}
+
+/// Says what is damaged in what was stored before, once. It never completes.
+async fn tell_damage(mut damage: watch::Receiver<Option<String>>) {
+    if let Ok(found) = damage.wait_for(Option::is_some).await
+        && let Some(found) = &*found
+    {
+        let _ = writeln!(
+            io::stderr(),
+            "duet: {found}; new readings are stored as before; bring the file back from a backup, or copy away what \
+             can be read and run `duet spool trim`"
+        );
+    }
+    std::future::pending().await
 }

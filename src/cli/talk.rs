@@ -95,7 +95,7 @@ fn ask(state: &Path, request: &Request) -> Result<Response> {
         bail!("no gateway is running on {}; start `duet run`", state.display());
     };
     match client.call(request)? {
-        Response::Refused { message } => bail!(message),
+        Response::Refused { message, .. } => bail!(message),
         response => Ok(response),
     }
 }

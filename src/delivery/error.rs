@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
     /// The operating system refused an operation on a file of the spool.
-    #[error("{action} {}: {source}", path.display())]
+    #[error("{action} {}: {source}{}", path.display(), Remedy(source))]
     Io {
         /// What was being done.
         action: &'static str,
@@ -94,6 +94,30 @@ impl SpoolError {
     /// Attaches what was done to which file; for `map_err`.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// The disk, or its owner's share of it, is full.
+    pub(super) fn is_no_space(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_no_space(source))
+    }
+}
+
+/// The disk, or its owner's share of it, is full.
+pub(super) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// What to do about it.
+struct Remedy<'a>(&'a io::Error);
+
+impl std::fmt::Display for Remedy<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match is_no_space(self.0) {
+            true => {
+                f.write_str("; free space there, or remove stored readings (`duet spool trim`)")
+            }
+            false => Ok(()),
+        }
     }
 }
 

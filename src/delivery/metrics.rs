@@ -6,7 +6,7 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 pub const RECORDS: &str = "duet_spool_records_total";
 /// Bytes made durable, record heads included.
 pub const BYTES: &str = "duet_spool_bytes_total";
-/// Batches and groups the spool did not take, by `reason`: [`QUEUE`], [`FULL`], [`FAILED`].
+/// Batches and groups the spool did not take, by `reason`: [`QUEUE`], [`FULL`], [`DISK`], [`FAILED`].
 pub const REFUSED: &str = "duet_spool_refused_total";
 /// Seconds one group took from its write to its durability.
 pub const COMMIT_SECONDS: &str = "duet_spool_commit_seconds";
@@ -23,6 +23,8 @@ pub const HEALTHY: &str = "duet_spool_healthy";
 pub const QUEUE: &str = "queue";
 /// Refused since the spool may not grow further.
 pub const FULL: &str = "full";
+/// Refused since the disk has no room for the next segment.
+pub const DISK: &str = "disk";
 /// Refused since the spool has failed.
 pub const FAILED: &str = "failed";
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::error::{Damage, SpoolError};
+use super::error::{Damage, SpoolError, is_no_space};
 use super::format::{HEADER_LEN, Header};
 
 const SPARE: &str = "spool-spare.tmp";
@@ -53,11 +53,19 @@ pub(super) fn successor(dir: &Path, index: u64) -> Result<Option<Entry>, SpoolEr
     Ok(list(dir)?.into_iter().find(|entry| entry.first_index > index))
 }
 
+/// Whether a segment that was listed is no longer there: trimming takes the oldest first.
+pub(super) fn is_gone(entry: &Entry) -> bool {
+    let found = fs::symlink_metadata(&entry.path);
+    found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// What all segments take on disk, bytes.
 pub(super) fn disk_bytes(dir: &Path) -> Result<u64, SpoolError> {
-    list(dir)?.iter().try_fold(0, |sum, entry| {
-        let found = fs::metadata(&entry.path).map_err(SpoolError::io("inspecting", &entry.path))?;
-        Ok(sum + found.len())
+    list(dir)?.iter().try_fold(0, |sum, entry| match fs::metadata(&entry.path) {
+        Ok(found) => Ok(sum + found.len()),
+        // Trimmed since it was listed.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(sum),
+        Err(error) => Err(SpoolError::io("inspecting", &entry.path)(error)),
     })
 }
 
@@ -100,6 +108,7 @@ pub(super) fn prepare(
     let write = || {
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(PRIVATE).open(&path)?;
+        reserve(&file, size)?;
         let complete = write_zeros(&file, size, cancel)?;
         file.sync_all()?;
         Ok(complete)
@@ -109,8 +118,22 @@ pub(super) fn prepare(
         Ok(false) => Ok(None),
         Err(source) => {
             let _ = fs::remove_file(&path);
-            Err(SpoolError::Io { action: "writing a new segment in advance,", path, source })
+            Err(SpoolError::Io {
+                action: "writing a new segment (spool.segment_bytes) in advance,",
+                path,
+                source,
+            })
         }
+    }
+}
+
+/// Asks for all the room at once, so that a disk without it is not filled to the brim first. Where the
+/// file system knows no such thing, the writes find out.
+fn reserve(file: &File, size: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    match fallocate(file, FallocateFlags::empty(), 0, size).map_err(io::Error::from) {
+        Err(error) if is_no_space(&error) => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -228,6 +251,15 @@ fn read_pid(file: &File) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_segment_that_goes_while_sizes_are_added_is_not_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(file_name(0)), [0; 10]).unwrap();
+        // Listed, but with nothing behind its name.
+        std::os::unix::fs::symlink("gone", dir.path().join(file_name(1))).unwrap();
+        assert_eq!(disk_bytes(dir.path()).unwrap(), 10);
+    }
 
     #[test]
     fn only_exact_names_are_segments() {

@@ -5,20 +5,22 @@
 //! after a failed sync nobody knows what the disk holds.
 
 use std::fs::OpenOptions;
-use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::batch::{Batch, Group};
+use super::check::Check;
 use super::error::SpoolError;
 use super::file::{File, Runtime, Storage};
 use super::format::{DATA_START, Header, MAX_SEGMENT_BYTES};
+use super::health::{Health, Teller};
 use super::recover::{Recovery, Tail, recover};
+use super::spare::Spare;
 use super::{MAX_BATCH_BYTES, metrics as names, segment};
 
 /// The most batches that wait for the next group.
@@ -27,6 +29,8 @@ const QUEUE: usize = 1_024;
 const QUIET: Duration = Duration::from_millis(10);
 /// The least time between the starts of two commits.
 const INTERVAL: Duration = Duration::from_millis(1);
+/// How long after a disk without room for the next segment it is asked again.
+const ROOM: Duration = Duration::from_secs(1);
 /// The most bytes of one group.
 const GROUP_MAX: usize = 4 << 20;
 
@@ -94,49 +98,13 @@ impl Submitter {
     }
 }
 
-/// How the spool is, for whoever reports it.
-#[derive(Debug, Default)]
-pub struct Health {
-    failure: OnceLock<String>,
-    failed: Notify,
-    full: AtomicBool,
-}
-
-impl Health {
-    /// A write or sync has failed: nothing is stored until the gateway is started anew.
-    #[must_use]
-    pub fn has_failed(&self) -> bool {
-        self.failure.get().is_some()
-    }
-
-    /// Completes, once, with the cause when it has failed.
-    pub async fn failure(&self) -> &str {
-        loop {
-            self.failed.notified().await;
-            if let Some(failure) = self.failure.get() {
-                return failure;
-            }
-        }
-    }
-
-    fn fail(&self, error: &SpoolError) {
-        if self.failure.set(error.to_string()).is_ok() {
-            self.failed.notify_one();
-        }
-    }
-
-    /// The last group was refused, since the spool has reached its size limit.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
-    }
-}
-
 /// A running spool.
 pub struct Spool {
     submitter: Submitter,
     thread: JoinHandle<Result<(), SpoolError>>,
-    health: Arc<Health>,
+    health: watch::Receiver<Health>,
+    damage: watch::Receiver<Option<String>>,
+    check: Option<Check>,
     /// What opening found.
     pub recovery: Recovery,
 }
@@ -158,11 +126,15 @@ impl Spool {
         segment::create_dir(&config.dir)?;
         let lock = segment::Lock::take(&config.dir)?;
         let (tail, recovery) = recover(&config.dir, config.segment_bytes)?;
+        let (found, damage) = watch::channel(None);
+        let check = (recovery.segments > 1)
+            .then(|| Check::begin(&config.dir, tail.header.first_index, found))
+            .transpose()?;
         let (queue, waiting) = mpsc::channel(QUEUE);
         let hurry = Arc::new(Notify::new());
         let hurried = Arc::clone(&hurry);
-        let health = Arc::new(Health::default());
-        let (flag, own) = (Arc::clone(&health), Arc::clone(&health));
+        let (teller, health) = Teller::new();
+        let own = teller.clone();
         let dir = config.dir.clone();
         let thread = std::thread::Builder::new()
             .name("spool".into())
@@ -171,15 +143,15 @@ impl Spool {
                 let run = || {
                     let runtime = Runtime::new(&config.dir)?;
                     let writer = Writer::new(config, tail, runtime.storage());
-                    runtime.block_on(writer.run(waiting, hurried, flag))
+                    runtime.block_on(writer.run(waiting, hurried, teller))
                 };
                 let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
                     .unwrap_or(Err(SpoolError::ThreadEnded));
                 // However it came to its end: a runtime refused and a panic are failures, too.
-                result.inspect_err(|error| own.fail(error))
+                result.inspect_err(|error| own.failed(error))
             })
             .map_err(SpoolError::io("starting the thread of", &dir))?;
-        Ok(Self { submitter: Submitter { queue, hurry }, thread, health, recovery })
+        Ok(Self { submitter: Submitter { queue, hurry }, thread, health, damage, check, recovery })
     }
 
     /// A way to hand batches over; any number may exist.
@@ -190,8 +162,14 @@ impl Spool {
 
     /// How it is, also after this handle is gone.
     #[must_use]
-    pub fn health(&self) -> Arc<Health> {
-        Arc::clone(&self.health)
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    /// What is damaged in the older segments, as far as they have been read since the start.
+    #[must_use]
+    pub fn damage(&self) -> watch::Receiver<Option<String>> {
+        self.damage.clone()
     }
 
     /// Stores what is queued and ends. Every [`Submitter`] must be gone, or this waits for it.
@@ -200,24 +178,10 @@ impl Spool {
     /// What made the spool fail, if it did.
     pub fn shutdown(self) -> Result<(), SpoolError> {
         drop(self.submitter);
+        if let Some(check) = self.check {
+            check.end();
+        }
         self.thread.join().map_err(|_| SpoolError::ThreadEnded)?
-    }
-}
-
-/// The next segment, being filled with zeros on a thread of its own.
-struct Spare {
-    cancel: Arc<AtomicBool>,
-    thread: JoinHandle<Result<Option<PathBuf>, SpoolError>>,
-}
-
-impl Spare {
-    fn begin(config: &SpoolConfig) -> io::Result<Self> {
-        let cancel = Arc::new(AtomicBool::new(false));
-        let (flag, dir, size) = (Arc::clone(&cancel), config.dir.clone(), config.segment_bytes);
-        let thread = std::thread::Builder::new()
-            .name("spool-spare".into())
-            .spawn(move || segment::prepare(&dir, size, &flag))?;
-        Ok(Self { cancel, thread })
     }
 }
 
@@ -242,12 +206,19 @@ struct Writer {
     next_index: u64,
     disk_bytes: u64,
     spare: Option<Spare>,
+    /// There was no room for the next segment: when to ask again. Until there is, smaller groups that
+    /// this segment could still take are refused as well, so that the spool's health does not flicker.
+    ask_again: Option<Instant>,
 }
 
 enum Commit {
     Durable,
     /// The spool has reached its size limit: refused, and everything else still works.
     Full,
+    /// The disk has no room for the next segment: the same.
+    DiskFull(SpoolError),
+    /// It had none a moment ago.
+    Waiting,
     /// The spool has failed before.
     Ended,
 }
@@ -255,21 +226,31 @@ enum Commit {
 impl Writer {
     fn new(config: SpoolConfig, tail: Tail, storage: Storage) -> Self {
         let Tail { path, header, at, next_index, disk_bytes } = tail;
-        Self { config, storage, path, header, at, next_index, disk_bytes, spare: None }
+        Self {
+            config,
+            storage,
+            path,
+            header,
+            at,
+            next_index,
+            disk_bytes,
+            spare: None,
+            ask_again: None,
+        }
     }
 
     async fn run(
         mut self,
         mut waiting: mpsc::Receiver<Submission>,
         hurry: Arc<Notify>,
-        health: Arc<Health>,
+        teller: Teller,
     ) -> Result<(), SpoolError> {
         let mut result = Ok(());
         let mut group = Group::default();
         let mut file = match self.open() {
             Ok(file) => Some(file),
             Err(error) => {
-                health.fail(&error);
+                teller.failed(&error);
                 result = Err(error);
                 None
             }
@@ -304,25 +285,27 @@ impl Writer {
                 (Some(file), Ok(())) => self.commit(file, &batches, &mut group).await,
                 _ => Ok(Commit::Ended),
             };
-            health.full.store(matches!(outcome, Ok(Commit::Full)), Ordering::Relaxed);
             let durability = match outcome {
-                Ok(Commit::Ended) => {
-                    metrics::counter!(names::REFUSED, "reason" => names::FAILED).increment(1);
-                    Durability::Failed
+                Ok(Commit::Durable) => {
+                    teller.working();
+                    Durability::Durable
                 }
-                Ok(Commit::Durable) => Durability::Durable,
                 Ok(Commit::Full) => {
-                    metrics::counter!(names::REFUSED, "reason" => names::FULL).increment(1);
-                    Durability::Failed
+                    teller.full();
+                    refused(names::FULL)
                 }
+                Ok(Commit::DiskFull(error)) => {
+                    teller.disk_full(&error);
+                    refused(names::DISK)
+                }
+                Ok(Commit::Waiting) => refused(names::DISK),
+                Ok(Commit::Ended) => refused(names::FAILED),
                 Err(error) => {
-                    metrics::counter!(names::REFUSED, "reason" => names::FAILED).increment(1);
-                    health.fail(&error);
+                    teller.failed(&error);
                     result = Err(error);
-                    Durability::Failed
+                    refused(names::FAILED)
                 }
             };
-            metrics::gauge!(names::HEALTHY).set(if result.is_ok() { 1.0 } else { 0.0 });
             for Submission { batch, done, .. } in batches {
                 done(batch, durability);
             }
@@ -331,8 +314,7 @@ impl Writer {
             let _ = file.close().await;
         }
         if let Some(spare) = self.spare.take() {
-            spare.cancel.store(true, Ordering::Relaxed);
-            let _ = spare.thread.join();
+            spare.give_up();
         }
         segment::remove_spare(&self.config.dir)?;
         result
@@ -359,15 +341,10 @@ impl Writer {
     ) -> Result<Commit, SpoolError> {
         let began = Instant::now();
         let bytes: usize = batches.iter().map(|one| one.batch.bytes()).sum();
-        if self.at + bytes as u64 > self.header.size {
-            if self.disk_bytes + self.config.segment_bytes > self.config.max_bytes {
-                // Somebody may have made room since.
-                self.disk_bytes = segment::disk_bytes(&self.config.dir)?;
+        if self.ask_again.is_some() || self.at + bytes as u64 > self.header.size {
+            if let Some(refusal) = self.advance()? {
+                return Ok(refusal);
             }
-            if self.disk_bytes + self.config.segment_bytes > self.config.max_bytes {
-                return Ok(Commit::Full);
-            }
-            self.roll()?;
             let full = std::mem::replace(file, self.open()?);
             full.close().await.map_err(SpoolError::io("closing the segment before", &self.path))?;
         }
@@ -396,15 +373,35 @@ impl Writer {
         Ok(Commit::Durable)
     }
 
-    /// Goes on in a new segment.
+    /// Goes on in a new segment, or says what stands in the way.
+    fn advance(&mut self) -> Result<Option<Commit>, SpoolError> {
+        let now = Instant::now();
+        if self.ask_again.is_some_and(|at| now < at) {
+            return Ok(Some(Commit::Waiting));
+        }
+        // Somebody may have made room since the last segment.
+        self.disk_bytes = segment::disk_bytes(&self.config.dir)?;
+        if self.disk_bytes + self.config.segment_bytes > self.config.max_bytes {
+            self.ask_again = Some(now);
+            return Ok(Some(Commit::Full));
+        }
+        match self.roll() {
+            // Whatever was begun has no name yet, or no record: to begin again does no harm.
+            Err(error) if error.is_no_space() => {
+                self.ask_again = Some(now + ROOM);
+                Ok(Some(Commit::DiskFull(error)))
+            }
+            rolled => {
+                self.ask_again = None;
+                rolled.map(|()| None)
+            }
+        }
+    }
+
     fn roll(&mut self) -> Result<(), SpoolError> {
-        let prepared = match self.spare.take() {
-            Some(spare) => spare.thread.join().map_err(|_| SpoolError::ThreadEnded)??,
-            None => None,
-        };
         let size = self.config.segment_bytes;
         let dir = &self.config.dir;
-        let prepared = match prepared {
+        let prepared = match self.spare.take().map(Spare::finish).transpose()?.flatten() {
             Some(prepared) => Some(prepared),
             None => segment::prepare(dir, size, &AtomicBool::new(false))?,
         };
@@ -414,4 +411,10 @@ impl Writer {
         self.disk_bytes += size;
         Ok(())
     }
+}
+
+/// Counts what is refused.
+fn refused(reason: &'static str) -> Durability {
+    metrics::counter!(names::REFUSED, "reason" => reason).increment(1);
+    Durability::Failed
 }

@@ -1,4 +1,4 @@
-//! Files made here by `rcgen`; those made by `openssl` are in `tests/cli.rs`.
+//! Files made here by `rcgen`; those made by `openssl` are in `tests/cli`.
 
 use std::os::unix::fs::PermissionsExt;
 

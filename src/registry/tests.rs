@@ -1,5 +1,7 @@
 //! The registry as a whole, on real files.
 
+use std::path::PathBuf;
+
 use duet_protocol::identity::RegistrationKey;
 use duet_protocol::profile::Mode;
 
@@ -93,13 +95,15 @@ fn duplicates_are_refused_whole() {
     let der = create("d", 1, NOW_S).unwrap().certificate_der;
     registry.add(certified("a", &der), NOW_S).unwrap();
     registry.add(keyed("k", 7), NOW_S).unwrap();
-    let add = |devices: Vec<NewDevice>| registry.add_all(devices, NOW_S).unwrap_err();
+    let add = |devices: Vec<NewDevice>| registry.add_all(devices, NOW_S).unwrap_err().error;
     assert!(matches!(add(vec![keyed("a", 1)]), RegistryError::NameTaken(_)));
     assert!(matches!(add(vec![certified("b", &der)]), RegistryError::IdTaken { .. }));
     let enrolment = Enrolment::RegisteredCertificate { id: DeviceId([5; 8]), der };
     let again = NewDevice { name: name("b"), enrolment, sources: SourceSet::ALL };
     assert!(matches!(add(vec![again]), RegistryError::CredentialTaken { .. }));
-    let error = add(vec![keyed("x", 2), keyed("y", 3), keyed("z", 7)]);
+    let refused = registry.add_all([keyed("x", 2), keyed("y", 3), keyed("z", 7)], NOW_S);
+    let NotAdded { index, error } = refused.unwrap_err();
+    assert_eq!(index, Some(2));
     assert_eq!(error.to_string(), "z: id 0000000000000007 belongs to device k");
     assert_eq!(registry.len().unwrap(), 2);
 }

@@ -4,6 +4,7 @@
 //! shard changes in a device is its freshness mark, and it queues the device for the next save by
 //! doing so. At most one entry a device is queued, so the queue is bounded by the registry.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -127,6 +128,24 @@ impl View {
 
     pub(super) fn insert(&self, device: Arc<Device>) {
         self.devices.insert(device.credential.id, device);
+    }
+
+    pub(super) fn ids(&self) -> HashSet<DeviceId> {
+        self.devices.iter().map(|device| *device.key()).collect()
+    }
+
+    /// Takes a device as it is on disk. One that is the same stays what it is, and keeps its mark.
+    pub(super) fn renew(&self, device: Device) {
+        let id = device.credential.id;
+        let same = |known: &Device| {
+            known.credential.fingerprint == device.credential.fingerprint
+                && known.name == device.name
+                && known.sources == device.sources
+        };
+        if !self.lookup(&id).is_some_and(|known| same(&known)) {
+            self.remove(&id);
+            self.insert(Arc::new(device));
+        }
     }
 
     pub(super) fn remove(&self, id: &DeviceId) {

@@ -3,11 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
+use duet_protocol::message::PAYLOAD_MAX;
 use duet_protocol::wire::SessionId;
 
 use crate::delivery::{Batch, Durability, MAX_PAYLOAD, ReadingRef, Submitter, Urgency};
 use crate::shard::{Mail, Reading, Sink};
 use crate::transport::MailSender;
+
+const _: () = assert!(PAYLOAD_MAX <= MAX_PAYLOAD, "the spool takes whatever a device can send");
 
 /// The most batches whose memory a shard keeps for the next ones.
 const SPARE_BATCHES: usize = 64;
@@ -57,7 +60,7 @@ impl Sink for SpoolSink {
             sequence: reading.sequence,
             channel: reading.channel,
             time_ms: reading.time_ms,
-            payload: reading.payload.get(..MAX_PAYLOAD).unwrap_or(reading.payload),
+            payload: reading.payload,
         };
         if !self.batch.push(&record) {
             self.flush();

@@ -6,10 +6,11 @@ use duet_protocol::identity::DeviceId;
 use duet_protocol::message::{Down, PAYLOAD_MAX};
 use tokio::sync::oneshot;
 
+use super::destinations::Destinations;
 use super::engine::Engine;
 use super::{Shard, Sink};
 use crate::admin::CommandError;
-use crate::transport::{Now, Path};
+use crate::transport::Now;
 
 /// The most commands that wait for their results.
 const COMMANDS_MAX: usize = 4_096;
@@ -31,26 +32,6 @@ impl Command {
     pub fn refuse(self, error: CommandError) {
         // Nobody may be waiting any more, which is fine.
         let _ = self.answer.send(Err(error));
-    }
-}
-
-/// Where a command has gone so far.
-#[derive(Clone, Copy)]
-pub(super) enum Destinations {
-    Nowhere,
-    /// Who names the command's number receives there (R71).
-    Only(Path),
-    /// The number may come from elsewhere.
-    Several,
-}
-
-impl Destinations {
-    fn add(&mut self, path: Path) {
-        *self = match *self {
-            Self::Nowhere => Self::Only(path),
-            Self::Only(first) if first == path => Self::Only(path),
-            Self::Only(_) | Self::Several => Self::Several,
-        };
     }
 }
 
@@ -81,7 +62,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.next_command = number.wrapping_add(1);
         let timeout = u64::try_from(command.timeout.as_micros()).unwrap_or(u64::MAX);
         let until_us = now.mono_us.saturating_add(timeout);
-        let sent_to = Destinations::Nowhere;
+        let sent_to = Destinations::default();
         let sent = Sent { command, sent_to, until_us, resend_us: now.mono_us };
         self.commands.insert(number, sent);
     }

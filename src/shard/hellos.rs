@@ -15,6 +15,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::admission::{Policy, Refusal};
+use super::destinations::Destinations;
 use super::engine::Engine;
 use super::session::{Pending, Session};
 use super::{
@@ -95,7 +96,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let hello = Hello::decode(bytes, transport)?;
         // R50: the same bytes get the same answer.
         if let Some(session) = self.cached.get(&hello.digest) {
-            if let Some(pending) = self.sessions.get(session).and_then(|s| s.pending.as_ref()) {
+            if let Some(pending) = self.sessions.get_mut(session).and_then(|s| s.pending.as_mut()) {
+                pending.sent_to.add(path);
                 self.out.push(path, pending.accept.as_slice());
             }
             return Ok(());
@@ -253,10 +255,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 
     /// Makes the sessions and sends their ACCEPTs: the answer to a granted HELLO alone (R32).
     fn accept(&mut self, now: Now, signing: Vec<Signed>) {
-        for Signed { path, signing, signature, about, device, .. } in signing {
+        for Signed { path, signing, signature, about, device, key } in signing {
             let (accept, keys) = signing.signed(&signature);
             self.out.push(path, accept.as_slice());
             self.counts.accepts += 1;
+            self.counts.accepts_retiring += u64::from(key > 0);
             let About { session: id, hello, fresh, challenged } = about;
             // Two hellos of one device in one batch: the later one stands.
             let contact = self.contacts.entry(device.credential.id).or_default();
@@ -266,8 +269,10 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             self.contacts.entry(device.credential.id).or_default().pending = Some(id);
             self.cached.insert(hello, id);
             self.pending += 1;
-            let pending = Pending { hello, accept, fresh, challenged, path };
-            let session = Box::new(Session::new(device, keys, pending, now.mono_us));
+            let mut sent_to = Destinations::default();
+            sent_to.add(path);
+            let pending = Pending { hello, accept, fresh, challenged, sent_to };
+            let session = Box::new(Session::new(device, keys, pending, path, now.mono_us));
             self.sessions.insert(id, session);
         }
     }

@@ -10,6 +10,7 @@ use duet_protocol::schedule::SessionKeys;
 use duet_protocol::wire::{DOWN_HEADER, DownHeader, SessionId, TAG};
 use zeroize::Zeroizing;
 
+use super::destinations::Destinations;
 use super::unsealed::Unsealed;
 use crate::registry::Device;
 use crate::transport::{Path, StreamId};
@@ -21,7 +22,7 @@ pub(super) struct Pending {
     pub(super) fresh: u64,
     pub(super) challenged: bool,
     /// Where ACCEPT went.
-    pub(super) path: Path,
+    pub(super) sent_to: Destinations,
 }
 
 /// A session. It lies in a box: what moves leaves a copy behind, and a table moves what it holds when
@@ -49,6 +50,7 @@ impl Session {
         device: Arc<Device>,
         keys: SessionKeys,
         pending: Pending,
+        path: Path,
         now_us: u64,
     ) -> Self {
         Self {
@@ -57,7 +59,7 @@ impl Session {
             next_down: 0,
             window: ReplayWindow::new(),
             stored: ReplayWindow::new(),
-            path: pending.path,
+            path,
             stream: None,
             credit: Some(0),
             pending: Some(Box::new(pending)),
@@ -79,8 +81,8 @@ impl Session {
     }
 
     /// Something that only its receiver could know came back from where it was sent.
-    pub(super) fn validate(&mut self, sent_to: Path) {
-        if self.path == sent_to {
+    pub(super) fn validate(&mut self, sent_to: Destinations) {
+        if sent_to.prove(self.path) {
             self.credit = None;
         }
     }

@@ -8,7 +8,6 @@ use duet_protocol::replay::Place;
 use duet_protocol::schedule;
 use duet_protocol::wire::{Reset, SessionId, TAG, UP_HEADER, UpHeader};
 
-use super::commands::Destinations;
 use super::engine::Engine;
 use super::{FIRST_FRESH_MAX, FRESH_JUMP_MAX, Reading, Shard, Sink};
 use crate::admin::CommandError;
@@ -119,9 +118,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 if self.commands.get(&command).is_some_and(|sent| sent.command.device == device)
                     && let Some(sent) = self.commands.remove(&command)
                 {
-                    if let Destinations::Only(there) = sent.sent_to {
-                        session.validate(there);
-                    }
+                    session.validate(sent.sent_to);
                     let result = match status {
                         0 => Ok(payload.to_vec()),
                         status => Err(CommandError::Reported(status)),
@@ -154,8 +151,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(pending) = session.pending.take() else { return };
         self.pending -= 1;
-        // ACCEPT was sent where this record, which needs it, comes from.
-        session.validate(pending.path);
+        // Whoever sent this record has ACCEPT.
+        session.validate(pending.sent_to);
         self.cached.remove(&pending.hello);
         let device = Arc::clone(&session.device);
         if device.is_revoked() {

@@ -33,7 +33,7 @@ pub enum TransportError {
     #[error("{0}")]
     Settings(&'static str),
     /// A socket could not be set up.
-    #[error("cannot {step} {address}: {source}")]
+    #[error("cannot {step} {address}: {source}{}", remedy(source))]
     Socket {
         /// What was being done.
         step: &'static str,
@@ -48,6 +48,22 @@ pub enum TransportError {
     /// The kernel refused `io_uring` or `epoll`.
     #[error(transparent)]
     Driver(#[from] DriverError),
+}
+
+/// What to do about an address that cannot be had.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another program listens there: end it, or choose another address (listen)"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "; no interface of this machine has this address (listen)"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "; ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE"
+        }
+        _ => "",
+    }
 }
 
 /// Something works less well than asked, but works.
@@ -381,7 +397,8 @@ mod tests {
         let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let listen = taken.local_addr().unwrap();
         let error = bind::<()>(Settings { listen, ..settings }).unwrap_err();
-        assert!(error.to_string().contains("cannot bind UDP to"), "{error}");
+        let said = error.to_string();
+        assert!(said.contains("cannot bind UDP to") && said.contains("another program"), "{said}");
     }
 
     #[test]

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use super::bind::{Parcel, ShardIo, TransportError, Warning};
 use super::counters::{Counters, Exporter};
+use super::operation::Operation;
 use super::settings::MESSAGE_MAX;
 use super::steering::shard_of;
-use super::streams::{Context, Reason, Streams};
-use super::{Handler, Now, Path, StreamId, Transmit, socket};
+use super::stream::Reason;
+use super::streams::{Context, Streams};
+use super::{Handler, Now, Path, Transmit, socket};
 use crate::driver::{
     Completion, DATAGRAM_HEADER_LEN, EncodedAddress, Inbox, Payload, received_datagram,
 };
@@ -30,42 +32,6 @@ const BUSY_COMPLETIONS: usize = 2;
 
 /// How many completions end the gathering of a batch early.
 const BATCH: u32 = 64;
-
-/// What an operation was for, in its tag beside the stream's number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operation {
-    Accept,
-    Datagrams,
-    Hellos,
-    Wake,
-    Receive,
-    Send,
-    Cancel,
-}
-
-impl Operation {
-    const ALL: [Self; 7] = [
-        Self::Accept,
-        Self::Datagrams,
-        Self::Hellos,
-        Self::Wake,
-        Self::Receive,
-        Self::Send,
-        Self::Cancel,
-    ];
-    const SHIFT: u32 = 52;
-
-    pub(super) fn tag(self, stream: u64) -> u64 {
-        debug_assert!(stream < 1 << Self::SHIFT);
-        (self as u64) << Self::SHIFT | stream
-    }
-
-    fn of(tag: u64) -> (Option<Self>, StreamId) {
-        let stream = StreamId(tag & ((1 << Self::SHIFT) - 1));
-        let operation = usize::try_from(tag >> Self::SHIFT).ok();
-        (operation.and_then(|index| Self::ALL.get(index).copied()), stream)
-    }
-}
 
 /// A shard whose loop has ended.
 #[derive(Debug)]
@@ -383,7 +349,10 @@ impl<H: Handler> Shard<H> {
         self.io.driver.drain(DRAIN_PATIENCE, |completion| match &completion.payload {
             Payload::SentDatagram => count_sent(counters, completion.result),
             Payload::Received(_)
-                if Operation::of(completion.tag).0 == Some(Operation::Datagrams) =>
+                if matches!(
+                    Operation::of(completion.tag).0,
+                    Some(Operation::Datagrams | Operation::Hellos)
+                ) =>
             {
                 counters.datagrams_in += 1;
                 counters.drop_stop += 1;
@@ -420,103 +389,4 @@ fn count_sent(counters: &mut Counters, result: i32) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::UdpSocket;
-    use std::time::Duration;
-
-    use super::super::{MailSender, Settings, bind, steering};
-    use super::*;
-
-    #[test]
-    fn tags_come_back_whole() {
-        let tag = Operation::Cancel.tag(0x000f_edcb_a987_6543);
-        assert_eq!(Operation::of(tag), (Some(Operation::Cancel), StreamId(0x000f_edcb_a987_6543)));
-        assert_eq!(Operation::of(15 << Operation::SHIFT).0, None);
-    }
-
-    /// Counts datagrams and finishes on mail.
-    #[derive(Debug, Default)]
-    struct Sink {
-        datagrams: usize,
-        hellos: usize,
-        finished: bool,
-    }
-
-    impl Handler for Sink {
-        type Mail = ();
-        fn handle_datagram(&mut self, _: Now, _: SocketAddr, bytes: &[u8]) {
-            self.datagrams += 1;
-            self.hellos += usize::from(bytes[0] == 0x11);
-        }
-        fn handle_message(&mut self, _: Now, _: StreamId, _: &[u8]) {}
-        fn handle_stream_closed(&mut self, _: Now, _: StreamId) {}
-        fn handle_mail(&mut self, _: Now, (): ()) {
-            self.finished = true;
-        }
-        fn handle_turn(&mut self, _: Now) {}
-        fn poll_transmit(&mut self, _: &mut [u8]) -> Option<Transmit> {
-            None
-        }
-        fn poll_close(&mut self) -> Option<StreamId> {
-            None
-        }
-        fn poll_timeout(&self) -> Option<u64> {
-            None
-        }
-        fn is_finished(&self) -> bool {
-            self.finished
-        }
-    }
-
-    /// The kernel steers everything to shard 0; shard 1 still gets what is its own.
-    #[test]
-    fn a_datagram_at_the_wrong_shard_is_forwarded() {
-        let listen = "127.0.0.1:0".parse().unwrap();
-        let bound = bind::<()>(Settings { listen, shards: 2, ..Settings::default() }).unwrap();
-        bound.steer(&steering::program(1, u8::MAX)).unwrap();
-        let threads: Vec<_> = bound
-            .shards
-            .into_iter()
-            .map(|io| std::thread::spawn(move || run_shard(io, Sink::default()).unwrap()))
-            .collect();
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        for slot in 0..100u8 {
-            socket.send_to(&[0, slot, 0], bound.local).unwrap();
-        }
-        std::thread::sleep(Duration::from_millis(200));
-        bound.mail.iter().for_each(|mail: &MailSender<()>| mail.try_send(()).unwrap());
-        let [first, second] = threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect::<Vec<_>>()
-            .try_into()
-            .unwrap();
-        assert_eq!([first.handler.datagrams, second.handler.datagrams], [50, 50]);
-        assert_eq!([first.counters.datagrams_in, second.counters.datagrams_in], [100, 0]);
-        assert_eq!(first.counters.datagrams_forwarded, 50);
-    }
-
-    /// What anybody can make overflows its own socket's buffer and no other.
-    #[test]
-    fn a_flood_of_hellos_pushes_nothing_else_out() {
-        const HELLO: u8 = 0x11;
-        let listen = "127.0.0.1:0".parse().unwrap();
-        let settings =
-            Settings { listen, hello: HELLO, receive_buffer: 64 << 10, ..Settings::default() };
-        let bound = bind::<()>(settings).unwrap();
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        for _ in 0..2_000 {
-            socket.send_to(&[HELLO; 200], bound.local).unwrap();
-        }
-        for slot in 0..50 {
-            socket.send_to(&[0, slot, 0], bound.local).unwrap();
-        }
-        let [io] = <[_; 1]>::try_from(bound.shards).unwrap();
-        let shard = std::thread::spawn(move || run_shard(io, Sink::default()).unwrap());
-        std::thread::sleep(Duration::from_millis(200));
-        bound.mail[0].try_send(()).unwrap();
-        let sink = shard.join().unwrap().handler;
-        assert!(sink.hellos < 2_000, "the flood must overflow for this to show anything");
-        assert_eq!(sink.datagrams - sink.hellos, 50);
-    }
-}
+mod tests;

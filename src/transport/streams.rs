@@ -1,11 +1,6 @@
 //! The streams of one shard: accepted or adopted, read, written, closed.
 //!
 //! Owns every connected descriptor and what is queued on it. Must not know what a message says.
-//!
-//! A stream goes *sorting* (reading singly until its owner is known) → *first* (ours, first message not whole) →
-//! *serving* → *finishing* (only flushing) → *closing* (waiting for the kernel to let go) → gone. Any state may go to
-//! closing. The descriptor is closed, and the place in the table freed, only with no operation in flight: neither the
-//! kernel nor a late completion can meet a reused one.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -13,84 +8,17 @@ use std::time::Duration;
 use super::bind::Moved;
 use super::counters::Counters;
 use super::deadlines::{Deadlines, Due};
-use super::event_loop::Operation;
 use super::framing::{Fault, Framer, LENGTH_LEN, Owner};
+use super::operation::Operation;
 use super::settings::Settings;
+use super::stream::{Phase, Reason, Stream};
+use super::table::Table;
 use super::{Now, StreamId};
 use crate::driver::{Completion, Driver, Payload};
-
-/// Bits of a stream's number that are its place in the table; the rest counts the place's uses.
-const INDEX_BITS: u32 = 20;
 
 /// Spare send buffers kept, and the largest worth keeping.
 const SPARES_MAX: usize = 256;
 const SPARE_CAPACITY_MAX: usize = 8_192;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Sorting,
-    First,
-    Serving,
-    Finishing(Reason),
-    Closing,
-}
-
-/// Why a stream is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reason {
-    Peer,
-    Handler,
-    Fault(Fault),
-    FirstMessage,
-    QueueFull,
-    Flush,
-    Error,
-}
-
-impl Reason {
-    fn count(self, counters: &mut Counters) {
-        *match self {
-            Self::Peer => &mut counters.closed_peer,
-            Self::Handler => &mut counters.closed_handler,
-            Self::Fault(Fault::Short) => &mut counters.closed_short,
-            Self::Fault(Fault::Long) => &mut counters.closed_long,
-            Self::FirstMessage => &mut counters.closed_first_message,
-            Self::QueueFull => &mut counters.closed_queue_full,
-            Self::Flush => &mut counters.closed_flush,
-            Self::Error => &mut counters.closed_error,
-        } += 1;
-    }
-
-    /// Whether what the kernel still holds for the peer is not worth keeping.
-    fn is_abrupt(self) -> bool {
-        matches!(self, Self::QueueFull | Self::Flush)
-    }
-}
-
-#[derive(Debug)]
-struct Stream {
-    fd: OwnedFd,
-    phase: Phase,
-    framer: Framer,
-    deadline_us: u64,
-    /// Operations whose last completion is outstanding.
-    operations: u32,
-    /// Whether the handler has heard of it.
-    known: bool,
-    /// Whether it is listed in `Streams::dirty`.
-    dirty: bool,
-    /// Framed output that no send carries yet.
-    queue: Vec<u8>,
-    /// Bytes of the send in flight, and how many of them went out.
-    lent: usize,
-    sent: usize,
-}
-
-#[derive(Debug)]
-struct Place {
-    generation: u32,
-    stream: Option<Stream>,
-}
 
 /// What the loop lends for a call.
 pub(super) struct Context<'a> {
@@ -103,9 +31,7 @@ pub(super) struct Context<'a> {
 
 #[derive(Debug, Default)]
 pub(super) struct Streams {
-    table: Vec<Place>,
-    free: Vec<u32>,
-    live: usize,
+    table: Table<Stream>,
     deadlines: Deadlines,
     /// Accepting resumes then, µs.
     accept_at_us: Option<u64>,
@@ -116,25 +42,11 @@ pub(super) struct Streams {
     spares: Vec<Vec<u8>>,
 }
 
-impl StreamId {
-    fn new(index: u32, generation: u32) -> Self {
-        Self(u64::from(generation) << INDEX_BITS | u64::from(index))
-    }
-
-    fn index(self) -> usize {
-        (self.0 & ((1 << INDEX_BITS) - 1)) as usize
-    }
-
-    fn generation(self) -> u64 {
-        self.0 >> INDEX_BITS
-    }
-}
-
 impl Streams {
     // ---- lookups
 
     fn stream(&mut self, id: StreamId) -> Option<&mut Stream> {
-        find(&mut self.table, id)
+        self.table.get_mut(id)
     }
 
     /// The earliest time at which [`expire`](Self::expire) has something to do, µs.
@@ -149,9 +61,7 @@ impl Streams {
 
     /// Whether output waits or is on its way.
     pub(super) fn is_flushed(&self) -> bool {
-        self.table.iter().filter_map(|place| place.stream.as_ref()).all(|stream| {
-            stream.phase == Phase::Closing || stream.queue.is_empty() && stream.lent == 0
-        })
+        self.table.iter().all(|(_, stream)| stream.phase == Phase::Closing || stream.unsent() == 0)
     }
 
     // ---- arriving
@@ -201,17 +111,11 @@ impl Streams {
         phase: Phase,
         deadline_us: u64,
     ) -> Option<StreamId> {
-        if self.live >= context.settings.streams_max {
+        if self.table.len() >= context.settings.streams_max {
             context.counters.closed_refused += 1;
             return None;
         }
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.table.push(Place { generation: 0, stream: None });
-            u32::try_from(self.table.len() - 1).expect("fewer streams than 2²⁰")
-        });
-        let place = &mut self.table[index as usize];
-        let id = StreamId::new(index, place.generation);
-        place.stream = Some(Stream {
+        let id = self.table.insert(Stream {
             fd,
             phase,
             framer: Framer::default(),
@@ -223,7 +127,6 @@ impl Streams {
             lent: 0,
             sent: 0,
         });
-        self.live += 1;
         self.deadlines.add(deadline_us, id, Due::FirstMessage);
         Some(id)
     }
@@ -336,10 +239,8 @@ impl Streams {
 
     /// Removes a stream that nothing is in flight on, to give it to its owner.
     fn take_out(&mut self, id: StreamId, bytes: &[u8]) -> Option<Moved> {
-        let place = self.table.get_mut(id.index())?;
-        let stream = place.stream.take()?;
+        let stream = self.table.remove(id)?;
         assert_eq!(stream.operations, 0, "a stream moves with nothing in flight");
-        self.vacate(id);
         let bytes = stream.framer.into_bytes(bytes);
         Some(Moved { fd: stream.fd, bytes, deadline_us: stream.deadline_us })
     }
@@ -350,13 +251,12 @@ impl Streams {
     pub(super) fn queue(&mut self, context: &mut Context<'_>, id: StreamId, message: &[u8]) {
         let max = context.settings.stream_queue_max;
         let serving = |stream: &&mut Stream| stream.phase == Phase::Serving;
-        let Some(stream) = find(&mut self.table, id).filter(serving) else {
+        let Some(stream) = self.table.get_mut(id).filter(serving) else {
             context.counters.send_gone += 1;
             return;
         };
         let len = u16::try_from(message.len()).expect("a message of at most MESSAGE_MAX bytes");
-        let queued = stream.queue.len() + stream.lent - stream.sent;
-        if queued + LENGTH_LEN + message.len() > max {
+        if stream.unsent() + LENGTH_LEN + message.len() > max {
             return self.close(context, id, Reason::QueueFull);
         }
         if stream.queue.capacity() == 0 {
@@ -376,7 +276,7 @@ impl Streams {
         while let Some(id) = self.dirty.pop() {
             let Some(stream) = self.stream(id) else { continue };
             stream.dirty = false;
-            start_send(stream, context.driver, id);
+            stream.start_send(context.driver, id);
         }
     }
 
@@ -405,7 +305,7 @@ impl Streams {
         } else if written == 0 {
             self.close(context, id, Reason::Error);
         } else if !stream.queue.is_empty() {
-            start_send(stream, context.driver, id);
+            stream.start_send(context.driver, id);
         } else if let Phase::Finishing(reason) = phase {
             self.close(context, id, reason);
         }
@@ -489,11 +389,7 @@ impl Streams {
 
     /// Asks the kernel for all receives back, each by its name: to cancel whatever there is costs the square of it.
     pub(super) fn cancel_receives(&self, driver: &mut Driver) {
-        for (index, place) in self.table.iter().enumerate() {
-            let Some(stream) = place.stream.as_ref().filter(|it| it.operations > 0) else {
-                continue;
-            };
-            let id = StreamId::new(u32::try_from(index).unwrap_or(0), place.generation);
+        for (id, stream) in self.table.iter().filter(|(_, stream)| stream.operations > 0) {
             let [receive, cancel] = [Operation::Receive, Operation::Cancel].map(|it| it.tag(id.0));
             driver.cancel_receive(stream.fd.as_fd(), receive, cancel);
         }
@@ -502,14 +398,13 @@ impl Streams {
     /// Ends all streams at once, with the driver already drained of their operations; returns those the handler knows.
     pub(super) fn clear(&mut self, counters: &mut Counters) -> Vec<StreamId> {
         let mut known = std::mem::take(&mut self.closed);
-        for (index, place) in self.table.drain(..).enumerate() {
-            let Some(stream) = place.stream else { continue };
+        for (id, stream) in self.table.drain() {
             if stream.phase == Phase::Closing {
                 continue;
             }
             counters.closed_stop += 1;
             if stream.known {
-                known.push(StreamId::new(u32::try_from(index).unwrap_or(0), place.generation));
+                known.push(id);
             }
         }
         known
@@ -529,34 +424,7 @@ impl Streams {
         let Some(stream) = self.stream(id) else { return };
         if stream.phase == Phase::Closing && stream.operations == 0 {
             context.driver.forget_stream(stream.fd.as_fd());
-            self.table[id.index()].stream = None;
-            self.vacate(id);
+            self.table.remove(id);
         }
     }
-
-    fn vacate(&mut self, id: StreamId) {
-        let place = &mut self.table[id.index()];
-        place.generation = place.generation.wrapping_add(1);
-        self.free.push(u32::try_from(id.index()).unwrap_or(0));
-        self.live -= 1;
-    }
-}
-
-fn find(table: &mut [Place], id: StreamId) -> Option<&mut Stream> {
-    let place = table.get_mut(id.index())?;
-    if u64::from(place.generation) != id.generation() {
-        return None;
-    }
-    place.stream.as_mut()
-}
-
-/// Hands a stream's queue to the kernel, unless a send is in flight.
-fn start_send(stream: &mut Stream, driver: &mut Driver, id: StreamId) {
-    if stream.lent > 0 || stream.queue.is_empty() || stream.phase == Phase::Closing {
-        return;
-    }
-    let bytes = std::mem::take(&mut stream.queue);
-    (stream.lent, stream.sent) = (bytes.len(), 0);
-    driver.send_stream(stream.fd.as_fd(), bytes, 0, Operation::Send.tag(id.0));
-    stream.operations += 1;
 }

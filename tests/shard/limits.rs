@@ -209,6 +209,39 @@ fn a_result_proves_an_address_only_if_the_command_went_there_alone() {
     }
 }
 
+/// R71: whoever has ACCEPT from elsewhere can send the first record from an address that is not his.
+#[test]
+fn the_first_record_proves_an_address_only_if_accept_went_there_alone() {
+    let victim: SocketAddr = "203.0.113.5:77".parse().unwrap();
+    for repeated in [false, true] {
+        let mut world = World::new();
+        let mut device = world.device(1, PROFILE, Transport::Datagram);
+        device.open(world.now.mono_us);
+        let mut hello = [0; MESSAGE_MAX];
+        let len = device.poll_transmit(world.now.mono_us, &mut hello).unwrap();
+        world.shard.handle_datagram(world.now, victim, &hello[..len]);
+        world.shard.handle_turn(world.now);
+        if repeated {
+            world.shard.handle_datagram(world.now, home(), &hello[..len]);
+            world.shard.handle_turn(world.now);
+        }
+        let mut out = [0; MESSAGE_MAX];
+        let mut accepts = Vec::new();
+        while let Some(sent) = world.shard.poll_transmit(&mut out) {
+            accepts.push(sent.to);
+            let _ = device.handle_message(world.now.mono_us, &mut out[..sent.len]);
+        }
+        assert_eq!(accepts.len(), 1 + usize::from(repeated));
+        let first = reading(&world, &mut device, false);
+        world.shard.handle_datagram(world.now, victim, &first);
+        world.shard.handle_turn(world.now);
+        assert_eq!(world.shard.counts.confirmed, 1);
+        world.shard.handle_mail(world.now, command(500));
+        world.shard.handle_turn(world.now);
+        assert_eq!(world.shard.poll_transmit(&mut out).is_none(), repeated);
+    }
+}
+
 /// R79: the session may change under a command; the device remembers its number across sessions.
 #[test]
 fn a_command_outlives_the_session_that_it_began_in() {
@@ -234,4 +267,44 @@ fn a_command_outlives_the_session_that_it_began_in() {
     device.send_result(number, 0, b"done");
     world.settle(&mut device);
     assert_eq!(result.try_recv().unwrap().unwrap(), b"done");
+}
+
+/// R47, R82: an unconfirmed session has seconds, a silent one its time, any one its lifetime.
+#[test]
+fn sessions_end_after_silence_and_after_their_lifetime() {
+    let mut world = World::new();
+    let mut device = world.device(1, PROFILE, Transport::Datagram);
+    device.open(world.now.mono_us);
+    let mut out = [0; MESSAGE_MAX];
+    let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+    world.shard.handle_datagram(world.now, home(), &out[..len]);
+    world.shard.handle_turn(world.now);
+    assert_eq!(world.shard.sessions(), 1);
+    world.pass(11_000_000);
+    world.shard.handle_turn(world.now);
+    assert_eq!(world.shard.sessions(), 0, "nobody confirmed it");
+
+    let mut world = World::new();
+    let mut device = world.opened();
+    let began_us = world.now.mono_us;
+    // Silent for less than ten minutes each time; its own clock stands still, or it would make a new session in time.
+    while world.now.mono_us - began_us < 86_000_000_000 {
+        world.pass(590_000_000);
+        device.send_reading(began_us, 1, b"", false).unwrap();
+        let len = device.poll_transmit(began_us, &mut out).unwrap();
+        world.shard.handle_datagram(world.now, home(), &out[..len]);
+        world.shard.handle_turn(world.now);
+        assert_eq!(world.shard.sessions(), 1);
+    }
+    world.pass(410_000_000);
+    world.shard.handle_turn(world.now);
+    assert_eq!(world.shard.sessions(), 0, "a day is over");
+
+    let mut world = World::new();
+    world.opened();
+    for (after_us, sessions) in [(599_000_000, 1), (11_000_000, 0)] {
+        world.pass(after_us);
+        world.shard.handle_turn(world.now);
+        assert_eq!(world.shard.sessions(), sessions);
+    }
 }

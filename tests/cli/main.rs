@@ -5,139 +5,13 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-struct Scratch {
-    dir: tempfile::TempDir,
-}
+mod world;
 
-impl Scratch {
-    fn empty() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn initialised() -> Self {
-        let scratch = Self::empty();
-        scratch.good(&["init"]);
-        scratch
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn state(&self) -> PathBuf {
-        self.path("state")
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_duet"));
-        command.current_dir(self.dir.path()).env_remove("DUET_STATE");
-        command.arg("--state").arg("state").args(arguments).stdin(Stdio::null());
-        command
-    }
-
-    fn duet(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    /// Runs what must succeed; its standard output.
-    fn good(&self, arguments: &[&str]) -> String {
-        let output = self.duet(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    /// Runs what must fail with exit code 1; its standard error.
-    fn bad(&self, arguments: &[&str]) -> String {
-        let output = self.duet(arguments);
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", text(&output.stdout));
-        text(&output.stderr)
-    }
-
-    fn openssl(&self, line: &str) {
-        let output = Command::new("openssl")
-            .args(line.split_whitespace())
-            .current_dir(self.dir.path())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "openssl {line}: {}", text(&output.stderr));
-    }
-
-    /// Makes `name.key` and `name.pem`.
-    fn certificate(&self, name: &str, key: &str, more: &str) {
-        self.openssl(&format!(
-            "req -x509 {key} -nodes -subj /CN={name} -keyout {name}.key -out {name}.pem {more}"
-        ));
-    }
-
-    fn run(&self) -> Gateway {
-        let mut child = self
-            .command(&["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut http = String::new();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        while out.read_line(&mut line).unwrap() > 0 {
-            if let Some((_, url)) = line.trim_end().split_once("http://") {
-                http = url.trim_end_matches("/metrics").to_owned();
-            }
-            if line.trim_end() == "running" {
-                return Gateway { child, http, _out: out };
-            }
-            line.clear();
-        }
-        let mut why = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut why).unwrap();
-        child.wait().unwrap();
-        panic!("the gateway did not start: {why}");
-    }
-}
-
-/// A running gateway; killed, by its handle, when the test forgets it.
-struct Gateway {
-    child: Child,
-    http: String,
-    /// Kept open: the gateway says more when it ends.
-    _out: BufReader<std::process::ChildStdout>,
-}
-
-impl Gateway {
-    fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(&self.http).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: duet\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    fn stop(mut self, signal: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-        assert_eq!(self.child.wait().unwrap().code(), Some(0));
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        // Fails when it has ended, which is what is wanted.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
+use world::{Scratch, text};
 
 const P256: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1";
 
@@ -298,6 +172,29 @@ fn a_damaged_registry_is_named_and_left_alone() {
         }
         assert!(fs::read(&registry).unwrap() == whole[..length]);
     }
+}
+
+#[test]
+fn what_is_wrong_with_an_import_is_told_with_its_line() {
+    let scratch = Scratch::initialised();
+    let import = ["device", "import", "fleet.ndjson", "--out", "fleet.json"];
+    let good = |name: &str| format!("{{\"name\":\"{name}\",\"mode\":\"registered-id\"}}\n\n");
+    let refused = |last: &str| {
+        fs::write(scratch.path("fleet.ndjson"), good("a") + &good("b") + last).unwrap();
+        scratch.bad(&import)
+    };
+    let round = || {
+        let taken = refused(&good("a"));
+        assert!(taken.contains("fleet.ndjson: line 5: a: a device of this name"), "{taken}");
+        let key = refused(r#"{"name":"c","mode":"registered-id","key":"12"}"#);
+        assert!(key.contains("line 5: c: key must be 64 hexadecimal digits"), "{key}");
+        let field = refused(r#"{"name":"c","modus":1}"#);
+        assert!(field.contains("line 5, column 19, is not a device: unknown field"), "{field}");
+        assert!(!field.contains("line 1"), "{field}");
+    };
+    round();
+    let _gateway = scratch.run();
+    round();
 }
 
 #[test]

@@ -1,0 +1,153 @@
+//! What can go wrong with the registry. Owns the words; decides nothing.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use duet_protocol::identity::DeviceId;
+use redb::{DatabaseError, StorageError};
+use thiserror::Error;
+
+use super::Name;
+use crate::identity::{Reason, Utc};
+
+/// Why the registry did not do what it was asked. Nothing was changed then.
+#[derive(Debug, Error)]
+pub enum RegistryError {
+    /// No file.
+    #[error("{}: no registry here; `duet init` makes one in a new directory, a lost one comes from a backup", .0.display())]
+    Missing(PathBuf),
+    /// A file exists where a new one was to be made.
+    #[error("{}: a registry exists already", .0.display())]
+    Exists(PathBuf),
+    /// Another process holds the file.
+    #[error("{}: in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// The content cannot be trusted.
+    #[error("{}: the registry is damaged and was left as it is; restore it from a backup ({detail})", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the storage engine found.
+        detail: Damage,
+    },
+    /// The file system refused.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        error: io::Error,
+    },
+    /// The storage engine failed in another way.
+    #[error("the registry failed: {0}")]
+    Storage(Box<redb::Error>),
+    /// A device of this name is registered and not revoked.
+    #[error("{0}: a device of this name is registered; revoke or remove it first")]
+    NameTaken(Name),
+    /// The id is in use.
+    #[error("{name}: id {id} belongs to device {owner}")]
+    IdTaken {
+        /// The device that was to be added.
+        name: Name,
+        /// The id.
+        id: DeviceId,
+        /// Who has it.
+        owner: Name,
+    },
+    /// The credential is in use: each device has its own, so that to revoke one is to revoke its key.
+    #[error("{name}: this certificate or key belongs to device {owner}; make a new key")]
+    CredentialTaken {
+        /// The device that was to be added.
+        name: Name,
+        /// Who has it.
+        owner: Name,
+    },
+    /// The credential was revoked.
+    #[error("{name}: this credential was revoked on {at} and stays refused; make a new key")]
+    Refused {
+        /// The device that was to be added.
+        name: Name,
+        /// When.
+        at: Utc,
+    },
+    /// The certificate cannot be used.
+    #[error("{name}: {reason}")]
+    Certificate {
+        /// The device that was to be added.
+        name: Name,
+        /// Why not.
+        reason: Reason,
+    },
+    /// No such device.
+    #[error("{0}: no device of this name")]
+    Unknown(Name),
+    /// Revoked before.
+    #[error("{0}: revoked already, on {1}")]
+    RevokedAlready(Name, Utc),
+}
+
+/// Why devices were not registered: none of them was.
+#[derive(Debug, Error)]
+#[error("{error}")]
+pub struct NotAdded {
+    /// Which of them was refused, the first being 0; `None` where none is at fault.
+    pub index: Option<usize>,
+    /// Why.
+    #[source]
+    pub error: RegistryError,
+}
+
+impl From<RegistryError> for NotAdded {
+    fn from(error: RegistryError) -> Self {
+        Self { index: None, error }
+    }
+}
+
+/// What is wrong with a damaged file.
+#[derive(Debug, Error)]
+pub enum Damage {
+    /// Found by the storage engine.
+    #[error("{0}")]
+    Engine(Box<DatabaseError>),
+    /// A record that this version cannot read.
+    #[error("the record of {0} cannot be read")]
+    Record(Name),
+    /// A record under a name that is none.
+    #[error("a device has an impossible name")]
+    Name,
+}
+
+impl RegistryError {
+    /// Whether the engine has given the file up: it does nothing more until the file is opened anew.
+    pub(super) fn is_given_up(&self) -> bool {
+        matches!(self, Self::Storage(error) if matches!(**error, redb::Error::Io(_) | redb::Error::PreviousIo))
+    }
+}
+
+/// What it means that the engine does not open the file.
+pub(super) fn opening(path: &Path, error: DatabaseError) -> RegistryError {
+    let path = path.to_owned();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => RegistryError::InUse(path),
+        DatabaseError::Storage(StorageError::Io(error)) => match error.kind() {
+            io::ErrorKind::NotFound => RegistryError::Missing(path),
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                let error = Box::new(DatabaseError::Storage(StorageError::Io(error)));
+                RegistryError::Damaged { path, detail: Damage::Engine(error) }
+            }
+            _ => RegistryError::Io { path, error },
+        },
+        error => RegistryError::Damaged { path, detail: Damage::Engine(Box::new(error)) },
+    }
+}
+
+macro_rules! storage_errors {
+    ($($error:ty),*) => {$(
+        impl From<$error> for RegistryError {
+            fn from(error: $error) -> Self {
+                Self::Storage(Box::new(error.into()))
+            }
+        }
+    )*};
+}
+storage_errors!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
