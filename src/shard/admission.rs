@@ -38,6 +38,12 @@ pub(super) struct Waiting {
     next_slot_us: u64,
     /// When the hellos wasted so far are forgiven.
     forgiven_us: u64,
+    /// What a HELLO has cost of late, ns; 0 at first.
+    cost_ns: u64,
+    /// Whether any was refused since the last batch.
+    refused: bool,
+    /// The last batch, if it left hellos waiting: when it was taken, µs, and how many they were.
+    left: Option<(u64, u64)>,
 }
 
 /// Why a HELLO does not wait, and what its sender is told.
@@ -58,7 +64,7 @@ pub(super) struct Policy<'a> {
     pub(super) node_key: &'a [u8; 32],
     /// From how many waiting hellos on a datagram's address must prove itself.
     pub(super) retry_from: usize,
-    /// What a HELLO costs, µs.
+    /// What a HELLO costs at least, µs.
     pub(super) hello_us: u64,
 }
 
@@ -119,6 +125,11 @@ impl Waiting {
         Ok(())
     }
 
+    /// What a HELLO costs, µs: as of late, within reason, since one long pause is no measure.
+    fn cost_us(&self, policy: Policy<'_>) -> u64 {
+        self.cost_ns.div_ceil(1_000).clamp(policy.hello_us, 4 * policy.hello_us)
+    }
+
     /// Whether more hellos were worth nothing of late than honest devices can explain: then
     /// elliptic-curve work is for those only who prove that they receive.
     fn is_flooded(&self, now: Now) -> bool {
@@ -139,8 +150,16 @@ impl Waiting {
     }
 
     /// Takes the oldest hellos, at most this many.
-    pub(super) fn take(&mut self, most: usize) -> Vec<(Path, Hello)> {
+    pub(super) fn take(&mut self, now: Now, most: usize) -> Vec<(Path, Hello)> {
+        // While hellos wait, the time from batch to batch is what those of one cost, unless it also went
+        // into sending others away: that is done once for each, however long they then wait.
+        let refused = std::mem::take(&mut self.refused);
+        if let Some((since_us, count)) = self.left.take().filter(|_| !refused) {
+            let each_ns = now.mono_us.saturating_sub(since_us) * 1_000 / count;
+            self.cost_ns = (self.cost_ns * 7 + each_ns) / 8;
+        }
         let count = most.min(self.hellos.len());
+        self.left = (0 < count && count < self.hellos.len()).then_some((now.mono_us, count as u64));
         self.arrived_us.drain(..count);
         let batch: Vec<_> = self.hellos.drain(..count).collect();
         for (path, hello) in &batch {
@@ -191,8 +210,9 @@ impl Waiting {
         policy: Policy<'_>,
         reason: DropReason,
     ) -> Refusal {
+        self.refused = true;
         let Path::Datagram(from) = path else { return reason.into() };
-        let cost_us = policy.hello_us;
+        let cost_us = self.cost_us(policy);
         let waiting_us = self.hellos.len() as u64 * cost_us;
         let ahead_us = if reason == DropReason::Unvalidated && self.is_flooded(now) {
             // Most of them never come back: they take no slot from those that do.
@@ -319,7 +339,7 @@ mod tests {
         assert_eq!((reason, retry.is_some()), (DropReason::HelloQueueFull, true));
 
         // What was taken makes room, in every book.
-        assert_eq!(waiting.take(WAITING_MAX).len(), WAITING_MAX);
+        assert_eq!(waiting.take(now(0), WAITING_MAX).len(), WAITING_MAX);
         assert!(waiting.is_empty() && waiting.digests.is_empty() && waiting.sources.is_empty());
         assert!(admit(&mut waiting, 1, 0).is_ok());
     }
@@ -340,6 +360,32 @@ mod tests {
         assert!(waiting.admit(now(0), from(1, 1), with_cookie(1, &retry), POLICY).is_ok());
         // Half a second later fifty are forgiven.
         assert!(waiting.admit(now(500_000), from(1, 2), hello(2), POLICY).is_ok());
+    }
+
+    #[test]
+    fn slots_are_as_far_apart_as_hellos_really_take() {
+        let mut waiting = Waiting::default();
+        let mut number = 0;
+        for turn in 0..40 {
+            while waiting.hellos.len() < POLICY.retry_from {
+                let admitted =
+                    waiting.admit(now(turn * 6_000), from(1, number), hello(number), POLICY);
+                assert!(admitted.is_ok());
+                number += 1;
+            }
+            // Two of four: 3 ms each, though the policy says 1.
+            assert_eq!(waiting.take(now(turn * 6_000), 2).len(), 2);
+        }
+        let time = now(40 * 6_000);
+        assert!(waiting.admit(time, from(1, 998), hello(998), POLICY).is_ok());
+        assert!(waiting.admit(time, from(1, 999), hello(999), POLICY).is_ok());
+        let mut wait_ms = |number| {
+            let refusal = waiting.admit(time, from(2, number), hello(number), POLICY);
+            u64::from(refused(refusal).1.unwrap().wait_10ms) * 10
+        };
+        let first_ms = wait_ms(1_000);
+        let last_ms = (1_001..=1_500).map(&mut wait_ms).last().unwrap();
+        assert!((last_ms - first_ms).abs_diff(1_500) < 60, "{first_ms} to {last_ms} ms");
     }
 
     #[test]

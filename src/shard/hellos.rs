@@ -121,7 +121,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let Some(oldest_us) = self.hellos.oldest_us() else { return };
         let waited = Duration::from_micros(now.mono_us.saturating_sub(oldest_us));
         let began = Instant::now();
-        let hellos = self.hellos.take(BATCH_MAX);
+        let hellos = self.hellos.take(now, BATCH_MAX);
         let batch = hellos.len();
         let unproven = |(path, hello): &&(Path, Hello)| {
             matches!(path, Path::Datagram(_)) && hello.cookie().is_none()

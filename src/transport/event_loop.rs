@@ -30,6 +30,14 @@ const TRANSMITS_A_TURN: usize = 4_096;
 /// Completions in one turn that count as load: then the next wait gathers a batch.
 const BUSY_COMPLETIONS: usize = 2;
 
+/// So many datagrams at once mean that more may wait in the kernel's buffers: io_uring takes no more
+/// than 32 from a socket before others have their turn.
+const BURST: u64 = 32;
+
+/// Datagrams taken in one turn, of a burst, before the handler works: what does not fit the kernel's
+/// buffers meanwhile is lost, and whoever sent it waits a second or more.
+const TAKEN_A_TURN: u64 = 1_024;
+
 /// How many completions end the gathering of a batch early.
 const BATCH: u32 = 64;
 
@@ -105,7 +113,7 @@ impl<H: Handler> Shard<H> {
         let mut export_us = self.now.mono_us + self.io.settings.export_us;
         let mut finish_by_us = None;
         loop {
-            let busy = self.turn(&mut completions);
+            let busy = self.turn(&mut completions)?;
             if self.now.mono_us >= export_us {
                 exporter.export(&self.counters);
                 export_us = self.now.mono_us + self.io.settings.export_us;
@@ -153,12 +161,10 @@ impl<H: Handler> Shard<H> {
     }
 
     /// One turn; true if there was enough input to call it load.
-    fn turn(&mut self, completions: &mut Vec<Completion>) -> bool {
+    fn turn(&mut self, completions: &mut Vec<Completion>) -> Result<bool, TransportError> {
         self.counters.turns += 1;
         let busy = completions.len() >= BUSY_COMPLETIONS;
-        for completion in completions.drain(..) {
-            self.complete(completion);
-        }
+        self.take(completions)?;
         for _ in 0..self.io.settings.mailbox {
             match self.io.mailbox.try_recv() {
                 Some(parcel) => self.open(parcel),
@@ -178,7 +184,24 @@ impl<H: Handler> Shard<H> {
         }
         self.with_streams(|streams, context, _| streams.flush(context));
         self.tell_closed();
-        busy
+        Ok(busy)
+    }
+
+    /// Takes what has come, and of a burst what lies behind it.
+    fn take(&mut self, completions: &mut Vec<Completion>) -> Result<(), TransportError> {
+        let before = self.counters.datagrams_in;
+        loop {
+            let already = self.counters.datagrams_in;
+            for completion in completions.drain(..) {
+                self.complete(completion);
+            }
+            let came = self.counters.datagrams_in;
+            if came - already < BURST || came - before >= TAKEN_A_TURN {
+                return Ok(());
+            }
+            self.io.driver.enter(0, Some(Duration::ZERO), 0)?;
+            self.io.driver.reap(completions);
+        }
     }
 
     fn with_streams<R>(
