@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use duet_protocol::profile::{KeySource, Mode, Profile};
+use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use loadgen::crowd::{Loop, Loss};
 use loadgen::load::{Bench, Outcome, Plan, Scenario};
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,8 +14,9 @@ fn plan() -> Plan {
         scenario: Scenario::Steady,
         devices: 200,
         profile: Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral },
+        transport: Transport::Datagram,
         connect_per_s: 400,
-        readings_per_s: 1_000,
+        per_s: 1_000,
         pacing: Loop::Open,
         warm_up: Duration::ZERO,
         span: Duration::from_secs(3),
@@ -40,10 +41,9 @@ fn run(plan: Plan) -> Outcome {
 }
 
 /// The gateway stands still for a second in the middle of the run.
-fn run_with_a_stall(pacing: Loop) -> Outcome {
+fn run_with_a_stall(plan: Plan) -> Outcome {
     let dir = tempfile::tempdir().unwrap();
-    let few_and_often = Plan { pacing, devices: 20, readings_per_s: 2_000, ..plan() };
-    let mut bench = bench(dir.path(), few_and_often);
+    let mut bench = bench(dir.path(), plan);
     let pid = Pid::from_raw(bench.gateway_pid().try_into().unwrap()).unwrap();
     let outcome = std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -60,10 +60,11 @@ fn run_with_a_stall(pacing: Loop) -> Outcome {
 
 #[test]
 fn an_open_loop_shows_a_stall_that_a_closed_one_hides() {
-    let open = run_with_a_stall(Loop::Open).report.measured;
+    let few_and_often = |pacing| Plan { pacing, devices: 20, per_s: 2_000, ..plan() };
+    let open = run_with_a_stall(few_and_often(Loop::Open)).report.measured;
     assert_eq!(open.done, open.due, "what was late is not lost");
     assert!(open.latency_ms.p99 > 500.0, "a third of all readings were due meanwhile: {open}");
-    let closed = run_with_a_stall(Loop::Closed).report.measured;
+    let closed = run_with_a_stall(few_and_often(Loop::Closed)).report.measured;
     assert!(closed.latency_ms.max > 500.0, "the stall was there: {closed}");
     assert!(closed.latency_ms.p99 < 500.0, "one reading of each device met it: {closed}");
 }
@@ -89,7 +90,7 @@ fn storms_bring_every_device_back() {
 
 #[test]
 fn a_lossy_link_costs_time() {
-    let plan = Plan { loss: Loss(50_000), readings_per_s: 400, ..plan() };
+    let plan = Plan { loss: Loss(50_000), per_s: 400, ..plan() };
     let report = run(plan).report;
     // Whoever loses the same reading three times is still waiting at the end.
     assert!(report.measured.done * 100 >= report.measured.due * 99, "{}", report.measured);
@@ -122,4 +123,32 @@ fn the_hdr_log_is_one() {
         matches!(entry, hdrhistogram::serialization::interval_log::LogEntry::Interval(_))
     });
     assert_eq!(histograms.count(), 1);
+}
+
+#[test]
+fn every_command_comes_back_with_its_result() {
+    let commands = Plan { scenario: Scenario::Commands, per_s: 200, ..plan() };
+    let Outcome { report, latency } = run(commands);
+    assert_eq!((report.measured.due, report.measured.done), (600, 600), "{report}");
+    assert_eq!((latency.len(), report.refusals.len()), (600, 0));
+}
+
+#[test]
+fn a_command_counts_from_the_time_when_it_was_due() {
+    let commands = Plan { scenario: Scenario::Commands, devices: 50, per_s: 400, ..plan() };
+    let measured = run_with_a_stall(commands).report.measured;
+    // A third of all commands was due meanwhile, though only a few found a connection.
+    assert!(measured.latency_ms.p90 > 500.0, "{measured}");
+    assert_eq!(measured.done, measured.due, "{measured}");
+}
+
+#[test]
+fn devices_over_tcp_have_connections_of_their_own() {
+    let tcp = Plan { transport: Transport::Stream, devices: 500, ..plan() };
+    for scenario in [Scenario::Steady, Scenario::Commands, Scenario::ReconnectStorm] {
+        let report = run(Plan { scenario, span: Duration::from_secs(1), ..tcp.clone() }).report;
+        assert_eq!((report.connect.due, report.connect.done), (500, 500), "{scenario:?}");
+        assert_eq!(report.measured.done, report.measured.due, "{scenario:?}: {report}");
+        assert_eq!(report.transport, "tcp");
+    }
 }
