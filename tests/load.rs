@@ -5,8 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
+use loadgen::contact;
 use loadgen::crowd::{Loop, Loss};
 use loadgen::load::{Bench, Outcome, Plan, Scenario};
+use loadgen::local::{LocalGateway, Wanted};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn plan() -> Plan {
@@ -17,6 +19,7 @@ fn plan() -> Plan {
         transport: Transport::Datagram,
         connect_per_s: 400,
         per_s: 1_000,
+        hostile_per_s: 2_000,
         pacing: Loop::Open,
         warm_up: Duration::ZERO,
         span: Duration::from_secs(3),
@@ -150,5 +153,49 @@ fn devices_over_tcp_have_connections_of_their_own() {
         assert_eq!((report.connect.due, report.connect.done), (500, 500), "{scenario:?}");
         assert_eq!(report.measured.done, report.measured.due, "{scenario:?}: {report}");
         assert_eq!(report.transport, "tcp");
+    }
+}
+
+#[test]
+fn strangers_get_no_more_than_they_send_and_honest_devices_lose_nothing() {
+    let report = run(Plan { scenario: Scenario::Hostile, ..plan() }).report;
+    let hostile = report.hostile.as_ref().unwrap();
+    assert!(hostile.sent.len() == 6 && hostile.sent.values().all(|count| *count > 0), "{hostile}");
+    assert!(hostile.back > 0, "a hello again gets its ACCEPT again: {hostile}");
+    assert!(hostile.back_bytes <= hostile.sent_bytes, "{hostile}");
+    assert_eq!(hostile.amplified, 0, "{hostile}");
+    assert_eq!(report.measured.done, report.measured.due, "{report}");
+    assert_eq!(hostile.undisturbed.done, hostile.undisturbed.due, "{report}");
+}
+
+const TRANSPORTS: [Transport; 2] = [Transport::Datagram, Transport::Stream];
+
+#[test]
+fn who_calls_where_nobody_listens_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = TRANSPORTS.map(|transport| Wanted {
+        name: format!("{transport:?}"),
+        profile: plan().profile,
+        transport,
+    });
+    let (gateway, mut members) =
+        LocalGateway::start(Path::new(env!("CARGO_BIN_EXE_duet")), dir.path(), 1, &wanted).unwrap();
+    for member in &mut members {
+        contact::check(member, gateway.address).unwrap();
+    }
+    let address = gateway.address;
+    for (member, unlike) in members.iter_mut().zip(["did not answer", "closed the connection"]) {
+        let genuine = member.config.gateway.key;
+        member.config.gateway.key =
+            duet_protocol::ec::SecretScalar::from_bytes(&[7; 32]).unwrap().public_key();
+        let error = contact::check(member, address).unwrap_err().to_string();
+        assert!(error.contains(unlike) && error.contains("certificate"), "{error}");
+        member.config.gateway.key = genuine;
+    }
+    gateway.stop().unwrap();
+    for (member, transport) in members.iter_mut().zip(["UDP", "TCP"]) {
+        let error = contact::check(member, address).unwrap_err().to_string();
+        let expected = format!("nobody listens at {address} ({transport})");
+        assert!(error.starts_with(&expected), "{error}");
     }
 }

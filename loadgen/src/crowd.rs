@@ -14,6 +14,7 @@
 //! of its threads was busy for more than [`BUSY_MAX`] of the time, the run is not valid: it measured this program.
 
 mod engine;
+mod overheard;
 mod road;
 mod share;
 mod streams;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 pub use self::engine::Quick;
+pub use self::overheard::Overheard;
 use self::share::Share;
 pub use self::tally::{BUSY_MAX, LATE_SHARE_MAX, Tally};
 use crate::fleet::Member;
@@ -102,6 +104,11 @@ impl Crowd {
             shares.push(Share::new(part, shares.len() * each, gateway, clock, loss, seed)?);
         }
         Ok(Self { shares, progress: Arc::default() })
+    }
+
+    /// Lets a stranger hear what the devices send from now on.
+    pub fn overhear(&mut self, by: &Arc<Overheard>) {
+        self.shares.iter_mut().for_each(|share| share.overhear(Arc::clone(by)));
     }
 
     /// How many devices there are.

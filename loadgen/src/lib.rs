@@ -1,6 +1,7 @@
 //! Device fleet and, measured beside it, what the same job costs over real TLS.
 
 pub mod compare;
+pub mod contact;
 pub mod control;
 pub mod crowd;
 pub mod exchange;

@@ -1,24 +1,30 @@
 //! Load on a gateway of one's own: what is asked for, how it went, and whether the figures mean anything.
 
 mod commands;
+mod hostile;
 mod report;
 mod search;
 mod watch;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use duet_protocol::identity::Gateway;
 use duet_protocol::profile::{Profile, Transport};
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use self::commands::Commander;
+pub use self::hostile::Hostile;
+use self::hostile::{Ledger, Stranger};
 pub use self::report::{Generator, Latency, Outcome, Phase, Report, Second};
 use self::search::Search;
 use self::watch::Watch;
-use crate::crowd::{BUSY_MAX, Crowd, LATE_SHARE_MAX, Loop, Loss, Steady, Tally};
+use crate::contact;
+use crate::crowd::{BUSY_MAX, Crowd, LATE_SHARE_MAX, Loop, Loss, Overheard, Steady, Tally};
 use crate::local::{LocalGateway, Wanted};
 use crate::process_clock::process_memory;
 
@@ -36,6 +42,8 @@ pub enum Scenario {
     Steady,
     /// They connect at their pace, then the gateway has each of them carry out commands, in turn.
     Commands,
+    /// They connect at their pace, then send readings, at first undisturbed, then beside strangers who attack.
+    Hostile,
     /// They all connect in the same instant.
     HandshakeStorm,
     /// They connect at their pace; then all of them connect anew in the same instant.
@@ -67,6 +75,8 @@ pub struct Plan {
     pub per_s: u32,
     /// Whether latency counts from the schedule.
     pub pacing: Loop,
+    /// Datagrams of strangers a second, in the scenario `hostile`.
+    pub hostile_per_s: u32,
     /// How long readings or commands are sent before the measurement.
     pub warm_up: Duration,
     /// How long they are measured.
@@ -83,10 +93,16 @@ pub struct Plan {
     pub shards: usize,
 }
 
+/// A phase's figures, and all that was counted.
+type Measured = (Phase, Tally);
+
 /// A gateway and its devices, ready.
 pub struct Bench {
     gateway: LocalGateway,
+    /// What it is known by.
+    identity: Gateway,
     crowd: Crowd,
+    overheard: Arc<Overheard>,
     commander: Option<Commander>,
     plan: Plan,
     /// Memory before there were sessions and devices, bytes.
@@ -113,6 +129,12 @@ impl Bench {
             );
             allow_descriptors(plan.devices)?;
         }
+        if plan.scenario == Scenario::Hostile {
+            ensure!(
+                plan.transport == Transport::Datagram,
+                "strangers overhear datagrams here: use --transport udp"
+            );
+        }
         let wanted: Vec<_> = (0..plan.devices)
             .map(|number| Wanted {
                 name: format!("device-{number:06}"),
@@ -125,6 +147,8 @@ impl Bench {
             member.seed[..8].copy_from_slice(&plan.seed.to_be_bytes());
             member.seed[8..16].copy_from_slice(&number.to_be_bytes());
         }
+        let identity = members[0].config.gateway;
+        contact::check(&mut members[0], gateway.address)?;
         let before = [process_memory(gateway.pid())?, process_memory(std::process::id())?];
         let commander = match plan.scenario {
             Scenario::Commands => {
@@ -133,8 +157,12 @@ impl Bench {
             }
             _ => None,
         };
-        let crowd = Crowd::new(members, gateway.address, plan.threads, plan.loss, plan.seed)?;
-        Ok(Self { gateway, crowd, commander, plan, before })
+        let mut crowd = Crowd::new(members, gateway.address, plan.threads, plan.loss, plan.seed)?;
+        let overheard = Arc::default();
+        if plan.scenario == Scenario::Hostile {
+            crowd.overhear(&overheard);
+        }
+        Ok(Self { gateway, identity, crowd, overheard, commander, plan, before })
     }
 
     /// The gateway's process.
@@ -151,7 +179,7 @@ impl Bench {
         let watch = Watch::begin(Arc::clone(&self.crowd.progress));
         let phases = self.phases();
         let series = watch.end();
-        let ((connect, _), (measured, tally)) = phases?;
+        let ((connect, _), (measured, tally), hostile) = phases?;
         let plan = &self.plan;
         let mut invalid_because = Vec::new();
         if tally.late_share() > LATE_SHARE_MAX {
@@ -185,6 +213,7 @@ impl Bench {
             connect,
             measured,
             refusals: self.commander.as_ref().map_or_else(Default::default, |c| c.refusals.clone()),
+            hostile,
             generator: Generator {
                 busy: tally.busy,
                 late_share: tally.late_share(),
@@ -223,25 +252,30 @@ impl Bench {
         self.gateway.stop()
     }
 
-    fn phases(&mut self) -> Result<((Phase, Tally), (Phase, Tally))> {
+    fn phases(&mut self) -> Result<(Measured, Measured, Option<Hostile>)> {
         let ramp = Duration::from_secs(self.plan.devices.into()) / self.plan.connect_per_s.max(1);
         match self.plan.scenario {
             Scenario::HandshakeStorm => {
                 let storm = self.open(Duration::ZERO)?;
-                Ok((storm.clone(), storm))
+                Ok((storm.clone(), storm, None))
             }
-            Scenario::ReconnectStorm => Ok((self.open(ramp)?, self.open(Duration::ZERO)?)),
-            Scenario::Steady | Scenario::Commands => {
+            Scenario::ReconnectStorm => Ok((self.open(ramp)?, self.open(Duration::ZERO)?, None)),
+            Scenario::Steady | Scenario::Commands | Scenario::Hostile => {
                 let connect = self.open(ramp)?;
                 if !self.plan.warm_up.is_zero() {
                     self.work(self.plan.warm_up)?;
                 }
-                Ok((connect, self.work(self.plan.span)?))
+                let measured = self.work(self.plan.span)?;
+                if self.plan.scenario != Scenario::Hostile {
+                    return Ok((connect, measured, None));
+                }
+                let (disturbed, ledger) = self.work_beside_strangers()?;
+                Ok((connect, disturbed, Some(ledger.report(measured.0))))
             }
         }
     }
 
-    fn open(&mut self, ramp: Duration) -> Result<(Phase, Tally)> {
+    fn open(&mut self, ramp: Duration) -> Result<Measured> {
         let (gateway, crowd) = (&self.gateway, &mut self.crowd);
         let measured = measured(gateway, || crowd.open(ramp, OPEN_LIMIT))?;
         let missing = measured.0.due - measured.0.done;
@@ -255,8 +289,25 @@ impl Bench {
         Ok(measured)
     }
 
+    fn work_beside_strangers(&mut self) -> Result<(Measured, Ledger)> {
+        let stranger = Stranger {
+            gateway: self.identity,
+            overheard: Arc::clone(&self.overheard),
+            random: fastrand::Rng::with_seed(self.plan.seed),
+        };
+        let (to, per_s) = (self.gateway.address, self.plan.hostile_per_s);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let attacking = scope.spawn(|| stranger.attack(to, per_s, &over));
+            let measured = self.work(self.plan.span);
+            over.store(true, Ordering::Relaxed);
+            let ledger = attacking.join().ok().context("the strangers' thread panicked")??;
+            Ok((measured?, ledger))
+        })
+    }
+
     /// Readings or commands for some time.
-    fn work(&mut self, span: Duration) -> Result<(Phase, Tally)> {
+    fn work(&mut self, span: Duration) -> Result<Measured> {
         let Self { gateway, crowd, commander, plan, .. } = self;
         let payloads = plan.payloads.as_slice();
         measured(gateway, || match commander {
@@ -289,10 +340,7 @@ fn allow_descriptors(devices: u32) -> Result<()> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a run")]
-fn measured(
-    gateway: &LocalGateway,
-    work: impl FnOnce() -> Result<Tally>,
-) -> Result<(Phase, Tally)> {
+fn measured(gateway: &LocalGateway, work: impl FnOnce() -> Result<Tally>) -> Result<Measured> {
     let before = gateway.cpu()?;
     let tally = work()?;
     let cpu = gateway.cpu()?.saturating_sub(before);
@@ -315,5 +363,11 @@ mod tests {
     #[test]
     fn the_published_schema_is_up_to_date() {
         crate::schema::assert_published::<Report>("load.json");
+    }
+
+    #[test]
+    fn too_few_descriptors_are_named_with_what_would_do() {
+        let error = allow_descriptors(u32::MAX).unwrap_err().to_string();
+        assert!(error.contains("ulimit -n 4294967807"), "{error}");
     }
 }

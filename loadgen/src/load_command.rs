@@ -35,6 +35,9 @@ pub(super) struct Load {
     /// Readings a second (commands, in that scenario) of all devices together
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
+    /// Datagrams of strangers a second, in the scenario hostile
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    hostile_rate: u32,
     /// A device sends its next reading only after the last one was confirmed
     #[arg(long)]
     closed_loop: bool,
@@ -86,6 +89,8 @@ enum Scenario {
     Steady,
     /// Connect at their pace, then carry out commands that the gateway is given through its control socket
     Commands,
+    /// Connect at their pace, then send readings twice: undisturbed, and beside strangers who attack
+    Hostile,
     /// All connect in the same instant
     HandshakeStorm,
     /// Connect at their pace, then all anew in the same instant
@@ -112,6 +117,7 @@ impl Load {
             scenario: match self.scenario {
                 Scenario::Steady => load::Scenario::Steady,
                 Scenario::Commands => load::Scenario::Commands,
+                Scenario::Hostile => load::Scenario::Hostile,
                 Scenario::HandshakeStorm => load::Scenario::HandshakeStorm,
                 Scenario::ReconnectStorm => load::Scenario::ReconnectStorm,
             },
@@ -123,6 +129,7 @@ impl Load {
                 Carrier::Tcp => Transport::Stream,
             },
             per_s: self.rate,
+            hostile_per_s: self.hostile_rate,
             pacing: if self.closed_loop { Loop::Closed } else { Loop::Open },
             warm_up: Duration::from_secs(self.warm_up),
             span: Duration::from_secs(self.duration),
@@ -164,6 +171,8 @@ impl Load {
         if let Some(path) = self.hdr {
             outcome.write_hdr(&path)?;
         }
+        let amplified = outcome.report.hostile.map_or(0, |hostile| hostile.amplified);
+        ensure!(amplified == 0, "{amplified} hostile addresses got more bytes than they sent");
         ensure!(outcome.report.valid, "the run is not valid");
         Ok(())
     }

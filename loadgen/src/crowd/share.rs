@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use duet_protocol::device::{Device, Event};
 use duet_protocol::profile::Transport;
 use duet_protocol::wire::MESSAGE_MAX;
 
+use super::overheard::Overheard;
 use super::road::Road;
 use super::{Loop, Loss, Progress, Quick, Steady, Tally};
 use crate::exchange::thread_cpu;
@@ -45,6 +47,7 @@ pub(super) struct Share {
     clock: Instant,
     loss: Loss,
     random: fastrand::Rng,
+    overheard: Option<Arc<Overheard>>,
     next_payload: usize,
 }
 
@@ -83,7 +86,11 @@ impl Share {
         let road = Road::new(transport, gateway, first, devices.len())?;
         let heap = BinaryHeap::with_capacity(2 * devices.len());
         let random = fastrand::Rng::with_seed(seed);
-        Ok(Self { road, devices, heap, clock, loss, random, next_payload: 0 })
+        Ok(Self { road, devices, heap, clock, loss, random, overheard: None, next_payload: 0 })
+    }
+
+    pub(super) fn overhear(&mut self, by: Arc<Overheard>) {
+        self.overheard = Some(by);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -285,6 +292,9 @@ impl Share {
         while let Some(len) = self.devices[index].device.poll_transmit(now, &mut bytes) {
             if !self.is_lost() {
                 self.road.send(index, &bytes[..len])?;
+                if let Some(overheard) = &self.overheard {
+                    overheard.keep(&bytes[..len]);
+                }
             }
         }
         self.schedule(index);

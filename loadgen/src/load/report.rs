@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::Scenario;
+use super::{Hostile, Scenario};
 
 /// Latencies, ms.
 #[derive(Clone, Copy, Debug, Default, Serialize, JsonSchema)]
@@ -111,6 +111,8 @@ pub struct Report {
     pub measured: Phase,
     /// Commands without a result, warm-up included, by the gateway's reason.
     pub refusals: BTreeMap<String, u64>,
+    /// What strangers sent beside, and got back, in the scenario `hostile`.
+    pub hostile: Option<Hostile>,
     /// This program.
     pub generator: Generator,
     /// The gateway's memory for each session, registry and tables included, bytes.
@@ -174,15 +176,33 @@ impl fmt::Display for Phase {
     }
 }
 
+impl fmt::Display for Hostile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sent, sent_bytes, per_s, back, back_bytes, addresses, amplified, .. } = self;
+        let total: u64 = sent.values().sum();
+        writeln!(
+            f,
+            "strangers    {total} datagrams, {per_s:.0}/s, {sent_bytes} bytes from {addresses} addresses; {back} datagrams, \
+             {back_bytes} bytes back; {amplified} addresses got more than they sent"
+        )?;
+        let kinds: Vec<_> = sent.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        write!(f, "             {}", kinds.join(", "))
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "connected    {}", self.connect)?;
         let what = match self.scenario {
-            Scenario::Steady => "confirmed",
+            Scenario::Steady | Scenario::Hostile => "confirmed",
             Scenario::Commands => "commands",
             Scenario::HandshakeStorm | Scenario::ReconnectStorm => "storm",
         };
         writeln!(f, "{what:<12} {}", self.measured)?;
+        if let Some(hostile) = &self.hostile {
+            writeln!(f, "  before     {}", hostile.undisturbed)?;
+            writeln!(f, "{hostile}")?;
+        }
         for (reason, count) in &self.refusals {
             writeln!(f, "no result    {count} times: {reason}")?;
         }
