@@ -28,6 +28,7 @@ fn plan() -> Plan {
         seed: 1,
         threads: 1,
         shards: 2,
+        state: None,
     }
 }
 
@@ -198,4 +199,27 @@ fn who_calls_where_nobody_listens_is_told_at_once() {
         let expected = format!("nobody listens at {address} ({transport})");
         assert!(error.starts_with(&expected), "{error}");
     }
+}
+
+#[test]
+fn a_gateway_that_runs_already_has_the_devices_for_the_run_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_duet"));
+    let (gateway, _) = LocalGateway::start(program, dir.path(), 1, &[]).unwrap();
+    let state = Some(gateway.state.clone());
+    let there = Plan { scenario: Scenario::Commands, devices: 20, per_s: 100, state, ..plan() };
+    let mut bench = bench(dir.path(), there.clone());
+    assert_eq!(bench.gateway_pid(), gateway.pid());
+    let report = bench.run().unwrap().report;
+    assert_eq!((report.measured.due, report.measured.done), (300, 300), "{report}");
+    let registered = || {
+        let line = gateway.scrape().unwrap();
+        line.lines().find(|line| line.starts_with("duet_devices")).map(str::to_owned).unwrap()
+    };
+    assert!(registered().ends_with(" 20"), "{}", registered());
+    bench.stop().unwrap();
+    assert!(registered().ends_with(" 0"), "{}", registered());
+    gateway.stop().unwrap();
+    let Err(error) = Bench::start(program, dir.path(), there) else { panic!("nobody is there") };
+    assert!(error.to_string().contains("no gateway runs on this state directory"), "{error}");
 }

@@ -1,11 +1,14 @@
 //! The control interface of a gateway on this machine: one JSON value a line over `control.sock`, one request at a time.
 
+use std::fmt::Display;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::socket::{getsockopt, sockopt};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -26,8 +29,16 @@ pub struct Control {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "result", rename_all = "kebab-case")]
 enum Answer {
+    Added {},
     CommandResult { payload: String },
+    Ended {},
+    Status { status: Status },
     Refused { message: String },
+}
+
+#[derive(Debug, Deserialize)]
+struct Status {
+    listen: SocketAddr,
 }
 
 impl Control {
@@ -78,10 +89,58 @@ impl Control {
                 let about = format!("{device}: ");
                 Err(message.strip_prefix(&about).map(str::to_owned).unwrap_or(message))
             }
+            other => return refused(other),
         })
     }
 
-    fn ask(&mut self, request: &serde_json::Value) -> Result<Answer> {
+    /// The gateway's process.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn peer(&self) -> Result<u32> {
+        let peer = getsockopt(self.stream.get_ref(), sockopt::PeerCredentials)?;
+        Ok(u32::try_from(peer.pid())?)
+    }
+
+    /// Where the gateway listens.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn listen(&mut self) -> Result<SocketAddr> {
+        match self.ask(&json!({ "op": "status" }))? {
+            Answer::Status { status } => Ok(status.listen),
+            other => refused(other),
+        }
+    }
+
+    /// Registers devices, each by its line of JSON; all or none.
+    ///
+    /// # Errors
+    /// What the gateway says.
+    pub fn import(&mut self, lines: &[String]) -> Result<()> {
+        let mut request = json!({ "op": "import", "count": lines.len() }).to_string();
+        for line in lines {
+            request.push('\n');
+            request.push_str(line);
+        }
+        match self.ask(&request)? {
+            Answer::Added {} => Ok(()),
+            other => refused(other),
+        }
+    }
+
+    /// Removes a device.
+    ///
+    /// # Errors
+    /// What the gateway says.
+    pub fn remove(&mut self, device: &str) -> Result<()> {
+        match self.ask(&json!({ "op": "remove", "name": device }))? {
+            Answer::Ended {} => Ok(()),
+            other => refused(other),
+        }
+    }
+
+    fn ask(&mut self, request: &impl Display) -> Result<Answer> {
         let mut ask = || {
             writeln!(self.stream.get_mut(), "{request}")?;
             let mut line = String::new();
@@ -93,5 +152,12 @@ impl Control {
         }
         serde_json::from_str(&line)
             .context("the gateway's answer cannot be read; is it of another version?")
+    }
+}
+
+fn refused<T>(answer: Answer) -> Result<T> {
+    match answer {
+        Answer::Refused { message } => bail!("the gateway refuses: {message}"),
+        _ => bail!("the gateway gave an answer to another question; is it of another version?"),
     }
 }

@@ -12,6 +12,7 @@ pub mod load;
 pub mod local;
 pub mod process_clock;
 pub mod relay;
+pub mod running;
 #[cfg(test)]
 mod schema;
 pub mod summary;

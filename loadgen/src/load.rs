@@ -1,12 +1,13 @@
-//! Load on a gateway of one's own: what is asked for, how it went, and whether the figures mean anything.
+//! Load on a gateway, mostly one's own: what is asked for, how it went, and whether the figures mean anything.
 
 mod commands;
 mod hostile;
 mod report;
 mod search;
+mod target;
 mod watch;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,11 +23,13 @@ pub use self::hostile::Hostile;
 use self::hostile::{Ledger, Stranger};
 pub use self::report::{Generator, Latency, Outcome, Phase, Report, Second};
 use self::search::Search;
+use self::target::Target;
 use self::watch::Watch;
 use crate::contact;
 use crate::crowd::{BUSY_MAX, Crowd, LATE_SHARE_MAX, Loop, Loss, Overheard, Steady, Tally};
 use crate::local::{LocalGateway, Wanted};
 use crate::process_clock::process_memory;
+use crate::running::RunningGateway;
 
 /// How long devices may take to get their channels after the last one has begun.
 const OPEN_LIMIT: Duration = Duration::from_secs(60);
@@ -89,8 +92,10 @@ pub struct Plan {
     pub seed: u64,
     /// Threads of this program.
     pub threads: usize,
-    /// Shards of the gateway.
+    /// Shards of the gateway, when it is an own one.
     pub shards: usize,
+    /// The state directory of a gateway that runs already; without it, an own one is started.
+    pub state: Option<PathBuf>,
 }
 
 /// A phase's figures, and all that was counted.
@@ -98,7 +103,7 @@ type Measured = (Phase, Tally);
 
 /// A gateway and its devices, ready.
 pub struct Bench {
-    gateway: LocalGateway,
+    gateway: Target,
     /// What it is known by.
     identity: Gateway,
     crowd: Crowd,
@@ -110,7 +115,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Registers the devices and starts the gateway.
+    /// Registers the devices, and starts the gateway if none is named.
     ///
     /// # Errors
     /// When either refuses; the message says what to do.
@@ -142,22 +147,31 @@ impl Bench {
                 transport: plan.transport,
             })
             .collect();
-        let (gateway, mut members) = LocalGateway::start(program, dir, plan.shards, &wanted)?;
+        let (gateway, mut members) = match &plan.state {
+            None => {
+                let (own, members) = LocalGateway::start(program, dir, plan.shards, &wanted)?;
+                (Target::Own(own), members)
+            }
+            Some(state) => {
+                let (running, members) = RunningGateway::attach(state, &wanted)?;
+                (Target::Running(running), members)
+            }
+        };
         for (number, member) in members.iter_mut().enumerate() {
             member.seed[..8].copy_from_slice(&plan.seed.to_be_bytes());
             member.seed[8..16].copy_from_slice(&number.to_be_bytes());
         }
         let identity = members[0].config.gateway;
-        contact::check(&mut members[0], gateway.address)?;
+        contact::check(&mut members[0], gateway.address())?;
         let before = [process_memory(gateway.pid())?, process_memory(std::process::id())?];
         let commander = match plan.scenario {
             Scenario::Commands => {
                 let names = members.iter().map(|member| member.name.clone()).collect();
-                Some(Commander::new(&gateway.state, names)?)
+                Some(Commander::new(gateway.state(), names)?)
             }
             _ => None,
         };
-        let mut crowd = Crowd::new(members, gateway.address, plan.threads, plan.loss, plan.seed)?;
+        let mut crowd = Crowd::new(members, gateway.address(), plan.threads, plan.loss, plan.seed)?;
         let overheard = Arc::default();
         if plan.scenario == Scenario::Hostile {
             crowd.overhear(&overheard);
@@ -295,7 +309,7 @@ impl Bench {
             overheard: Arc::clone(&self.overheard),
             random: fastrand::Rng::with_seed(self.plan.seed),
         };
-        let (to, per_s) = (self.gateway.address, self.plan.hostile_per_s);
+        let (to, per_s) = (self.gateway.address(), self.plan.hostile_per_s);
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let attacking = scope.spawn(|| stranger.attack(to, per_s, &over));
@@ -340,7 +354,7 @@ fn allow_descriptors(devices: u32) -> Result<()> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a run")]
-fn measured(gateway: &LocalGateway, work: impl FnOnce() -> Result<Tally>) -> Result<Measured> {
+fn measured(gateway: &Target, work: impl FnOnce() -> Result<Tally>) -> Result<Measured> {
     let before = gateway.cpu()?;
     let tally = work()?;
     let cpu = gateway.cpu()?.saturating_sub(before);

@@ -68,6 +68,10 @@ pub(super) struct Load {
     /// Threads of this program
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     threads: u8,
+    /// State directory of a gateway that runs on this machine already: devices are registered there over its control
+    /// socket and removed at the end [default: a gateway of its own]
+    #[arg(long, value_name = "DIR", conflicts_with = "shards")]
+    state: Option<PathBuf>,
     /// Shards of the gateway
     #[arg(long, value_name = "N", default_value_t = 1)]
     shards: usize,
@@ -143,6 +147,7 @@ impl Load {
             seed: self.seed,
             threads: self.threads.into(),
             shards: self.shards,
+            state: self.state,
         };
         let mut bench = Bench::start(program, dir, plan)?;
         if self.find_max {
