@@ -25,8 +25,9 @@ use load_command::Load;
     name = "loadgen",
     version,
     max_term_width = 98,
-    after_help = "All commands start a gateway of their own (but see `load --state`; the program `duet`, found beside \
-        this one) in a temporary directory on loopback, and stop it at the end.\n\n\
+    after_help = "All commands start a gateway of their own (the program `duet`, found beside \
+        this one) in a temporary directory on loopback, and stop it at the end; only `load --state` \
+        uses one that runs already.\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage."
 )]
 struct Cli {
