@@ -4,9 +4,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use duet_protocol::profile::{KeySource, Mode, Profile};
+use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
+use loadgen::contact;
 use loadgen::crowd::{Loop, Loss};
 use loadgen::load::{Bench, Outcome, Plan, Scenario};
+use loadgen::local::{LocalGateway, Wanted};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn plan() -> Plan {
@@ -14,8 +16,10 @@ fn plan() -> Plan {
         scenario: Scenario::Steady,
         devices: 200,
         profile: Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral },
+        transport: Transport::Datagram,
         connect_per_s: 400,
-        readings_per_s: 1_000,
+        per_s: 1_000,
+        hostile_per_s: 2_000,
         pacing: Loop::Open,
         warm_up: Duration::ZERO,
         span: Duration::from_secs(3),
@@ -24,6 +28,7 @@ fn plan() -> Plan {
         seed: 1,
         threads: 1,
         shards: 2,
+        state: None,
     }
 }
 
@@ -40,10 +45,9 @@ fn run(plan: Plan) -> Outcome {
 }
 
 /// The gateway stands still for a second in the middle of the run.
-fn run_with_a_stall(pacing: Loop) -> Outcome {
+fn run_with_a_stall(plan: Plan) -> Outcome {
     let dir = tempfile::tempdir().unwrap();
-    let few_and_often = Plan { pacing, devices: 20, readings_per_s: 2_000, ..plan() };
-    let mut bench = bench(dir.path(), few_and_often);
+    let mut bench = bench(dir.path(), plan);
     let pid = Pid::from_raw(bench.gateway_pid().try_into().unwrap()).unwrap();
     let outcome = std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -60,10 +64,11 @@ fn run_with_a_stall(pacing: Loop) -> Outcome {
 
 #[test]
 fn an_open_loop_shows_a_stall_that_a_closed_one_hides() {
-    let open = run_with_a_stall(Loop::Open).report.measured;
+    let few_and_often = |pacing| Plan { pacing, devices: 20, per_s: 2_000, ..plan() };
+    let open = run_with_a_stall(few_and_often(Loop::Open)).report.measured;
     assert_eq!(open.done, open.due, "what was late is not lost");
     assert!(open.latency_ms.p99 > 500.0, "a third of all readings were due meanwhile: {open}");
-    let closed = run_with_a_stall(Loop::Closed).report.measured;
+    let closed = run_with_a_stall(few_and_often(Loop::Closed)).report.measured;
     assert!(closed.latency_ms.max > 500.0, "the stall was there: {closed}");
     assert!(closed.latency_ms.p99 < 500.0, "one reading of each device met it: {closed}");
 }
@@ -89,7 +94,7 @@ fn storms_bring_every_device_back() {
 
 #[test]
 fn a_lossy_link_costs_time() {
-    let plan = Plan { loss: Loss(50_000), readings_per_s: 400, ..plan() };
+    let plan = Plan { loss: Loss(50_000), per_s: 400, ..plan() };
     let report = run(plan).report;
     // Whoever loses the same reading three times is still waiting at the end.
     assert!(report.measured.done * 100 >= report.measured.due * 99, "{}", report.measured);
@@ -122,4 +127,99 @@ fn the_hdr_log_is_one() {
         matches!(entry, hdrhistogram::serialization::interval_log::LogEntry::Interval(_))
     });
     assert_eq!(histograms.count(), 1);
+}
+
+#[test]
+fn every_command_comes_back_with_its_result() {
+    let commands = Plan { scenario: Scenario::Commands, per_s: 200, ..plan() };
+    let Outcome { report, latency } = run(commands);
+    assert_eq!((report.measured.due, report.measured.done), (600, 600), "{report}");
+    assert_eq!((latency.len(), report.refusals.len()), (600, 0));
+}
+
+#[test]
+fn a_command_counts_from_the_time_when_it_was_due() {
+    let commands = Plan { scenario: Scenario::Commands, devices: 50, per_s: 400, ..plan() };
+    let measured = run_with_a_stall(commands).report.measured;
+    // A third of all commands was due meanwhile, though only a few found a connection.
+    assert!(measured.latency_ms.p90 > 500.0, "{measured}");
+    assert_eq!(measured.done, measured.due, "{measured}");
+}
+
+#[test]
+fn devices_over_tcp_have_connections_of_their_own() {
+    let tcp = Plan { transport: Transport::Stream, devices: 500, ..plan() };
+    for scenario in [Scenario::Steady, Scenario::Commands, Scenario::ReconnectStorm] {
+        let report = run(Plan { scenario, span: Duration::from_secs(1), ..tcp.clone() }).report;
+        assert_eq!((report.connect.due, report.connect.done), (500, 500), "{scenario:?}");
+        assert_eq!(report.measured.done, report.measured.due, "{scenario:?}: {report}");
+        assert_eq!(report.transport, "tcp");
+    }
+}
+
+#[test]
+fn strangers_get_no_more_than_they_send_and_honest_devices_lose_nothing() {
+    let report = run(Plan { scenario: Scenario::Hostile, ..plan() }).report;
+    let hostile = report.hostile.as_ref().unwrap();
+    assert!(hostile.sent.len() == 6 && hostile.sent.values().all(|count| *count > 0), "{hostile}");
+    assert!(hostile.back > 0, "a hello again gets its ACCEPT again: {hostile}");
+    assert!(hostile.back_bytes <= hostile.sent_bytes, "{hostile}");
+    assert_eq!(hostile.amplified, 0, "{hostile}");
+    assert_eq!(report.measured.done, report.measured.due, "{report}");
+    assert_eq!(hostile.undisturbed.done, hostile.undisturbed.due, "{report}");
+}
+
+const TRANSPORTS: [Transport; 2] = [Transport::Datagram, Transport::Stream];
+
+#[test]
+fn who_calls_where_nobody_listens_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = TRANSPORTS.map(|transport| Wanted {
+        name: format!("{transport:?}"),
+        profile: plan().profile,
+        transport,
+    });
+    let (gateway, mut members) =
+        LocalGateway::start(Path::new(env!("CARGO_BIN_EXE_duet")), dir.path(), 1, &wanted).unwrap();
+    for member in &mut members {
+        contact::check(member, gateway.address).unwrap();
+    }
+    let address = gateway.address;
+    for (member, unlike) in members.iter_mut().zip(["did not answer", "closed the connection"]) {
+        let genuine = member.config.gateway.key;
+        member.config.gateway.key =
+            duet_protocol::ec::SecretScalar::from_bytes(&[7; 32]).unwrap().public_key();
+        let error = contact::check(member, address).unwrap_err().to_string();
+        assert!(error.contains(unlike) && error.contains("certificate"), "{error}");
+        member.config.gateway.key = genuine;
+    }
+    gateway.stop().unwrap();
+    for (member, transport) in members.iter_mut().zip(["UDP", "TCP"]) {
+        let error = contact::check(member, address).unwrap_err().to_string();
+        let expected = format!("nobody listens at {address} ({transport})");
+        assert!(error.starts_with(&expected), "{error}");
+    }
+}
+
+#[test]
+fn a_gateway_that_runs_already_has_the_devices_for_the_run_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_duet"));
+    let (gateway, _) = LocalGateway::start(program, dir.path(), 1, &[]).unwrap();
+    let state = Some(gateway.state.clone());
+    let there = Plan { scenario: Scenario::Commands, devices: 20, per_s: 100, state, ..plan() };
+    let mut bench = bench(dir.path(), there.clone());
+    assert_eq!(bench.gateway_pid(), gateway.pid());
+    let report = bench.run().unwrap().report;
+    assert_eq!((report.measured.due, report.measured.done), (300, 300), "{report}");
+    let registered = || {
+        let line = gateway.scrape().unwrap();
+        line.lines().find(|line| line.starts_with("duet_devices")).map(str::to_owned).unwrap()
+    };
+    assert!(registered().ends_with(" 20"), "{}", registered());
+    bench.stop().unwrap();
+    assert!(registered().ends_with(" 0"), "{}", registered());
+    gateway.stop().unwrap();
+    let Err(error) = Bench::start(program, dir.path(), there) else { panic!("nobody is there") };
+    assert!(error.to_string().contains("no gateway runs on this state directory"), "{error}");
 }

@@ -42,8 +42,10 @@ impl Figures {
             ("compare", &["contenders"], &["settings", "link"])
         } else if has("scenario") {
             let settings =
-                &["scenario", "devices", "profile", "readings_per_s", "pacing", "loss_ppm"];
-            ("load", &["connect", "measured", "generator", "gateway_bytes_a_session"], settings)
+                &["scenario", "devices", "profile", "transport", "per_s", "pacing", "loss_ppm"];
+            let figures =
+                &["connect", "measured", "hostile", "generator", "gateway_bytes_a_session"];
+            ("load", figures, settings)
         } else if has("complete") {
             ("run", &[""], &["devices"])
         } else {

@@ -20,6 +20,12 @@ pub const HOSTS_MAX: u32 = u32::from_be_bytes([127, 255, 255, 254]) - FIRST;
 /// What the socket should hold for a crowd, bytes.
 const BUFFER: usize = 64 << 20;
 
+/// The address of a host.
+#[must_use]
+pub fn host_address(host: u32) -> Ipv4Addr {
+    Ipv4Addr::from(FIRST + host % HOSTS_MAX)
+}
+
 /// The hosts of one socket, by their numbers.
 #[derive(Debug)]
 pub struct Hosts {
@@ -48,7 +54,7 @@ impl Hosts {
     /// What the kernel says; [`io::ErrorKind::Unsupported`] for an IPv6 destination.
     pub fn send(&self, host: u32, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
         let SocketAddr::V4(to) = to else { return Err(io::ErrorKind::Unsupported.into()) };
-        let source = Ipv4Addr::from(FIRST + host % HOSTS_MAX);
+        let source = host_address(host);
         let info = in_pktinfo {
             ipi_ifindex: 0,
             ipi_spec_dst: in_addr { s_addr: u32::from_ne_bytes(source.octets()) },
@@ -85,7 +91,7 @@ impl Hosts {
     /// What the kernel says.
     pub fn address(&self, host: u32) -> io::Result<SocketAddr> {
         let port = self.socket.local_addr()?.port();
-        Ok(SocketAddrV4::new(Ipv4Addr::from(FIRST + host % HOSTS_MAX), port).into())
+        Ok(SocketAddrV4::new(host_address(host), port).into())
     }
 }
 

@@ -1,6 +1,8 @@
 //! Device fleet and, measured beside it, what the same job costs over real TLS.
 
 pub mod compare;
+pub mod contact;
+pub mod control;
 pub mod crowd;
 pub mod diff;
 pub mod exchange;
@@ -11,6 +13,7 @@ pub mod load;
 pub mod local;
 pub mod process_clock;
 pub mod relay;
+pub mod running;
 #[cfg(test)]
 mod schema;
 pub mod summary;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
+use duet_protocol::profile::Transport;
 use loadgen::crowd::{Loop, Loss};
 use loadgen::load::{self, Bench, Latency, Plan};
 
@@ -19,18 +20,24 @@ pub(super) struct Load {
     /// What the devices do
     #[arg(long, value_enum, default_value = "steady")]
     scenario: Scenario,
-    /// How many devices, each with an address of its own, over UDP
+    /// How many devices, each with an address of its own
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     devices: u32,
     /// Their profile
     #[arg(long, value_name = "PROFILE", default_value = "registered-id/ephemeral")]
     profile: String,
+    /// What carries their messages; over TCP each device has a connection of its own
+    #[arg(long, value_enum, default_value = "udp")]
+    transport: Carrier,
     /// Devices that begin to connect each second, outside of storms
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
     connect_rate: u32,
-    /// Readings a second, of all devices together
+    /// Readings a second (commands, in that scenario) of all devices together
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
+    /// Datagrams of strangers a second, in the scenario hostile
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    hostile_rate: u32,
     /// A device sends its next reading only after the last one was confirmed
     #[arg(long)]
     closed_loop: bool,
@@ -40,16 +47,16 @@ pub(super) struct Load {
     /// The criterion of --find-max, ms
     #[arg(long, value_name = "MS", default_value_t = 50.0)]
     p99: f64,
-    /// Seconds of readings before the measurement
+    /// Seconds of readings or commands before the measurement
     #[arg(long, value_name = "S", default_value_t = 1)]
     warm_up: u64,
     /// Seconds of the measurement
     #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     duration: u64,
-    /// Bytes of a reading
+    /// Bytes of a reading or command
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(0..=128))]
     payload: u16,
-    /// Readings from a file instead, one a line, such as a CSV of real ones
+    /// Readings or commands from a file instead, one a line, such as a CSV of real ones
     #[arg(long, value_name = "FILE", conflicts_with = "payload")]
     payloads: Option<PathBuf>,
     /// Percent of the datagrams that the link loses, in each direction
@@ -61,6 +68,10 @@ pub(super) struct Load {
     /// Threads of this program
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     threads: u8,
+    /// State directory of a gateway that runs on this machine already: devices are registered there over its control
+    /// socket and removed at the end [default: a gateway of its own]
+    #[arg(long, value_name = "DIR", conflicts_with = "shards")]
+    state: Option<PathBuf>,
     /// Shards of the gateway
     #[arg(long, value_name = "N", default_value_t = 1)]
     shards: usize,
@@ -80,10 +91,23 @@ pub(super) struct Load {
 enum Scenario {
     /// Connect at their pace, then send readings
     Steady,
+    /// Connect at their pace, then carry out commands that the gateway is given through its control socket
+    Commands,
+    /// Connect at their pace, then send readings twice: undisturbed, and beside strangers who attack
+    Hostile,
     /// All connect in the same instant
     HandshakeStorm,
     /// Connect at their pace, then all anew in the same instant
     ReconnectStorm,
+}
+
+/// What carries the devices' messages.
+#[derive(Clone, Copy, ValueEnum)]
+enum Carrier {
+    /// A datagram for each message
+    Udp,
+    /// A connection for each device
+    Tcp,
 }
 
 impl Load {
@@ -96,13 +120,20 @@ impl Load {
         let plan = Plan {
             scenario: match self.scenario {
                 Scenario::Steady => load::Scenario::Steady,
+                Scenario::Commands => load::Scenario::Commands,
+                Scenario::Hostile => load::Scenario::Hostile,
                 Scenario::HandshakeStorm => load::Scenario::HandshakeStorm,
                 Scenario::ReconnectStorm => load::Scenario::ReconnectStorm,
             },
             devices: self.devices,
             profile: read_profile(&self.profile)?,
             connect_per_s: self.connect_rate,
-            readings_per_s: self.rate,
+            transport: match self.transport {
+                Carrier::Udp => Transport::Datagram,
+                Carrier::Tcp => Transport::Stream,
+            },
+            per_s: self.rate,
+            hostile_per_s: self.hostile_rate,
             pacing: if self.closed_loop { Loop::Closed } else { Loop::Open },
             warm_up: Duration::from_secs(self.warm_up),
             span: Duration::from_secs(self.duration),
@@ -116,13 +147,11 @@ impl Load {
             seed: self.seed,
             threads: self.threads.into(),
             shards: self.shards,
+            state: self.state,
         };
         let mut bench = Bench::start(program, dir, plan)?;
         if self.find_max {
-            println!(
-                "{:>10} {:>12} {:>10} {:>10}  holds",
-                "readings/s", "confirmed/s", "p50 ms", "p99 ms"
-            );
+            println!("{:>10} {:>12} {:>10} {:>10}  holds", "asked/s", "done/s", "p50 ms", "p99 ms");
             let tried = bench.find_max(self.p99)?;
             for (rate, phase, holds) in &tried {
                 let Latency { p50, p99, .. } = phase.latency_ms;
@@ -130,7 +159,7 @@ impl Load {
             }
             let best = tried.iter().filter(|one| one.2).map(|one| one.0).max();
             println!(
-                "highest rate with all confirmed and p99 below {} ms: {}",
+                "highest rate with all done and p99 below {} ms: {}",
                 self.p99,
                 best.map_or("none".to_owned(), |rate| rate.to_string())
             );
@@ -147,6 +176,8 @@ impl Load {
         if let Some(path) = self.hdr {
             outcome.write_hdr(&path)?;
         }
+        let amplified = outcome.report.hostile.map_or(0, |hostile| hostile.amplified);
+        ensure!(amplified == 0, "{amplified} hostile addresses got more bytes than they sent");
         ensure!(outcome.report.valid, "the run is not valid");
         Ok(())
     }

@@ -82,7 +82,7 @@ impl LocalGateway {
     ) -> Result<(Self, Vec<Member>)> {
         let state = dir.join("state");
         duet(program, &state, &["init"])?;
-        let gateway = read_certificate(&state.join("gateway.pem"))?;
+        let gateway = read_certificate(&state.join("gateway.pem"), KEY_ID)?;
         let list = dir.join("devices.ndjson");
         let mut out = fs::File::create(&list)?;
         let mut members = Vec::with_capacity(wanted.len());
@@ -188,18 +188,18 @@ fn duet(program: &Path, state: &Path, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn read_certificate(path: &Path) -> Result<Gateway> {
+pub(crate) fn read_certificate(path: &Path, key_id: u8) -> Result<Gateway> {
     let text = fs::read(path).with_context(|| path.display().to_string())?;
     let (_, pem) = x509_parser::pem::parse_x509_pem(&text)?;
     let certificate = pem.parse_x509()?;
     let key = PublicKey::from_sec1(&certificate.public_key().subject_public_key.data)
         .context("the gateway's certificate has no P-256 key")?;
     let fingerprint = Fingerprint::of_certificate(&pem.contents);
-    Ok(Gateway { key_id: KEY_ID, fingerprint, key })
+    Ok(Gateway { key_id, fingerprint, key })
 }
 
 /// A new identity, and the line that registers it.
-fn enrol(wanted: &Wanted) -> Result<(Identity, String)> {
+pub(crate) fn enrol(wanted: &Wanted) -> Result<(Identity, String)> {
     let Wanted { name, profile, .. } = wanted;
     let (mode, source) = (profile.mode, profile.source.name());
     let id = DeviceId(random()?);

@@ -28,7 +28,8 @@ use load_command::Load;
     version,
     max_term_width = 98,
     after_help = "All commands but diff start a gateway of their own (the program `duet`, found beside \
-        this one) in a temporary directory on loopback, and stop it at the end.\n\n\
+        this one) in a temporary directory on loopback, and stop it at the end; only `load --state` \
+        uses one that runs already.\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage."
 )]
 struct Cli {

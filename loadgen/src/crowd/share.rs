@@ -1,0 +1,314 @@
+//! One thread's devices: what is due, what came, what is to be sent.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use duet_protocol::device::{Device, Event};
+use duet_protocol::profile::Transport;
+use duet_protocol::wire::MESSAGE_MAX;
+
+use super::overheard::Overheard;
+use super::road::Road;
+use super::{Loop, Loss, Progress, Quick, Steady, Tally};
+use crate::exchange::thread_cpu;
+use crate::fleet::Member;
+
+/// Datagrams taken in before what is due gets its turn.
+const TAKE: usize = 256;
+/// How long a phase may wait for what is still missing at its end.
+const GRACE: Duration = Duration::from_secs(5);
+
+struct One {
+    device: Device<Quick>,
+    /// When readings were due that found no place in the device's window, µs.
+    backlog: VecDeque<u64>,
+    /// When the readings in the window were due, by token.
+    window: Vec<(u32, u64)>,
+    /// The next reading's time, µs; `u64::MAX` is never.
+    next_us: u64,
+    /// Whether that time is known only when the last reading is confirmed.
+    waits: bool,
+    /// When its channel was to be opened, µs; `None` once it stands.
+    opening: Option<u64>,
+    /// Its valid entry in the heap.
+    due_us: u64,
+}
+
+/// One thread's share of a crowd.
+pub(super) struct Share {
+    road: Road,
+    devices: Vec<One>,
+    heap: BinaryHeap<Reverse<(u64, u32)>>,
+    clock: Instant,
+    loss: Loss,
+    random: fastrand::Rng,
+    overheard: Option<Arc<Overheard>>,
+    next_payload: usize,
+}
+
+/// The part of `span` that has gone by when it is `place`'s turn among `count`.
+fn turn(span: Duration, place: usize, count: usize) -> u64 {
+    let micros = span.as_micros() * place as u128 / count.max(1) as u128;
+    u64::try_from(micros).unwrap_or(u64::MAX)
+}
+
+impl Share {
+    /// `first` is the number of its first device among all; `seed` decides what a lossy link loses.
+    ///
+    /// # Errors
+    /// When a socket cannot be had.
+    pub(super) fn new(
+        members: Vec<Member>,
+        first: usize,
+        gateway: SocketAddr,
+        clock: Instant,
+        loss: Loss,
+        seed: u64,
+    ) -> Result<Self> {
+        let transport = members.first().map_or(Transport::Datagram, |one| one.config.transport);
+        let devices: Vec<_> = members
+            .into_iter()
+            .map(|Member { config, seed, .. }| One {
+                device: Device::new(Quick, config, seed),
+                backlog: VecDeque::new(),
+                window: Vec::new(),
+                next_us: u64::MAX,
+                waits: false,
+                opening: None,
+                due_us: u64::MAX,
+            })
+            .collect();
+        let road = Road::new(transport, gateway, first, devices.len())?;
+        let heap = BinaryHeap::with_capacity(2 * devices.len());
+        let random = fastrand::Rng::with_seed(seed);
+        Ok(Self { road, devices, heap, clock, loss, random, overheard: None, next_payload: 0 })
+    }
+
+    pub(super) fn overhear(&mut self, by: Arc<Overheard>) {
+        self.overheard = Some(by);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.devices.len()
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.clock.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn is_lost(&mut self) -> bool {
+        self.loss.0 > 0 && self.random.u32(..1_000_000) < self.loss.0
+    }
+
+    pub(super) fn open(
+        &mut self,
+        ramp: Duration,
+        limit: Duration,
+        place: usize,
+        count: usize,
+        progress: &Progress,
+    ) -> Result<Tally> {
+        let mut tally = Tally::default();
+        let (began, cpu) = (Instant::now(), thread_cpu());
+        self.road.hang_up();
+        let start = self.now();
+        let mut left = self.devices.len();
+        tally.due = left as u64;
+        for index in 0..left {
+            let at = start + turn(ramp, place + index, count);
+            let one = &mut self.devices[index];
+            one.opening = Some(at);
+            one.device.open(at);
+            self.schedule(index);
+        }
+        while left > 0 && began.elapsed() < ramp + limit {
+            let before = left;
+            self.turn(None, &mut tally, progress, &mut left)?;
+            if left < before {
+                tally.took = began.elapsed();
+            }
+        }
+        let now = self.now();
+        for one in &mut self.devices {
+            if let Some(at) = one.opening.take() {
+                tally.note_missing(now.saturating_sub(at));
+            }
+        }
+        tally.busy = (thread_cpu() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
+        Ok(tally)
+    }
+
+    pub(super) fn steady(
+        &mut self,
+        steady: Steady<'_>,
+        place: usize,
+        count: usize,
+        progress: &Progress,
+    ) -> Result<Tally> {
+        let mut tally = Tally::default();
+        let (began, cpu) = (Instant::now(), thread_cpu());
+        let start = self.now();
+        for index in 0..self.devices.len() {
+            self.devices[index].next_us = start + turn(steady.period, place + index, count);
+            self.schedule(index);
+        }
+        let mut none = 0;
+        while began.elapsed() < steady.span {
+            self.turn(Some(steady), &mut tally, progress, &mut none)?;
+        }
+        tally.busy = (thread_cpu() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
+        self.devices.iter_mut().for_each(|one| (one.next_us, one.waits) = (u64::MAX, false));
+        // Nothing new is due any more; what is under way gets its time.
+        while tally.done < tally.due && began.elapsed() < steady.span + GRACE {
+            self.turn(Some(steady), &mut tally, progress, &mut none)?;
+        }
+        tally.took = began.elapsed().min(steady.span);
+        let now = self.now();
+        for one in &mut self.devices {
+            let missing = one.window.drain(..).map(|(_, due)| due).chain(one.backlog.drain(..));
+            for due in missing {
+                tally.note_missing(now.saturating_sub(due));
+            }
+        }
+        Ok(tally)
+    }
+
+    /// Answers what comes until it is over.
+    pub(super) fn serve(&mut self, over: &AtomicBool, progress: &Progress) -> Result<Tally> {
+        let mut tally = Tally::default();
+        let (began, cpu) = (Instant::now(), thread_cpu());
+        let mut none = 0;
+        while !over.load(Ordering::Relaxed) {
+            self.turn(None, &mut tally, progress, &mut none)?;
+        }
+        tally.took = began.elapsed();
+        tally.busy = (thread_cpu() - cpu).as_secs_f64() / tally.took.as_secs_f64();
+        Ok(tally)
+    }
+
+    /// Everything that is due, then everything that came, then a wait.
+    fn turn(
+        &mut self,
+        steady: Option<Steady<'_>>,
+        tally: &mut Tally,
+        progress: &Progress,
+        left: &mut usize,
+    ) -> Result<()> {
+        let now = self.now();
+        while let Some(&Reverse((due, index))) = self.heap.peek() {
+            if due > now {
+                break;
+            }
+            self.heap.pop();
+            if self.devices[index as usize].due_us == due {
+                self.devices[index as usize].due_us = u64::MAX;
+                self.advance(index as usize, steady, tally, progress)?;
+            }
+        }
+        let next = self.heap.peek().map_or(u64::MAX, |next| next.0.0);
+        let wait = Duration::from_micros(next.saturating_sub(self.now()).min(10_000));
+        self.road.wait(wait)?;
+        let mut bytes = [0; MESSAGE_MAX];
+        for _ in 0..TAKE {
+            let Some((index, len)) = self.road.recv(&mut bytes) else { break };
+            if self.is_lost() {
+                continue;
+            }
+            let now = self.now();
+            let Some(one) = self.devices.get_mut(index) else { continue };
+            match one.device.handle_message(now, &mut bytes[..len]) {
+                Ok(Event::Opened) => {
+                    if let Some(at) = one.opening.take() {
+                        tally.note_done(now.saturating_sub(at));
+                        *left = left.saturating_sub(1);
+                        progress.open.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Ok(Event::Command { command, .. }) => one.device.send_result(command, 0, b"done"),
+                _ => {}
+            }
+            while let Some(confirmed) = one.device.poll_confirmed() {
+                let Some(at) = one.window.iter().position(|kept| kept.0 == confirmed.token) else {
+                    continue;
+                };
+                let (_, due) = one.window.swap_remove(at);
+                tally.note_done(now.saturating_sub(due));
+                progress.confirmed.fetch_add(1, Ordering::Relaxed);
+                if let Some(Steady { pacing: Loop::Closed, period, .. }) = steady
+                    && one.waits
+                {
+                    one.waits = false;
+                    one.next_us = now + u64::try_from(period.as_micros()).unwrap_or(u64::MAX / 2);
+                }
+            }
+            self.advance(index, steady, tally, progress)?;
+        }
+        Ok(())
+    }
+
+    /// Hands over the readings that are due, sends what the device has to say, and notes when it is to be asked next.
+    fn advance(
+        &mut self,
+        index: usize,
+        steady: Option<Steady<'_>>,
+        tally: &mut Tally,
+        progress: &Progress,
+    ) -> Result<()> {
+        let now = self.now();
+        if let Some(Steady { period, pacing, payloads, .. }) = steady {
+            let one = &mut self.devices[index];
+            let period = u64::try_from(period.as_micros()).unwrap_or(u64::MAX / 2).max(1);
+            while one.next_us <= now {
+                if tally.note_begun(now - one.next_us) {
+                    progress.late.fetch_add(1, Ordering::Relaxed);
+                }
+                progress.sent.fetch_add(1, Ordering::Relaxed);
+                match pacing {
+                    Loop::Open => {
+                        one.backlog.push_back(one.next_us);
+                        one.next_us += period;
+                    }
+                    Loop::Closed => {
+                        one.backlog.push_back(now);
+                        (one.next_us, one.waits) = (u64::MAX, true);
+                    }
+                }
+            }
+            while let Some(&due) = one.backlog.front() {
+                let payload = payloads.get(self.next_payload % payloads.len().max(1));
+                let payload = payload.map_or(&[][..], Vec::as_slice);
+                let Ok(token) = one.device.send_reading(now, 1, payload, true) else { break };
+                one.backlog.pop_front();
+                one.window.push((token, due));
+                self.next_payload = self.next_payload.wrapping_add(1);
+            }
+        }
+        let mut bytes = [0; MESSAGE_MAX];
+        while let Some(len) = self.devices[index].device.poll_transmit(now, &mut bytes) {
+            if !self.is_lost() {
+                self.road.send(index, &bytes[..len])?;
+                if let Some(overheard) = &self.overheard {
+                    overheard.keep(&bytes[..len]);
+                }
+            }
+        }
+        self.schedule(index);
+        Ok(())
+    }
+
+    fn schedule(&mut self, index: usize) {
+        let one = &mut self.devices[index];
+        let due = one.device.poll_timeout().unwrap_or(u64::MAX).min(one.next_us);
+        if due < u64::MAX && due != one.due_us {
+            one.due_us = due;
+            self.heap.push(Reverse((due, u32::try_from(index).unwrap_or(u32::MAX))));
+        } else {
+            one.due_us = due;
+        }
+    }
+}
