@@ -21,8 +21,8 @@ mod streams;
 mod tally;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -30,7 +30,7 @@ use anyhow::Result;
 pub use self::engine::Quick;
 pub use self::overheard::Overheard;
 use self::share::Share;
-pub use self::tally::{BUSY_MAX, LATE_SHARE_MAX, Tally};
+pub use self::tally::{BUSY_MAX, KNOCKING_SHARE_MAX, LATE_SHARE_MAX, Tally};
 use crate::fleet::Member;
 
 /// When a device's next reading is due.
@@ -123,13 +123,16 @@ impl Crowd {
         self.shares.is_empty()
     }
 
-    /// Every device opens a new channel, one after the other over `ramp`; waits for all, at most `limit`. Latency is
-    /// from the time when a device was to begin to its open channel.
+    /// Every device opens a new channel, one after the other over `ramp`, or all at once if that is zero; waits for all,
+    /// at most `limit`. Latency is from the time when a device was to begin to its open channel.
     ///
     /// # Errors
     /// When waiting for the sockets fails.
     pub fn open(&mut self, ramp: Duration, limit: Duration) -> Result<Tally> {
-        self.phase(|share, place, count, progress| share.open(ramp, limit, place, count, progress))
+        let together = Barrier::new(self.shares.len());
+        self.phase(|share, place, count, progress| {
+            share.open(ramp, limit, place, count, progress, &together)
+        })
     }
 
     /// Every device sends readings. Latency is from the time when a reading was due to its confirmation.

@@ -26,7 +26,9 @@ use self::search::Search;
 use self::target::Target;
 use self::watch::Watch;
 use crate::contact;
-use crate::crowd::{BUSY_MAX, Crowd, LATE_SHARE_MAX, Loop, Loss, Overheard, Steady, Tally};
+use crate::crowd::{
+    BUSY_MAX, Crowd, KNOCKING_SHARE_MAX, LATE_SHARE_MAX, Loop, Loss, Overheard, Steady, Tally,
+};
 use crate::local::{LocalGateway, Wanted};
 use crate::process_clock::process_memory;
 use crate::running::RunningGateway;
@@ -206,6 +208,12 @@ impl Bench {
             invalid_because.push(format!(
                 "a thread of this program was busy for {:.0}% of the time: use a lower rate, or more --threads",
                 tally.busy * 100.0
+            ));
+        }
+        if plan.scenario.is_storm() && tally.knocking_share() > KNOCKING_SHARE_MAX {
+            invalid_because.push(format!(
+                "this program took {:.0}% of the storm to let all devices knock: use more --threads, or cores",
+                tally.knocking_share() * 100.0
             ));
         }
         let devices = u64::from(plan.devices);

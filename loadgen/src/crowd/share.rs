@@ -3,8 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -20,6 +20,8 @@ use crate::fleet::Member;
 
 /// Datagrams taken in before what is due gets its turn.
 const TAKE: usize = 256;
+/// Devices of a storm that knock before what came is looked at.
+const KNOCKS: usize = 32;
 /// How long a phase may wait for what is still missing at its end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -45,6 +47,8 @@ pub(super) struct Share {
     devices: Vec<One>,
     heap: BinaryHeap<Reverse<(u64, u32)>>,
     clock: Instant,
+    /// Time that does not count: what devices do by themselves, and this machine for all of them.
+    apart: Duration,
     loss: Loss,
     random: fastrand::Rng,
     overheard: Option<Arc<Overheard>>,
@@ -86,7 +90,17 @@ impl Share {
         let road = Road::new(transport, gateway, first, devices.len())?;
         let heap = BinaryHeap::with_capacity(2 * devices.len());
         let random = fastrand::Rng::with_seed(seed);
-        Ok(Self { road, devices, heap, clock, loss, random, overheard: None, next_payload: 0 })
+        Ok(Self {
+            road,
+            devices,
+            heap,
+            clock,
+            apart: Duration::ZERO,
+            loss,
+            random,
+            overheard: None,
+            next_payload: 0,
+        })
     }
 
     pub(super) fn overhear(&mut self, by: Arc<Overheard>) {
@@ -98,7 +112,8 @@ impl Share {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.clock.elapsed().as_micros()).unwrap_or(u64::MAX)
+        let counts = self.clock.elapsed().saturating_sub(self.apart);
+        u64::try_from(counts.as_micros()).unwrap_or(u64::MAX)
     }
 
     fn is_lost(&mut self) -> bool {
@@ -112,10 +127,12 @@ impl Share {
         place: usize,
         count: usize,
         progress: &Progress,
+        together: &Barrier,
     ) -> Result<Tally> {
         let mut tally = Tally::default();
-        let (began, cpu) = (Instant::now(), thread_cpu());
         self.road.hang_up();
+        let hellos = self.prepare_storm(ramp, together);
+        let (began, cpu) = (Instant::now(), thread_cpu());
         let start = self.now();
         let mut left = self.devices.len();
         tally.due = left as u64;
@@ -123,8 +140,21 @@ impl Share {
             let at = start + turn(ramp, place + index, count);
             let one = &mut self.devices[index];
             one.opening = Some(at);
-            one.device.open(at);
+            if hellos.is_empty() {
+                one.device.open(at);
+            }
             self.schedule(index);
+        }
+        for (index, hello) in hellos.iter().enumerate() {
+            if !self.is_lost() {
+                self.road.send(index, hello)?;
+                self.overheard.iter().for_each(|overheard| overheard.keep(hello));
+            }
+            tally.note_knock(self.now() - start);
+            // Answers that come meanwhile are not left to overflow the socket.
+            if index % KNOCKS == KNOCKS - 1 {
+                self.turn(None, &mut tally, progress, &mut left)?;
+            }
         }
         while left > 0 && began.elapsed() < ramp + limit {
             let before = left;
@@ -141,6 +171,24 @@ impl Share {
         }
         tally.busy = (thread_cpu() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
         Ok(tally)
+    }
+
+    /// The devices' first messages, if all are to knock at once: a real device computes its own by itself, so
+    /// time stands still until this machine has computed them all.
+    fn prepare_storm(&mut self, ramp: Duration, together: &Barrier) -> Vec<Vec<u8>> {
+        let mut hellos = Vec::new();
+        if ramp.is_zero() {
+            let (began, now) = (Instant::now(), self.now());
+            let mut bytes = [0; MESSAGE_MAX];
+            for one in &mut self.devices {
+                one.device.open(now);
+                let len = one.device.poll_transmit(now, &mut bytes).unwrap_or_default();
+                hellos.push(bytes[..len].to_vec());
+            }
+            together.wait();
+            self.apart += began.elapsed();
+        }
+        hellos
     }
 
     pub(super) fn steady(

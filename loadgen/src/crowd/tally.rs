@@ -11,6 +11,8 @@ const LATE_US: u64 = 5_000;
 pub const LATE_SHARE_MAX: f64 = 0.01;
 /// The share of a core above which a thread was the bottleneck.
 pub const BUSY_MAX: f64 = 0.95;
+/// The share of a storm that this program may take until all have knocked.
+pub const KNOCKING_SHARE_MAX: f64 = 0.1;
 /// The longest latency that is told apart, µs.
 const LATENCY_MAX: u64 = 120_000_000;
 
@@ -68,6 +70,18 @@ impl Tally {
         let is_late = late_us > LATE_US;
         self.late += u64::from(is_late);
         is_late
+    }
+
+    /// A device of a storm knocked this long after the others, µs.
+    pub fn note_knock(&mut self, late_us: u64) {
+        self.lateness.saturating_record(late_us.min(LATENCY_MAX));
+    }
+
+    /// How long this program took to let all devices of a storm knock, as a share of the whole.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a share")]
+    pub fn knocking_share(&self) -> f64 {
+        self.lateness.max() as f64 / 1e6 / self.took.as_secs_f64().max(1e-6)
     }
 
     /// Something was done this long after its time, µs.
