@@ -20,8 +20,6 @@ use crate::fleet::Member;
 
 /// Datagrams taken in before what is due gets its turn.
 const TAKE: usize = 256;
-/// Devices of a storm that knock before what came is looked at.
-const KNOCKS: usize = 32;
 /// How long a phase may wait for what is still missing at its end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -150,11 +148,8 @@ impl Share {
                 self.road.send(index, hello)?;
                 self.overheard.iter().for_each(|overheard| overheard.keep(hello));
             }
+            // Answers wait meanwhile; the socket holds those of a crowd.
             tally.note_knock(self.now() - start);
-            // Answers that come meanwhile are not left to overflow the socket.
-            if index % KNOCKS == KNOCKS - 1 {
-                self.turn(None, &mut tally, progress, &mut left)?;
-            }
         }
         while left > 0 && began.elapsed() < ramp + limit {
             let before = left;
