@@ -37,7 +37,7 @@ const READING: usize = 64;
 const STREAMS: usize = 5_000;
 const PEER_STREAMS: usize = 1_000;
 /// Devices that stay silent while memory is measured.
-const IDLE: [usize; 2] = [2_000, 20_000];
+const IDLE: [usize; 2] = [10_000, 50_000];
 
 /// The server's processor time for each of `count` units of `work`, once all of it has arrived.
 fn measured(pid: u32, count: usize, work: impl FnOnce()) -> Duration {
