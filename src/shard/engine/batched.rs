@@ -37,8 +37,8 @@ struct Tables {
     /// Slots by the hash of their keys, which are not held twice.
     slots: HashTable<u32>,
     hasher: RandomState,
-    /// The keys by slot.
-    keys: Vec<[u8; 65]>,
+    /// The keys by slot, compressed.
+    keys: Vec<[u8; 33]>,
     used: Vec<bool>,
     hand: usize,
 }
@@ -63,8 +63,9 @@ impl Batched {
 
 impl Tables {
     fn slot(&mut self, key: &PublicKey) -> Option<usize> {
-        let same = |slot: &u32| self.keys[*slot as usize] == key.0;
-        let slot = *self.slots.find(self.hasher.hash_one(key.0), same)? as usize;
+        let key = compressed(key);
+        let same = |slot: &u32| self.keys[*slot as usize] == key;
+        let slot = *self.slots.find(self.hasher.hash_one(key), same)? as usize;
         self.used[slot] = true;
         Some(slot)
     }
@@ -75,7 +76,7 @@ impl Tables {
 
     fn take_slot(&mut self, key: &PublicKey) -> usize {
         if self.keys.len() < self.most {
-            self.keys.push(key.0);
+            self.keys.push(compressed(key));
             self.used.push(true);
             self.enter(self.keys.len() - 1);
             return self.keys.len() - 1;
@@ -90,7 +91,7 @@ impl Tables {
         if let Ok(entry) = self.slots.find_entry(hash, |entered| *entered as usize == slot) {
             entry.remove();
         }
-        self.keys[slot] = key.0;
+        self.keys[slot] = compressed(key);
         self.enter(slot);
         self.used[slot] = true;
         slot
@@ -124,6 +125,14 @@ impl Tables {
             self.arenas[arena].insert(curve, &missing);
         }
     }
+}
+
+/// SEC 1 §2.3.3: a point on the curve is told by its x and the parity of its y.
+fn compressed(key: &PublicKey) -> [u8; 33] {
+    let mut out = [0; 33];
+    out.copy_from_slice(&key.0[..33]);
+    out[0] = 2 | key.0[64] & 1;
+    out
 }
 
 fn within(slot: usize) -> TableSlot {
