@@ -26,6 +26,7 @@ mod sweep;
 
 pub use contender::{CATALOGUE, Entry, Kind};
 pub use page::page;
+pub(crate) use report::SCHEMA;
 pub use report::{Cell, Figure, Outline, Report, Row, provenance};
 pub use road::{LIMIT, Road};
 

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::{compare, load, summary};
+
 /// Why there is no comparison, or why it is a bad one.
 #[derive(Debug, Error)]
 pub enum DiffError {
@@ -16,12 +18,29 @@ pub enum DiffError {
     /// The report says so itself.
     #[error("is marked as not valid, so its figures say nothing about the gateway: {0}")]
     Invalid(String),
+    /// Of another version of this program, whose figures may mean something else.
+    #[error(
+        "has version {} of the reports of `{kind}`, and this program reads {known} alone: \
+         write both reports with one program",
+        found.map_or("none".to_owned(), |found| found.to_string())
+    )]
+    Structure {
+        /// Which command's report.
+        kind: &'static str,
+        /// Its version, if it has one.
+        found: Option<u64>,
+        /// What this program writes.
+        known: u32,
+    },
     /// One is of `run`, say, and the other of `load`.
     #[error("are reports of different commands: {0} and {1}")]
     Kinds(&'static str, &'static str),
     /// The reports hold no such figure.
     #[error("there is no figure {0:?}; there are: {1}")]
     NoSuchFigure(String, String),
+    /// A condition speaks of what one of them does not tell.
+    #[error("{0}: only one of the reports has {1}; give both runs the same options")]
+    Alone(String, String),
 }
 
 /// A report's figures by name.
@@ -38,19 +57,23 @@ impl Figures {
     /// [`DiffError::NotAReport`] and [`DiffError::Invalid`].
     pub fn read(report: &Value) -> Result<Self, DiffError> {
         let has = |key| report.get(key).is_some();
-        let (kind, figures, settings): (_, &[&str], &[&str]) = if has("contenders") {
-            ("compare", &["contenders"], &["settings", "link"])
+        let (kind, known, figures, settings): (_, _, &[&str], &[&str]) = if has("contenders") {
+            ("compare", compare::SCHEMA, &["contenders"], &["settings", "link"])
         } else if has("scenario") {
             let settings =
                 &["scenario", "devices", "profile", "transport", "per_s", "pacing", "loss_ppm"];
             let figures =
                 &["connect", "measured", "hostile", "generator", "gateway_bytes_a_session"];
-            ("load", figures, settings)
+            ("load", load::SCHEMA, figures, settings)
         } else if has("complete") {
-            ("run", &[""], &["devices"])
+            ("run", summary::SCHEMA, &[""], &["devices"])
         } else {
             return Err(DiffError::NotAReport);
         };
+        let found = report.get("schema").and_then(Value::as_u64);
+        if found != Some(known.into()) {
+            return Err(DiffError::Structure { kind, found, known });
+        }
         if report.get("valid") == Some(&Value::Bool(false)) {
             let because = report.get("invalid_because").or(report.get("remarks"));
             return Err(DiffError::Invalid(because.unwrap_or(&Value::Null).to_string()));
@@ -61,6 +84,10 @@ impl Figures {
             // The names of compare's figures begin with the contender's.
             let name = if *figure == "contenders" { "" } else { figure };
             collect(name, part.unwrap_or(&Value::Null), &mut values);
+        }
+        values.remove("schema");
+        if values.is_empty() {
+            return Err(DiffError::NotAReport);
         }
         let mut settings: BTreeMap<_, _> = settings
             .iter()
@@ -76,6 +103,8 @@ impl Figures {
 
 /// What a cell of `compare`'s sweep is named by.
 const CELL: [&str; 2] = ["round_trip_ms", "loss_percent"];
+/// What a cell leaves empty when it took longer than a job may.
+const TIMES: [&str; 2] = ["p50_ms", "p99_ms"];
 
 /// Adds the numbers in `value` under names joined by dots.
 fn collect(name: &str, value: &Value, values: &mut BTreeMap<String, f64>) {
@@ -90,7 +119,16 @@ fn collect(name: &str, value: &Value, values: &mut BTreeMap<String, f64>) {
             // What a row is named by is no figure of it.
             let figures = fields.iter().filter(|(field, _)| !CELL.contains(&field.as_str()));
             for (field, value) in figures {
+                if value.is_null() && TIMES.contains(&field.as_str()) {
+                    values.insert(below(field), f64::INFINITY);
+                }
                 collect(&below(field), value, values);
+            }
+            // A phase of `load`.
+            let [due, done] =
+                ["due", "done"].map(|field| fields.get(field).and_then(Value::as_f64));
+            if let (Some(due), Some(done)) = (due.filter(|due| *due > 0.0), done) {
+                values.insert(below("done_percent"), done / due * 100.0);
             }
         }
         // Rows are named by what they are rows of. Others, like a drawn exchange, are no figures.
@@ -179,6 +217,11 @@ impl Condition {
         true
     }
 
+    /// Whether the first report matters to it.
+    const fn compares(&self) -> bool {
+        matches!(self.limit, Limit::Change(_))
+    }
+
     fn holds(&self, line: &Line) -> bool {
         let (value, limit) = match self.limit {
             Limit::Value(limit) => (line.second, limit),
@@ -197,12 +240,19 @@ struct Line {
 }
 
 impl Line {
-    /// How far the second is above the first, percent; infinite if that was nothing.
+    /// How far the second is above the first.
+    fn change(&self) -> f64 {
+        if self.first == self.second { 0.0 } else { self.second - self.first }
+    }
+
+    /// The same in percent; infinite if the first was nothing, or the second never came.
     fn change_percent(&self) -> f64 {
-        if self.first == self.second {
+        if self.first.is_infinite() && self.second.is_finite() {
+            -100.0
+        } else if self.change() == 0.0 {
             0.0
         } else {
-            (self.second - self.first) / self.first.abs() * 100.0
+            self.change() / self.first.abs() * 100.0
         }
     }
 }
@@ -222,7 +272,8 @@ impl Diff {
     /// Compares; changes below `above_percent` are counted and not shown.
     ///
     /// # Errors
-    /// [`DiffError::Kinds`], and [`DiffError::NoSuchFigure`] if a condition names none that both reports have.
+    /// [`DiffError::Kinds`]; [`DiffError::NoSuchFigure`] if a condition names none, and [`DiffError::Alone`] if
+    /// it names one that is missing where it is needed.
     pub fn new(
         first: &Figures,
         second: &Figures,
@@ -251,24 +302,41 @@ impl Diff {
             let names = these.values.keys();
             names.filter(|name| !others.values.contains_key(*name)).cloned().collect()
         };
-        let alone = [only(first, second), only(second, first)].concat();
+        let (gone, new) = (only(first, second), only(second, first));
         let mut failures = Vec::new();
         for condition in conditions {
-            let mut named = lines.iter().filter(|line| condition.names(&line.name)).peekable();
-            if named.peek().is_none() {
-                let names: Vec<_> = lines.iter().map(|line| line.name.as_str()).collect();
+            let named = |names: &[String]| names.iter().find(|name| condition.names(name)).cloned();
+            // What is new has a value, and no change.
+            let fresh = if condition.compares() { named(&new) } else { None };
+            if let Some(missing) = named(&gone).or(fresh) {
+                return Err(DiffError::Alone(condition.text.clone(), missing));
+            }
+            let mut any = false;
+            for (name, &value) in second.values.iter().filter(|(name, _)| condition.names(name)) {
+                any = true;
+                let before = first.values.get(name).copied();
+                let line =
+                    Line { name: name.clone(), first: before.unwrap_or(value), second: value };
+                if !condition.holds(&line) {
+                    continue;
+                }
+                failures.push(match before {
+                    None => format!("{}: {name} is {}", condition.text, Short(value)),
+                    Some(before) => format!(
+                        "{}: {name} went from {} to {} ({:+.1}%)",
+                        condition.text,
+                        Short(before),
+                        Short(value),
+                        line.change_percent()
+                    ),
+                });
+            }
+            if !any {
+                let names: Vec<_> = second.values.keys().map(String::as_str).collect();
                 return Err(DiffError::NoSuchFigure(condition.figure.clone(), names.join(", ")));
             }
-            for line in named.filter(|line| condition.holds(line)) {
-                let (name, change) = (&line.name, line.change_percent());
-                failures.push(format!(
-                    "{}: {name} went from {} to {} ({change:+.1}%)",
-                    condition.text,
-                    Short(line.first),
-                    Short(line.second)
-                ));
-            }
         }
+        let alone = [gone, new].concat();
         Ok(Self { above_percent, settings, lines, alone, failures })
     }
 }
@@ -278,6 +346,9 @@ struct Short(f64);
 
 impl fmt::Display for Short {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_infinite() {
+            return f.pad("never");
+        }
         let digits = if self.0.fract() == 0.0 {
             0
         } else if self.0.abs() >= 100.0 {
@@ -286,6 +357,18 @@ impl fmt::Display for Short {
             3
         };
         f.pad(&format!("{:.digits$}", self.0))
+    }
+}
+
+/// A change: the same with its sign; none where one side has no number.
+struct Signed(f64);
+
+impl fmt::Display for Signed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_infinite() {
+            return f.pad("–");
+        }
+        f.pad(&format!("{}{}", if self.0 > 0.0 { "+" } else { "" }, Short(self.0)))
     }
 }
 
@@ -298,12 +381,18 @@ impl fmt::Display for Diff {
         let lines: Vec<_> = self.lines.iter().filter(shown).collect();
         let width = lines.iter().map(|line| line.name.len()).max().unwrap_or(0);
         if !lines.is_empty() {
-            writeln!(f, "{:width$} {:>12} {:>12} {:>9}", "", "first", "second", "change")?;
+            let head = ["first", "second", "change", "in percent"];
+            let [first, second, change, percent] = head;
+            writeln!(f, "{:width$} {first:>12} {second:>12} {change:>12} {percent:>11}", "")?;
         }
         for line in &lines {
             let (first, second) = (Short(line.first), Short(line.second));
-            let change = line.change_percent();
-            writeln!(f, "{:width$} {first:>12} {second:>12} {change:>+8.1}%", line.name)?;
+            let (change, percent) = (Signed(line.change()), line.change_percent());
+            writeln!(
+                f,
+                "{:width$} {first:>12} {second:>12} {change:>12} {percent:>+10.1}%",
+                line.name
+            )?;
         }
         let rest = self.lines.len() - lines.len();
         if rest > 0 {
@@ -320,87 +409,4 @@ impl fmt::Display for Diff {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn load(p99: f64, per_s: f64) -> Value {
-        json!({
-            "scenario": "steady", "devices": 10, "valid": true, "seed": 3,
-            "measured": {"per_s": per_s, "latency_ms": {"p99": p99, "max": 0}},
-            "series": [{"at_s": 1, "sent": 4}],
-        })
-    }
-
-    fn diff(first: &Value, second: &Value, conditions: &[&str]) -> Result<Diff, DiffError> {
-        let conditions: Vec<_> = conditions.iter().map(|text| text.parse().unwrap()).collect();
-        let (first, second) = (Figures::read(first).unwrap(), Figures::read(second).unwrap());
-        Diff::new(&first, &second, &conditions, 1.0)
-    }
-
-    #[test]
-    fn figures_are_named_by_where_they_stand() {
-        let report = json!({"contenders": [{
-            "key": "tls12", "solo_ms": 2.5, "exchange": [{"bytes": 3}],
-            "cells": [{"round_trip_ms": 50, "loss_percent": 0.5, "p50_ms": 101.0}],
-        }]});
-        let figures = Figures::read(&report).unwrap().values;
-        assert_eq!(figures["tls12.solo_ms"], 2.5);
-        assert_eq!(figures["tls12.cells.50ms-0.5%.p50_ms"], 101.0);
-        assert_eq!(figures.len(), 2, "{figures:?}");
-    }
-
-    #[test]
-    fn a_condition_holds_beyond_its_limit_only() {
-        let failures = |condition: &str| {
-            diff(&load(20.0, 100.0), &load(22.0, 96.0), &[condition]).unwrap().failures.len()
-        };
-        for (condition, holds) in [
-            ("measured.latency_ms.p99>+9%", 1),
-            ("measured.latency_ms.p99>+10%", 0),
-            ("measured.per_s < -3%", 1),
-            ("measured.per_s<-4%", 0),
-            ("measured.latency_ms.p99>21.9", 1),
-            ("measured.latency_ms.p99>22", 0),
-            ("measured.per_s<97", 1),
-            ("measured.*>21", 2),
-            ("*p99>+9%", 1),
-            ("*>+9%", 1),
-        ] {
-            assert_eq!(failures(condition), holds, "{condition}");
-        }
-        let from_nothing = diff(&load(0.0, 1.0), &load(0.1, 1.0), &["*.p99>+1000%"]).unwrap();
-        assert_eq!(from_nothing.failures.len(), 1);
-    }
-
-    #[test]
-    fn what_is_no_condition_is_refused() {
-        for text in ["", "p99", ">5", "p99>", "p99>x", "p99>10%", "p99>+10", "p99>nan", "p99=3"] {
-            assert_eq!(text.parse::<Condition>(), Err(BadCondition), "{text}");
-        }
-    }
-
-    #[test]
-    fn reports_that_say_nothing_are_refused() {
-        assert!(matches!(Figures::read(&json!({"a": 1})), Err(DiffError::NotAReport)));
-        let mut invalid = load(1.0, 1.0);
-        invalid["valid"] = false.into();
-        invalid["invalid_because"] = json!(["late"]);
-        let said = Figures::read(&invalid).err().unwrap().to_string();
-        assert!(said.contains("late"), "{said}");
-        let run = json!({"devices": 3, "complete": 3});
-        assert!(matches!(diff(&run, &load(1.0, 1.0), &[]), Err(DiffError::Kinds("run", "load"))));
-        let said = diff(&load(1.0, 1.0), &load(1.0, 1.0), &["p98>1"]).err().unwrap().to_string();
-        assert!(said.contains("measured.latency_ms.p99"), "{said}");
-    }
-
-    #[test]
-    fn the_table_shows_what_changed_and_what_was_unlike() {
-        let mut second = load(25.0, 100.0);
-        second["devices"] = 20.into();
-        let said = diff(&load(20.0, 100.0), &second, &[]).unwrap().to_string();
-        assert!(said.contains("devices: 10 and 20"), "{said}");
-        assert!(said.contains("+25.0%") && said.contains("2 figures changed by less"), "{said}");
-    }
-}
+mod tests;

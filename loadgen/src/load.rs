@@ -21,6 +21,7 @@ use serde::Serialize;
 use self::commands::Commander;
 pub use self::hostile::Hostile;
 use self::hostile::{Ledger, Stranger};
+pub(crate) use self::report::SCHEMA;
 pub use self::report::{Generator, Latency, Outcome, Phase, Report, Second};
 use self::search::Search;
 use self::target::Target;
@@ -221,7 +222,7 @@ impl Bench {
             Ok::<_, anyhow::Error>(process_memory(pid)?.saturating_sub(before) / devices)
         };
         let report = Report {
-            schema: 2,
+            schema: SCHEMA,
             scenario: plan.scenario,
             devices: plan.devices,
             profile: plan.profile.name().to_owned(),

@@ -7,6 +7,9 @@ use serde::Serialize;
 
 use crate::fleet::Outcome;
 
+/// The version of [`Report`]'s structure.
+pub(crate) const SCHEMA: u32 = 1;
+
 /// What a fleet did.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -61,7 +64,7 @@ impl Report {
         #[expect(clippy::cast_precision_loss, reason = "a number of devices is exact")]
         let each = gateway_cpu_us / outcomes.len().max(1) as f64;
         Self {
-            schema: 1,
+            schema: SCHEMA,
             devices: outcomes.len(),
             complete: outcomes.iter().filter(|one| one.complete).count(),
             confirmed: outcomes.iter().map(|one| one.confirmed.len()).sum(),

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 fn report(dir: &Path, name: &str, p99: f64, valid: bool) {
     let report = serde_json::json!({
-        "scenario": "steady", "devices": 10, "valid": valid, "invalid_because": ["it was late"],
+        "schema": 2, "scenario": "steady", "devices": 10, "valid": valid, "invalid_because": ["it was late"],
         "measured": {"latency_ms": {"p99": p99}},
     });
     fs::write(dir.join(name), report.to_string()).unwrap();
@@ -29,7 +29,10 @@ fn its_exit_code_is_the_verdict() {
     report(dir.path(), "a.json", 10.0, true);
     report(dir.path(), "b.json", 13.0, true);
     report(dir.path(), "late.json", 13.0, false);
-    fs::write(dir.path().join("half.json"), "{").unwrap();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    write("half.json", "{");
+    write("run.json", r#"{"schema": 1, "devices": 3, "complete": 3}"#);
+    write("old.json", r#"{"schema": 1, "scenario": "steady", "measured": {"due": 1}}"#);
     let condition = ["--fail-if", "measured.latency_ms.p99>+20%"];
     for (args, code, says) in [
         (&["a.json", "b.json"][..], 0, "+30.0%"),
@@ -38,6 +41,8 @@ fn its_exit_code_is_the_verdict() {
         (&["a.json", "late.json"], 2, "late.json is marked as not valid"),
         (&["a.json", "half.json"], 2, "half.json: not JSON"),
         (&["a.json", "none.json"], 2, "none.json"),
+        (&["a.json", "run.json"], 2, "reports of different commands: load and run"),
+        (&["a.json", "old.json"], 2, "old.json has version 1 of"),
         (&["a.json", "b.json", "--fail-if", "p99>1"], 2, "measured.latency_ms.p99"),
         (&["a.json", "b.json", "--fail-if", "p99~1"], 2, "a condition is"),
     ] {

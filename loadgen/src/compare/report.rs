@@ -13,7 +13,7 @@ use super::sweep::{Outcome, Solo};
 use super::{LIMIT, READING, Settings};
 
 /// The version of the report's structure.
-const SCHEMA: u32 = 2;
+pub(crate) const SCHEMA: u32 = 2;
 /// The round-trip time at which the picture of an exchange is taken, if it is among those compared, ms.
 const PICTURE_MS: u64 = 200;
 /// A link later than this, µs, for more than one packet in a hundred disturbs what it measures.

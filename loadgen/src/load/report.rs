@@ -12,6 +12,9 @@ use serde::Serialize;
 
 use super::{Hostile, Scenario};
 
+/// The version of [`Report`]'s structure.
+pub(crate) const SCHEMA: u32 = 2;
+
 /// Latencies, ms.
 #[derive(Clone, Copy, Debug, Default, Serialize, JsonSchema)]
 pub struct Latency {
