@@ -9,6 +9,9 @@ use loadgen::link::{Conditions, Emulator};
 use loadgen::local::LocalGateway;
 use loadgen::tls::Host;
 
+#[path = "support/schema.rs"]
+mod schema;
+
 /// Each contender's flights of TCP's set-up, of the handshake, and all until the confirmation.
 const EXPECTED: [(&str, u32, u32, u32); 14] = [
     ("ephemeral-udp", 0, 2, 4),
@@ -61,12 +64,22 @@ fn two_messages_and_two_round_trips_against_four_and_four_at_each_round_trip_tim
     let place = Place::Link(&link, Host::Thread { address });
     let report = compare::run(&gateway, members, &settings, place, &|_| ()).unwrap();
     gateway.stop().unwrap();
+    schema::assert_valid("compare.json", &report);
 
     assert_eq!(report.contenders.len(), settings.contenders.len());
     for row in &report.contenders {
         let (_, set_up, handshake, all) = *EXPECTED.iter().find(|one| one.0 == row.key).unwrap();
         let flights = (row.flights.set_up, row.flights.handshake, row.flights.all);
         assert_eq!(flights, (set_up, handshake, all), "{}: {:?}", row.key, row.exchange);
+        // All of them fit into one packet each, so nobody is made to look bigger by how it is driven.
+        for flight in 1..=all {
+            let packets = row.exchange.iter().filter(|packet| packet.flight == Some(flight));
+            let packets: Vec<_> = packets.collect();
+            assert_eq!(packets.len(), 1, "{}, flight {flight}: {packets:?}", row.key);
+        }
+        let tickets = row.exchange.iter().filter(|packet| packet.what.contains("icket")).count();
+        let resumes = row.key == "tls13-resumed";
+        assert_eq!(tickets, usize::from(resumes), "{}: {:?}", row.key, row.exchange);
         for cell in &row.cells {
             let at = format!("{} at {} ms", row.key, cell.round_trip_ms);
             assert_eq!((cell.round_trips, cell.success_percent), (Some(all / 2), 100.0), "{at}");

@@ -11,6 +11,9 @@ use loadgen::load::{Bench, Outcome, Plan, Scenario};
 use loadgen::local::{LocalGateway, Wanted};
 use rustix::process::{Pid, Signal, kill_process};
 
+#[path = "support/schema.rs"]
+mod schema;
+
 fn plan() -> Plan {
     Plan {
         scenario: Scenario::Steady,
@@ -41,6 +44,7 @@ fn run(plan: Plan) -> Outcome {
     let mut bench = bench(dir.path(), plan);
     let outcome = bench.run().unwrap();
     bench.stop().unwrap();
+    schema::assert_valid("load.json", &outcome.report);
     outcome
 }
 

@@ -2,17 +2,19 @@
 
 use std::path::Path;
 
+use jsonschema::Validator;
 use schemars::JsonSchema;
+use serde_json::Value;
 
-/// Compares a report's schema with the published one; `DUET_WRITE_SCHEMA=1` writes that anew. The published schema.
-pub(crate) fn assert_published<T: JsonSchema>(name: &str) -> serde_json::Value {
+/// Compares a report's schema with the published one; `DUET_WRITE_SCHEMA=1` writes that anew. What checks reports.
+pub(crate) fn published<T: JsonSchema>(name: &str) -> Validator {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema").join(name);
     let schema = serde_json::to_value(schemars::schema_for!(T)).unwrap();
     if std::env::var_os("DUET_WRITE_SCHEMA").is_some() {
         std::fs::write(&path, serde_json::to_string_pretty(&schema).unwrap() + "\n").unwrap();
     }
     let text = std::fs::read_to_string(path).unwrap();
-    let published: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let published: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(published, schema);
-    published
+    jsonschema::validator_for(&published).unwrap()
 }

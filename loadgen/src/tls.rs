@@ -4,12 +4,12 @@
 //! One suite for both sides, as close to ours as TLS has: ECDHE on P-256, ECDSA P-256 with
 //! SHA-256, AES-128-GCM. Only the resuming variants have tickets.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{Ticketer, cipher_suite, default_provider, kx_group};
@@ -222,12 +222,23 @@ impl Client {
             Some(mut early) => early.write(&text)? == text.len(),
             None => false,
         };
-        while tls.is_handshaking() || tls.wants_write() {
-            if tls.complete_io(&mut wire)? == (0, 0) {
-                bail!("the server closed the connection");
+        flush(&mut tls, &mut wire)?;
+        while tls.is_handshaking() {
+            ensure!(tls.read_tls(&mut wire)? > 0, "the server closed the connection");
+            tls.process_new_packets()?;
+            if tls.is_handshaking() {
+                flush(&mut tls, &mut wire)?;
             }
         }
-        let handshake = wire.seen;
+        // A handshake that ends with the device's own flight takes the reading with it.
+        let (mut handshake, own) = (wire.seen, tls.wants_write());
+        if !early {
+            tls.writer().write_all(&text)?;
+        }
+        flush(&mut tls, &mut wire)?;
+        if own {
+            handshake = wire.seen;
+        }
         if kind == HandshakeKind::Resumed {
             ensure!(tls.handshake_kind() == Some(kind), "the server did not resume the session");
             let wanted = self.variant == Variant::V13Early;
@@ -235,11 +246,8 @@ impl Client {
             ensure!(tls.is_early_data_accepted() == wanted, "the server refused early data");
         }
         let mut stream = rustls::Stream::new(&mut tls, &mut wire);
-        if !early {
-            stream.write_all(&text)?;
-        }
         ensure!(read_frame(&mut stream)? == CONFIRMATION, "the reading was not confirmed");
-        let (mut handshake, mut all) = (handshake, wire.seen);
+        let mut all = wire.seen;
         if early {
             // The confirmation comes with the server's first flight; nobody waits for the device's last one.
             handshake.flights -= 1;
@@ -256,6 +264,14 @@ impl Client {
             stream: Some(wire.stream),
         })
     }
+}
+
+/// Sends what is ready, in as few writes as it takes.
+fn flush(tls: &mut ClientConnection, wire: &mut Watched) -> io::Result<()> {
+    while tls.wants_write() {
+        tls.write_tls(wire)?;
+    }
+    Ok(())
 }
 
 fn framed(text: &[u8]) -> Result<Vec<u8>> {

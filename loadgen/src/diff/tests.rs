@@ -1,3 +1,5 @@
+//! Names, conditions, what is refused, what is shown.
+
 use serde_json::json;
 
 use super::*;
