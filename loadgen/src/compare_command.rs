@@ -80,6 +80,9 @@ pub(crate) struct Compare {
     /// Write one page with the plots, which needs nothing else
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Write the exchange and the times without loss as a Markdown table
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,7 +97,7 @@ enum Link {
 
 impl Compare {
     pub(crate) fn run(self, program: &Path, dir: &Path) -> Result<()> {
-        for path in [&self.json, &self.csv, &self.html].into_iter().flatten() {
+        for path in [&self.json, &self.csv, &self.html, &self.markdown].into_iter().flatten() {
             // Before minutes of work, not after.
             fs::write(path, "").with_context(|| format!("cannot write {}", path.display()))?;
         }
@@ -142,6 +145,7 @@ impl Compare {
         write(&self.json, serde_json::to_string_pretty(&report)? + "\n")?;
         write(&self.csv, table::csv(&report))?;
         write(&self.html, compare::page(&report)?)?;
+        write(&self.markdown, table::markdown(&report))?;
         ensure!(report.valid, "the run is not valid: {}", report.remarks[0]);
         Ok(())
     }
