@@ -196,21 +196,14 @@ impl Bench {
         let watch = Watch::begin(Arc::clone(&self.crowd.progress));
         let phases = self.phases();
         let series = watch.end();
-        let ((connect, _), (measured, tally), hostile) = phases?;
+        let ((connect, connecting), (measured, tally), hostile) = phases?;
         let plan = &self.plan;
         let mut invalid_because = Vec::new();
-        if tally.late_share() > LATE_SHARE_MAX {
-            invalid_because.push(format!(
-                "{:.1}% of what was due was begun more than 5 ms late by this program: use a lower rate, or more cores",
-                tally.late_share() * 100.0
-            ));
+        if plan.scenario != Scenario::HandshakeStorm {
+            let lower = "a lower --connect-rate";
+            invalid_because.extend(own_fault(&connecting, "while devices connected, ", lower));
         }
-        if tally.busy > BUSY_MAX {
-            invalid_because.push(format!(
-                "a thread of this program was busy for {:.0}% of the time: use a lower rate, or more --threads",
-                tally.busy * 100.0
-            ));
-        }
+        invalid_because.extend(own_fault(&tally, "", "a lower rate"));
         if plan.scenario.is_storm() && tally.knocking_share() > KNOCKING_SHARE_MAX {
             invalid_because.push(format!(
                 "this program took {:.0}% of the storm to let all devices knock: use more --threads, or cores",
@@ -350,6 +343,24 @@ impl Bench {
     }
 }
 
+/// Why a phase was one of this program and not of the gateway, with what would help.
+fn own_fault(tally: &Tally, when: &str, lower: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    if tally.late_share() > LATE_SHARE_MAX {
+        faults.push(format!(
+            "{when}{:.1}% of what was due was begun more than 5 ms late by this program: use {lower}, or more cores",
+            tally.late_share() * 100.0
+        ));
+    }
+    if tally.busy > BUSY_MAX {
+        faults.push(format!(
+            "{when}a thread of this program was busy for {:.0}% of the time: use {lower}, or more --threads",
+            tally.busy * 100.0
+        ));
+    }
+    faults
+}
+
 /// Allows a connection for each device, here and in the gateway, which inherits the limit.
 fn allow_descriptors(devices: u32) -> Result<()> {
     let needed = u64::from(devices) + OTHER_FILES;
@@ -387,6 +398,19 @@ mod tests {
     fn the_published_schema_is_up_to_date() {
         let validator = crate::schema::published::<Report>("load.json");
         assert!(!validator.is_valid(&serde_json::json!({ "schema": SCHEMA })));
+    }
+
+    #[test]
+    fn a_phase_in_which_this_program_was_late_or_busy_is_its_own_fault() {
+        let mut tally = Tally { busy: 0.96, ..Tally::default() };
+        for late_us in std::iter::repeat_n(0, 98).chain([6_000, 6_000]) {
+            tally.note_begun(late_us);
+        }
+        let faults = own_fault(&tally, "while devices connected, ", "a lower --connect-rate");
+        assert_eq!(faults.len(), 2);
+        assert!(faults[0].starts_with("while devices connected, 2.0% of what was due"));
+        assert!(faults.iter().all(|fault| fault.contains("use a lower --connect-rate")));
+        assert!(own_fault(&Tally::default(), "", "a lower rate").is_empty());
     }
 
     #[test]

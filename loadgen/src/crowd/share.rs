@@ -251,6 +251,10 @@ impl Share {
             let Some(next) = self.heap.peek_mut().filter(|next| next.0.0 <= now) else { break };
             let Reverse((due, index)) = PeekMut::pop(next);
             if self.devices[index as usize].due_us == due {
+                // Repetitions are due later.
+                if self.devices[index as usize].opening == Some(due) {
+                    tally.note_late(self.now().saturating_sub(due));
+                }
                 self.devices[index as usize].due_us = u64::MAX;
                 self.advance(index as usize, steady, tally, progress)?;
             }
@@ -378,18 +382,20 @@ mod tests {
         Member { name: "d".to_owned(), config, seed: [1; 32] }
     }
 
-    /// Devices that are all due at once must not keep this program from hearing the first answers.
+    /// Devices that were all due a second ago must not keep this program from hearing the first answers, and count as late.
     #[test]
-    fn it_listens_while_much_is_due() {
+    fn it_listens_while_much_is_due_and_says_that_it_is_late() {
         let gateway = UdpSocket::bind("127.0.0.1:0").unwrap();
         gateway.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
         let address = gateway.local_addr().unwrap();
         let key = SecretScalar::from_bytes(&[7; 32]).unwrap().public_key();
         let identity = Gateway { key_id: 0, fingerprint: Fingerprint([0; 32]), key };
         let members = (0..10 * DUE).map(|_| member(identity)).collect();
-        let mut share = Share::new(members, 0, address, Instant::now(), Loss(0), 1).unwrap();
+        let clock = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        let mut share = Share::new(members, 0, address, clock, Loss(0), 1).unwrap();
         for index in 0..share.len() {
             share.devices[index].device.open(0);
+            share.devices[index].opening = Some(0);
             share.schedule(index);
         }
         let (mut tally, progress, mut left) = (Tally::default(), Progress::default(), 10 * DUE);
@@ -399,5 +405,6 @@ mod tests {
             let asked = std::iter::from_fn(|| gateway.recv(&mut bytes).ok()).count();
             assert_eq!(asked, DUE);
         }
+        assert_eq!((tally.late, tally.lateness.min() > 900_000), (10 * DUE as u64, true));
     }
 }

@@ -66,6 +66,11 @@ impl Tally {
     /// Something is begun this long after its time, µs; whether that counts as late.
     pub fn note_begun(&mut self, late_us: u64) -> bool {
         self.due += 1;
+        self.note_late(late_us)
+    }
+
+    /// Something that is counted as due already is begun this long after its time, µs; whether that counts as late.
+    pub fn note_late(&mut self, late_us: u64) -> bool {
         self.lateness.saturating_record(late_us.min(LATENCY_MAX));
         let is_late = late_us > LATE_US;
         self.late += u64::from(is_late);
