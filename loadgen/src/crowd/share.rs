@@ -211,10 +211,14 @@ impl Share {
         tally.busy = (thread_cpu() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
         self.devices.iter_mut().for_each(|one| (one.next_us, one.waits) = (u64::MAX, false));
         // Nothing new is due any more; what is under way gets its time.
+        tally.took = steady.span;
         while tally.done < tally.due && began.elapsed() < steady.span + GRACE {
+            let before = tally.done;
             self.turn(Some(steady), &mut tally, progress, &mut none)?;
+            if tally.done > before {
+                tally.took = began.elapsed();
+            }
         }
-        tally.took = began.elapsed().min(steady.span);
         let now = self.now();
         for one in &mut self.devices {
             let missing = one.window.drain(..).map(|(_, due)| due).chain(one.backlog.drain(..));

@@ -32,7 +32,7 @@ pub struct Tally {
     pub late: u64,
     /// The busiest thread's share of its core.
     pub busy: f64,
-    /// From the beginning to the last thing done.
+    /// From the beginning to the end of what was asked for, or to the last thing done if that came later.
     pub took: Duration,
 }
 

@@ -78,7 +78,7 @@ impl Commander {
             workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
         });
         self.next += schedule.count;
-        let mut sum = Tally::default();
+        let mut sum = Tally { took: span, ..Tally::default() };
         for part in parts {
             let (tally, refusals) = part.ok().context("a thread of the commands panicked")??;
             sum.add(&tally)?;

@@ -45,7 +45,7 @@ pub struct Phase {
     pub due: u64,
     /// What was done.
     pub done: u64,
-    /// From its beginning to the last thing done.
+    /// From its beginning to the end of what was asked for, or to the last thing done if that came later.
     pub seconds: f64,
     /// Done in each second of it.
     pub per_s: f64,
