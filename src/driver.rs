@@ -293,7 +293,7 @@ impl Driver {
     /// Sends `bytes[from..]` on a stream. The vector comes back with the completion.
     ///
     /// # Panics
-    /// If `from` is not inside the vector.
+    /// If `from` is not inside the vector, or a stream send with this tag is in flight.
     pub fn send_stream(&mut self, stream: BorrowedFd<'_>, bytes: Vec<u8>, from: usize, tag: u64) {
         either!(self, driver => driver.send_stream(stream, bytes, from, tag));
     }
@@ -306,9 +306,12 @@ impl Driver {
         }
     }
 
-    /// Cancels every operation on a stream.
-    pub fn cancel_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
-        either!(self, driver => driver.cancel_stream(stream, tag));
+    /// Cancels the send on a stream that was begun with `send_tag`.
+    pub fn cancel_send(&mut self, stream: BorrowedFd<'_>, send_tag: u64, tag: u64) {
+        match self {
+            Self::Uring(ring) => ring.cancel_send(send_tag, tag),
+            Self::Epoll(epoll) => epoll.cancel_send(stream, tag),
+        }
     }
 
     /// Says that a stream with nothing in flight is about to be closed or given away.

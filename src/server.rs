@@ -87,6 +87,19 @@ fn sum(gauges: &[Arc<Gauges>], of: impl Fn(&Gauges) -> &AtomicU64) -> u64 {
     gauges.iter().map(|gauges| of(gauges).load(Ordering::Relaxed)).sum()
 }
 
+/// Open files that are no device's connection.
+const OTHER_FILES: u32 = 512;
+
+/// Raises the soft limit of open files to what connections may need, as far as the hard limit lets it. The table
+/// of descriptors gets that size at once: the kernel doubles it when it is full, and all threads wait meanwhile.
+fn allow_descriptors(streams: u32) {
+    let wanted = u64::from(streams + OTHER_FILES);
+    // Too few are no reason not to start: accepting waits then, and the failures are counted.
+    let allowed = rlimit::increase_nofile_limit(wanted).unwrap_or(0).min(wanted);
+    let last = i32::try_from(allowed).unwrap_or(i32::MAX) - 1;
+    drop(rustix::io::fcntl_dupfd_cloexec(io::stderr(), last));
+}
+
 impl Server {
     /// Binds every socket, opens the spool, starts the shards.
     ///
@@ -98,6 +111,7 @@ impl Server {
         view: &Arc<View>,
     ) -> Result<Self, ServerError> {
         let (gcm, curve) = (Gcm::select()?, Backend::select()?);
+        allow_descriptors(config.limits.max_streams);
         let settings = transport::Settings {
             listen: config.listen,
             shards: config.shards,

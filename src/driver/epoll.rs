@@ -286,9 +286,9 @@ impl Epoll {
         self.done.push(completed(tag, 0, false, Payload::None));
     }
 
-    /// Cancels whatever is armed on a stream.
-    pub fn cancel_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
-        self.streams.cancel(stream, &mut self.done);
+    /// Cancels a stream's send.
+    pub fn cancel_send(&mut self, stream: BorrowedFd<'_>, tag: u64) {
+        self.streams.cancel_send(stream, &mut self.done);
         self.done.push(completed(tag, 0, false, Payload::None));
     }
 

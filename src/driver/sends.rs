@@ -3,7 +3,10 @@
 //! Owns the memory and who has it. Must not look into the bytes.
 #![allow(unsafe_code)]
 
+use std::collections::hash_map::Entry;
 use std::io;
+
+use rustc_hash::FxHashMap;
 
 use super::region::Region;
 
@@ -83,29 +86,22 @@ impl SendSlots {
     }
 }
 
-/// Vectors the kernel reads from until their send completes, with the caller's tag.
+/// Vectors the kernel reads from until their send completes, by the caller's tag.
 #[derive(Debug, Default)]
-pub(super) struct StreamSends {
-    lent: Vec<Option<(Vec<u8>, u64)>>,
-    free: Vec<u32>,
-}
+pub(super) struct StreamSends(FxHashMap<u64, Vec<u8>>);
 
 impl StreamSends {
     /// Keeps `bytes` until [`take_back`](Self::take_back). Moving the vector does not move its heap bytes.
-    pub(super) fn lend(&mut self, bytes: Vec<u8>, tag: u64) -> (u32, *const u8) {
-        let address = bytes.as_ptr();
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.lent.push(None);
-            u32::try_from(self.lent.len() - 1).expect("fewer sends than 2³²")
-        });
-        self.lent[index as usize] = Some((bytes, tag));
-        (index, address)
+    ///
+    /// # Panics
+    /// If a send with this tag is in flight: the kernel may still read what it carries.
+    pub(super) fn lend(&mut self, tag: u64, bytes: Vec<u8>) -> *const u8 {
+        let Entry::Vacant(place) = self.0.entry(tag) else { panic!("one send for each tag") };
+        place.insert(bytes).as_ptr()
     }
 
-    pub(super) fn take_back(&mut self, index: u32) -> (Vec<u8>, u64) {
-        let lent = self.lent[index as usize].take().expect("a send comes back once");
-        self.free.push(index);
-        lent
+    pub(super) fn take_back(&mut self, tag: u64) -> Vec<u8> {
+        self.0.remove(&tag).expect("a send comes back once")
     }
 }
 
@@ -132,8 +128,8 @@ mod tests {
     #[should_panic(expected = "comes back once")]
     fn a_send_comes_back_once() {
         let mut sends = StreamSends::default();
-        let (index, _) = sends.lend(vec![1, 2, 3], 9);
-        assert_eq!(sends.take_back(index), (vec![1, 2, 3], 9));
-        sends.take_back(index);
+        sends.lend(9, vec![1, 2, 3]);
+        assert_eq!(sends.take_back(9), [1, 2, 3]);
+        sends.take_back(9);
     }
 }

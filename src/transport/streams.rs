@@ -365,14 +365,16 @@ impl Streams {
         if reason.is_abrupt() {
             let _ = socket2::SockRef::from(&stream.fd).set_linger(Some(Duration::ZERO));
         }
-        if stream.operations > 0 {
-            let tag = Operation::Cancel.tag(id.0);
-            if stream.lent == 0 {
-                let receive = Operation::Receive.tag(id.0);
-                context.driver.cancel_receive(stream.fd.as_fd(), receive, tag);
-            } else {
-                context.driver.cancel_stream(stream.fd.as_fd(), tag);
-            }
+        let sending = stream.lent > 0;
+        let receiving = stream.operations > u32::from(sending);
+        let [receive, send, cancel] =
+            [Operation::Receive, Operation::Send, Operation::Cancel].map(|it| it.tag(id.0));
+        if receiving {
+            context.driver.cancel_receive(stream.fd.as_fd(), receive, cancel);
+            stream.operations += 1;
+        }
+        if sending {
+            context.driver.cancel_send(stream.fd.as_fd(), send, cancel);
             stream.operations += 1;
         }
         if stream.known {

@@ -10,7 +10,7 @@ use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::MESSAGE_MAX;
 use loadgen::local::{LocalGateway, Wanted};
 
-use super::world::{DUET, await_metric, everyone, script, with_settings, work};
+use super::world::{DUET, await_metric, everyone, metric, script, with_settings, work};
 
 const DROPS: &str = "duet_transport_drops_total";
 
@@ -69,6 +69,19 @@ fn without_descriptors_it_waits_and_then_goes_on() {
     drop(hoard);
     work(members, gateway.address);
     await_metric(&gateway, "duet_accept_failures_total", "", 1);
+    gateway.stop().unwrap();
+}
+
+#[test]
+fn it_allows_itself_the_descriptors_that_it_may_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = with_settings(dir.path(), "ulimit -S -n 80 &&", "");
+    let (gateway, members) = LocalGateway::start(&program, dir.path(), 2, &everyone()).unwrap();
+    let hoard: Vec<_> = (0..100).map(|_| TcpStream::connect(gateway.address).unwrap()).collect();
+    work(members, gateway.address);
+    await_metric(&gateway, "duet_streams_accepted_total", "", 100);
+    assert_eq!(metric(&gateway, "duet_accept_failures_total", ""), 0);
+    drop(hoard);
     gateway.stop().unwrap();
 }
 

@@ -1,9 +1,9 @@
 //! Gateways started by a script of one's own, and a fleet that does its whole job with each.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use duet_protocol::profile::{Profile, Transport};
@@ -12,11 +12,18 @@ use loadgen::local::{LocalGateway, Wanted};
 
 pub(crate) const DUET: &str = env!("CARGO_BIN_EXE_duet");
 
-/// A program of these lines of shell.
+/// A program of these lines of shell. Another process writes it: what this one has open for writing, a test that starts
+/// a program at the same time may hold open for a moment longer, and then it could not be run (ETXTBSY).
 pub(crate) fn script(dir: &Path, lines: &str) -> PathBuf {
     let path = dir.join("duet");
-    std::fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut install = Command::new("install")
+        .args(["-m", "755", "/dev/stdin"])
+        .arg(&path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    write!(install.stdin.take().unwrap(), "#!/bin/sh\n{lines}\n").unwrap();
+    assert!(install.wait().unwrap().success());
     path
 }
 

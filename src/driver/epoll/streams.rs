@@ -151,9 +151,8 @@ impl Streams {
         }
     }
 
-    pub(super) fn cancel(&mut self, stream: BorrowedFd<'_>, done: &mut Vec<Completion>) {
+    pub(super) fn cancel_send(&mut self, stream: BorrowedFd<'_>, done: &mut Vec<Completion>) {
         if let Some(entry) = self.table.get_mut(&stream.as_raw_fd()) {
-            cancel_receive(entry, done);
             cancel_send(entry, done);
         }
     }

@@ -89,13 +89,13 @@ impl Ring {
     pub fn send_stream(&mut self, stream: BorrowedFd<'_>, bytes: Vec<u8>, from: usize, tag: u64) {
         assert!(from < bytes.len() && tag < 1 << super::ring::TAG_BITS, "something to send");
         let len = u32::try_from(bytes.len() - from).unwrap_or(u32::MAX);
-        let (index, address) = self.memory.sends.lend(bytes, tag);
+        let address = self.memory.sends.lend(tag, bytes);
         // SAFETY: `from` is inside the vector, checked above.
         let address = unsafe { address.add(from) };
         let entry = opcode::Send::new(types::Fd(stream.as_raw_fd()), address, len)
             .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
             .build();
-        self.push(entry.user_data(Kind::SendStream.user_data(u64::from(index))));
+        self.push(entry.user_data(Kind::SendStream.user_data(tag)));
     }
 
     /// Reports each wake by the eventfd, until a completion without `more`.
@@ -111,10 +111,10 @@ impl Ring {
         self.push(entry.user_data(Kind::Plain.user_data(tag)));
     }
 
-    /// Cancels every operation on a descriptor, for which the kernel looks through all there are.
-    pub fn cancel_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
-        let all = types::CancelBuilder::fd(types::Fd(stream.as_raw_fd())).all();
-        let entry = opcode::AsyncCancel2::new(all).build();
+    /// Cancels the send on a stream that was begun with this tag. To cancel by descriptor would be one operation for both,
+    /// and the kernel would look through every stream's for it.
+    pub fn cancel_send(&mut self, send_tag: u64, tag: u64) {
+        let entry = opcode::AsyncCancel::new(Kind::SendStream.user_data(send_tag)).build();
         self.push(entry.user_data(Kind::Plain.user_data(tag)));
     }
 }

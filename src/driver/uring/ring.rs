@@ -284,7 +284,7 @@ impl Ring {
             let more = cqueue::more(entry.flags());
             self.in_flight -= usize::from(!more);
             let user_data = entry.user_data();
-            let mut tag = user_data & ((1 << TAG_BITS) - 1);
+            let tag = user_data & ((1 << TAG_BITS) - 1);
             let kind = Kind::of(user_data);
             let mut leased = |group| match cqueue::buffer_select(entry.flags()) {
                 Some(id) => {
@@ -306,12 +306,7 @@ impl Ring {
                     Payload::Accepted(unsafe { OwnedFd::from_raw_fd(entry.result()) })
                 }
                 Kind::Accept => Payload::None,
-                Kind::SendStream => {
-                    let index = u32::try_from(tag).unwrap_or(u32::MAX);
-                    let (bytes, callers) = self.memory.sends.take_back(index);
-                    tag = callers;
-                    Payload::Sent(bytes)
-                }
+                Kind::SendStream => Payload::Sent(self.memory.sends.take_back(tag)),
             };
             into.push(Completion { tag, result: entry.result(), more, payload });
         }
@@ -347,9 +342,15 @@ impl Ring {
     pub fn drain(&mut self, patience: Duration, mut each: impl FnMut(&Completion)) -> bool {
         let end = Instant::now() + patience;
         let mut completions = Vec::new();
+        // What was cancelled by name comes back first. Until it has, to cancel whatever there is makes the kernel look
+        // through all of it again for each one.
+        let mut is_stuck = false;
         while self.in_flight > 0 && Instant::now() < end {
-            let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
-            self.push(cancel.user_data(Kind::Plain.user_data(0)));
+            let before = self.in_flight;
+            if is_stuck {
+                let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
+                self.push(cancel.user_data(Kind::Plain.user_data(0)));
+            }
             if self.enter(2, Some(Duration::from_millis(10)), 0).is_err() {
                 break;
             }
@@ -360,6 +361,7 @@ impl Ring {
                     self.give_back(lease);
                 }
             }
+            is_stuck = self.in_flight >= before;
         }
         self.in_flight == 0
     }
