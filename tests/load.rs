@@ -128,9 +128,11 @@ fn a_search_ends_between_what_holds_and_what_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = bench(dir.path(), Plan { span: Duration::from_millis(300), ..plan() });
     // No gateway confirms within a microsecond.
-    let tried = bench.find_max(0.001).unwrap();
+    let mut told = 0;
+    let tried = bench.find_max(0.001, |_| told += 1).unwrap();
     bench.stop().unwrap();
-    assert!(!tried.is_empty() && tried.iter().all(|one| !one.2));
+    assert!(!tried.is_empty() && tried.iter().all(|one| !one.holds));
+    assert_eq!(told, tried.len());
 }
 
 #[test]

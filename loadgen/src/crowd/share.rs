@@ -254,6 +254,11 @@ impl Share {
             self.heap.pop();
             if self.devices[index as usize].due_us == due {
                 self.devices[index as usize].due_us = u64::MAX;
+                if self.devices[index as usize].opening == Some(due)
+                    && tally.note_lateness(self.now().saturating_sub(due))
+                {
+                    progress.late.fetch_add(1, Ordering::Relaxed);
+                }
                 self.advance(index as usize, steady, tally, progress)?;
             }
         }
