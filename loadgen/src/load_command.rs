@@ -9,7 +9,7 @@ use duet_protocol::profile::Transport;
 use loadgen::crowd::{Loop, Loss};
 use loadgen::load::{self, Bench, Latency, Plan, Trial};
 
-use super::{read_profile, write_json};
+use super::{check_writable, read_profile, show, write_json};
 
 #[derive(Args)]
 #[command(
@@ -48,10 +48,10 @@ pub(super) struct Load {
     #[arg(long, value_name = "MS", default_value_t = 50.0)]
     p99: f64,
     /// Seconds of readings or commands before the measurement
-    #[arg(long, value_name = "S", default_value_t = 1)]
+    #[arg(long, value_name = "S", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=604_800))]
     warm_up: u64,
     /// Seconds of the measurement
-    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     duration: u64,
     /// Bytes of a reading or command
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(0..=128))]
@@ -118,6 +118,7 @@ impl Load {
             !self.find_max || matches!(self.scenario, Scenario::Steady | Scenario::Commands),
             "--find-max searches a rate of readings or commands: use --scenario steady or commands"
         );
+        check_writable([&self.json, &self.csv, &self.hdr].into_iter().flatten())?;
         let payloads = match &self.payloads {
             None => vec![vec![0x42; self.payload.into()]],
             Some(path) => read_payloads(path)?,
@@ -156,7 +157,10 @@ impl Load {
         };
         let mut bench = Bench::start(program, dir, plan)?;
         if self.find_max {
-            println!("{:>10} {:>12} {:>10} {:>10}  holds", "asked/s", "done/s", "p50 ms", "p99 ms");
+            show(format_args!(
+                "{:>10} {:>12} {:>10} {:>10}  holds",
+                "asked/s", "done/s", "p50 ms", "p99 ms"
+            ))?;
             let tried = bench.find_max(self.p99, |Trial { per_s, phase, holds, .. }| {
                 let Latency { p50, p99, .. } = phase.latency_ms;
                 println!("{per_s:>10} {:>12.0} {p50:>10.1} {p99:>10.1}  {holds}", phase.per_s);
@@ -166,7 +170,6 @@ impl Load {
         }
         let outcome = bench.run()?;
         bench.stop()?;
-        println!("{}", outcome.report);
         write_json(self.json, &outcome.report)?;
         if let Some(path) = self.csv {
             std::fs::write(&path, outcome.report.csv())
@@ -175,6 +178,7 @@ impl Load {
         if let Some(path) = self.hdr {
             outcome.write_hdr(&path)?;
         }
+        show(&outcome.report)?;
         let amplified = outcome.report.hostile.map_or(0, |hostile| hostile.amplified);
         ensure!(amplified == 0, "{amplified} hostile addresses got more bytes than they sent");
         ensure!(outcome.report.valid, "the run is not valid");
