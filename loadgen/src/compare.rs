@@ -27,6 +27,8 @@ mod sweep;
 pub use contender::{CATALOGUE, Entry, Kind};
 pub use page::page;
 pub(crate) use report::SCHEMA;
+#[cfg(test)]
+pub(crate) use report::sample;
 pub use report::{Cell, Figure, Outline, Report, Row, provenance};
 pub use road::{LIMIT, Road};
 

@@ -82,6 +82,9 @@ pub(crate) struct Compare {
     /// Write one page with the plots, which needs nothing else
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Write the exchange and the times without loss as a Markdown table
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,7 +99,7 @@ enum Link {
 
 impl Compare {
     pub(crate) fn run(self, program: &Path, dir: &Path) -> Result<()> {
-        check_writable([&self.json, &self.csv, &self.html].into_iter().flatten())?;
+        check_writable([&self.json, &self.csv, &self.html, &self.markdown].into_iter().flatten())?;
         let mut settings = self.settings()?;
         let needed = 8 * settings.in_flight + CATALOGUE.len() * settings.sessions + 256;
         let files = rlimit::increase_nofile_limit(needed as u64)?;
@@ -140,6 +143,7 @@ impl Compare {
         write(&self.json, serde_json::to_string_pretty(&report)? + "\n")?;
         write(&self.csv, table::csv(&report))?;
         write(&self.html, compare::page(&report)?)?;
+        write(&self.markdown, table::markdown(&report))?;
         show(table::render(&report).trim_end())?;
         ensure!(report.valid, "the run is not valid: {}", report.remarks[0]);
         Ok(())

@@ -30,7 +30,7 @@ use anyhow::Result;
 pub use self::engine::Quick;
 pub use self::overheard::Overheard;
 use self::share::Share;
-pub use self::tally::{BUSY_MAX, LATE_SHARE_MAX, Tally};
+pub use self::tally::{BUSY_MAX, KNOCKING_SHARE_MAX, LATE_SHARE_MAX, Tally};
 use crate::fleet::Member;
 
 /// When a device's next reading is due.

@@ -27,7 +27,9 @@ use self::search::Search;
 use self::target::Target;
 use self::watch::Watch;
 use crate::contact;
-use crate::crowd::{Crowd, Loop, Loss, Overheard, Steady, Tally};
+use crate::crowd::{
+    BUSY_MAX, Crowd, KNOCKING_SHARE_MAX, LATE_SHARE_MAX, Loop, Loss, Overheard, Steady, Tally,
+};
 use crate::local::{LocalGateway, Wanted};
 use crate::process_clock::process_memory;
 use crate::running::RunningGateway;
@@ -226,14 +228,20 @@ impl Bench {
         let series = watch.end();
         let Phases { connect, undisturbed, measured: (measured, tally), ledger } = phases?;
         let plan = &self.plan;
-        let mut invalid_because = tally.invalid_because(plan.scenario.is_storm());
-        let before =
-            [("while devices connected: ", &connect), ("without strangers: ", &undisturbed)];
-        for (when, (_, tally)) in
-            before.into_iter().filter_map(|(when, one)| Some((when, one.as_ref()?)))
-        {
-            let reasons = tally.invalid_because(false).into_iter();
-            invalid_because.extend(reasons.map(|reason| format!("{when}{reason}")));
+        let mut invalid_because = Vec::new();
+        if let Some((_, connecting)) = &connect {
+            let lower = "a lower --connect-rate";
+            invalid_because.extend(own_fault(connecting, "while devices connected, ", lower));
+        }
+        if let Some((_, alone)) = &undisturbed {
+            invalid_because.extend(own_fault(alone, "before strangers came, ", "a lower rate"));
+        }
+        invalid_because.extend(own_fault(&tally, "", "a lower rate"));
+        if plan.scenario.is_storm() && tally.knocking_share() > KNOCKING_SHARE_MAX {
+            invalid_because.push(format!(
+                "this program took {:.0}% of the storm to let all devices knock: use more --threads, or cores",
+                tally.knocking_share() * 100.0
+            ));
         }
         let connect = connect.map_or(measured, |one| one.0);
         let hostile = undisturbed.zip(ledger).map(|(one, ledger)| ledger.report(one.0));
@@ -280,7 +288,7 @@ impl Bench {
         while let Some(per_s) = search.next() {
             self.plan.per_s = per_s;
             let (phase, tally) = self.work(self.plan.span)?;
-            let invalid_because = tally.invalid_because(false);
+            let invalid_because = own_fault(&tally, "", "a lower rate");
             let kept = phase.latency_ms.p99 <= p99_ms && phase.done == phase.due;
             let holds = kept && invalid_because.is_empty();
             search.tell(per_s, holds);
@@ -374,6 +382,24 @@ impl Bench {
     }
 }
 
+/// Why a phase was one of this program and not of the gateway, with what would help.
+fn own_fault(tally: &Tally, when: &str, lower: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    if tally.late_share() > LATE_SHARE_MAX {
+        faults.push(format!(
+            "{when}{:.1}% of what was due was begun more than 5 ms late by this program: use {lower}, or more cores",
+            tally.late_share() * 100.0
+        ));
+    }
+    if tally.busy > BUSY_MAX {
+        faults.push(format!(
+            "{when}a thread of this program was busy for {:.0}% of the time: use {lower}, or more --threads",
+            tally.busy * 100.0
+        ));
+    }
+    faults
+}
+
 /// Allows a connection for each device, here and in the gateway, which inherits the limit.
 fn allow_descriptors(devices: u32) -> Result<()> {
     let needed = u64::from(devices) + OTHER_FILES;
@@ -411,6 +437,19 @@ mod tests {
     fn the_published_schema_is_up_to_date() {
         let validator = crate::schema::published::<Report>("load.json");
         assert!(!validator.is_valid(&serde_json::json!({ "schema": SCHEMA })));
+    }
+
+    #[test]
+    fn a_phase_in_which_this_program_was_late_or_busy_is_its_own_fault() {
+        let mut tally = Tally { busy: 0.96, ..Tally::default() };
+        for late_us in std::iter::repeat_n(0, 98).chain([6_000, 6_000]) {
+            tally.note_begun(late_us);
+        }
+        let faults = own_fault(&tally, "while devices connected, ", "a lower --connect-rate");
+        assert_eq!(faults.len(), 2);
+        assert!(faults[0].starts_with("while devices connected, 2.0% of what was due"));
+        assert!(faults.iter().all(|fault| fault.contains("use a lower --connect-rate")));
+        assert!(own_fault(&Tally::default(), "", "a lower rate").is_empty());
     }
 
     #[test]

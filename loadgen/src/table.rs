@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::compare::{Cell, Report};
+use crate::compare::{Cell, Report, Row};
 
 /// Aligned columns, and in plain words which figure is what.
 #[must_use]
@@ -73,8 +73,7 @@ fn times(out: &mut String, report: &Report, loss: f64) {
     let _ = writeln!(out, "{line}");
     for row in &report.contenders {
         let mut line = format!("{:<29}", row.name);
-        let at_loss = |cell: &&Cell| (cell.loss_percent - loss).abs() < 1e-9;
-        let cells: Vec<_> = row.cells.iter().filter(at_loss).collect();
+        let cells: Vec<_> = at_loss(row, loss).collect();
         for cell in &cells {
             let _ = write!(line, " {:>13}", format!("{} / {}", ms(cell.p50_ms), ms(cell.p99_ms)));
         }
@@ -86,6 +85,10 @@ fn times(out: &mut String, report: &Report, loss: f64) {
     }
 }
 
+fn at_loss(row: &Row, loss: f64) -> impl Iterator<Item = &Cell> {
+    row.cells.iter().filter(move |cell| (cell.loss_percent - loss).abs() < 1e-9)
+}
+
 /// Two or more digits that matter; what is beyond the limit is a word.
 fn ms(value: Option<f64>) -> String {
     match value {
@@ -93,6 +96,42 @@ fn ms(value: Option<f64>) -> String {
         Some(ms) if ms < 9.95 => format!("{ms:.1}"),
         Some(ms) => format!("{ms:.0}"),
     }
+}
+
+/// A table for a README: the exchange, processor time, and the median times without loss.
+#[must_use]
+pub fn markdown(report: &Report) -> String {
+    let times = &report.settings.round_trips_ms;
+    let mut out = String::from(
+        "| | flights of the handshake / of all | round trips | packets up / down | IP bytes up / down | \
+        CPU µs device / gateway |",
+    );
+    for ms in times {
+        let _ = write!(out, " RTT {ms} |");
+    }
+    let _ = writeln!(out, "\n|---|{}", "---|".repeat(5 + times.len()));
+    for row in &report.contenders {
+        let (flights, packets, bytes) = (row.flights, row.packets, row.ip_bytes);
+        let _ = write!(
+            out,
+            "| {} | {} / {} | {} | {} / {} | {} / {} | {:.0} / {:.0} |",
+            row.name,
+            flights.handshake,
+            flights.all,
+            row.round_trips,
+            packets.up,
+            packets.down,
+            bytes.up,
+            bytes.down,
+            row.device_cpu_us,
+            row.gateway_cpu_us
+        );
+        for cell in at_loss(row, 0.0) {
+            let _ = write!(out, " {} |", ms(cell.p50_ms));
+        }
+        let _ = writeln!(out);
+    }
+    out
 }
 
 /// One line for each contender and cell, for spreadsheets.
@@ -133,4 +172,24 @@ pub fn csv(report: &Report) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_markdown_table_is_rectangular_and_has_the_times_without_loss() {
+        let report = crate::compare::sample();
+        let table = markdown(&report);
+        let lines: Vec<_> = table.lines().collect();
+        assert_eq!(lines.len(), 2 + report.contenders.len());
+        let columns = |line: &str| line.matches('|').count();
+        assert!(lines.iter().all(|line| columns(line) == 1 + 6 + 2), "{table}");
+        assert!(lines[0].ends_with("| RTT 0 | RTT 200 |"), "{table}");
+        let first = &report.contenders[0];
+        let expected =
+            format!("| {} | 2 / 4 | 2 | 2 / 2 | 200 / 150 | 10 / 20 | 300 | 300 |", first.name);
+        assert_eq!(lines[2], expected);
+    }
 }

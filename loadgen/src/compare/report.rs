@@ -381,7 +381,7 @@ pub(super) fn sum_up(settings: &Settings, link: Option<&Emulator>, contenders: V
 
 /// A report as a run would write it, for tests of what is made from reports.
 #[cfg(test)]
-pub(super) fn sample() -> Report {
+pub(crate) fn sample() -> Report {
     let settings = Settings {
         round_trips_ms: vec![0, 200],
         losses_percent: vec![0.0, 5.0],

@@ -1,7 +1,8 @@
 //! One thread's devices: what is due, what came, what is to be sent.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::binary_heap::{BinaryHeap, PeekMut};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -18,8 +19,11 @@ use super::{Loop, Loss, Progress, Quick, Steady, Tally};
 use crate::exchange::thread_cpu;
 use crate::fleet::Member;
 
-/// Datagrams taken in before what is due gets its turn.
-const TAKE: usize = 256;
+/// Messages taken in before what is due gets its turn.
+const TAKE: usize = 1_024;
+/// Devices that get their turn, since something is due, before what came is taken in. It is far less: a program that
+/// cannot keep up must not let answers grow old in its socket for the sake of asking more.
+const DUE: usize = 64;
 /// How long a phase may wait for what is still missing at its end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -238,7 +242,7 @@ impl Share {
         Ok(tally)
     }
 
-    /// Everything that is due, then everything that came, then a wait.
+    /// Some of what is due, then a wait if that was all, then what came.
     fn turn(
         &mut self,
         steady: Option<Steady<'_>>,
@@ -247,15 +251,14 @@ impl Share {
         left: &mut usize,
     ) -> Result<()> {
         let now = self.now();
-        while let Some(&Reverse((due, index))) = self.heap.peek() {
-            if due > now {
-                break;
-            }
-            self.heap.pop();
+        for _ in 0..DUE {
+            let Some(next) = self.heap.peek_mut().filter(|next| next.0.0 <= now) else { break };
+            let Reverse((due, index)) = PeekMut::pop(next);
             if self.devices[index as usize].due_us == due {
                 self.devices[index as usize].due_us = u64::MAX;
+                // Repetitions are due later.
                 if self.devices[index as usize].opening == Some(due)
-                    && tally.note_lateness(self.now().saturating_sub(due))
+                    && tally.note_late(self.now().saturating_sub(due))
                 {
                     progress.late.fetch_add(1, Ordering::Relaxed);
                 }
@@ -362,5 +365,52 @@ impl Share {
         } else {
             one.due_us = due;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use duet_protocol::device::Config;
+    use duet_protocol::ec::SecretScalar;
+    use duet_protocol::identity::{Fingerprint, Gateway};
+    use duet_protocol::profile::{KeySource, Mode, Profile};
+
+    use super::*;
+    use crate::local::{Wanted, enrol};
+
+    fn member(gateway: Gateway) -> Member {
+        let transport = Transport::Datagram;
+        let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+        let (identity, _) = enrol(&Wanted { name: "d".to_owned(), profile, transport }).unwrap();
+        let config = Config { identity, gateway, profile, transport, fresh: 1 };
+        Member { name: "d".to_owned(), config, seed: [1; 32] }
+    }
+
+    /// Devices that were all due a second ago must not keep this program from hearing the first answers, and count as late.
+    #[test]
+    fn it_listens_while_much_is_due_and_says_that_it_is_late() {
+        let gateway = UdpSocket::bind("127.0.0.1:0").unwrap();
+        gateway.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        let address = gateway.local_addr().unwrap();
+        let key = SecretScalar::from_bytes(&[7; 32]).unwrap().public_key();
+        let identity = Gateway { key_id: 0, fingerprint: Fingerprint([0; 32]), key };
+        let members = (0..10 * DUE).map(|_| member(identity)).collect();
+        let clock = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        let mut share = Share::new(members, 0, address, clock, Loss(0), 1).unwrap();
+        for index in 0..share.len() {
+            share.devices[index].device.open(0);
+            share.devices[index].opening = Some(0);
+            share.schedule(index);
+        }
+        let (mut tally, progress, mut left) = (Tally::default(), Progress::default(), 10 * DUE);
+        let mut bytes = [0; MESSAGE_MAX];
+        for _ in 0..10 {
+            share.turn(None, &mut tally, &progress, &mut left).unwrap();
+            let asked = std::iter::from_fn(|| gateway.recv(&mut bytes).ok()).count();
+            assert_eq!(asked, DUE);
+        }
+        assert_eq!((tally.late, tally.lateness.min() > 900_000), (10 * DUE as u64, true));
     }
 }

@@ -12,7 +12,7 @@ pub const LATE_SHARE_MAX: f64 = 0.01;
 /// The share of a core above which a thread was the bottleneck.
 pub const BUSY_MAX: f64 = 0.95;
 /// The share of a storm that this program may take until all have knocked.
-const KNOCKING_SHARE_MAX: f64 = 0.1;
+pub const KNOCKING_SHARE_MAX: f64 = 0.1;
 /// The longest latency that is told apart, µs.
 const LATENCY_MAX: u64 = 120_000_000;
 
@@ -66,11 +66,11 @@ impl Tally {
     /// Something is begun this long after its time, µs; whether that counts as late.
     pub fn note_begun(&mut self, late_us: u64) -> bool {
         self.due += 1;
-        self.note_lateness(late_us)
+        self.note_late(late_us)
     }
 
-    /// Something that is due anyway is begun this long after its time, µs; whether that counts as late.
-    pub fn note_lateness(&mut self, late_us: u64) -> bool {
+    /// Something that is counted as due already is begun this long after its time, µs; whether that counts as late.
+    pub fn note_late(&mut self, late_us: u64) -> bool {
         self.lateness.saturating_record(late_us.min(LATENCY_MAX));
         let is_late = late_us > LATE_US;
         self.late += u64::from(is_late);
@@ -105,49 +105,5 @@ impl Tally {
     #[expect(clippy::cast_precision_loss, reason = "a share")]
     pub fn late_share(&self) -> f64 {
         if self.due == 0 { 0.0 } else { self.late as f64 / self.due as f64 }
-    }
-
-    /// Why it was this program that was measured, and not the gateway; nothing if all is well.
-    #[must_use]
-    pub fn invalid_because(&self, is_storm: bool) -> Vec<String> {
-        let mut reasons = Vec::new();
-        if self.late_share() > LATE_SHARE_MAX {
-            reasons.push(format!(
-                "{:.1}% of what was due was begun more than 5 ms late by this program: use a lower rate, or more cores",
-                self.late_share() * 100.0
-            ));
-        }
-        if self.busy > BUSY_MAX {
-            reasons.push(format!(
-                "a thread of this program was busy for {:.0}% of the time: use a lower rate, or more --threads",
-                self.busy * 100.0
-            ));
-        }
-        if is_storm && self.knocking_share() > KNOCKING_SHARE_MAX {
-            reasons.push(format!(
-                "this program took {:.0}% of the storm to let all devices knock: use more --threads, or cores",
-                self.knocking_share() * 100.0
-            ));
-        }
-        reasons
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_began_late_or_kept_a_core_busy_is_a_reason() {
-        let mut tally = Tally { due: 1_000, took: Duration::from_secs(1), ..Tally::default() };
-        (0..10).for_each(|_| assert!(tally.note_lateness(LATE_US + 1)));
-        assert!(tally.invalid_because(false).is_empty(), "one in a hundred");
-        assert!(tally.note_lateness(150_000));
-        assert!(!tally.note_lateness(LATE_US));
-        let reasons = tally.invalid_because(false);
-        assert!(reasons.len() == 1 && reasons[0].starts_with("1.1%"), "{reasons:?}");
-        tally.busy = 0.96;
-        assert_eq!(tally.invalid_because(false).len(), 2);
-        assert_eq!(tally.invalid_because(true).len(), 3, "0.15 s of 1 s were needed to knock");
     }
 }
