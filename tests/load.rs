@@ -81,10 +81,10 @@ fn an_open_loop_shows_a_stall_that_a_closed_one_hides() {
 fn what_is_done_after_the_end_counts_with_the_time_that_it_took() {
     for scenario in [Scenario::Steady, Scenario::Commands] {
         let span = Duration::from_millis(1_700);
-        let late = Plan { scenario, devices: 20, per_s: 400, span, ..plan() };
+        let late = Plan { scenario, devices: 50, per_s: 400, span, ..plan() };
         let measured = run_with_a_stall(late).report.measured;
         assert_eq!(measured.done, measured.due, "{scenario:?}: {measured}");
-        assert!(measured.seconds > 2.0, "the gateway stood until then: {measured}");
+        assert!(measured.seconds > 1.7, "the gateway stood at its end: {measured}");
         assert!(measured.per_s < 400.0, "what it cannot do is no rate of it: {measured}");
         let few = Plan { scenario, devices: 20, per_s: 2, span, ..plan() };
         assert!(run(few).report.measured.seconds >= 1.7, "{scenario:?}: it goes on after the last");
@@ -128,9 +128,11 @@ fn a_search_ends_between_what_holds_and_what_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = bench(dir.path(), Plan { span: Duration::from_millis(300), ..plan() });
     // No gateway confirms within a microsecond.
-    let tried = bench.find_max(0.001).unwrap();
+    let mut told = 0;
+    let tried = bench.find_max(0.001, |_| told += 1).unwrap();
     bench.stop().unwrap();
-    assert!(!tried.is_empty() && tried.iter().all(|one| !one.2));
+    assert!(!tried.is_empty() && tried.iter().all(|one| !one.holds));
+    assert_eq!(told, tried.len());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `loadgen compare`: reads its options, makes the link, writes the reports.
 
 use std::fs;
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,8 @@ use loadgen::link::{Conditions, Emulator};
 use loadgen::local::LocalGateway;
 use loadgen::table;
 use loadgen::tls::Host;
+
+use super::{check_writable, show};
 
 #[derive(Args)]
 #[command(
@@ -97,10 +99,7 @@ enum Link {
 
 impl Compare {
     pub(crate) fn run(self, program: &Path, dir: &Path) -> Result<()> {
-        for path in [&self.json, &self.csv, &self.html, &self.markdown].into_iter().flatten() {
-            // Before minutes of work, not after.
-            fs::write(path, "").with_context(|| format!("cannot write {}", path.display()))?;
-        }
+        check_writable([&self.json, &self.csv, &self.html, &self.markdown].into_iter().flatten())?;
         let mut settings = self.settings()?;
         let needed = 8 * settings.in_flight + CATALOGUE.len() * settings.sessions + 256;
         let files = rlimit::increase_nofile_limit(needed as u64)?;
@@ -137,7 +136,6 @@ impl Compare {
             gateway.stop()?;
             report
         };
-        print!("{}", table::render(&report));
         let write = |path: &Option<PathBuf>, text: String| match path {
             Some(path) => fs::write(path, text).with_context(|| path.display().to_string()),
             None => Ok(()),
@@ -146,6 +144,7 @@ impl Compare {
         write(&self.csv, table::csv(&report))?;
         write(&self.html, compare::page(&report)?)?;
         write(&self.markdown, table::markdown(&report))?;
+        show(table::render(&report).trim_end())?;
         ensure!(report.valid, "the run is not valid: {}", report.remarks[0]);
         Ok(())
     }
@@ -243,9 +242,10 @@ fn host(address: Ipv4Addr) -> Result<Host> {
 
 /// Says how far it is, on a terminal in one line.
 fn tell(text: &str) {
-    if io::stderr().is_terminal() {
-        eprint!("\r\x1b[K{text}");
+    // Nobody needs to read this.
+    let _ = if io::stderr().is_terminal() {
+        write!(io::stderr(), "\r\x1b[K{text}")
     } else {
-        eprintln!("loadgen: {text}");
-    }
+        writeln!(io::stderr(), "loadgen: {text}")
+    };
 }

@@ -104,6 +104,36 @@ pub struct Plan {
 /// A phase's figures, and all that was counted.
 type Measured = (Phase, Tally);
 
+/// All phases of a run.
+struct Phases {
+    /// The devices' first channels, if that is not what is measured.
+    connect: Option<Measured>,
+    /// Before strangers came.
+    undisturbed: Option<Measured>,
+    /// What the scenario is about.
+    measured: Measured,
+    ledger: Option<Ledger>,
+}
+
+impl Phases {
+    const fn new(connect: Option<Measured>, measured: Measured) -> Self {
+        Self { connect, undisturbed: None, measured, ledger: None }
+    }
+}
+
+/// A rate that a search tried.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// Readings or commands a second.
+    pub per_s: u32,
+    /// How it went.
+    pub phase: Phase,
+    /// Whether the gateway kept to what was wanted, and it was the gateway that was measured.
+    pub holds: bool,
+    /// Why this program was measured instead.
+    pub invalid_because: Vec<String>,
+}
+
 /// A gateway and its devices, ready.
 pub struct Bench {
     gateway: Target,
@@ -196,12 +226,15 @@ impl Bench {
         let watch = Watch::begin(Arc::clone(&self.crowd.progress));
         let phases = self.phases();
         let series = watch.end();
-        let ((connect, connecting), (measured, tally), hostile) = phases?;
+        let Phases { connect, undisturbed, measured: (measured, tally), ledger } = phases?;
         let plan = &self.plan;
         let mut invalid_because = Vec::new();
-        if plan.scenario != Scenario::HandshakeStorm {
+        if let Some((_, connecting)) = &connect {
             let lower = "a lower --connect-rate";
-            invalid_because.extend(own_fault(&connecting, "while devices connected, ", lower));
+            invalid_because.extend(own_fault(connecting, "while devices connected, ", lower));
+        }
+        if let Some((_, alone)) = &undisturbed {
+            invalid_because.extend(own_fault(alone, "before strangers came, ", "a lower rate"));
         }
         invalid_because.extend(own_fault(&tally, "", "a lower rate"));
         if plan.scenario.is_storm() && tally.knocking_share() > KNOCKING_SHARE_MAX {
@@ -210,6 +243,8 @@ impl Bench {
                 tally.knocking_share() * 100.0
             ));
         }
+        let connect = connect.map_or(measured, |one| one.0);
+        let hostile = undisturbed.zip(ledger).map(|(one, ledger)| ledger.report(one.0));
         let devices = u64::from(plan.devices);
         let used = |pid, before: u64| {
             Ok::<_, anyhow::Error>(process_memory(pid)?.saturating_sub(before) / devices)
@@ -242,20 +277,24 @@ impl Bench {
         Ok(Outcome { report, latency: tally.latency })
     }
 
-    /// Searches the highest rate of readings or commands at which `p99_ms` holds and all are confirmed; what was tried, in order.
+    /// Searches the highest rate of readings or commands at which `p99_ms` holds and all are confirmed; what was tried, in
+    /// order, each told as soon as it is over.
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    pub fn find_max(&mut self, p99_ms: f64) -> Result<Vec<(u32, Phase, bool)>> {
+    pub fn find_max(&mut self, p99_ms: f64, mut tell: impl FnMut(&Trial)) -> Result<Vec<Trial>> {
         self.open(Duration::from_secs(self.plan.devices.into()) / self.plan.connect_per_s.max(1))?;
         let (mut tried, mut search) = (Vec::new(), Search::from(self.plan.per_s));
-        while let Some(rate) = search.next() {
-            self.plan.per_s = rate;
+        while let Some(per_s) = search.next() {
+            self.plan.per_s = per_s;
             let (phase, tally) = self.work(self.plan.span)?;
-            let holds =
-                phase.latency_ms.p99 <= p99_ms && phase.done == phase.due && tally.is_valid();
-            search.tell(rate, holds);
-            tried.push((rate, phase, holds));
+            let invalid_because = own_fault(&tally, "", "a lower rate");
+            let kept = phase.latency_ms.p99 <= p99_ms && phase.done == phase.due;
+            let holds = kept && invalid_because.is_empty();
+            search.tell(per_s, holds);
+            let trial = Trial { per_s, phase, holds, invalid_because };
+            tell(&trial);
+            tried.push(trial);
         }
         Ok(tried)
     }
@@ -268,25 +307,25 @@ impl Bench {
         self.gateway.stop()
     }
 
-    fn phases(&mut self) -> Result<(Measured, Measured, Option<Hostile>)> {
+    fn phases(&mut self) -> Result<Phases> {
         let ramp = Duration::from_secs(self.plan.devices.into()) / self.plan.connect_per_s.max(1);
         match self.plan.scenario {
-            Scenario::HandshakeStorm => {
-                let storm = self.open(Duration::ZERO)?;
-                Ok((storm.clone(), storm, None))
+            Scenario::HandshakeStorm => Ok(Phases::new(None, self.open(Duration::ZERO)?)),
+            Scenario::ReconnectStorm => {
+                Ok(Phases::new(Some(self.open(ramp)?), self.open(Duration::ZERO)?))
             }
-            Scenario::ReconnectStorm => Ok((self.open(ramp)?, self.open(Duration::ZERO)?, None)),
             Scenario::Steady | Scenario::Commands | Scenario::Hostile => {
-                let connect = self.open(ramp)?;
+                let connect = Some(self.open(ramp)?);
                 if !self.plan.warm_up.is_zero() {
                     self.work(self.plan.warm_up)?;
                 }
                 let measured = self.work(self.plan.span)?;
                 if self.plan.scenario != Scenario::Hostile {
-                    return Ok((connect, measured, None));
+                    return Ok(Phases::new(connect, measured));
                 }
-                let (disturbed, ledger) = self.work_beside_strangers()?;
-                Ok((connect, disturbed, Some(ledger.report(measured.0))))
+                let undisturbed = Some(measured);
+                let (measured, ledger) = self.work_beside_strangers()?;
+                Ok(Phases { connect, undisturbed, measured, ledger: Some(ledger) })
             }
         }
     }

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use duet_protocol::profile::Transport;
 use loadgen::crowd::{Loop, Loss};
-use loadgen::load::{self, Bench, Latency, Plan};
+use loadgen::load::{self, Bench, Latency, Plan, Trial};
 
-use super::{read_profile, write_json};
+use super::{check_writable, read_profile, show, write_json};
 
 #[derive(Args)]
 #[command(
@@ -41,17 +41,17 @@ pub(super) struct Load {
     /// A device sends its next reading only after the last one was confirmed
     #[arg(long)]
     closed_loop: bool,
-    /// Search the highest rate at which all readings are confirmed and p99 stays below --p99
-    #[arg(long)]
+    /// Search the highest rate at which all readings (or commands) are confirmed and p99 stays within --p99
+    #[arg(long, conflicts_with_all = ["closed_loop", "json", "csv", "hdr"])]
     find_max: bool,
     /// The criterion of --find-max, ms
     #[arg(long, value_name = "MS", default_value_t = 50.0)]
     p99: f64,
     /// Seconds of readings or commands before the measurement
-    #[arg(long, value_name = "S", default_value_t = 1)]
+    #[arg(long, value_name = "S", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=604_800))]
     warm_up: u64,
     /// Seconds of the measurement
-    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     duration: u64,
     /// Bytes of a reading or command
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(0..=128))]
@@ -113,6 +113,12 @@ enum Carrier {
 impl Load {
     pub(super) fn run(self, program: &Path, dir: &Path) -> Result<()> {
         ensure!((0.0..=90.0).contains(&self.loss), "--loss must be 0 to 90 percent");
+        ensure!(self.p99.is_finite() && self.p99 > 0.0, "--p99 must be a number of ms above 0");
+        ensure!(
+            !self.find_max || matches!(self.scenario, Scenario::Steady | Scenario::Commands),
+            "--find-max searches a rate of readings or commands: use --scenario steady or commands"
+        );
+        check_writable([&self.json, &self.csv, &self.hdr].into_iter().flatten())?;
         let payloads = match &self.payloads {
             None => vec![vec![0x42; self.payload.into()]],
             Some(path) => read_payloads(path)?,
@@ -151,23 +157,19 @@ impl Load {
         };
         let mut bench = Bench::start(program, dir, plan)?;
         if self.find_max {
-            println!("{:>10} {:>12} {:>10} {:>10}  holds", "asked/s", "done/s", "p50 ms", "p99 ms");
-            let tried = bench.find_max(self.p99)?;
-            for (rate, phase, holds) in &tried {
+            show(format_args!(
+                "{:>10} {:>12} {:>10} {:>10}  holds",
+                "asked/s", "done/s", "p50 ms", "p99 ms"
+            ))?;
+            let tried = bench.find_max(self.p99, |Trial { per_s, phase, holds, .. }| {
                 let Latency { p50, p99, .. } = phase.latency_ms;
-                println!("{rate:>10} {:>12.0} {p50:>10.1} {p99:>10.1}  {holds}", phase.per_s);
-            }
-            let best = tried.iter().filter(|one| one.2).map(|one| one.0).max();
-            println!(
-                "highest rate with all done and p99 below {} ms: {}",
-                self.p99,
-                best.map_or("none".to_owned(), |rate| rate.to_string())
-            );
-            return bench.stop();
+                println!("{per_s:>10} {:>12.0} {p50:>10.1} {p99:>10.1}  {holds}", phase.per_s);
+            })?;
+            bench.stop()?;
+            return sum_up(&tried, self.p99);
         }
         let outcome = bench.run()?;
         bench.stop()?;
-        println!("{}", outcome.report);
         write_json(self.json, &outcome.report)?;
         if let Some(path) = self.csv {
             std::fs::write(&path, outcome.report.csv())
@@ -176,11 +178,30 @@ impl Load {
         if let Some(path) = self.hdr {
             outcome.write_hdr(&path)?;
         }
+        show(&outcome.report)?;
         let amplified = outcome.report.hostile.map_or(0, |hostile| hostile.amplified);
         ensure!(amplified == 0, "{amplified} hostile addresses got more bytes than they sent");
         ensure!(outcome.report.valid, "the run is not valid");
         Ok(())
     }
+}
+
+/// What a search found; an error if that is not the gateway's limit.
+fn sum_up(tried: &[Trial], p99_ms: f64) -> Result<()> {
+    let best = tried.iter().filter(|one| one.holds).map(|one| one.per_s).max();
+    println!(
+        "highest rate with all done and p99 within {p99_ms} ms: {}",
+        best.map_or("none".to_owned(), |rate| rate.to_string())
+    );
+    let limit = tried.iter().filter(|one| !one.holds).min_by_key(|one| one.per_s);
+    let Trial { per_s, invalid_because, .. } =
+        limit.context("the search is not valid: it ended before a rate that does not hold")?;
+    ensure!(
+        invalid_because.is_empty(),
+        "the search is not valid: at {per_s} a second {}",
+        invalid_because.join("; ")
+    );
+    Ok(())
 }
 
 fn read_payloads(path: &Path) -> Result<Vec<Vec<u8>>> {
@@ -197,4 +218,32 @@ fn read_payloads(path: &Path) -> Result<Vec<Vec<u8>>> {
     }
     ensure!(!payloads.is_empty(), "{}: no line with a reading", path.display());
     Ok(payloads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_that_this_program_ended_is_not_valid() {
+        let phase = load::Phase {
+            due: 1,
+            done: 1,
+            seconds: 1.0,
+            per_s: 1.0,
+            latency_ms: Latency::default(),
+            gateway_cpu_us: 1.0,
+        };
+        let trial = |per_s, holds, reasons: &[&str]| {
+            let invalid_because = reasons.iter().map(|&one| one.to_owned()).collect();
+            Trial { per_s, phase, holds, invalid_because }
+        };
+        let busy: &[&str] = &["a thread was busy"];
+        sum_up(&[trial(1, true, &[]), trial(4, false, busy), trial(2, false, &[])], 1.0).unwrap();
+        let error =
+            sum_up(&[trial(1, true, &[]), trial(4, false, &[]), trial(2, false, busy)], 1.0);
+        let error = error.unwrap_err().to_string();
+        assert!(error.ends_with("at 2 a second a thread was busy"), "{error}");
+        sum_up(&[trial(1, true, &[])], 1.0).unwrap_err();
+    }
 }

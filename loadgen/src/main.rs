@@ -1,5 +1,6 @@
 //! The `loadgen` command.
 
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,7 +66,7 @@ enum Command {
 #[derive(Args)]
 struct Run {
     /// How many devices
-    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     devices: u32,
     /// Profiles, taken in turn; `all` for all fifteen
     #[arg(long, value_name = "PROFILE,…", default_value = "certificate/ephemeral")]
@@ -74,13 +75,13 @@ struct Run {
     #[arg(long, default_value = "udp")]
     transport: String,
     /// Devices that begin each second (open loop: whether or not earlier ones are done)
-    #[arg(long, value_name = "N", default_value_t = 500)]
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
     /// Readings of each device
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     readings: u16,
     /// The whole must be done within so many seconds
-    #[arg(long, value_name = "S", default_value_t = 60)]
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     duration: u64,
     /// Shards of the gateway
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -141,6 +142,33 @@ fn run(cli: Cli) -> Result<()> {
     }
 }
 
+/// Whether reports can be written: asked before minutes of work, not after. What they hold now stays until then.
+fn check_writable<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+    for path in paths {
+        let is_new = !path.exists();
+        std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        if is_new {
+            std::fs::remove_file(path)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints a result. A reader who has left has seen enough.
+fn show(text: impl std::fmt::Display) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot print the result")
+        }
+        _ => Ok(()),
+    }
+}
+
 fn write_json(to: Option<PathBuf>, report: &impl serde::Serialize) -> Result<()> {
     if let Some(path) = to {
         let text = serde_json::to_string_pretty(report)?;
@@ -151,7 +179,7 @@ fn write_json(to: Option<PathBuf>, report: &impl serde::Serialize) -> Result<()>
 
 impl Run {
     fn run(self, program: &std::path::Path, dir: &std::path::Path) -> Result<()> {
-        ensure!(self.devices > 0 && self.rate > 0, "--devices and --rate must be at least 1");
+        check_writable(&self.json)?;
         let files = rlimit::increase_nofile_limit(u64::from(self.devices) + 256)?;
         ensure!(
             files >= u64::from(self.devices) + 64,
@@ -196,8 +224,8 @@ impl Run {
         let spent = gateway.cpu()?.saturating_sub(before);
         gateway.stop()?;
         let report = summary::Report::new(&outcomes, spent);
-        println!("{report}");
         write_json(self.json, &report)?;
+        show(&report)?;
         let incomplete = report.devices - report.complete;
         ensure!(incomplete == 0, "{incomplete} devices did not finish within {} s", self.duration);
         Ok(())

@@ -255,11 +255,13 @@ impl Share {
             let Some(next) = self.heap.peek_mut().filter(|next| next.0.0 <= now) else { break };
             let Reverse((due, index)) = PeekMut::pop(next);
             if self.devices[index as usize].due_us == due {
-                // Repetitions are due later.
-                if self.devices[index as usize].opening == Some(due) {
-                    tally.note_late(self.now().saturating_sub(due));
-                }
                 self.devices[index as usize].due_us = u64::MAX;
+                // Repetitions are due later.
+                if self.devices[index as usize].opening == Some(due)
+                    && tally.note_late(self.now().saturating_sub(due))
+                {
+                    progress.late.fetch_add(1, Ordering::Relaxed);
+                }
                 self.advance(index as usize, steady, tally, progress)?;
             }
         }

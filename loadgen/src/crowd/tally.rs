@@ -106,10 +106,4 @@ impl Tally {
     pub fn late_share(&self) -> f64 {
         if self.due == 0 { 0.0 } else { self.late as f64 / self.due as f64 }
     }
-
-    /// Whether the gateway was measured, and not this program.
-    #[must_use]
-    pub fn is_valid(&self) -> bool {
-        self.late_share() <= LATE_SHARE_MAX && self.busy <= BUSY_MAX
-    }
 }
