@@ -197,7 +197,8 @@ pub fn run(
         Place::Sockets(host) => (None, host),
         Place::Link(link, host) => (Some(link), host),
     };
-    let dir = tempfile::tempdir()?;
+    let beside = gateway.state.parent().context("a state directory lies in one of its own")?;
+    let dir = tempfile::tempdir_in(beside)?;
     tls::create_keys(dir.path())?;
     let contenders = assemble(members, settings, link, &host, dir.path())?;
     let site = Site { gateway, link, settings, tell };

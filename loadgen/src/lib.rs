@@ -8,6 +8,7 @@ pub mod diff;
 pub mod exchange;
 pub mod fleet;
 pub mod hosts;
+pub mod interruption;
 pub mod link;
 pub mod load;
 pub mod local;

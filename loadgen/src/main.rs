@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use duet_protocol::profile::{Profile, Transport};
 use loadgen::fleet::{self, Job};
+use loadgen::interruption;
 use loadgen::local::{LocalGateway, Wanted};
 use loadgen::summary;
 use loadgen::tls::{self, Variant};
@@ -111,7 +112,9 @@ fn main() -> ExitCode {
             }
         };
     }
-    match run(cli) {
+    let result = run(cli);
+    interruption::hold();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("loadgen: {error:#}");
@@ -134,6 +137,7 @@ fn run(cli: Cli) -> Result<()> {
         program.display()
     );
     let dir = tempfile::tempdir()?;
+    interruption::watch(Some(dir.path().to_owned())).context("cannot watch for signals")?;
     match cli.command {
         Command::Compare(compare) => compare.run(&program, dir.path()),
         Command::ServeTls { .. } | Command::Diff(_) => unreachable!("done above"),

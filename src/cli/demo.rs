@@ -17,6 +17,7 @@ use duet::delivery::Reader;
 use duet_protocol::profile::{Profile, Transport};
 use loadgen::compare::{self, Place, Settings};
 use loadgen::fleet::{self, Job, Outcome};
+use loadgen::interruption;
 use loadgen::local::{LocalGateway, Wanted};
 use loadgen::table;
 use loadgen::tls::Host;
@@ -38,6 +39,14 @@ pub(super) struct Demo {
 
 impl Demo {
     pub(super) fn run(self) -> Result<ExitCode> {
+        // What it made stays to be looked at; its gateway ends with it.
+        interruption::watch(None).context("cannot watch for signals")?;
+        let result = self.work();
+        interruption::hold();
+        result
+    }
+
+    fn work(self) -> Result<ExitCode> {
         let files =
             rlimit::increase_nofile_limit(16_384).context("cannot read the limit of open files")?;
         ensure!(
