@@ -26,10 +26,10 @@ mod sweep;
 
 pub use contender::{CATALOGUE, Entry, Kind};
 pub use page::page;
-pub(crate) use report::SCHEMA;
 #[cfg(test)]
 pub(crate) use report::sample;
 pub use report::{Cell, Figure, Outline, Report, Row, provenance};
+pub(crate) use report::{SCHEMA, percentile};
 pub use road::{LIMIT, Road};
 
 use contender::Contender;

@@ -6,6 +6,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::libc::{in_addr, in_pktinfo};
 use nix::sys::socket::{
@@ -30,6 +31,8 @@ pub fn host_address(host: u32) -> Ipv4Addr {
 #[derive(Debug)]
 pub struct Hosts {
     socket: UdpSocket,
+    /// Datagrams that the kernel dropped for want of room, as of the last one received.
+    overflowed: AtomicU32,
 }
 
 impl Hosts {
@@ -41,11 +44,12 @@ impl Hosts {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+        setsockopt(&socket, sockopt::RxqOvfl, &1)?;
         // Beyond net.core.rmem_max only where the process may administer the network.
         if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &BUFFER)?;
         }
-        Ok(Self { socket })
+        Ok(Self { socket, overflowed: AtomicU32::new(0) })
     }
 
     /// Sends a datagram from a host.
@@ -72,17 +76,31 @@ impl Hosts {
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when there is none, or what the kernel says.
     pub fn recv(&self, bytes: &mut [u8]) -> io::Result<(u32, usize)> {
-        let mut space = nix::cmsg_space!(in_pktinfo);
+        let mut space = nix::cmsg_space!(in_pktinfo, u32);
         let mut parts = [IoSliceMut::new(bytes)];
         let fd = self.socket.as_raw_fd();
         let message = recvmsg::<SockaddrIn>(fd, &mut parts, Some(&mut space), MsgFlags::empty())?;
+        let mut host = None;
         for control in message.cmsgs()? {
-            if let ControlMessageOwned::Ipv4PacketInfo(info) = control {
-                let host = u32::from(Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()));
-                return Ok((host.wrapping_sub(FIRST), message.bytes));
+            match control {
+                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                    host = Some(u32::from(Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes())));
+                }
+                ControlMessageOwned::RxqOvfl(count) => {
+                    self.overflowed.store(count, Ordering::Relaxed);
+                }
+                _ => {}
             }
         }
-        Err(io::ErrorKind::InvalidData.into())
+        let host = host.ok_or(io::ErrorKind::InvalidData)?;
+        Ok((host.wrapping_sub(FIRST), message.bytes))
+    }
+
+    /// How many datagrams the kernel dropped so far because this socket was full, as it said with the last one
+    /// received; starts anew after 2³².
+    #[must_use]
+    pub fn overflowed(&self) -> u32 {
+        self.overflowed.load(Ordering::Relaxed)
     }
 
     /// Where a host's datagrams come from.
@@ -123,5 +141,24 @@ mod tests {
         }
         let nothing = hosts.recv(&mut bytes).unwrap_err();
         assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn what_overflows_is_counted() {
+        let hosts = Hosts::bind().unwrap();
+        setsockopt(&hosts.socket, sockopt::RcvBuf, &4_096).unwrap();
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (to, mut bytes) = (hosts.address(0).unwrap(), [0; 1_024]);
+        let mut got = 0;
+        for _ in 0..2 {
+            for _ in 0..100 {
+                server.send_to(&[0; 1_024], to).unwrap();
+            }
+            got += std::iter::from_fn(|| hosts.recv(&mut bytes).ok()).count();
+        }
+        server.send_to(&[0], to).unwrap();
+        hosts.recv(&mut bytes).unwrap();
+        assert!(got < 200);
+        assert_eq!(got + hosts.overflowed() as usize, 200);
     }
 }

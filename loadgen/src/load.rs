@@ -27,15 +27,16 @@ use self::search::Search;
 use self::target::Target;
 use self::watch::Watch;
 use crate::contact;
-use crate::crowd::{
-    BUSY_MAX, Crowd, KNOCKING_SHARE_MAX, LATE_SHARE_MAX, Loop, Loss, Overheard, Steady, Tally,
-};
+use crate::crowd::{Crowd, KNOCKING_SHARE_MAX, Loop, Loss, Overheard, Steady, Tally};
 use crate::local::{LocalGateway, Wanted};
 use crate::process_clock::process_memory;
 use crate::running::RunningGateway;
 
 /// How long devices may take to get their channels after the last one has begun.
 const OPEN_LIMIT: Duration = Duration::from_secs(60);
+
+/// The share of what strangers are to send that they must reach.
+const HOSTILE_SHARE_MIN: f64 = 0.9;
 
 /// Open files of this program or of the gateway that are no device's connection.
 const OTHER_FILES: u64 = 512;
@@ -231,12 +232,12 @@ impl Bench {
         let mut invalid_because = Vec::new();
         if let Some((_, connecting)) = &connect {
             let lower = "a lower --connect-rate";
-            invalid_because.extend(own_fault(connecting, "while devices connected, ", lower));
+            invalid_because.extend(connecting.own_faults("while devices connected, ", lower));
         }
         if let Some((_, alone)) = &undisturbed {
-            invalid_because.extend(own_fault(alone, "before strangers came, ", "a lower rate"));
+            invalid_because.extend(alone.own_faults("before strangers came, ", "a lower rate"));
         }
-        invalid_because.extend(own_fault(&tally, "", "a lower rate"));
+        invalid_because.extend(tally.own_faults("", "a lower rate"));
         if plan.scenario.is_storm() && tally.knocking_share() > KNOCKING_SHARE_MAX {
             invalid_because.push(format!(
                 "this program took {:.0}% of the storm to let all devices knock: use more --threads, or cores",
@@ -245,6 +246,14 @@ impl Bench {
         }
         let connect = connect.map_or(measured, |one| one.0);
         let hostile = undisturbed.zip(ledger).map(|(one, ledger)| ledger.report(one.0));
+        if let Some(hostile) = &hostile
+            && hostile.per_s < f64::from(plan.hostile_per_s) * HOSTILE_SHARE_MIN
+        {
+            invalid_because.push(format!(
+                "the strangers sent only {:.0} of {} datagrams a second: use a lower --hostile-rate, or more cores",
+                hostile.per_s, plan.hostile_per_s
+            ));
+        }
         let devices = u64::from(plan.devices);
         let used = |pid, before: u64| {
             Ok::<_, anyhow::Error>(process_memory(pid)?.saturating_sub(before) / devices)
@@ -288,7 +297,7 @@ impl Bench {
         while let Some(per_s) = search.next() {
             self.plan.per_s = per_s;
             let (phase, tally) = self.work(self.plan.span)?;
-            let invalid_because = own_fault(&tally, "", "a lower rate");
+            let invalid_because = tally.own_faults("", "a lower rate");
             let kept = phase.latency_ms.p99 <= p99_ms && phase.done == phase.due;
             let holds = kept && invalid_because.is_empty();
             search.tell(per_s, holds);
@@ -382,24 +391,6 @@ impl Bench {
     }
 }
 
-/// Why a phase was one of this program and not of the gateway, with what would help.
-fn own_fault(tally: &Tally, when: &str, lower: &str) -> Vec<String> {
-    let mut faults = Vec::new();
-    if tally.late_share() > LATE_SHARE_MAX {
-        faults.push(format!(
-            "{when}{:.1}% of what was due was begun more than 5 ms late by this program: use {lower}, or more cores",
-            tally.late_share() * 100.0
-        ));
-    }
-    if tally.busy > BUSY_MAX {
-        faults.push(format!(
-            "{when}a thread of this program was busy for {:.0}% of the time: use {lower}, or more --threads",
-            tally.busy * 100.0
-        ));
-    }
-    faults
-}
-
 /// Allows a connection for each device, here and in the gateway, which inherits the limit.
 fn allow_descriptors(devices: u32) -> Result<()> {
     let needed = u64::from(devices) + OTHER_FILES;
@@ -437,19 +428,6 @@ mod tests {
     fn the_published_schema_is_up_to_date() {
         let validator = crate::schema::published::<Report>("load.json");
         assert!(!validator.is_valid(&serde_json::json!({ "schema": SCHEMA })));
-    }
-
-    #[test]
-    fn a_phase_in_which_this_program_was_late_or_busy_is_its_own_fault() {
-        let mut tally = Tally { busy: 0.96, ..Tally::default() };
-        for late_us in std::iter::repeat_n(0, 98).chain([6_000, 6_000]) {
-            tally.note_begun(late_us);
-        }
-        let faults = own_fault(&tally, "while devices connected, ", "a lower --connect-rate");
-        assert_eq!(faults.len(), 2);
-        assert!(faults[0].starts_with("while devices connected, 2.0% of what was due"));
-        assert!(faults.iter().all(|fault| fault.contains("use a lower --connect-rate")));
-        assert!(own_fault(&Tally::default(), "", "a lower rate").is_empty());
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::compare::percentile;
 use crate::fleet::Outcome;
 
 /// The version of [`Report`]'s structure.
-pub(crate) const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 2;
 
 /// What a fleet did.
 #[derive(Clone, Debug, Serialize)]
@@ -34,30 +35,24 @@ pub struct Report {
 /// Of a distribution.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Percentiles {
-    /// Half are below.
-    pub p50: f64,
-    /// 90 of 100 are below.
-    pub p90: f64,
-    /// 99 of 100 are below.
-    pub p99: f64,
+    /// Half are no larger; `None` (as below) where that includes some that never came.
+    pub p50: Option<f64>,
+    /// 90 of 100 are no larger.
+    pub p90: Option<f64>,
+    /// 99 of 100 are no larger.
+    pub p99: Option<f64>,
     /// The largest.
-    pub max: f64,
+    pub max: Option<f64>,
 }
 
 impl Report {
     /// Sums up.
     #[must_use]
     pub fn new(outcomes: &[Outcome], gateway_cpu: Duration) -> Self {
-        let mut times: Vec<_> = outcomes
-            .iter()
-            .filter_map(|one| one.first_confirmed)
-            .map(|time| time.as_secs_f64() * 1e3)
-            .collect();
-        times.sort_unstable_by(f64::total_cmp);
-        let at = |percent: usize| {
-            let place = (times.len() * percent / 100).min(times.len().saturating_sub(1));
-            times.get(place).copied().unwrap_or_default()
-        };
+        // What never came is longer than all that did.
+        let mut times: Vec<_> = outcomes.iter().map(|one| one.first_confirmed).collect();
+        times.sort_unstable_by_key(|time| time.unwrap_or(Duration::MAX));
+        let at = |percent| Some(percentile(&times, percent)??.as_secs_f64() * 1e3);
         let messages: u32 = outcomes.iter().map(|one| one.handshake_messages).sum();
         let two_each = u32::try_from(2 * outcomes.len()).unwrap_or(u32::MAX);
         let gateway_cpu_us = gateway_cpu.as_secs_f64() * 1e6;
@@ -79,10 +74,38 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Percentiles { p50, p90, p99, max } = self.first_confirmed_ms;
+        let [p50, p90, p99, max] = [p50, p90, p99, max]
+            .map(|ms| ms.map_or_else(|| "never".to_owned(), |ms| format!("{ms:.2} ms")));
         writeln!(f, "devices          {} complete of {}", self.complete, self.devices)?;
         writeln!(f, "readings         {} confirmed", self.confirmed)?;
-        writeln!(f, "first confirmed  p50 {p50:.2} ms, p90 {p90:.2}, p99 {p99:.2}, max {max:.2}")?;
+        writeln!(f, "first confirmed  p50 {p50}, p90 {p90}, p99 {p99}, max {max}")?;
         writeln!(f, "repetitions      {} handshake messages", self.extra_handshake_messages)?;
         write!(f, "gateway CPU      {:.0} µs a device, all its work", self.gateway_cpu_us_a_device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use duet_protocol::profile::{Profile, Transport};
+
+    use super::*;
+
+    #[test]
+    fn devices_that_never_got_a_reading_confirmed_are_the_slowest() {
+        let outcome = |ms: Option<u64>| Outcome {
+            device: String::new(),
+            profile: Profile::ALL[0],
+            transport: Transport::Datagram,
+            first_confirmed: ms.map(Duration::from_millis),
+            handshake_messages: 2,
+            handshake_bytes: 0,
+            confirmed: Vec::new(),
+            complete: ms.is_some(),
+        };
+        let outcomes = [outcome(None), outcome(Some(30)), outcome(Some(10)), outcome(Some(20))];
+        let report = Report::new(&outcomes, Duration::ZERO);
+        let Percentiles { p50, p90, max, .. } = report.first_confirmed_ms;
+        assert_eq!((p50, p90, max), (Some(20.0), None, None));
+        assert!(report.to_string().contains("p50 20.00 ms, p90 never"));
     }
 }

@@ -31,7 +31,7 @@ fn its_exit_code_is_the_verdict() {
     report(dir.path(), "late.json", 13.0, false);
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
     write("half.json", "{");
-    write("run.json", r#"{"schema": 1, "devices": 3, "complete": 3}"#);
+    write("run.json", r#"{"schema": 2, "devices": 3, "complete": 3}"#);
     write("old.json", r#"{"schema": 1, "scenario": "steady", "measured": {"due": 1}}"#);
     let condition = ["--fail-if", "measured.latency_ms.p99>+20%"];
     for (args, code, says) in [

@@ -208,7 +208,7 @@ fn number(count: u64) -> f64 {
 }
 
 /// The smallest value that so many of a hundred do not exceed.
-fn percentile<T: Copy>(sorted: &[T], percent: usize) -> Option<T> {
+pub(crate) fn percentile<T: Copy>(sorted: &[T], percent: usize) -> Option<T> {
     sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).copied()
 }
 

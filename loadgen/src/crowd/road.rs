@@ -78,6 +78,14 @@ impl Road {
         }
     }
 
+    /// How many messages were lost so far because this program's socket was full: a stream loses nothing.
+    pub(super) fn overflowed(&self) -> u32 {
+        match self {
+            Self::Datagrams { hosts, .. } => hosts.overflowed(),
+            Self::Streams(_) => 0,
+        }
+    }
+
     /// Ends all connections: who connects anew does so with a new one.
     pub(super) fn hang_up(&mut self) {
         if let Self::Streams(streams) = self {

@@ -55,6 +55,8 @@ pub(super) struct Share {
     random: fastrand::Rng,
     overheard: Option<Arc<Overheard>>,
     next_payload: usize,
+    /// What the road had lost when the last phase ended.
+    overflowed: u32,
 }
 
 /// The part of `span` that has gone by when it is `place`'s turn among `count`.
@@ -102,6 +104,7 @@ impl Share {
             random,
             overheard: None,
             next_payload: 0,
+            overflowed: 0,
         })
     }
 
@@ -169,7 +172,13 @@ impl Share {
             }
         }
         tally.busy = (thread_cpu() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
+        self.note_overflow(&mut tally);
         Ok(tally)
+    }
+
+    fn note_overflow(&mut self, tally: &mut Tally) {
+        let before = std::mem::replace(&mut self.overflowed, self.road.overflowed());
+        tally.overflowed = self.overflowed.wrapping_sub(before).into();
     }
 
     /// The devices' first messages, if all are to knock at once: a real device computes its own by itself, so
@@ -226,6 +235,7 @@ impl Share {
                 tally.note_missing(now.saturating_sub(due));
             }
         }
+        self.note_overflow(&mut tally);
         Ok(tally)
     }
 
@@ -239,6 +249,7 @@ impl Share {
         }
         tally.took = began.elapsed();
         tally.busy = (thread_cpu() - cpu).as_secs_f64() / tally.took.as_secs_f64();
+        self.note_overflow(&mut tally);
         Ok(tally)
     }
 

@@ -32,6 +32,8 @@ pub struct Tally {
     pub late: u64,
     /// The busiest thread's share of its core.
     pub busy: f64,
+    /// Answers that were lost because this program's socket was full.
+    pub overflowed: u64,
     /// From the beginning to the end of what was asked for, or to the last thing done if that came later.
     pub took: Duration,
 }
@@ -43,7 +45,16 @@ impl Default for Tally {
             Err(_) => unreachable!("the bounds are in order"),
         };
         let (latency, lateness) = (histogram(), histogram());
-        Self { latency, lateness, due: 0, done: 0, late: 0, busy: 0.0, took: Duration::ZERO }
+        Self {
+            latency,
+            lateness,
+            due: 0,
+            done: 0,
+            late: 0,
+            busy: 0.0,
+            overflowed: 0,
+            took: Duration::ZERO,
+        }
     }
 }
 
@@ -59,6 +70,7 @@ impl Tally {
         self.done += other.done;
         self.late += other.late;
         self.busy = self.busy.max(other.busy);
+        self.overflowed += other.overflowed;
         self.took = self.took.max(other.took);
         Ok(())
     }
@@ -105,5 +117,50 @@ impl Tally {
     #[expect(clippy::cast_precision_loss, reason = "a share")]
     pub fn late_share(&self) -> f64 {
         if self.due == 0 { 0.0 } else { self.late as f64 / self.due as f64 }
+    }
+
+    /// Why the phase was one of this program and not of the gateway, with what would help. `when` and `lower` say which
+    /// phase it was, and what of it could be less.
+    #[must_use]
+    pub fn own_faults(&self, when: &str, lower: &str) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.late_share() > LATE_SHARE_MAX {
+            faults.push(format!(
+                "{when}{:.1}% of what was due was begun more than 5 ms late by this program: use {lower}, or more cores",
+                self.late_share() * 100.0
+            ));
+        }
+        if self.busy > BUSY_MAX {
+            faults.push(format!(
+                "{when}a thread of this program was busy for {:.0}% of the time: use {lower}, or more --threads",
+                self.busy * 100.0
+            ));
+        }
+        if self.overflowed > 0 {
+            faults.push(format!(
+                "{when}{} answers were lost because this program's socket was full: run it as root, raise net.core.rmem_max, \
+                 or use {lower}",
+                self.overflowed
+            ));
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_in_which_this_program_was_late_or_busy_is_its_own_fault() {
+        let mut tally = Tally { busy: 0.96, overflowed: 7, ..Tally::default() };
+        for late_us in std::iter::repeat_n(0, 98).chain([6_000, 6_000]) {
+            tally.note_begun(late_us);
+        }
+        let faults = tally.own_faults("while devices connected, ", "a lower --connect-rate");
+        assert_eq!(faults.len(), 3);
+        assert!(faults[0].starts_with("while devices connected, 2.0% of what was due"));
+        assert!(faults.iter().all(|fault| fault.contains("use a lower --connect-rate")));
+        assert!(Tally::default().own_faults("", "a lower rate").is_empty());
     }
 }

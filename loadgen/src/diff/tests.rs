@@ -76,7 +76,7 @@ fn reports_that_say_nothing_are_refused() {
     invalid["invalid_because"] = json!(["late"]);
     let said = Figures::read(&invalid).err().unwrap().to_string();
     assert!(said.contains("late"), "{said}");
-    let run = json!({"schema": 1, "devices": 3, "complete": 3});
+    let run = json!({"schema": 2, "devices": 3, "complete": 3});
     assert!(matches!(diff(&run, &load(1.0, 1.0), &[]), Err(DiffError::Kinds("run", "load"))));
     let said = diff(&load(1.0, 1.0), &load(1.0, 1.0), &["p98>1"]).err().unwrap().to_string();
     assert!(said.contains("measured.latency_ms.p99"), "{said}");
