@@ -13,7 +13,7 @@ use loadgen::local::LocalGateway;
 use loadgen::table;
 use loadgen::tls::Host;
 
-use super::{check_writable, show};
+use super::{WrongUsage, check_writable, show};
 
 #[derive(Args)]
 #[command(
@@ -100,7 +100,7 @@ enum Link {
 impl Compare {
     pub(crate) fn run(self, program: &Path, dir: &Path) -> Result<()> {
         check_writable([&self.json, &self.csv, &self.html, &self.markdown].into_iter().flatten())?;
-        let mut settings = self.settings()?;
+        let mut settings = self.settings().map_err(|error| WrongUsage::from(&error))?;
         let needed = 8 * settings.in_flight + CATALOGUE.len() * settings.sessions + 256;
         let files = rlimit::increase_nofile_limit(needed as u64)?;
         ensure!(

@@ -103,8 +103,8 @@ impl Figures {
 
 /// What a cell of `compare`'s sweep is named by.
 const CELL: [&str; 2] = ["round_trip_ms", "loss_percent"];
-/// What a cell leaves empty when it took longer than a job may.
-const TIMES: [&str; 2] = ["p50_ms", "p99_ms"];
+/// What `compare` and `run` leave empty when it never came.
+const TIMES: [&str; 6] = ["p50_ms", "p99_ms", "p50", "p90", "p99", "max"];
 
 /// Adds the numbers in `value` under names joined by dots.
 fn collect(name: &str, value: &Value, values: &mut BTreeMap<String, f64>) {

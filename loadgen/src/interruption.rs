@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// How often the directory is removed anew, should a thread still write into it.
+/// How often it is tried anew, should a thread still start a child or write into the directory.
 const ATTEMPTS: usize = 20;
 
 /// Set once a signal came: from then on this program only ends.
@@ -30,8 +30,8 @@ pub fn watch(dir: Option<PathBuf>) -> io::Result<()> {
         // A thread may be about to start another one, or to fail for want of one: it then waits in `hold`.
         for _ in 0..ATTEMPTS {
             children().into_iter().for_each(end);
-            let Some(dir) = &dir else { break };
-            if fs::remove_dir_all(dir).is_ok() || !dir.exists() {
+            let is_gone = |dir: &PathBuf| fs::remove_dir_all(dir).is_ok() || !dir.exists();
+            if dir.as_ref().is_none_or(is_gone) && children().is_empty() {
                 break;
             }
             thread::sleep(Duration::from_millis(10));

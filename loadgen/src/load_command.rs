@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use duet_protocol::profile::Transport;
+use duet_protocol::profile::{Profile, Transport};
 use loadgen::crowd::{Loop, Loss};
 use loadgen::load::{self, Bench, Latency, Plan, Trial};
 
-use super::{check_writable, read_profile, show, write_json};
+use super::{WrongUsage, check_writable, read_profile, show, write_json};
 
 #[derive(Args)]
 #[command(
@@ -73,8 +73,8 @@ pub(super) struct Load {
     #[arg(long, value_name = "DIR", conflicts_with = "shards")]
     state: Option<PathBuf>,
     /// Shards of the gateway
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    shards: usize,
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    shards: u16,
     /// Write the report as JSON (its schema: loadgen/schema/load.json)
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -111,13 +111,19 @@ enum Carrier {
 }
 
 impl Load {
-    pub(super) fn run(self, program: &Path, dir: &Path) -> Result<()> {
+    /// Looks at what no single option's syntax tells; the profile.
+    fn check(&self) -> Result<Profile> {
         ensure!((0.0..=90.0).contains(&self.loss), "--loss must be 0 to 90 percent");
         ensure!(self.p99.is_finite() && self.p99 > 0.0, "--p99 must be a number of ms above 0");
         ensure!(
             !self.find_max || matches!(self.scenario, Scenario::Steady | Scenario::Commands),
             "--find-max searches a rate of readings or commands: use --scenario steady or commands"
         );
+        read_profile(&self.profile)
+    }
+
+    pub(super) fn run(self, program: &Path, dir: &Path) -> Result<()> {
+        let profile = self.check().map_err(|error| WrongUsage::from(&error))?;
         check_writable([&self.json, &self.csv, &self.hdr].into_iter().flatten())?;
         let payloads = match &self.payloads {
             None => vec![vec![0x42; self.payload.into()]],
@@ -132,7 +138,7 @@ impl Load {
                 Scenario::ReconnectStorm => load::Scenario::ReconnectStorm,
             },
             devices: self.devices,
-            profile: read_profile(&self.profile)?,
+            profile,
             connect_per_s: self.connect_rate,
             transport: match self.transport {
                 Carrier::Udp => Transport::Datagram,
@@ -152,7 +158,7 @@ impl Load {
             loss: Loss((self.loss * 1e4) as u32),
             seed: self.seed,
             threads: self.threads.into(),
-            shards: self.shards,
+            shards: self.shards.into(),
             state: self.state,
         };
         let mut bench = Bench::start(program, dir, plan)?;

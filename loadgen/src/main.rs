@@ -85,8 +85,8 @@ struct Run {
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     duration: u64,
     /// Shards of the gateway
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    shards: usize,
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    shards: u16,
     /// Seed of the devices' randomness; without it, the kernel's
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -118,8 +118,19 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("loadgen: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<WrongUsage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
+    }
+}
+
+/// An option whose value makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct WrongUsage(String);
+
+impl WrongUsage {
+    fn from(error: &anyhow::Error) -> anyhow::Error {
+        Self(format!("{error:#}")).into()
     }
 }
 
@@ -182,14 +193,8 @@ fn write_json(to: Option<PathBuf>, report: &impl serde::Serialize) -> Result<()>
 }
 
 impl Run {
-    fn run(self, program: &std::path::Path, dir: &std::path::Path) -> Result<()> {
-        check_writable(&self.json)?;
-        let files = rlimit::increase_nofile_limit(u64::from(self.devices) + 256)?;
-        ensure!(
-            files >= u64::from(self.devices) + 64,
-            "{} devices need as many open files, and only {files} are allowed: raise `ulimit -n`",
-            self.devices
-        );
+    /// The profiles and transports, each of them taken in turn.
+    fn what(&self) -> Result<(Vec<Profile>, Vec<Transport>)> {
         let profiles = if self.profiles == "all" {
             Profile::ALL.to_vec()
         } else {
@@ -201,6 +206,18 @@ impl Run {
             "both" => vec![Transport::Datagram, Transport::Stream],
             other => bail!("--transport must be udp, tcp or both, not {other:?}"),
         };
+        Ok((profiles, transports))
+    }
+
+    fn run(self, program: &std::path::Path, dir: &std::path::Path) -> Result<()> {
+        check_writable(&self.json)?;
+        let files = rlimit::increase_nofile_limit(u64::from(self.devices) + 256)?;
+        ensure!(
+            files >= u64::from(self.devices) + 64,
+            "{} devices need as many open files, and only {files} are allowed: raise `ulimit -n`",
+            self.devices
+        );
+        let (profiles, transports) = self.what().map_err(|error| WrongUsage::from(&error))?;
         let wanted: Vec<_> = (0..self.devices as usize)
             .map(|number| Wanted {
                 name: format!("device-{number:06}"),
@@ -208,7 +225,8 @@ impl Run {
                 transport: transports[number / profiles.len() % transports.len()],
             })
             .collect();
-        let (gateway, mut members) = LocalGateway::start(program, dir, self.shards, &wanted)?;
+        let (gateway, mut members) =
+            LocalGateway::start(program, dir, self.shards.into(), &wanted)?;
         if let Some(seed) = self.seed {
             for (number, member) in members.iter_mut().enumerate() {
                 member.seed = [0; 32];

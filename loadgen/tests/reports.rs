@@ -45,7 +45,16 @@ fn what_makes_no_sense_is_wrong_usage() {
     for (command, option, value) in [
         ("run", "--devices", "0"),
         ("run", "--readings", "0"),
+        ("run", "--shards", "0"),
+        ("run", "--profiles", "nope"),
+        ("run", "--transport", "smoke"),
         ("load", "--duration", "18446744073709551615"),
+        ("load", "--shards", "0"),
+        ("load", "--profile", "nope"),
+        ("load", "--loss", "91"),
+        ("load", "--p99", "0"),
+        ("compare", "--contenders", "nobody"),
+        ("compare", "--rate", "0"),
     ] {
         let output = loadgen(&[command, option, value]);
         assert_eq!(output.status.code(), Some(2), "{command} {option} {value}");

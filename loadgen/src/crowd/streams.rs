@@ -39,10 +39,6 @@ pub(super) struct Streams {
 impl Streams {
     pub(super) fn new(gateway: SocketAddr, first: usize, devices: usize) -> Result<Self> {
         let poll = Poll::new().context("cannot make an epoll instance")?;
-        // The kernel doubles a process's table of descriptors when it is full, and all of its threads wait for
-        // milliseconds. One high number makes it large enough now; without room for it the limit shows soon enough.
-        let last = i32::try_from(first + devices).unwrap_or(i32::MAX);
-        drop(rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last));
         let mut streams = Vec::new();
         streams.resize_with(devices, || None);
         let (events, readable) = (Events::with_capacity(1_024), VecDeque::new());

@@ -110,6 +110,10 @@ fn what_never_came_is_later_than_everything() {
     assert_eq!(failures(&never, &never, "*.p50_ms>+10%").0, 0);
     assert_eq!(failures(&never, &came, "*.p50_ms>+10%").0, 0);
     assert_eq!(failures(&never, &came, "*.p50_ms<-50%").0, 1);
+    let run =
+        |p99| json!({"schema": 2, "devices": 3, "complete": 3, "first_confirmed_ms": {"p99": p99}});
+    let (came, never) = (run(json!(30.0)), run(Value::Null));
+    assert_eq!(failures(&came, &never, "first_confirmed_ms.p99>+10%").0, 1);
 }
 
 #[test]

@@ -27,6 +27,8 @@ const FIRST: u32 = 2_000_000;
 const ADDRESSES: usize = 4_096;
 /// How long answers are still counted at the end.
 const LINGER: Duration = Duration::from_secs(1);
+/// The share of what they are to send that they must reach.
+const SHARE_MIN: f64 = 0.9;
 /// The longest noise, bytes.
 const NOISE: usize = 300;
 
@@ -61,6 +63,18 @@ pub struct Hostile {
     pub addresses: u32,
     /// Addresses that at some time had got more bytes than they had sent: none, unless the gateway has a fault.
     pub amplified: u32,
+}
+
+impl Hostile {
+    /// Why the strangers were not those that were asked for, if they were not.
+    pub(super) fn own_fault(&self, asked_per_s: u32) -> Option<String> {
+        (self.per_s < f64::from(asked_per_s) * SHARE_MIN).then(|| {
+            format!(
+                "the strangers sent only {:.0} of {asked_per_s} datagrams a second: use a lower --hostile-rate, or more cores",
+                self.per_s
+            )
+        })
+    }
 }
 
 /// What went to and fro so far.
@@ -244,5 +258,22 @@ mod tests {
         ledger.note_back(3, 1);
         assert!(ledger.addresses[3].1);
         assert_eq!(ledger.back, 3);
+    }
+
+    #[test]
+    fn strangers_that_fall_behind_are_this_programs_fault() {
+        let mut ledger = Ledger { took: Duration::from_secs(10), ..Ledger::default() };
+        ledger.sent = [150; KINDS.len()];
+        let undisturbed = Phase {
+            due: 1,
+            done: 1,
+            seconds: 1.0,
+            per_s: 1.0,
+            latency_ms: crate::load::Latency::default(),
+            gateway_cpu_us: 1.0,
+        };
+        let hostile = ledger.report(undisturbed);
+        assert_eq!(hostile.own_fault(100), None);
+        assert!(hostile.own_fault(101).is_some_and(|fault| fault.contains("only 90 of 101")));
     }
 }
