@@ -86,7 +86,7 @@ fn session_keys(gateway: &Gateway, hello: &[u8], accept: &[u8]) -> SessionKeys {
     let [random, secret] = randoms();
     let secret = *secret.first_chunk().unwrap();
     let freshness = Freshness { fresh: 1, challenge: None, random, secret };
-    let offer = Offer { profile: PROFILE, transport: Transport::Datagram, challenged: false };
+    let offer = Offer::new(PROFILE, Transport::Datagram);
     let identity = identity();
     let start = Start::new(&identity, gateway, offer, freshness);
     let answer = ec::encapsulate(start.task()).unwrap();

@@ -387,7 +387,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
             secret: *secret.first_chunk()?,
         };
         let Config { identity, gateway, profile, transport, .. } = &self.config;
-        let offer = Offer { profile: *profile, transport: *transport, challenged: false };
+        let offer = Offer::new(*profile, *transport);
         let start = Start::new(identity, gateway, offer, freshness);
         let answer = self.engine.encapsulate(start.task())?;
         let proving = start.encapsulated(&answer);
@@ -426,6 +426,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
                 confirm: *confirm,
                 channel: *channel,
                 age_ms: None,
+                again: None,
                 payload: &payload[..*len],
             };
             let sequence = match reading.sequence {
@@ -509,7 +510,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
         };
         let answered = accepting.agreed(answer.as_ref(), self.public.as_ref())?;
         let verdict = answered.verify_task().is_none_or(|task| self.engine.verify(task));
-        let (Grant { session, lifetime_s, reset_token }, keys) = {
+        let (Grant { session, lifetime_s, reset_token, .. }, keys) = {
             let (grant, keys) = answered.verified(verdict)?;
             (grant.clone(), keys)
         };
@@ -546,7 +547,7 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
         let text = text.ok_or(DropReason::RecordOpen)?;
         session.window.take(header.sequence);
         match Down::decode(text)? {
-            Down::Ack(ranges) => {
+            Down::Ack { ranges, .. } => {
                 let id = session.id;
                 for reading in self.readings.iter_mut().flatten() {
                     let acked = |s: &u32| ranges.iter().any(|range| range.contains(*s));
@@ -566,10 +567,11 @@ impl<E: Engine, const WINDOW: usize, const PAYLOAD: usize> Device<E, WINDOW, PAY
                 self.last_command = Some(command);
                 Ok(Event::Command { command, payload })
             }
-            Down::Pong => {
+            Down::Pong { .. } => {
                 session.ping = None;
                 Ok(Event::Nothing)
             }
+            Down::Prove { .. } => Ok(Event::Nothing),
             Down::Close => {
                 self.session = None;
                 scrub_stack();

@@ -47,12 +47,15 @@ pub struct Claim<'a> {
     pub challenge: [u8; 16],
     /// S, which may be empty.
     pub random: &'a [u8],
+    /// The reading's text, which may be empty.
+    pub reading: &'a [u8],
 }
 
 impl Claim<'_> {
     const fn inner(&self) -> schedule::Claim<'_> {
-        let Self { header, gateway, enc, device, id, fresh, challenge, random } = *self;
-        schedule::Claim { header, gateway, enc, device, id: id.0, fresh, challenge, random }
+        let Self { header, gateway, enc, device, id, fresh, challenge, random, reading } = *self;
+        let id = id.0;
+        schedule::Claim { header, gateway, enc, device, id, fresh, challenge, random, reading }
     }
 
     /// What the device signs.

@@ -19,7 +19,7 @@ use crate::{
     reason::DropReason,
     schedule::{self, Claim, Grant, Secret, SessionKeys},
     wire::{
-        ACCEPT_MAX, CHALLENGE_LEN, COOKIE, GRANT, HELLO_HEADER, HELLO_MAX, Kind, RANDOM, Retry,
+        ACCEPT_MAX, BARE_HELLO_MAX, CHALLENGE_LEN, COOKIE, GRANT, HELLO_HEADER, Kind, RANDOM, Retry,
     },
 };
 
@@ -84,8 +84,14 @@ impl<'a> Start<'a> {
             "the profile's mode and the device's key belong together"
         );
         let offer = Offer { challenged: freshness.challenge.is_some(), ..offer };
-        let scalar =
-            schedule::hedged_scalar(&freshness.random, d, &gateway.fingerprint, freshness.fresh);
+        let scalar = schedule::hedged_scalar(
+            &freshness.random,
+            d,
+            &gateway.fingerprint,
+            freshness.fresh,
+            freshness.challenge.as_ref(),
+            None,
+        );
         let task = EncapsulateTask { scalar, peer: gateway.key };
         Self { identity, gateway, offer, freshness, task }
     }
@@ -144,6 +150,7 @@ impl Proving<'_> {
             fresh: self.freshness.fresh,
             challenge: self.freshness.challenge.unwrap_or([0; 16]),
             random: self.random(),
+            reading: &[],
         }
     }
 
@@ -157,7 +164,7 @@ impl Proving<'_> {
     /// The sealed HELLO. `signature` is ignored when the proof is a MAC.
     #[must_use]
     pub fn signed(self, signature: &Signature) -> Waiting {
-        let mut text = Zeroizing::new([0; HELLO_MAX]);
+        let mut text = Zeroizing::new([0; BARE_HELLO_MAX]);
         let mut end = 0;
         let mut append = |bytes: &[u8]| {
             text[end..end + bytes.len()].copy_from_slice(bytes);
@@ -174,10 +181,10 @@ impl Proving<'_> {
         } else {
             append(&self.claim().binder(&self.hs));
         }
-        let text = &mut text[..self.offer.sealed_text_len()];
+        let text = &mut text[..self.offer.sealed_text_len(0)];
         let tag = self.context.seal(&self.header, text);
 
-        let mut message = Message { bytes: [0; HELLO_MAX], len: 0 };
+        let mut message = Message { bytes: [0; BARE_HELLO_MAX], len: 0 };
         message.append(&self.header);
         message.append(&self.enc.x());
         message.append(text);
@@ -199,7 +206,7 @@ impl Proving<'_> {
 /// A HELLO as it goes on the wire.
 #[derive(Clone)]
 struct Message {
-    bytes: [u8; HELLO_MAX],
+    bytes: [u8; BARE_HELLO_MAX],
     len: usize,
 }
 
@@ -254,7 +261,7 @@ impl Waiting {
     /// The message with a cookie behind it, which no hash covers (R55), written to `out`; its length.
     ///
     /// # Panics
-    /// When `out` is shorter than [`HELLO_MAX`].
+    /// When `out` is shorter than [`BARE_HELLO_MAX`].
     #[must_use]
     pub fn hello_with_cookie(&self, cookie: &[u8; COOKIE], out: &mut [u8]) -> usize {
         let len = self.message.len;

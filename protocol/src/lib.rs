@@ -12,7 +12,8 @@
 //!   Neither performs an elliptic-curve operation itself: it asks for one and is resumed with the
 //!   answer, so that a gateway can answer a crowd in batches. [`ec`] answers one at a time.
 //! * [`record`]: sealing and opening after the handshake; [`replay`]: the receiver's window.
-//! * [`message`]: what a record carries (readings, acknowledgements, commands).
+//! * [`message`]: what a record carries (readings, acknowledgements, commands); [`reading`]: what
+//!   names a reading for ever.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -29,6 +30,7 @@ pub mod identity;
 pub mod initiator;
 pub mod message;
 pub mod profile;
+pub mod reading;
 pub mod reason;
 pub mod record;
 pub mod replay;

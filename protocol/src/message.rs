@@ -1,17 +1,23 @@
 //! What a record carries: the text inside it, one type byte and a body (specified in
 //! `docs/protocol.md`). The low half of the type byte is the type, the high half are flags.
 
-use crate::reason::DropReason;
+use crate::{
+    reading::{READING_ID, ReadingId},
+    reason::DropReason,
+};
 
 /// The longest payload of a reading, command or result, bytes.
 pub const PAYLOAD_MAX: usize = 1_024;
 /// The longest text of a record.
-pub const TEXT_MAX: usize = PAYLOAD_MAX + 16;
+pub const TEXT_MAX: usize = PAYLOAD_MAX + 3 + 4 + READING_ID;
 /// The most ranges that one acknowledgement carries.
 pub const RANGES_MAX: usize = 32;
 
 const CONFIRM: u8 = 0x10;
 const AGE: u8 = 0x20;
+const AGAIN: u8 = 0x40;
+/// On an acknowledgement and a pong: no command waits for the device.
+const NOTHING_WAITS: u8 = 0x10;
 
 /// A run of acknowledged sequence numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +47,9 @@ pub enum Up<'a> {
         channel: u16,
         /// How long ago it was measured, milliseconds, where the device says so.
         age_ms: Option<u32>,
+        /// The reading's first name, where the device has sent it before under that name. Only
+        /// with `confirm`.
+        again: Option<ReadingId>,
         /// The measurement, opaque to the gateway.
         payload: &'a [u8],
     },
@@ -57,13 +66,23 @@ pub enum Up<'a> {
     Ping,
     /// The device leaves and has destroyed its keys.
     Close,
+    /// Answers a [`Down::Prove`]: whoever says this receives where it is said from.
+    Here {
+        /// The four bytes of the question.
+        challenge: [u8; 4],
+    },
 }
 
 /// A message to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Down<'a> {
-    /// Readings that are now durable: encoded [`Range`]s.
-    Ack(Ranges<'a>),
+    /// Readings that are now durable, or results that are recorded.
+    Ack {
+        /// Their sequences: encoded [`Range`]s.
+        ranges: Ranges<'a>,
+        /// Whether no command waits for the device.
+        nothing_waits: bool,
+    },
     /// Something to do.
     Command {
         /// Its number, unique for the device while it is open.
@@ -72,9 +91,17 @@ pub enum Down<'a> {
         payload: &'a [u8],
     },
     /// Answers a [`Up::Ping`].
-    Pong,
+    Pong {
+        /// The sequence of the ping that it answers, said where no command waits for the device.
+        nothing_waits: Option<u32>,
+    },
     /// The gateway ends the session and has destroyed its keys.
     Close,
+    /// Asks the device to show with [`Up::Here`] that it receives at this address.
+    Prove {
+        /// What to answer with.
+        challenge: [u8; 4],
+    },
 }
 
 /// The ranges of an acknowledgement, still encoded: 6 bytes each.
@@ -127,12 +154,16 @@ impl<'a> Up<'a> {
     pub fn encode(&self, out: &mut [u8]) -> usize {
         let mut to = Writer { out, len: 0 };
         match *self {
-            Self::Reading { confirm, channel, age_ms, payload } => {
-                let confirm = if confirm { CONFIRM } else { 0 };
-                let age = if age_ms.is_some() { AGE } else { 0 };
-                to.put(&[1 | confirm | age]).put(&channel.to_be_bytes());
+            Self::Reading { confirm, channel, age_ms, again, payload } => {
+                let mut flags = if confirm { CONFIRM } else { 0 };
+                flags |= if age_ms.is_some() { AGE } else { 0 };
+                flags |= if again.is_some() { AGAIN } else { 0 };
+                to.put(&[1 | flags]).put(&channel.to_be_bytes());
                 if let Some(age_ms) = age_ms {
                     to.put(&age_ms.to_be_bytes());
+                }
+                if let Some(first) = again {
+                    to.put(&first.encode());
                 }
                 to.put(payload);
             }
@@ -145,6 +176,9 @@ impl<'a> Up<'a> {
             Self::Close => {
                 to.put(&[4]);
             }
+            Self::Here { challenge } => {
+                to.put(&[5]).put(&challenge);
+            }
         }
         to.len
     }
@@ -156,7 +190,8 @@ impl<'a> Up<'a> {
     pub fn decode(text: &'a [u8]) -> Result<Self, DropReason> {
         let ([kind], rest) = array(text)?;
         match kind {
-            _ if kind & 0xf == 1 && kind & !(0xf | CONFIRM | AGE) == 0 => {
+            _ if kind & 0xf == 1 && kind & !(0xf | CONFIRM | AGE | AGAIN) == 0 => {
+                let confirm = kind & CONFIRM != 0;
                 let (channel, mut rest) = array(rest)?;
                 let mut age_ms = None;
                 if kind & AGE != 0 {
@@ -164,12 +199,16 @@ impl<'a> Up<'a> {
                     age_ms = Some(u32::from_be_bytes(age));
                     rest = after;
                 }
-                Ok(Self::Reading {
-                    confirm: kind & CONFIRM != 0,
-                    channel: u16::from_be_bytes(channel),
-                    age_ms,
-                    payload: payload(rest)?,
-                })
+                let mut again = None;
+                if kind & AGAIN != 0 {
+                    // Whoever says a reading again waits for its acknowledgement.
+                    let (first, after) = array(rest)?;
+                    again = Some(ReadingId::decode(&first)).filter(|_| confirm);
+                    again.ok_or(DropReason::Message)?;
+                    rest = after;
+                }
+                let (channel, payload) = (u16::from_be_bytes(channel), payload(rest)?);
+                Ok(Self::Reading { confirm, channel, age_ms, again, payload })
             }
             2 => {
                 let (command, rest) = array(rest)?;
@@ -179,6 +218,10 @@ impl<'a> Up<'a> {
             }
             3 => empty(rest, Self::Ping),
             4 => empty(rest, Self::Close),
+            5 => {
+                let (challenge, rest) = array(rest)?;
+                empty(rest, Self::Here { challenge })
+            }
             _ => Err(DropReason::Message),
         }
     }
@@ -187,14 +230,14 @@ impl<'a> Up<'a> {
 impl<'a> Down<'a> {
     /// Encodes ranges for [`Down::Ack`] into `out`; at most [`RANGES_MAX`] are taken.
     #[must_use]
-    pub fn ack(ranges: &[Range], out: &'a mut [u8; RANGES_MAX * 6]) -> Self {
+    pub fn ack(ranges: &[Range], nothing_waits: bool, out: &'a mut [u8; RANGES_MAX * 6]) -> Self {
         let mut len = 0;
         for (range, slot) in ranges.iter().zip(out.as_chunks_mut::<6>().0) {
             slot[..4].copy_from_slice(&range.first.to_be_bytes());
             slot[4..].copy_from_slice(&range.count.to_be_bytes());
             len += 6;
         }
-        Self::Ack(Ranges(&out[..len]))
+        Self::Ack { ranges: Ranges(&out[..len]), nothing_waits }
     }
 
     /// Writes the text; its length.
@@ -205,12 +248,18 @@ impl<'a> Down<'a> {
     pub fn encode(&self, out: &mut [u8]) -> usize {
         let mut to = Writer { out, len: 0 };
         match *self {
-            Self::Ack(ranges) => to.put(&[8]).put(ranges.0),
+            Self::Ack { ranges, nothing_waits } => {
+                to.put(&[8 | if nothing_waits { NOTHING_WAITS } else { 0 }]).put(ranges.0)
+            }
             Self::Command { command, payload } => {
                 to.put(&[9]).put(&command.to_be_bytes()).put(payload)
             }
-            Self::Pong => to.put(&[10]),
+            Self::Pong { nothing_waits: None } => to.put(&[10]),
+            Self::Pong { nothing_waits: Some(ping) } => {
+                to.put(&[10 | NOTHING_WAITS]).put(&ping.to_be_bytes())
+            }
             Self::Close => to.put(&[11]),
+            Self::Prove { challenge } => to.put(&[12]).put(&challenge),
         };
         to.len
     }
@@ -222,20 +271,33 @@ impl<'a> Down<'a> {
     pub fn decode(text: &'a [u8]) -> Result<Self, DropReason> {
         let ([kind], rest) = array(text)?;
         match kind {
-            8 if !rest.is_empty() && rest.len() % 6 == 0 && rest.len() <= RANGES_MAX * 6 => {
+            _ if kind & !NOTHING_WAITS == 8
+                && !rest.is_empty()
+                && rest.len() % 6 == 0
+                && rest.len() <= RANGES_MAX * 6 =>
+            {
                 let ranges = Ranges(rest);
                 if ranges.iter().any(|range| range.count == 0) {
                     return Err(DropReason::Message);
                 }
-                Ok(Self::Ack(ranges))
+                Ok(Self::Ack { ranges, nothing_waits: kind & NOTHING_WAITS != 0 })
             }
             9 => {
                 let (command, rest) = array(rest)?;
                 let command = u32::from_be_bytes(command);
                 Ok(Self::Command { command, payload: payload(rest)? })
             }
-            10 => empty(rest, Self::Pong),
+            10 => empty(rest, Self::Pong { nothing_waits: None }),
+            0x1a => {
+                let (ping, rest) = array(rest)?;
+                let nothing_waits = Some(u32::from_be_bytes(ping));
+                empty(rest, Self::Pong { nothing_waits })
+            }
             11 => empty(rest, Self::Close),
+            12 => {
+                let (challenge, rest) = array(rest)?;
+                empty(rest, Self::Prove { challenge })
+            }
             _ => Err(DropReason::Message),
         }
     }
@@ -247,14 +309,20 @@ mod tests {
 
     #[test]
     fn messages_come_back_as_they_were() {
-        let reading =
-            |confirm, age_ms| Up::Reading { confirm, channel: 513, age_ms, payload: b"x" };
+        let reading = |confirm, age_ms, again| {
+            let (channel, payload) = (513, &b"x"[..]);
+            Up::Reading { confirm, channel, age_ms, again, payload }
+        };
+        let first = ReadingId { hello: [3; 12], sequence: u32::MAX };
         for message in [
-            reading(false, None),
-            reading(true, Some(70_000)),
+            reading(false, None, None),
+            reading(true, Some(70_000), None),
+            reading(true, None, Some(first)),
+            reading(true, Some(1), Some(first)),
             Up::Result { command: 9, status: 4, payload: b"" },
             Up::Ping,
             Up::Close,
+            Up::Here { challenge: [1, 2, 3, 4] },
         ] {
             let mut out = [0; TEXT_MAX];
             let len = message.encode(&mut out);
@@ -264,10 +332,13 @@ mod tests {
         let ranges = [Range { first: 7, count: 2 }, Range { first: 900_000, count: 65_535 }];
         let mut encoded = [0; RANGES_MAX * 6];
         for message in [
-            Down::ack(&ranges, &mut encoded),
+            Down::ack(&ranges, false, &mut encoded),
+            Down::ack(&ranges, true, &mut [0; RANGES_MAX * 6]),
             Down::Command { command: 1, payload: b"open" },
-            Down::Pong,
+            Down::Pong { nothing_waits: None },
+            Down::Pong { nothing_waits: Some(77) },
             Down::Close,
+            Down::Prove { challenge: [1, 2, 3, 4] },
         ] {
             let mut out = [0; TEXT_MAX];
             let len = message.encode(&mut out);
@@ -290,6 +361,16 @@ mod tests {
         }
         assert_eq!(Down::decode(&[8, 0, 0, 0, 1, 0, 0]), Err(DropReason::Message));
         assert_eq!(Up::decode(&[3, 0]), Err(DropReason::Message));
-        assert_eq!(Up::decode(&[0x41, 0, 0]), Err(DropReason::Message));
+        assert_eq!(Up::decode(&[0x81, 0, 0]), Err(DropReason::Message));
+        let mut again = [0x41; 3 + 16];
+        assert_eq!(Up::decode(&again), Err(DropReason::Message), "again without confirm");
+        again[0] = 0x51;
+        assert!(Up::decode(&again).is_ok());
+        assert_eq!(Up::decode(&again[..18]), Err(DropReason::Message), "half a name");
+        for bad in [&[0x1a][..], &[0x0a, 0, 0, 0, 1], &[0x1b], &[0x28, 0, 0, 0, 1, 0, 1], &[12]] {
+            assert_eq!(Down::decode(bad), Err(DropReason::Message));
+        }
+        assert_eq!(Up::decode(&[5, 1, 2, 3]), Err(DropReason::Message));
+        assert_eq!(Up::decode(&[5, 1, 2, 3, 4, 5]), Err(DropReason::Message));
     }
 }

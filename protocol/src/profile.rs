@@ -60,7 +60,7 @@ pub struct Profile {
     pub source: KeySource,
 }
 
-/// A profile as it is in force for one HELLO: with its carrier and the challenge flag.
+/// A profile as it is in force for one HELLO: with its carrier, and flags for what is sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Offer {
     /// Mode and key source.
@@ -69,6 +69,8 @@ pub struct Offer {
     pub transport: Transport,
     /// Whether the sealed part echoes a 16-byte challenge.
     pub challenged: bool,
+    /// Whether the sealed part carries a reading.
+    pub early: bool,
 }
 
 /// The byte names no profile of this version.
@@ -156,8 +158,14 @@ impl KeySource {
 }
 
 impl Offer {
+    /// A HELLO that answers no challenge and carries no reading.
+    #[must_use]
+    pub const fn new(profile: Profile, transport: Transport) -> Self {
+        Self { profile, transport, challenged: false, early: false }
+    }
+
     /// The byte on the wire: mode in bits 0–1, key source in bits 2–3, transfer in bit 4,
-    /// transport in bit 5, challenge in bit 6; bit 7 is zero.
+    /// transport in bit 5, challenge in bit 6, reading in bit 7.
     #[must_use]
     pub const fn encode(self) -> u8 {
         let (source, transfer) = match self.profile.source {
@@ -170,6 +178,7 @@ impl Offer {
             | transfer << 4
             | (self.transport as u8) << 5
             | (self.challenged as u8) << 6
+            | (self.early as u8) << 7
     }
 
     /// Reads the byte; exactly one byte names each offer (R16).
@@ -190,11 +199,9 @@ impl Offer {
             (2, _) => KeySource::Client(transfer),
             _ => return Err(UnknownProfile),
         };
-        if byte & 0x80 != 0 {
-            return Err(UnknownProfile);
-        }
         let transport = if byte & 0x20 == 0 { Transport::Datagram } else { Transport::Stream };
-        Ok(Self { profile: Profile { mode, source }, transport, challenged: byte & 0x40 != 0 })
+        let (challenged, early) = (byte & 0x40 != 0, byte & 0x80 != 0);
+        Ok(Self { profile: Profile { mode, source }, transport, challenged, early })
     }
 }
 
@@ -211,7 +218,7 @@ mod tests {
                 known += 1;
             }
         }
-        assert_eq!(known, 15 * 4);
+        assert_eq!(known, 15 * 8);
     }
 
     #[test]

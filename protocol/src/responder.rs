@@ -16,7 +16,9 @@ use crate::{
     ec::{EncapsulateTask, Encapsulated, SecretScalar, SharedX, Signature, VerifyTask},
     hpke::Context,
     identity::{Credential, DeviceId, Fingerprint, Gateway, Proof, PublicKey, RegistrationKey},
+    message::Up,
     profile::{KeySource, Mode, Transfer},
+    reading::{EarlyReading, ReadingId},
     reason::DropReason,
     schedule::{self, Claim as ClaimText, Grant, Secret, SessionKeys},
     wire::{ACCEPT_MAX, CHALLENGE_LEN, HELLO_MAX, Hello, Kind, RANDOM, TAG},
@@ -33,6 +35,20 @@ pub struct Opened {
     challenge: [u8; 16],
     random: Random,
     proof: [u8; 64],
+    reading: Text,
+}
+
+/// The text of the reading inside HELLO, empty without one.
+#[derive(Zeroize, ZeroizeOnDrop)]
+struct Text {
+    bytes: [u8; HELLO_MAX],
+    len: usize,
+}
+
+impl Text {
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
 }
 
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -68,8 +84,9 @@ impl Opened {
     /// Opens the HELLO with the answer to its decapsulation: E lifted to even y, and x(s·E).
     ///
     /// # Errors
-    /// [`DropReason::HelloOpen`] when it is not sealed to this gateway, [`DropReason::Slot`] when the
-    /// clear slot is not the sealed identity's (R37).
+    /// [`DropReason::HelloOpen`] when it is not sealed to this gateway, [`DropReason::Malformed`] when
+    /// its padding is not zeros, [`DropReason::Message`] when it carries something that is not a
+    /// reading, [`DropReason::Slot`] when the clear slot is not the sealed identity's (R37).
     pub fn new(
         hello: Hello,
         gateway: &Gateway,
@@ -103,12 +120,20 @@ impl Opened {
         let mut proof = [0; 64];
         let proof_len = profile.proof_len();
         proof[..proof_len].copy_from_slice(fields.take(proof_len)?);
+        let mut reading = Text { bytes: [0; HELLO_MAX], len: hello.reading_len() };
+        reading.bytes[..reading.len].copy_from_slice(fields.take(reading.len)?);
         // R17: padding is zeros.
         if fields.0.iter().any(|&byte| byte != 0) {
             return Err(DropReason::Malformed);
         }
         if id.slot() != hello.slot() {
             return Err(DropReason::Slot);
+        }
+        // Nothing but a reading that waits to be confirmed belongs into a HELLO.
+        if hello.offer.early {
+            let Up::Reading { confirm: true, .. } = Up::decode(reading.as_slice())? else {
+                return Err(DropReason::Message);
+            };
         }
 
         let mut ex = Secret([0; 32]);
@@ -123,6 +148,7 @@ impl Opened {
             challenge,
             random,
             proof,
+            reading,
         })
     }
 
@@ -160,6 +186,7 @@ impl Opened {
             fresh: self.fresh,
             challenge: self.challenge,
             random: self.random.as_slice(),
+            reading: self.reading.as_slice(),
         };
         let (check, key) = match &credential.proof {
             Proof::Signature(key) => {
@@ -258,6 +285,22 @@ impl Proven {
     #[must_use]
     pub const fn fresh(&self) -> u64 {
         self.opened.fresh
+    }
+
+    /// The reading that the HELLO carries, if it carries one: the proof covers it. Whether it may be
+    /// stored is for the mark to say.
+    #[must_use]
+    pub fn reading(&self) -> Option<EarlyReading<'_>> {
+        if !self.opened.hello.offer.early {
+            return None;
+        }
+        let Ok(Up::Reading { channel, age_ms, again, payload, .. }) =
+            Up::decode(self.opened.reading.as_slice())
+        else {
+            return None;
+        };
+        let id = again.unwrap_or_else(|| ReadingId::early(&self.opened.hello.digest));
+        Some(EarlyReading { id, again: again.is_some(), channel, age_ms, payload })
     }
 
     /// The challenge that the HELLO answers, if it answers one.

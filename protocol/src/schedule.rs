@@ -48,14 +48,25 @@ pub struct SessionKeys {
     pub down: KeyIv,
 }
 
+/// The top bit of the lifetime's field: the reading inside HELLO is durable.
+const STORED: u32 = 1 << 31;
+/// The bit below it: no command waits for the device.
+const NOTHING_WAITS: u32 = 1 << 30;
+/// The longest lifetime that the field can say, seconds.
+pub const LIFETIME_MAX_S: u32 = NOTHING_WAITS - 1;
+
 /// What the gateway grants inside ACCEPT (P in the specification).
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Grant {
     /// The session's name on this gateway.
     #[zeroize(skip)]
     pub session: SessionId,
-    /// How long the session may live, seconds.
+    /// How long the session may live, seconds: below 2³⁰.
     pub lifetime_s: u32,
+    /// Whether the reading inside HELLO is durable on the gateway.
+    pub stored: bool,
+    /// Whether no command waits for the device.
+    pub nothing_waits: bool,
     /// By which a later RESET proves that it comes from this gateway.
     pub reset_token: [u8; 12],
 }
@@ -64,16 +75,22 @@ impl Grant {
     pub(crate) fn encode(&self) -> [u8; GRANT] {
         let mut out = [0; GRANT];
         out[..4].copy_from_slice(&self.session.0.to_be_bytes());
-        out[4..8].copy_from_slice(&self.lifetime_s.to_be_bytes());
+        let mut lifetime = self.lifetime_s.min(LIFETIME_MAX_S);
+        lifetime |= if self.stored { STORED } else { 0 };
+        lifetime |= if self.nothing_waits { NOTHING_WAITS } else { 0 };
+        out[4..8].copy_from_slice(&lifetime.to_be_bytes());
         out[8..].copy_from_slice(&self.reset_token);
         out
     }
 
     pub(crate) fn decode(bytes: &[u8; GRANT]) -> Self {
         let [s0, s1, s2, s3, l0, l1, l2, l3, token @ ..] = *bytes;
+        let lifetime = u32::from_be_bytes([l0, l1, l2, l3]);
         Self {
             session: SessionId(u32::from_be_bytes([s0, s1, s2, s3])),
-            lifetime_s: u32::from_be_bytes([l0, l1, l2, l3]),
+            lifetime_s: lifetime & LIFETIME_MAX_S,
+            stored: lifetime & STORED != 0,
+            nothing_waits: lifetime & NOTHING_WAITS != 0,
             reset_token: token,
         }
     }
@@ -116,20 +133,36 @@ fn head<const N: usize>(bytes: &[u8; 32]) -> [u8; N] {
     out
 }
 
-/// `e_c`: the device's ephemeral scalar, safe even when `random` is bad, since the device's own
-/// secret `d` (private key or registration key) and the ever-rising `fresh` enter too (R19).
+/// `e_c`: the device's ephemeral scalar, safe even when `random` is bad, since a secret `d` of the
+/// device's own (its private scalar, registration key or hedge key) and the ever-rising `fresh`
+/// enter too (R19). A challenge and a reading's text enter where there are any: a device with a bad
+/// generator and without a counter must not seal two texts under one E.
 #[must_use]
 pub fn hedged_scalar(
     random: &[u8; 32],
     d: &[u8; 32],
     gateway: &Fingerprint,
     fresh: u64,
+    challenge: Option<&[u8; 16]>,
+    reading: Option<&[u8]>,
 ) -> SecretScalar {
     let prk = extract(random, d);
     let mut wide = Zeroizing::new([0; 48]);
-    let info: [&[u8]; 3] = [b"duet1 hedge", &gateway.0, &fresh.to_be_bytes()];
+    let bound = hedge_bound(challenge, reading);
+    let bound: &[u8] = bound.as_ref().map_or(&[], |bound| bound);
+    let info: [&[u8]; 4] = [b"duet1 hedge", &gateway.0, &fresh.to_be_bytes(), bound];
     expand(&prk, &info, wide.as_mut_slice());
     SecretScalar::from_wide(&wide)
+}
+
+/// What a challenge and a reading add to the hedge's info: SHA-256(ch ‖ reading's text), ch being
+/// zeros where there is none; nothing where there is neither.
+#[must_use]
+pub fn hedge_bound(challenge: Option<&[u8; 16]>, reading: Option<&[u8]>) -> Option<[u8; 32]> {
+    let hash = Sha256::new()
+        .chain_update(challenge.unwrap_or(&[0; 16]))
+        .chain_update(reading.unwrap_or_default());
+    (challenge.is_some() || reading.is_some()).then(|| hash.finalize().into())
 }
 
 /// `hs`: the HPKE exporter's secret, bound to the registration key where there is one (R24).
@@ -148,10 +181,12 @@ pub(crate) struct Claim<'a> {
     pub(crate) fresh: u64,
     pub(crate) challenge: [u8; 16],
     pub(crate) random: &'a [u8],
+    /// The reading's text; it stands last, so that its length needs no field.
+    pub(crate) reading: &'a [u8],
 }
 
 impl Claim<'_> {
-    fn parts<'p>(&'p self, label: &'p [u8], fresh: &'p [u8; 8]) -> [&'p [u8]; 9] {
+    fn parts<'p>(&'p self, label: &'p [u8], fresh: &'p [u8; 8]) -> [&'p [u8]; 10] {
         [
             label,
             &self.header,
@@ -162,6 +197,7 @@ impl Claim<'_> {
             fresh,
             &self.challenge,
             self.random,
+            self.reading,
         ]
     }
 
@@ -284,6 +320,20 @@ pub fn reset_token(node_key: &[u8; 32], session: SessionId) -> [u8; 12] {
 #[must_use]
 pub fn cookie(node_key: &[u8; 32], epoch: u32, address: &[u8], hello: &[u8; 32]) -> [u8; 16] {
     head(&mac(node_key, &[b"duet1 cookie", &epoch.to_be_bytes(), hello, address]))
+}
+
+/// A gateway node's question to an address, in an epoch: who answers it from there receives there.
+/// It is not made from the session's keys, since the device has those. `address` is the IPv6 or
+/// mapped IPv4 address and the port.
+#[must_use]
+pub fn path_challenge(
+    node_key: &[u8; 32],
+    epoch: u32,
+    session: SessionId,
+    address: &[u8; 18],
+) -> [u8; 4] {
+    let (epoch, session) = (epoch.to_be_bytes(), session.0.to_be_bytes());
+    head(&mac(node_key, &[b"duet1 path", &epoch, &session, address]))
 }
 
 /// A gateway node's challenge to a device (R57).

@@ -23,6 +23,12 @@ pub const COOKIE: usize = 16;
 pub const CHALLENGE: usize = 16;
 /// Length of S: the device's random or key in the profiles that send one.
 pub const RANDOM: usize = 16;
+/// Length of n in a HELLO with a reading: how long the reading's text is.
+pub const READING_LEN: usize = 2;
+/// The shortest text of a reading: its first byte and the channel.
+pub const READING_MIN: usize = 3;
+/// How many bytes of a HELLO's digest name the readings of its session.
+pub const HELLO_NAME: usize = 12;
 /// Length of what the gateway grants: session id, lifetime, reset token.
 pub const GRANT: usize = 20;
 /// Length of a RETRY message: kind, echo, wait, cookie.
@@ -35,8 +41,10 @@ pub const RESET_LEN: usize = 1 + 4 + 16;
 pub const UP_HEADER: usize = 1 + 4 + 4;
 /// Length of the clear header of a record to the device: kind, sequence.
 pub const DOWN_HEADER: usize = 1 + 4;
-/// The longest HELLO, cookie included.
-pub const HELLO_MAX: usize = 181;
+/// The longest HELLO without a reading, cookie included.
+pub const BARE_HELLO_MAX: usize = 181;
+/// The longest HELLO, with reading, challenge and cookie: one datagram on every link.
+pub const HELLO_MAX: usize = RECORD_MAX;
 /// The longest ACCEPT.
 pub const ACCEPT_MAX: usize = 149;
 /// The longest record on the wire: fits one datagram on every link of IPv6's minimum MTU.
@@ -128,27 +136,49 @@ impl Profile {
         if self.source.has_random() { RANDOM } else { 0 }
     }
 
-    /// Zero bytes at the end of the sealed text, so that a HELLO never draws a longer ACCEPT (R17).
+    /// Length of HELLO with neither challenge, reading, padding nor cookie.
+    const fn bare_len(self) -> usize {
+        HELLO_HEADER + 32 + 16 + self.random_len() + self.proof_len() + TAG
+    }
+
+    /// The longest text of a reading inside HELLO: with it a HELLO that also has a challenge and a
+    /// cookie still fits [`HELLO_MAX`], so that any HELLO can be made again with both.
     #[must_use]
-    pub const fn padding_len(self) -> usize {
-        let bare = HELLO_HEADER + 32 + 16 + self.random_len() + self.proof_len() + TAG;
-        self.accept_len().saturating_sub(bare)
+    pub const fn reading_max(self) -> usize {
+        HELLO_MAX - self.bare_len() - READING_LEN - CHALLENGE - COOKIE
     }
 }
 
 impl Offer {
-    /// Length of the text inside HELLO: id, fresh, challenge, S, proof, padding.
+    /// Zero bytes at the end of the sealed text, so that a HELLO never draws a longer ACCEPT (R17).
+    /// A reading of `reading` bytes of text counts; a challenge does not.
     #[must_use]
-    pub const fn sealed_text_len(self) -> usize {
-        let challenge = if self.challenged { CHALLENGE } else { 0 };
-        let profile = self.profile;
-        16 + challenge + profile.random_len() + profile.proof_len() + profile.padding_len()
+    pub const fn padding_len(self, reading: usize) -> usize {
+        let early = if self.early { READING_LEN + reading } else { 0 };
+        self.profile.accept_len().saturating_sub(self.profile.bare_len() + early)
     }
 
-    /// Length of HELLO without a cookie.
+    /// Length of the text inside HELLO: id, fresh, challenge, S, proof, reading, padding.
+    /// `reading` is the length of the reading's text, 0 without one.
     #[must_use]
-    pub const fn hello_len(self) -> usize {
-        HELLO_HEADER + 32 + self.sealed_text_len() + TAG
+    pub const fn sealed_text_len(self, reading: usize) -> usize {
+        let challenge = if self.challenged { CHALLENGE } else { 0 };
+        let profile = self.profile;
+        let fixed = 16 + challenge + profile.random_len() + profile.proof_len();
+        fixed + reading + self.padding_len(reading)
+    }
+
+    /// Where the sealed text begins: behind n where there is a reading.
+    #[must_use]
+    pub const fn sealed_at(self) -> usize {
+        HELLO_HEADER + 32 + if self.early { READING_LEN } else { 0 }
+    }
+
+    /// Length of HELLO without a cookie. `reading` is the length of the reading's text, 0 without
+    /// one.
+    #[must_use]
+    pub const fn hello_len(self, reading: usize) -> usize {
+        self.sealed_at() + self.sealed_text_len(reading) + TAG
     }
 }
 
@@ -157,13 +187,17 @@ const _: () = {
     let mut i = 0;
     while i < Profile::ALL.len() {
         let profile = Profile::ALL[i];
-        let plain = Offer { profile, transport: Transport::Datagram, challenged: false };
+        let plain = Offer::new(profile, Transport::Datagram);
         let challenged = Offer { challenged: true, ..plain };
-        assert!(plain.hello_len() >= profile.accept_len());
-        assert!(plain.hello_len() > CHALLENGE_LEN && plain.hello_len() > RETRY_LEN);
-        assert!(challenged.hello_len() + COOKIE <= HELLO_MAX);
+        let (early, longest) = (Offer { early: true, ..plain }, profile.reading_max());
+        let both = Offer { early: true, ..challenged };
+        assert!(plain.hello_len(0) >= profile.accept_len());
+        assert!(early.hello_len(READING_MIN) >= profile.accept_len());
+        assert!(plain.hello_len(0) > CHALLENGE_LEN && plain.hello_len(0) > RETRY_LEN);
+        assert!(challenged.hello_len(0) + COOKIE <= BARE_HELLO_MAX);
+        assert!(both.hello_len(longest) + COOKIE == HELLO_MAX);
         assert!(profile.accept_len() <= ACCEPT_MAX);
-        let total = plain.hello_len() + profile.accept_len();
+        let total = plain.hello_len(0) + profile.accept_len();
         let budget = match (profile.mode, profile.source) {
             (Mode::RegisteredId, KeySource::Ephemeral) => 145,
             (_, KeySource::Ephemeral) => 210,
@@ -180,8 +214,9 @@ const _: () = {
 pub struct Hello {
     bytes: [u8; HELLO_MAX],
     len: usize,
+    reading: usize,
     cookie: Option<[u8; COOKIE]>,
-    /// Profile, transport and challenge flag.
+    /// Profile, transport, and whether there are a challenge and a reading.
     pub offer: Offer,
     /// SHA-256 of the message without its cookie: its name for caches, echoes and cookies.
     pub digest: [u8; 32],
@@ -203,8 +238,16 @@ impl Hello {
         if offer.transport != transport {
             return Err(DropReason::Profile);
         }
-        // R12: one length with a cookie, one without.
-        let len = offer.hello_len();
+        // R12: one length with a cookie, one without, by the profile and by n.
+        let mut reading = 0;
+        if offer.early {
+            let n = message[HELLO_HEADER..].get(32..).and_then(<[u8]>::first_chunk);
+            reading = usize::from(u16::from_be_bytes(*n.ok_or(DropReason::Malformed)?));
+            if !(READING_MIN..=offer.profile.reading_max()).contains(&reading) {
+                return Err(DropReason::Malformed);
+            }
+        }
+        let len = offer.hello_len(reading);
         let (hello, trailer) = message.split_at_checked(len).ok_or(DropReason::Malformed)?;
         let cookie = match trailer.len() {
             0 => None,
@@ -212,7 +255,13 @@ impl Hello {
         };
         let mut bytes = [0; HELLO_MAX];
         bytes[..len].copy_from_slice(hello);
-        Ok(Self { bytes, len, cookie, offer, digest: Sha256::digest(hello).into() })
+        Ok(Self { bytes, len, reading, cookie, offer, digest: Sha256::digest(hello).into() })
+    }
+
+    /// n: the length of the sealed reading's text, 0 where there is none.
+    #[must_use]
+    pub const fn reading_len(&self) -> usize {
+        self.reading
     }
 
     /// The message without its cookie.
@@ -253,7 +302,7 @@ impl Hello {
     /// The HPKE ciphertext with its tag.
     #[must_use]
     pub fn sealed(&self) -> &[u8] {
-        &self.bytes[HELLO_HEADER + 32..self.len]
+        &self.bytes[self.offer.sealed_at()..self.len]
     }
 
     /// The address-validation cookie behind the message, if it has one.
@@ -419,8 +468,7 @@ mod tests {
     fn the_byte_budget_is_what_the_specification_says() {
         let of = |name| {
             let profile = Profile::from_name(name).unwrap();
-            let offer = Offer { profile, transport: Transport::Datagram, challenged: false };
-            (offer.hello_len(), profile.accept_len())
+            (Offer::new(profile, Transport::Datagram).hello_len(0), profile.accept_len())
         };
         assert_eq!(of("certificate/ephemeral"), (132, 69));
         assert_eq!(of("registered-certificate/ephemeral"), (132, 69));
@@ -432,14 +480,56 @@ mod tests {
     }
 
     #[test]
+    fn a_reading_makes_hello_longer_by_its_text_and_its_length_less_the_padding() {
+        let of = |name, reading| {
+            let profile = Profile::from_name(name).unwrap();
+            let offer = Offer { early: true, ..Offer::new(profile, Transport::Datagram) };
+            offer.hello_len(reading)
+        };
+        // A payload of 64 bytes has a text of 67.
+        assert_eq!(of("certificate/ephemeral", 67), 201);
+        assert_eq!(of("certificate/xor-key", 67), 217);
+        assert_eq!(of("certificate/client-key", 67), 217);
+        assert_eq!(of("registered-id/ephemeral", 67), 145);
+        assert_eq!(of("registered-id/xor-random", 67), 161);
+        assert_eq!(of("registered-id/client-random", 67), 161);
+        assert_eq!(of("registered-id/xor-random", 3), 149, "never shorter than ACCEPT");
+    }
+
+    #[test]
+    fn the_length_of_a_reading_is_bounded_before_anything_is_opened() {
+        let profile = Profile::ALL[0];
+        let offer = Offer { early: true, ..Offer::new(profile, Transport::Datagram) };
+        let mut message = [0; 2_000];
+        message[..3].copy_from_slice(&[Kind::Hello.byte(), 0, offer.encode()]);
+        for n in 0..=u16::MAX {
+            message[36..38].copy_from_slice(&n.to_be_bytes());
+            let reading = usize::from(n);
+            let fits = (3..=1_034).contains(&reading);
+            let len = if fits { offer.hello_len(reading) } else { 1_200 };
+            let decoded = Hello::decode(&message[..len], Transport::Datagram);
+            assert_eq!(decoded.map(|hello| hello.reading_len()).ok(), fits.then_some(reading));
+        }
+        for len in 0..38 {
+            assert!(Hello::decode(&message[..len], Transport::Datagram).is_err());
+        }
+    }
+
+    #[test]
     fn every_length_but_the_right_ones_is_malformed() {
         for profile in Profile::ALL {
-            for challenged in [false, true] {
-                let offer = Offer { profile, transport: Transport::Stream, challenged };
+            for (challenged, early) in [(false, false), (true, false), (false, true), (true, true)]
+            {
+                let transport = Transport::Stream;
+                let offer = Offer { profile, transport, challenged, early };
                 let mut message = [7u8; 300];
                 message[0] = Kind::Hello.byte();
                 message[2] = offer.encode();
-                let right = offer.hello_len();
+                let reading = if early { 19 } else { 0 };
+                if early {
+                    message[36..38].copy_from_slice(&[0, 19]);
+                }
+                let right = offer.hello_len(reading);
                 for len in 0..300 {
                     let hello = Hello::decode(&message[..len], Transport::Stream);
                     match hello {

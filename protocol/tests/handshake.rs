@@ -41,8 +41,13 @@ impl World {
     }
 
     fn accept(&self, proven: Proven) -> (Vec<u8>, SessionKeys) {
-        let grant =
-            Grant { session: SessionId(0x0a0b_0c0d), lifetime_s: 3_600, reset_token: [8; 12] };
+        let grant = Grant {
+            session: SessionId(0x0a0b_0c0d),
+            lifetime_s: 3_600,
+            stored: false,
+            nothing_waits: false,
+            reset_token: [8; 12],
+        };
         let responding = proven.respond(grant, scalar(0x33), [0x44; 48]);
         let answer = responding.task().map(|task| ec::encapsulate(task).unwrap());
         let signing = responding.agreed(answer);
@@ -87,7 +92,7 @@ fn hello(
     profile: Profile,
     challenge: Option<[u8; 16]>,
 ) -> Waiting {
-    let offer = Offer { profile, transport: Transport::Datagram, challenged: false };
+    let offer = Offer::new(profile, Transport::Datagram);
     let freshness = Freshness { fresh: 42, challenge, random: [1; 32], secret: [2; 16] };
     let start = Start::new(identity, &world.gateway, offer, freshness);
     let answer = ec::encapsulate(start.task()).unwrap();

@@ -48,7 +48,7 @@ fn another_hpke_opens_every_hello() {
                 DeviceKey::Registration(duet_protocol::identity::RegistrationKey([9; 32]))
             };
             let identity = Identity { id, fingerprint: Fingerprint([number; 32]), key };
-            let offer = Offer { profile, transport: Transport::Stream, challenged: false };
+            let offer = Offer::new(profile, Transport::Stream);
             let freshness =
                 Freshness { fresh: 42, challenge, random: [number; 32], secret: [2; 16] };
             let start = Start::new(&identity, &gateway, offer, freshness);

@@ -17,6 +17,7 @@ use duet_protocol::{
     initiator::{DeviceKey, Freshness, Identity, Start, Waiting},
     message::{Down, RANGES_MAX, Range, TEXT_MAX, Up},
     profile::{KeySource, Mode, Offer, Profile, Transfer, Transport},
+    reading::{EARLY_SEQUENCE, ReadingId},
     record::{self, Cipher},
     responder::{Opened, Proven},
     schedule::{self, Grant},
@@ -135,7 +136,7 @@ impl Scene {
         };
         let public = profile.mode.has_certificate().then_some(public);
         let identity = Identity { id: credential.id, fingerprint: credential.fingerprint, key };
-        let offer = Offer { profile, transport: Transport::Datagram, challenged };
+        let offer = Offer { challenged, ..Offer::new(profile, Transport::Datagram) };
         let challenge = challenged.then(|| sequence(0xb0));
         Self { offer, secret, gateway, identity, credential, public, challenge }
     }
@@ -218,7 +219,14 @@ fn hello(
     let random: &[u8] = if offer.profile.source.has_random() { &freshness.secret } else { &[] };
     vector.hex("S", random);
     vector.hex("random for e_c", &freshness.random);
-    let e = schedule::hedged_scalar(&freshness.random, d, &gateway.fingerprint, FRESH);
+    let e = schedule::hedged_scalar(
+        &freshness.random,
+        d,
+        &gateway.fingerprint,
+        FRESH,
+        scene.challenge.as_ref(),
+        None,
+    );
     let sent = ec::encapsulate(&EncapsulateTask { scalar: e.clone(), peer: gateway.key }).unwrap();
     vector.hex("e_c", e.expose()).hex("enc", &sent.point.0).hex("dh", &sent.shared.0);
 
@@ -240,6 +248,7 @@ fn hello(
         fresh: FRESH,
         challenge: scene.challenge.unwrap_or_default(),
         random,
+        reading: &[],
     };
     let m = [
         &header[..],
@@ -270,7 +279,7 @@ fn hello(
     let mut text = sealed.to_vec();
     assert!(hpke.open(&header, &mut text, tag), "the values are the message's");
     let challenge: &[u8] = scene.challenge.as_ref().map_or(&[], |challenge| challenge);
-    let padding = vec![0; offer.profile.padding_len()];
+    let padding = vec![0; offer.padding_len(0)];
     let expected = [&id.0, &FRESH.to_be_bytes()[..], challenge, random, &proof, &padding].concat();
     assert_eq!(text, expected);
     assert_eq!(message[..4], header);
@@ -313,7 +322,8 @@ fn accept(
     let (scalar, random) = (scalar(0x91), sequence::<48>(0xc8));
     let session = SessionId(u32::from(identity.id.slot()) << 24 | GRANT.0);
     let reset_token = schedule::reset_token(&NODE_KEY, session);
-    let grant = || Grant { session, lifetime_s: GRANT.1, reset_token };
+    let grant =
+        || Grant { session, lifetime_s: GRANT.1, stored: false, nothing_waits: false, reset_token };
     let responding = scene.proven(waiting.hello()).respond(grant(), scalar.clone(), random);
     let answer = responding.task().map(|task| ec::encapsulate(task).unwrap());
     let signing = responding.agreed(answer.clone());
@@ -414,7 +424,13 @@ fn accept(
     keys(vector, "up", &device_keys.up);
     keys(vector, "down", &device_keys.down);
     let mut text = [0; TEXT_MAX];
-    let reading = Up::Reading { confirm: true, channel: 2, age_ms: Some(1_500), payload: b"21.5" };
+    let reading = Up::Reading {
+        confirm: true,
+        channel: 2,
+        age_ms: Some(1_500),
+        again: None,
+        payload: b"21.5",
+    };
     let len = reading.encode(&mut text);
     let mut up = [0; 64];
     let header = UpHeader { session, sequence: 258 };
@@ -425,7 +441,7 @@ fn accept(
     let up = &up[..len];
     vector.hex("UP", up);
     let mut ranges = [0; RANGES_MAX * 6];
-    let ack = Down::ack(&[Range { first: 258, count: 1 }], &mut ranges);
+    let ack = Down::ack(&[Range { first: 258, count: 1 }], false, &mut ranges);
     let len = ack.encode(&mut text);
     let mut down = [0; 64];
     let header = DownHeader { sequence: 1 };
@@ -465,16 +481,24 @@ fn every_text_is_as_its_vector_says() {
     let mut vector = Vector::default();
     let mut out = [0; TEXT_MAX];
     vector.section("up");
-    let reading =
-        |confirm, age_ms| Up::Reading { confirm, channel: 0x0102, age_ms, payload: b"21.5" };
+    let reading = |confirm, age_ms, again| {
+        let (channel, payload) = (0x0102, &b"21.5"[..]);
+        Up::Reading { confirm, channel, age_ms, again, payload }
+    };
+    let early = Some(ReadingId { hello: sequence(0x10), sequence: EARLY_SEQUENCE });
+    let record = Some(ReadingId { hello: sequence(0x10), sequence: 258 });
     for (name, text) in [
-        ("reading", reading(false, None)),
-        ("reading, confirm", reading(true, None)),
-        ("reading, age 70000 ms", reading(false, Some(70_000))),
-        ("reading, confirm, age 70000 ms", reading(true, Some(70_000))),
+        ("reading", reading(false, None, None)),
+        ("reading, confirm", reading(true, None, None)),
+        ("reading, age 70000 ms", reading(false, Some(70_000), None)),
+        ("reading, confirm, age 70000 ms", reading(true, Some(70_000), None)),
+        ("reading, confirm, again, first in HELLO", reading(true, None, early)),
+        ("reading, confirm, again, first in record 258", reading(true, None, record)),
+        ("reading, confirm, age 70000 ms, again", reading(true, Some(70_000), early)),
         ("result, command 9, status 4", Up::Result { command: 9, status: 4, payload: b"no" }),
         ("ping", Up::Ping),
         ("close", Up::Close),
+        ("here", Up::Here { challenge: sequence(0xf0) }),
     ] {
         let len = text.encode(&mut out);
         assert_eq!(Up::decode(&out[..len]), Ok(text));
@@ -484,10 +508,13 @@ fn every_text_is_as_its_vector_says() {
     let mut encoded = [0; RANGES_MAX * 6];
     let ranges = [Range { first: 7, count: 2 }, Range { first: 900_000, count: 65_535 }];
     for (name, text) in [
-        ("ack, 7 to 8 and 900000 to 965534", Down::ack(&ranges, &mut encoded)),
+        ("ack, 7 to 8 and 900000 to 965534", Down::ack(&ranges, false, &mut encoded)),
+        ("ack, 7 to 8, nothing waits", Down::ack(&ranges[..1], true, &mut [0; RANGES_MAX * 6])),
         ("command 9", Down::Command { command: 9, payload: b"open" }),
-        ("pong", Down::Pong),
+        ("pong", Down::Pong { nothing_waits: None }),
+        ("pong to ping 258, nothing waits", Down::Pong { nothing_waits: Some(258) }),
         ("close", Down::Close),
+        ("prove", Down::Prove { challenge: sequence(0xf0) }),
     ] {
         let len = text.encode(&mut out);
         assert_eq!(Down::decode(&out[..len]), Ok(text));
@@ -505,25 +532,25 @@ fn the_specification_says_how_long_everything_is() {
         assert_eq!(document.lines().filter(|l| l.starts_with(line)).count(), 1, "{line}");
     };
     for profile in Profile::ALL {
-        let plain = Offer { profile, transport: Transport::Datagram, challenged: false };
-        let (hello, accept) = (plain.hello_len(), profile.accept_len());
+        let plain = Offer::new(profile, Transport::Datagram);
+        let (hello, accept) = (plain.hello_len(0), profile.accept_len());
         let (mode, source) = profile.name().split_once('/').unwrap();
-        let (byte, text) = (plain.encode(), plain.sealed_text_len());
-        let padding = profile.padding_len();
+        let (byte, text) = (plain.encode(), plain.sealed_text_len(0));
+        let padding = plain.padding_len(0);
         let both = hello + accept;
         says(&format!(
             "| `{mode}` | `{source}` | {byte:#04x} | {text} | {padding} | {hello} | {accept} | {both} |"
         ));
         let stream = Offer { transport: Transport::Stream, ..plain };
         let challenged = Offer { challenged: true, ..plain };
-        assert_eq!((stream.encode(), stream.hello_len()), (byte + 0x20, hello));
-        assert_eq!((challenged.encode(), challenged.hello_len()), (byte + 0x40, hello + 16));
+        assert_eq!((stream.encode(), stream.hello_len(0)), (byte + 0x20, hello));
+        assert_eq!((challenged.encode(), challenged.hello_len(0)), (byte + 0x40, hello + 16));
     }
     let lengths = Profile::ALL.map(|profile| {
-        let plain = Offer { profile, transport: Transport::Datagram, challenged: false };
-        plain.hello_len()
+        let plain = Offer::new(profile, Transport::Datagram);
+        plain.hello_len(0)
     });
-    let (least, most) = (lengths.iter().min().unwrap(), wire::HELLO_MAX);
+    let (least, most) = (lengths.iter().min().unwrap(), wire::BARE_HELLO_MAX);
     for (kind, number, name, from, length) in [
         (Kind::Hello, 1, "HELLO", "device", format!("{least} … {most}, by profile")),
         (Kind::Accept, 2, "ACCEPT", "gateway", "69, 133 or 149, by profile".to_owned()),

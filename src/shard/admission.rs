@@ -266,12 +266,8 @@ mod tests {
             .into_iter()
             .find(|profile| profile.name() == "registered-id/ephemeral")
             .unwrap();
-        let offer = duet_protocol::profile::Offer {
-            profile,
-            transport: Transport::Datagram,
-            challenged: false,
-        };
-        let mut hello = vec![0; 36 + offer.sealed_text_len() + 16];
+        let offer = duet_protocol::profile::Offer::new(profile, Transport::Datagram);
+        let mut hello = vec![0; offer.hello_len(0)];
         hello[0] = Kind::Hello.byte();
         hello[2] = offer.encode();
         hello[4..6].copy_from_slice(&number.to_be_bytes());

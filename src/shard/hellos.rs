@@ -352,6 +352,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let grant = Grant {
             session,
             lifetime_s: self.settings.lifetime_s,
+            stored: false,
+            nothing_waits: false,
             reset_token: schedule::reset_token(&self.settings.node_key, session),
         };
         // R30: fresh for each ACCEPT. Of all 32-byte strings, one in 2³² is no scalar.

@@ -130,14 +130,14 @@ impl Session {
                 }
                 _ => {
                     if ranges.is_full() {
-                        self.prepare(id, Down::ack(&ranges, &mut encoded), unsealed);
+                        self.prepare(id, Down::ack(&ranges, false, &mut encoded), unsealed);
                         ranges.clear();
                     }
                     ranges.push(Range { first: number, count: 1 });
                 }
             }
         }
-        self.prepare(id, Down::ack(&ranges, &mut encoded), unsealed);
+        self.prepare(id, Down::ack(&ranges, false, &mut encoded), unsealed);
     }
 }
 

@@ -97,7 +97,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.confirm(id);
         let Some(session) = self.sessions.get_mut(&id) else { return Err(DropReason::Proof) };
         match up? {
-            Up::Reading { confirm, channel, age_ms, payload } => {
+            Up::Reading { confirm, channel, age_ms, again: _, payload } => {
                 self.counts.readings += 1;
                 self.sink.take(&Reading {
                     device: &session.device.name,
@@ -111,7 +111,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             // R77.
             Up::Ping => {
-                session.prepare(id, Down::Pong, &mut self.unsealed);
+                session.prepare(id, Down::Pong { nothing_waits: None }, &mut self.unsealed);
             }
             Up::Result { command, status, payload } => {
                 let device = session.device.credential.id;
@@ -127,6 +127,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                     let _ = sent.command.answer.send(result);
                 }
             }
+            Up::Here { .. } => {}
             Up::Close => self.end(id),
         }
         Ok(())
