@@ -11,6 +11,7 @@
 //! * [`initiator`]: the device's half of the handshake; [`responder`]: the gateway's.
 //!   Neither performs an elliptic-curve operation itself: it asks for one and is resumed with the
 //!   answer, so that a gateway can answer a crowd in batches. [`ec`] answers one at a time.
+//! * [`mark`]: what a gateway concludes from a device's counter.
 //! * [`record`]: sealing and opening after the handshake; [`replay`]: the receiver's window.
 //! * [`message`]: what a record carries (readings, acknowledgements, commands); [`reading`]: what
 //!   names a reading for ever.
@@ -28,6 +29,7 @@ pub mod hazmat;
 pub mod hpke;
 pub mod identity;
 pub mod initiator;
+pub mod mark;
 pub mod message;
 pub mod profile;
 pub mod reading;

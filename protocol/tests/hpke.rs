@@ -2,17 +2,19 @@
 //! exports what the key schedule starts from.
 #![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
+mod steps;
+
 use duet_protocol::{
     ec::{self, SecretScalar},
     hpke::Context,
-    identity::{DeviceId, Fingerprint, Gateway},
-    initiator::{DeviceKey, Freshness, Identity, Start},
+    identity::{Credential, DeviceId, Fingerprint, Gateway, RegistrationKey},
     profile::{Offer, Profile, Transport},
 };
 use hpke::{
     Deserializable as _, Kem as _, OpModeR, OpModeS, Serializable as _, aead::AesGcm128,
     kdf::HkdfSha256, kem::DhP256HkdfSha256 as Kem,
 };
+use steps::{Device, Recipe};
 
 fn gateway() -> (SecretScalar, Gateway) {
     let secret = SecretScalar::from_bytes(&[0x51; 32]).unwrap();
@@ -42,23 +44,32 @@ fn another_hpke_opens_every_hello() {
     for (number, profile) in (0..).zip(Profile::ALL) {
         for challenge in [None, Some([0xcc; 16])] {
             let id = DeviceId([number; 8]);
-            let key = if profile.mode.has_certificate() {
-                DeviceKey::Private(SecretScalar::from_bytes(&[0x22; 32]).unwrap())
+            let mut credential = if profile.mode.has_certificate() {
+                let key = SecretScalar::from_bytes(&[0x22; 32]).unwrap().public_key();
+                Credential::registered_certificate(id, &[number], key)
             } else {
-                DeviceKey::Registration(duet_protocol::identity::RegistrationKey([9; 32]))
+                Credential::registered_id(id, RegistrationKey([0x22; 32]))
             };
-            let identity = Identity { id, fingerprint: Fingerprint([number; 32]), key };
-            let offer = Offer::new(profile, Transport::Stream);
-            let freshness =
-                Freshness { fresh: 42, challenge, random: [number; 32], secret: [2; 16] };
-            let start = Start::new(&identity, &gateway, offer, freshness);
-            let sent = ec::encapsulate(start.task()).unwrap();
-            let waiting = start.encapsulated(&sent).signed(&[0x77; 64]);
-            let hello = waiting.hello();
+            credential.mode = profile.mode;
+            let device = Device { credential, d: [0x22; 32] };
+            let made = steps::hello(
+                &gateway,
+                &device,
+                &Recipe {
+                    offer: Offer::new(profile, Transport::Stream),
+                    fresh: 42,
+                    challenge,
+                    random: [number; 32],
+                    secret: [2; 16],
+                    reading: None,
+                    extra: [3; 32],
+                },
+            );
+            let hello = &made.message[..];
 
             let (header, sealed) = (&hello[..4], &hello[36..]);
             let info = [b"duet1 hello", header, &gateway.fingerprint.0].concat();
-            let mut context = receiver(&secret, &sent.point.0, &info);
+            let mut context = receiver(&secret, &made.enc.0, &info);
             assert!(context.open(sealed, b"other").is_err());
             // A refused message does not advance the context.
             let text = context.open(sealed, header).unwrap();
@@ -68,11 +79,9 @@ fn another_hpke_opens_every_hello() {
                 assert_eq!(text[16..32], challenge);
             }
 
-            let ours = Context::new(&sent.shared, &sent.point, &gateway.key, &[&info]);
-            let (mut mine, mut theirs) = ([0; 32], [0; 32]);
-            ours.export(b"duet1 export", &mut mine);
+            let mut theirs = [0; 32];
             context.export(b"duet1 export", &mut theirs).unwrap();
-            assert_eq!(mine, theirs);
+            assert_eq!(made.ex, theirs);
         }
     }
 }
