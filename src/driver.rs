@@ -12,15 +12,38 @@
 //! A buffer belongs to the driver from the moment an operation naming it is pushed until that operation's *last*
 //! completion. The types say so; nothing above this module can hold both the buffer and the operation:
 //!
-//! * **Receive** buffers are of two sets ([`Group`]). A completion that carries data carries a [`Lease`], the only way to
-//!   read it. [`Driver::give_back`] consumes the lease. A lease is neither `Clone` nor `Copy`.
+//! * **Receive** buffers are of two sets ([`BufferSet`]). A completion that carries data carries a [`Lease`], the only way to
+//!   read it. [`Driver::give_back`] consumes the lease. A lease is neither `Clone` nor `Copy`, and only the driver that gave
+//!   it takes it: any other panics.
 //! * **Datagram send** buffers are slots of a fixed slab. [`Driver::send_slot`] hands out a [`SendSlot`];
-//!   [`Driver::send_datagram`] consumes it. The slot returns to the slab when the completion is reaped.
+//!   [`Driver::send_datagram`] consumes it. The slot returns to the slab when the completion is reaped. Here, too, another
+//!   driver's panics.
 //! * **Stream send** buffers are plain vectors, moved into [`Driver::send_stream`] and moved out again in the
 //!   completion's [`Payload::Sent`].
 //!
 //! Callers keep a stream's descriptor open until the last completion of its operations, and say
 //! [`forget_stream`](Driver::forget_stream) before they close it or give it away.
+//!
+//! # What ends each wait
+//!
+//! A shard sleeps only in [`Driver::enter`], and never longer than the caller's timeout. Everything that it can be waiting
+//! for has an event that ends the sleep earlier. The tests that are named put both drivers to sleep and then let the event
+//! happen: without it they fail.
+//!
+//! | waiting for | `io_uring` | `epoll` | test in `tests.rs` |
+//! |---|---|---|---|
+//! | a datagram | multishot receive | `EPOLLIN`, by level | `datagrams_of_both_sockets_end_a_wait` |
+//! | room for a datagram | the send polls by itself | `EPOLLOUT`, by level, while there is none | `a_datagram_that_finds_no_room_leaves_when_there_is_some` |
+//! | a connection | multishot accept | an edge, kept until `EAGAIN` | `connections_end_a_wait` |
+//! | another thread's wake | multishot poll of the eventfd | an edge, kept until it is reported | `the_eventfd_ends_a_wait` |
+//! | bytes of a stream, or its end | multishot receive | an edge, kept until all is read | `bytes_and_the_end_of_a_stream_end_a_wait`, `what_follows_an_urgent_byte_is_read` |
+//! | room in a stream | the send polls by itself | an edge, kept until `EAGAIN` | `a_stream_that_takes_no_more_goes_on_when_it_is_read` |
+//! | a receive buffer | `ENOBUFS` ends the receive; the caller begins it anew once it has given buffers back | the same | `datagrams_that_find_no_buffer_come_when_there_is_one`, `streams_that_find_no_buffer_are_read_when_there_is_one` |
+//! | a send slot | some send in flight completes | the same | `tiny_queues_lose_nothing` in `tests/transport` |
+//! | more completions, to make a batch | `min_wait_us` ends | the same | `a_wait_that_gathers_ends_with_less_than_it_wants` |
+//!
+//! Waits for a time (a stream's deadline, the end of a pause in accepting, the handler's own) are the caller's: they make
+//! the timeout.
 //!
 //! # The fence
 //!
@@ -37,12 +60,13 @@ mod buffers;
 mod completion;
 pub mod epoll;
 mod event;
+mod owner;
 mod region;
 mod sends;
 pub mod uring;
 
 pub use self::address::EncodedAddress;
-pub use self::buffers::{Group, Lease};
+pub use self::buffers::{BufferSet, Lease};
 pub use self::completion::{Completion, DATAGRAM_HEADER_LEN, Payload, received_datagram};
 pub use self::event::EventFd;
 pub use self::sends::{SEND_CAPACITY, SendSlot};
@@ -69,12 +93,13 @@ pub struct Sizes {
     pub send_slots: u32,
 }
 
-/// What a driver serves from the start, beside the streams that come and go. It keeps its own hold of them.
+/// The sockets that a driver serves from the start, beside the streams that come and go. It keeps its own hold of
+/// them.
 #[derive(Clone, Copy, Debug)]
-pub struct Files<'a> {
+pub struct Sockets<'a> {
     /// The datagram socket that everything is sent from.
     pub datagrams: BorrowedFd<'a>,
-    /// The datagram socket for what anybody can make.
+    /// The datagram socket for HELLOs. Anyone can send one, so a flood of them must not fill the buffer of the records.
     pub hellos: BorrowedFd<'a>,
     /// The stream listener.
     pub listener: BorrowedFd<'a>,
@@ -85,9 +110,9 @@ pub struct Files<'a> {
 /// Which datagram socket to receive from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inbox {
-    /// [`Files::datagrams`].
+    /// [`Sockets::datagrams`].
     Datagrams,
-    /// [`Files::hellos`].
+    /// [`Sockets::hellos`].
     Hellos,
 }
 
@@ -106,14 +131,14 @@ pub enum Choice {
 
 /// Which of the two drivers one is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum DriverKind {
     /// `io_uring`.
     IoUring,
     /// `epoll`, `recvmmsg` and `sendmmsg`.
     Epoll,
 }
 
-impl Kind {
+impl DriverKind {
     /// Its name, as the setting has it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -174,10 +199,10 @@ macro_rules! either {
 
 impl Driver {
     /// Which it is.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> DriverKind {
         match self {
-            Self::Uring(_) => Kind::IoUring,
-            Self::Epoll(_) => Kind::Epoll,
+            Self::Uring(_) => DriverKind::IoUring,
+            Self::Epoll(_) => DriverKind::Epoll,
         }
     }
 
@@ -323,3 +348,6 @@ impl Driver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -179,8 +179,8 @@ impl Server {
             mail: Mutex::new(mail),
             listen: local,
             transport: match kind {
-                driver::Kind::IoUring => Transport::Uring,
-                driver::Kind::Epoll => Transport::Epoll,
+                driver::DriverKind::IoUring => Transport::Uring,
+                driver::DriverKind::Epoll => Transport::Epoll,
             },
             started: Instant::now(),
             shards: u32::try_from(config.shards).unwrap_or(u32::MAX),

@@ -24,10 +24,10 @@ use std::time::Duration;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
-use super::buffers::{Group, Lease};
+use super::buffers::{BufferSet, Lease};
 use super::completion::{Completion, Payload};
 use super::sends::SendSlot;
-use super::{DriverError, Files, Inbox, Sizes};
+use super::{DriverError, Sockets, Inbox, Sizes};
 
 mod datagrams;
 mod pool;
@@ -55,8 +55,10 @@ pub struct Epoll {
     datagrams: Datagrams,
     streams: Streams,
     listener: Listener,
-    _wake: OwnedFd,
+    wake: OwnedFd,
     watch: Option<u64>,
+    /// Whether the eventfd was written since a watch reported it.
+    woken: bool,
     done: Vec<Completion>,
 }
 
@@ -84,34 +86,39 @@ fn negated(errno: Errno) -> i32 {
 }
 
 impl Epoll {
-    /// Makes one that serves `files`.
+    /// Makes one that serves `sockets`, each by a duplicate of its own.
     ///
     /// # Errors
     /// When the kernel has no memory or no descriptors to give.
-    pub fn new(sizes: &Sizes, files: &Files<'_>) -> Result<Self, DriverError> {
-        let own = |file: BorrowedFd<'_>| {
-            file.try_clone_to_owned()
+    pub fn new(sizes: &Sizes, sockets: &Sockets<'_>) -> Result<Self, DriverError> {
+        let own = |socket: BorrowedFd<'_>| {
+            socket
+                .try_clone_to_owned()
                 .map_err(|source| DriverError::Epoll { step: "duplicate a socket", source })
         };
-        let sockets = [own(files.datagrams)?, own(files.hellos)?];
+        let datagrams = [own(sockets.datagrams)?, own(sockets.hellos)?];
         let driver = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("make a poller"))?,
-            datagrams: Datagrams::new(sockets, sizes).map_err(DriverError::Buffers)?,
+            datagrams: Datagrams::new(datagrams, sizes).map_err(DriverError::Buffers)?,
             streams: Streams::new(sizes).map_err(DriverError::Buffers)?,
-            listener: Listener { socket: own(files.listener)?, armed: None, ready: false },
-            _wake: own(files.wake)?,
+            listener: Listener { socket: own(sockets.listener)?, armed: None, ready: false },
+            wake: own(sockets.wake)?,
             watch: None,
+            woken: false,
             done: Vec::new(),
         };
-        rustix::io::ioctl_fionbio(files.listener, true).map_err(failed("set up the listener"))?;
+        let listener = &driver.listener.socket;
+        rustix::io::ioctl_fionbio(listener, true).map_err(failed("set up the listener"))?;
+        // The poller knows a socket by its descriptor: what is watched must be what is modified later, our own.
+        let [datagrams, hellos] = driver.datagrams.sockets();
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        for (file, token, flags) in [
-            (files.datagrams, DATAGRAMS, epoll::EventFlags::IN),
-            (files.hellos, HELLOS, epoll::EventFlags::IN),
-            (files.listener, LISTENER, edge),
-            (files.wake, WAKE, edge),
+        for (socket, token, flags) in [
+            (datagrams, DATAGRAMS, epoll::EventFlags::IN),
+            (hellos, HELLOS, epoll::EventFlags::IN),
+            (listener, LISTENER, edge),
+            (&driver.wake, WAKE, edge),
         ] {
-            epoll::add(&driver.epoll, file, epoll::EventData::new_u64(token), flags)
+            epoll::add(&driver.epoll, socket, epoll::EventData::new_u64(token), flags)
                 .map_err(failed("watch a socket"))?;
         }
         Ok(driver)
@@ -127,7 +134,7 @@ impl Epoll {
         timeout: Option<Duration>,
         min_wait_us: u32,
     ) -> Result<(), DriverError> {
-        self.datagrams.send(&self.epoll, &mut self.done);
+        self.datagrams.send(&self.epoll, &mut self.done)?;
         let idle = want > 0 && self.done.is_empty() && !self.is_ready();
         let mut timeout = if idle { timeout } else { Some(Duration::ZERO) };
         if idle && min_wait_us > 0 {
@@ -136,6 +143,10 @@ impl Epoll {
             timeout = timeout.map(|left| left.saturating_sub(gather));
         }
         self.wait(timeout)?;
+        if let (true, Some(tag)) = (self.woken, self.watch) {
+            self.woken = false;
+            self.done.push(completed(tag, 1, true, Payload::None));
+        }
         self.accept();
         self.datagrams.receive(&mut self.done);
         self.streams.receive(&mut self.done);
@@ -144,7 +155,9 @@ impl Epoll {
 
     /// Whether something armed can go on without waiting.
     fn is_ready(&self) -> bool {
-        self.listener.ready && self.listener.armed.is_some() || self.streams.is_ready()
+        self.listener.ready && self.listener.armed.is_some()
+            || self.woken && self.watch.is_some()
+            || self.streams.is_ready()
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), DriverError> {
@@ -161,9 +174,7 @@ impl Epoll {
                 DATAGRAMS => self.datagrams.is_ready(Inbox::Datagrams, flags),
                 HELLOS => self.datagrams.is_ready(Inbox::Hellos, flags),
                 LISTENER => self.listener.ready = true,
-                WAKE => {
-                    self.done.extend(self.watch.map(|tag| completed(tag, 1, true, Payload::None)));
-                }
+                WAKE => self.woken = true,
                 stream => self.streams.is_ready_for(stream, flags, &mut self.done),
             }
         }
@@ -195,7 +206,8 @@ impl Epoll {
 
     /// See [`Driver::drain`](super::Driver::drain); nothing here outlasts the call, so it needs no patience.
     pub fn drain(&mut self, _patience: Duration, mut each: impl FnMut(&Completion)) -> bool {
-        self.datagrams.send(&self.epoll, &mut self.done);
+        // What cannot be sent any more is cancelled with the rest.
+        let _ = self.datagrams.send(&self.epoll, &mut self.done);
         self.datagrams.cancel(&mut self.done);
         self.streams.cancel_all(&mut self.done);
         for tag in [self.listener.armed.take(), self.watch.take()].into_iter().flatten() {
@@ -214,17 +226,17 @@ impl Epoll {
 
     /// The bytes of a received buffer.
     pub fn read(&self, lease: &Lease) -> &[u8] {
-        match lease.group {
-            Group::Datagrams => self.datagrams.pool.read(lease),
-            Group::Streams => self.streams.pool.read(lease),
+        match lease.set {
+            BufferSet::Datagrams => self.datagrams.pool.read(lease),
+            BufferSet::Streams => self.streams.pool.read(lease),
         }
     }
 
     /// Makes a buffer free to be received into again.
     pub fn give_back(&mut self, lease: Lease) {
-        match lease.group {
-            Group::Datagrams => self.datagrams.pool.give_back(lease),
-            Group::Streams => self.streams.pool.give_back(lease),
+        match lease.set {
+            BufferSet::Datagrams => self.datagrams.pool.give_back(lease),
+            BufferSet::Streams => self.streams.pool.give_back(lease),
         }
     }
 

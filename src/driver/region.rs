@@ -1,38 +1,20 @@
 //! Private anonymous mappings: page-aligned, zeroed, at an address that never moves. Knows nothing of rings.
-#![allow(unsafe_code)]
 
 use std::io;
-use std::ptr::NonNull;
 
-/// A mapping of `len` bytes, unmapped on drop. Pages cost memory when first touched.
+use memmap2::{MmapMut, MmapRaw};
+
+/// A mapping, unmapped on drop. Pages cost memory when first touched.
+///
+/// It hands out addresses and never a reference: the kernel may write to a part of it at any time, and only the
+/// modules above know to which.
 #[derive(Debug)]
-pub(super) struct Region {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: a region is plain memory owned by this value; nothing about it is bound to a thread.
-unsafe impl Send for Region {}
+pub(super) struct Region(MmapRaw);
 
 impl Region {
     pub(super) fn new(len: usize) -> io::Result<Self> {
         assert!(len > 0, "an empty mapping is a mistake");
-        // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mapped at zero"))?;
-        Ok(Self { base, len })
+        Ok(Self(MmapMut::map_anon(len)?.into()))
     }
 
     /// The address of `len` bytes at `offset`.
@@ -41,17 +23,8 @@ impl Region {
     /// If they are not all inside the region.
     pub(super) fn at(&self, offset: usize, len: usize) -> *mut u8 {
         let end = offset.checked_add(len).expect("an offset inside the region");
-        assert!(end <= self.len, "a range inside the region");
-        // SAFETY: `offset` ≤ `self.len`, checked above, so the result stays inside the mapping.
-        unsafe { self.base.as_ptr().add(offset) }
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // SAFETY: `base` and `len` are exactly what mmap returned; whoever drops the region has made sure that the
-        // kernel holds no operation on it (`Ring::drop`).
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+        assert!(end <= self.0.len(), "a range inside the region");
+        self.0.as_mut_ptr().wrapping_add(offset)
     }
 }
 
@@ -63,5 +36,12 @@ mod tests {
     #[should_panic(expected = "inside the region")]
     fn a_range_past_the_end_is_refused() {
         Region::new(4096).unwrap().at(4000, 97);
+    }
+
+    #[test]
+    fn ranges_lie_where_they_should() {
+        let region = Region::new(8192).unwrap();
+        let start = region.at(0, 8192) as usize;
+        assert_eq!((start % 4096, region.at(8192, 0) as usize), (0, start + 8192));
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 
 use rustc_hash::FxHashMap;
 
+use super::owner::Owner;
 use super::region::Region;
 
 /// The bytes of one send slot: the largest datagram that can be sent.
@@ -17,10 +18,13 @@ pub const SEND_CAPACITY: usize = 2_048;
 const ADDRESS_CAPACITY: usize = 64;
 const STRIDE: usize = ADDRESS_CAPACITY + SEND_CAPACITY;
 
-/// The right to write one send slot; [`Driver::send_datagram`](super::Driver::send_datagram) takes it.
+/// The right to write one send slot of one driver; [`Driver::send_datagram`](super::Driver::send_datagram) takes it.
 #[derive(Debug)]
 #[must_use = "a slot that is dropped is lost: send it or release it"]
-pub struct SendSlot(u32);
+pub struct SendSlot {
+    owner: Owner,
+    index: u32,
+}
 
 /// A fixed number of datagram buffers, each with room for its destination.
 #[derive(Debug)]
@@ -29,6 +33,7 @@ pub(super) struct SendSlots {
     free: Vec<u32>,
     /// True for each slot that is with the kernel.
     lent: Box<[bool]>,
+    owner: Owner,
 }
 
 impl SendSlots {
@@ -38,22 +43,25 @@ impl SendSlots {
             memory: Region::new(count as usize * STRIDE)?,
             free: (0..count).rev().collect(),
             lent: vec![false; count as usize].into(),
+            owner: Owner::new(),
         })
     }
 
     pub(super) fn acquire(&mut self) -> Option<SendSlot> {
-        self.free.pop().map(SendSlot)
+        Some(SendSlot { owner: self.owner, index: self.free.pop()? })
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "releasing ends the right to write")]
     pub(super) fn release(&mut self, slot: SendSlot) {
-        self.free.push(slot.0);
+        self.owner.check(slot.owner);
+        self.free.push(slot.index);
     }
 
     pub(super) fn bytes_mut(&mut self, slot: &mut SendSlot) -> &mut [u8] {
-        let start = self.memory.at(slot.0 as usize * STRIDE + ADDRESS_CAPACITY, SEND_CAPACITY);
-        // SAFETY: inside the mapping (`at` checks); slots do not overlap; holding the `SendSlot` means the kernel does
-        // not have it, and both borrows are exclusive.
+        self.owner.check(slot.owner);
+        let start = self.memory.at(slot.index as usize * STRIDE + ADDRESS_CAPACITY, SEND_CAPACITY);
+        // SAFETY: inside the mapping (`at` checks); slots do not overlap; the slot is ours (checked above), so holding
+        // it means that the kernel does not have it, and both borrows are exclusive.
         unsafe { std::slice::from_raw_parts_mut(start, SEND_CAPACITY) }
     }
 
@@ -61,20 +69,20 @@ impl SendSlots {
     #[expect(clippy::needless_pass_by_value, reason = "lending ends the right to write")]
     pub(super) fn lend(&mut self, slot: SendSlot, to: &[u8]) -> u32 {
         assert!(to.len() <= ADDRESS_CAPACITY, "a socket address fits");
-        self.lent[slot.0 as usize] = true;
-        let base = self.memory.at(slot.0 as usize * STRIDE, STRIDE);
+        self.owner.check(slot.owner);
+        self.lent[slot.index as usize] = true;
+        let base = self.memory.at(slot.index as usize * STRIDE, STRIDE);
         // SAFETY: the first ADDRESS_CAPACITY bytes of the slot are inside the mapping, belong to this slot alone, and
         // `to` fits them; it cannot overlap, being borrowed from elsewhere.
         unsafe { std::ptr::copy_nonoverlapping(to.as_ptr(), base, to.len()) };
-        slot.0
+        slot.index
     }
 
     /// Where the destination and the bytes of a slot lie that is with the kernel.
     pub(super) fn lent(&self, index: u32) -> (*mut u8, *mut u8) {
         assert!(self.lent[index as usize], "a slot that is with the kernel");
         let base = self.memory.at(index as usize * STRIDE, STRIDE);
-        // SAFETY: inside the same slot.
-        (base, unsafe { base.add(ADDRESS_CAPACITY) })
+        (base, base.wrapping_add(ADDRESS_CAPACITY))
     }
 
     /// The kernel is done with slot `index`.
@@ -122,6 +130,16 @@ mod tests {
         slots.take_back(index);
         slots.release(second);
         assert!(slots.acquire().is_some() && slots.acquire().is_some());
+    }
+
+    /// The kernel may have the slot of the same number here.
+    #[test]
+    #[should_panic(expected = "another driver")]
+    fn a_slot_of_another_slab_is_refused() {
+        let [mut ours, mut theirs] = [(); 2].map(|()| SendSlots::new(1).unwrap());
+        let own = ours.acquire().unwrap();
+        ours.lend(own, &[]);
+        ours.bytes_mut(&mut theirs.acquire().unwrap());
     }
 
     #[test]

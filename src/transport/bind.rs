@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::drivers::make_drivers;
 use super::settings::Settings;
 use super::{socket, steering};
-use crate::driver::{Driver, DriverError, EventFd, Kind};
+use crate::driver::{Driver, DriverError, EventFd, DriverKind};
 use crate::mailbox::{Receiver, Sender, mailbox};
 
 /// A socket held by a ring of a killed process stays bound for some milliseconds.
@@ -45,6 +45,11 @@ pub enum TransportError {
     /// No eventfd left.
     #[error("cannot make a shard's mailbox: {0}")]
     Mailbox(#[source] io::Error),
+    /// No thread for the making of drivers.
+    #[error(
+        "cannot start a thread: {0}; raise the limit of processes (ulimit -u, LimitNPROC=, TasksMax=) or of memory"
+    )]
+    Thread(#[source] io::Error),
     /// The kernel refused `io_uring` or `epoll`.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -164,7 +169,7 @@ impl Stop {
 
 /// One shard's sockets.
 #[derive(Debug)]
-pub(super) struct Sockets {
+pub(super) struct ShardSockets {
     pub(super) datagrams: Socket,
     pub(super) hellos: Socket,
     pub(super) listener: Socket,
@@ -181,7 +186,7 @@ pub struct ShardIo<M> {
     pub(super) local: SocketAddr,
     pub(super) stop: Arc<AtomicBool>,
     /// The sockets of all shards: closing one alone would renumber the others under the steering program.
-    _sockets: Arc<[Sockets]>,
+    _sockets: Arc<[ShardSockets]>,
 }
 
 impl<M> ShardIo<M> {
@@ -203,7 +208,7 @@ pub struct Bound<M> {
     /// Ends all loops.
     pub stop: Stop,
     /// How the shards do I/O.
-    pub driver: Kind,
+    pub driver: DriverKind,
     /// What works less well than asked.
     pub warnings: Vec<Warning>,
 }
@@ -238,7 +243,7 @@ pub fn bind<M: Send>(settings: Settings) -> Result<Bound<M>, TransportError> {
         flag: Arc::new(AtomicBool::new(false)),
         events: receivers.iter().map(|receiver| Arc::clone(receiver.event())).collect(),
     };
-    let sockets: Arc<[Sockets]> = sockets.into();
+    let sockets: Arc<[ShardSockets]> = sockets.into();
     let senders: Arc<[_]> = senders.into();
     let settings = Arc::new(settings);
     let mut shards = Vec::with_capacity(settings.shards);
@@ -264,7 +269,7 @@ pub fn bind<M: Send>(settings: Settings) -> Result<Bound<M>, TransportError> {
 fn bind_all(
     settings: &Settings,
     warnings: &mut Vec<Warning>,
-) -> Result<(Vec<Sockets>, SocketAddr), TransportError> {
+) -> Result<(Vec<ShardSockets>, SocketAddr), TransportError> {
     let (first, local) = match settings.listen.port() {
         0 => bind_free_port(settings.listen)?,
         _ => (bind_alone(settings.listen, BIND_PATIENCE)?, settings.listen),
@@ -279,7 +284,7 @@ fn bind_all(
     // The steering program counts sockets in the order of binding: those for hellos come after all others.
     let mut sockets = Vec::with_capacity(pairs.len());
     for (datagrams, listener) in pairs {
-        sockets.push(Sockets { datagrams, hellos: join(Type::DGRAM, "bind UDP to")?, listener });
+        sockets.push(ShardSockets { datagrams, hellos: join(Type::DGRAM, "bind UDP to")?, listener });
     }
     for socket in sockets.iter().flat_map(|own| [&own.datagrams, &own.hellos]) {
         // Beyond net.core.rmem_max where the process may administer the network.

@@ -2,11 +2,11 @@
 
 use std::os::fd::AsFd;
 
-use super::bind::{Sockets, TransportError, Warning};
+use super::bind::{ShardSockets, TransportError, Warning};
 use super::settings::Settings;
 use crate::driver::epoll::Epoll;
 use crate::driver::uring::Ring;
-use crate::driver::{Choice, Driver, DriverError, EventFd, Files};
+use crate::driver::{Choice, Driver, DriverError, EventFd, Sockets};
 
 /// Forces the choice that the settings leave open: for tests, and to compare the drivers.
 const VARIABLE: &str = "DUET_IO";
@@ -17,7 +17,7 @@ const VARIABLE: &str = "DUET_IO";
 /// closed, interrupts that thread's system calls (`EINTR`): here nobody is left to be interrupted.
 pub(super) fn make_drivers(
     settings: &Settings,
-    sockets: &[Sockets],
+    sockets: &[ShardSockets],
     events: &[&EventFd],
     warnings: &mut Vec<Warning>,
 ) -> Result<Vec<Driver>, TransportError> {
@@ -25,7 +25,7 @@ pub(super) fn make_drivers(
         Choice::Auto => forced(std::env::var(VARIABLE).ok().as_deref())?,
         asked => asked,
     };
-    let make = || {
+    let make = || -> Result<_, DriverError> {
         if choice != Choice::Epoll {
             match rings(settings, sockets, events) {
                 Ok(rings) => return Ok((rings, None)),
@@ -38,8 +38,12 @@ pub(super) fn make_drivers(
         }
         Ok((pollers(settings, sockets, events)?, None))
     };
-    let made: Result<_, DriverError> = std::thread::scope(|scope| scope.spawn(make).join())
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let made = std::thread::scope(|scope| {
+        let maker = std::thread::Builder::new().spawn_scoped(scope, make);
+        let maker = maker.map_err(TransportError::Thread)?;
+        let made = maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        made.map_err(TransportError::Driver)
+    });
     let (drivers, warning) = made?;
     warnings.extend(warning);
     if drivers.iter().any(|driver| matches!(driver, Driver::Uring(ring) if !ring.is_restricted())) {
@@ -58,8 +62,8 @@ fn forced(value: Option<&str>) -> Result<Choice, TransportError> {
     }
 }
 
-fn files<'a>(sockets: &'a [Sockets], events: &'a [&EventFd]) -> impl Iterator<Item = Files<'a>> {
-    sockets.iter().zip(events).map(|(own, event)| Files {
+fn lent<'a>(sockets: &'a [ShardSockets], events: &'a [&EventFd]) -> impl Iterator<Item = Sockets<'a>> {
+    sockets.iter().zip(events).map(|(own, event)| Sockets {
         datagrams: own.datagrams.as_fd(),
         hellos: own.hellos.as_fd(),
         listener: own.listener.as_fd(),
@@ -69,20 +73,20 @@ fn files<'a>(sockets: &'a [Sockets], events: &'a [&EventFd]) -> impl Iterator<It
 
 fn rings(
     settings: &Settings,
-    sockets: &[Sockets],
+    sockets: &[ShardSockets],
     events: &[&EventFd],
 ) -> Result<Vec<Driver>, DriverError> {
     let sizes = settings.sizes();
-    files(sockets, events).map(|files| Ring::new(&sizes, &files).map(Driver::Uring)).collect()
+    lent(sockets, events).map(|lent| Ring::new(&sizes, &lent).map(Driver::Uring)).collect()
 }
 
 fn pollers(
     settings: &Settings,
-    sockets: &[Sockets],
+    sockets: &[ShardSockets],
     events: &[&EventFd],
 ) -> Result<Vec<Driver>, DriverError> {
     let sizes = settings.sizes();
-    files(sockets, events).map(|files| Epoll::new(&sizes, &files).map(Driver::Epoll)).collect()
+    lent(sockets, events).map(|lent| Epoll::new(&sizes, &lent).map(Driver::Epoll)).collect()
 }
 
 #[cfg(test)]

@@ -12,14 +12,20 @@ pub fn shard_of(message: &[u8], shards: usize) -> Option<usize> {
     message.get(usize::from(SLOT_AT)).map(|slot| usize::from(*slot) % shards)
 }
 
-/// One classic BPF instruction, `struct sock_filter`.
+/// One classic BPF instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
 pub(super) struct Instruction {
     pub(super) code: u16,
     pub(super) if_true: u8,
     pub(super) if_false: u8,
     pub(super) operand: u32,
+}
+
+impl Instruction {
+    /// As the kernel takes it.
+    pub(super) fn filter(self) -> libc::sock_filter {
+        libc::sock_filter { code: self.code, jt: self.if_true, jf: self.if_false, k: self.operand }
+    }
 }
 
 const LOAD_LENGTH: u16 = 0x80; // BPF_LD | BPF_W | BPF_LEN

@@ -8,14 +8,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::event::epoll;
 use rustix::io::Errno;
 
-use super::super::buffers::Group;
+use super::super::buffers::BufferSet;
 use super::super::completion::{
     Completion, DATAGRAM_HEADER_LEN, NAME_LEN, Payload, datagram_header,
 };
 use super::super::sends::{SEND_CAPACITY, SendSlot, SendSlots};
-use super::super::{Inbox, Sizes};
+use super::super::{DriverError, Inbox, Sizes};
 use super::pool::Pool;
-use super::{DATAGRAMS, completed, negated};
+use super::{DATAGRAMS, completed, failed, negated};
 
 /// Datagrams in one call.
 const BATCH: usize = 64;
@@ -83,7 +83,7 @@ impl Datagrams {
         assert!(sizes.datagram_buffer_len > DATAGRAM_HEADER_LEN, "room for a datagram");
         Ok(Self {
             sources: sockets.map(|socket| Source { socket, armed: None, readable: false }),
-            pool: Pool::new(Group::Datagrams, sizes.datagram_buffers, sizes.datagram_buffer_len)?,
+            pool: Pool::new(BufferSet::Datagrams, sizes.datagram_buffers, sizes.datagram_buffer_len)?,
             slots: SendSlots::new(sizes.send_slots)?,
             queue: VecDeque::with_capacity(sizes.send_slots as usize),
             blocked: false,
@@ -134,8 +134,17 @@ impl Datagrams {
         self.queue.push_back(Outgoing { slot: self.slots.lend(slot, to), len, to_len });
     }
 
-    /// Sends what is queued, as far as the socket has room.
-    pub(super) fn send(&mut self, poller: &OwnedFd, done: &mut Vec<Completion>) {
+    /// The sockets, in the order of [`Inbox`]: the very descriptors that the poller must watch.
+    pub(super) fn sockets(&self) -> [&OwnedFd; 2] {
+        self.sources.each_ref().map(|source| &source.socket)
+    }
+
+    /// Sends what is queued, as far as the socket has room. Where it has none the poller is asked to tell of it.
+    pub(super) fn send(
+        &mut self,
+        poller: &OwnedFd,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), DriverError> {
         let was_blocked = self.blocked;
         while !self.queue.is_empty() && !self.blocked {
             match self.send_batch() {
@@ -154,10 +163,10 @@ impl Datagrams {
             let mut flags = epoll::EventFlags::IN;
             flags.set(epoll::EventFlags::OUT, self.blocked);
             let data = epoll::EventData::new_u64(DATAGRAMS);
-            if epoll::modify(poller, &self.sources[0].socket, data, flags).is_err() {
-                self.blocked = false; // not told of room, it is tried again in the next turn
-            }
+            epoll::modify(poller, &self.sources[0].socket, data, flags)
+                .map_err(failed("watch a socket for room"))?;
         }
+        Ok(())
     }
 
     fn send_batch(&mut self) -> Result<usize, Errno> {

@@ -1,9 +1,9 @@
-//! Receive buffers of one group, and which of them are free.
+//! Receive buffers of one set, and which of them are free.
 #![allow(unsafe_code)]
 
 use std::io;
 
-use super::super::buffers::{Buffers, Group, Lease};
+use super::super::buffers::{Buffers, BufferSet, Lease};
 
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -12,8 +12,8 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(group: Group, count: u16, size: usize) -> io::Result<Self> {
-        Ok(Self { buffers: Buffers::new(group, count, size)?, free: (0..count).rev().collect() })
+    pub(super) fn new(set: BufferSet, count: u16, size: usize) -> io::Result<Self> {
+        Ok(Self { buffers: Buffers::new(set, count, size)?, free: (0..count).rev().collect() })
     }
 
     /// How many buffers are free.
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn buffers_run_out_and_come_back() {
-        let mut pool = Pool::new(Group::Streams, 2, 64).unwrap();
+        let mut pool = Pool::new(BufferSet::Streams, 2, 64).unwrap();
         pool.next_mut().unwrap()[..3].copy_from_slice(b"one");
         let first = pool.take(3);
         assert_ne!(pool.next_mut().unwrap()[..3], *b"one", "another buffer");

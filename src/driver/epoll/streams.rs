@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::super::Sizes;
-use super::super::buffers::Group;
+use super::super::buffers::BufferSet;
 use super::super::completion::{Completion, Payload};
 use super::pool::Pool;
 use super::{completed, negated};
@@ -40,8 +40,9 @@ struct Stream {
     /// What the poller said and no call has denied since.
     readable: bool,
     writable: bool,
-    /// The peer has ended its direction: no edge follows, so only `EAGAIN` tells that all is read.
-    ended: bool,
+    /// The peer has ended its direction or sent something urgent. A read then stops early and no edge follows, so
+    /// only `EAGAIN` tells that all is read.
+    stops_early: bool,
     /// Whether it is listed in `Streams::ready`.
     listed: bool,
 }
@@ -59,7 +60,7 @@ pub(super) struct Streams {
 impl Streams {
     pub(super) fn new(sizes: &Sizes) -> io::Result<Self> {
         Ok(Self {
-            pool: Pool::new(Group::Streams, sizes.stream_buffers, sizes.stream_buffer_len)?,
+            pool: Pool::new(BufferSet::Streams, sizes.stream_buffers, sizes.stream_buffer_len)?,
             table: FxHashMap::default(),
             ready: Vec::new(),
             turn: Vec::new(),
@@ -117,7 +118,7 @@ impl Streams {
         let Ok(fd) = RawFd::try_from(token) else { return };
         let Some(entry) = self.table.get_mut(&fd) else { return };
         let failed = EventFlags::ERR | EventFlags::HUP;
-        entry.ended |= flags.intersects(EventFlags::RDHUP | failed);
+        entry.stops_early |= flags.intersects(EventFlags::RDHUP | EventFlags::PRI | failed);
         entry.readable |= flags.intersects(EventFlags::IN | EventFlags::RDHUP | failed);
         entry.writable |= flags.intersects(EventFlags::OUT | failed);
         if entry.send.is_some() {
@@ -183,7 +184,11 @@ fn watched<'a>(
     match table.entry(fd) {
         Entry::Occupied(entry) => Ok(entry.into_mut()),
         Entry::Vacant(entry) => {
-            let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+            let flags = EventFlags::IN
+                | EventFlags::OUT
+                | EventFlags::PRI
+                | EventFlags::RDHUP
+                | EventFlags::ET;
             let token = epoll::EventData::new_u64(u64::from(fd.unsigned_abs()));
             epoll::add(poller, stream, token, flags)?;
             // A fresh one nearly always has room, and perhaps nothing to read yet: the poller tells.
@@ -214,7 +219,7 @@ fn receive_on(entry: &mut Stream, fd: RawFd, pool: &mut Pool, done: &mut Vec<Com
         Ok(len @ 1..) => {
             let lease = pool.take(len);
             // Less than there was room for: all is read, and what comes later is told again.
-            entry.readable = entry.ended || len == pool.size();
+            entry.readable = entry.stops_early || len == pool.size();
             let result = i32::try_from(len).unwrap_or(i32::MAX);
             done.push(completed(tag, result, !once, Payload::Received(lease)));
             if once {

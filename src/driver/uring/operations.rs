@@ -8,11 +8,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use io_uring::{opcode, types};
 
 use super::super::Inbox;
-use super::super::buffers::Group;
+use super::super::buffers::BufferSet;
 use super::super::sends::{SEND_CAPACITY, SendSlot};
-use super::ring::{Kind, Ring};
+use super::ring::{LentMemory, Ring};
 
-/// Files registered at creation, in this order.
+/// Sockets registered at creation, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Registered {
     Datagrams = 0,
@@ -37,25 +37,25 @@ impl Ring {
             Inbox::Hellos => Registered::Hellos,
         };
         let socket = socket.fixed();
-        let entry = opcode::RecvMsgMulti::new(socket, shape, Group::Datagrams.id()).build();
-        self.push(entry.user_data(Kind::ReceiveDatagrams.user_data(tag)));
+        let entry = opcode::RecvMsgMulti::new(socket, shape, BufferSet::Datagrams.id()).build();
+        self.push(entry.user_data(LentMemory::ReceiveDatagrams.user_data(tag)));
     }
 
     /// Receives from a stream until a completion without `more`.
     pub fn receive_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
         let fd = types::Fd(stream.as_raw_fd());
-        let entry = opcode::RecvMulti::new(fd, Group::Streams.id()).build();
-        self.push(entry.user_data(Kind::ReceiveStreams.user_data(tag)));
+        let entry = opcode::RecvMulti::new(fd, BufferSet::Streams.id()).build();
+        self.push(entry.user_data(LentMemory::ReceiveStreams.user_data(tag)));
     }
 
     /// Receives from a stream once.
     pub fn receive_stream_once(&mut self, stream: BorrowedFd<'_>, tag: u64) {
         let fd = types::Fd(stream.as_raw_fd());
         let entry = opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-            .buf_group(Group::Streams.id())
+            .buf_group(BufferSet::Streams.id())
             .build()
             .flags(io_uring::squeue::Flags::BUFFER_SELECT);
-        self.push(entry.user_data(Kind::ReceiveStreams.user_data(tag)));
+        self.push(entry.user_data(LentMemory::ReceiveStreams.user_data(tag)));
     }
 
     /// Accepts streams until a completion without `more`; each comes as
@@ -63,7 +63,7 @@ impl Ring {
     pub fn accept_streams(&mut self, tag: u64) {
         let listener = Registered::Listener.fixed();
         let entry = opcode::AcceptMulti::new(listener).flags(libc::SOCK_CLOEXEC).build();
-        self.push(entry.user_data(Kind::Accept.user_data(tag)));
+        self.push(entry.user_data(LentMemory::Accept.user_data(tag)));
     }
 
     /// Sends the first `len` bytes of `slot` to an encoded socket address. The slot comes back by itself.
@@ -79,7 +79,7 @@ impl Ring {
             .dest_addr(address.cast())
             .dest_addr_len(to_len)
             .build();
-        self.push(entry.user_data(Kind::SendDatagram.user_data(u64::from(index))));
+        self.push(entry.user_data(LentMemory::SendDatagram.user_data(u64::from(index))));
     }
 
     /// Sends `bytes[from..]` on a stream. The vector comes back with the completion.
@@ -95,26 +95,26 @@ impl Ring {
         let entry = opcode::Send::new(types::Fd(stream.as_raw_fd()), address, len)
             .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
             .build();
-        self.push(entry.user_data(Kind::SendStream.user_data(tag)));
+        self.push(entry.user_data(LentMemory::SendStream.user_data(tag)));
     }
 
     /// Reports each wake by the eventfd, until a completion without `more`.
     pub fn watch_wake(&mut self, tag: u64) {
         let events = u32::from(libc::POLLIN.cast_unsigned());
         let entry = opcode::PollAdd::new(Registered::Wake.fixed(), events).multi(true).build();
-        self.push(entry.user_data(Kind::Plain.user_data(tag)));
+        self.push(entry.user_data(LentMemory::Nothing.user_data(tag)));
     }
 
     /// Cancels the receive on a stream that was begun with this tag: the kernel finds it without a search.
     pub fn cancel_receive(&mut self, receive_tag: u64, tag: u64) {
-        let entry = opcode::AsyncCancel::new(Kind::ReceiveStreams.user_data(receive_tag)).build();
-        self.push(entry.user_data(Kind::Plain.user_data(tag)));
+        let entry = opcode::AsyncCancel::new(LentMemory::ReceiveStreams.user_data(receive_tag)).build();
+        self.push(entry.user_data(LentMemory::Nothing.user_data(tag)));
     }
 
     /// Cancels the send on a stream that was begun with this tag. To cancel by descriptor would be one operation for both,
     /// and the kernel would look through every stream's for it.
     pub fn cancel_send(&mut self, send_tag: u64, tag: u64) {
-        let entry = opcode::AsyncCancel::new(Kind::SendStream.user_data(send_tag)).build();
-        self.push(entry.user_data(Kind::Plain.user_data(tag)));
+        let entry = opcode::AsyncCancel::new(LentMemory::SendStream.user_data(send_tag)).build();
+        self.push(entry.user_data(LentMemory::Nothing.user_data(tag)));
     }
 }

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 
-use super::super::buffers::{Buffers, Group, Lease};
+use super::super::buffers::{Buffers, BufferSet, Lease};
 use super::super::region::Region;
 
-impl Group {
+impl BufferSet {
     pub(super) const ALL: [Self; 2] = [Self::Datagrams, Self::Streams];
 
-    /// The number under which the kernel knows the group.
+    /// The number under which the kernel knows the set.
     pub(super) const fn id(self) -> u16 {
         match self {
             Self::Datagrams => 0,
@@ -36,9 +36,9 @@ pub(super) struct BufferRing {
 
 impl BufferRing {
     /// `count` buffers of `size` bytes each, all offered; `count` is a power of two up to 32,768.
-    pub(super) fn new(group: Group, count: u16, size: usize) -> io::Result<Self> {
+    pub(super) fn new(set: BufferSet, count: u16, size: usize) -> io::Result<Self> {
         let mut ring = Self {
-            buffers: Buffers::new(group, count, size)?,
+            buffers: Buffers::new(set, count, size)?,
             entries: Region::new(usize::from(count) * size_of::<BufRingEntry>())?,
             tail: 0,
             mask: count - 1,
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn leases_come_and_go() {
-        let mut ring = BufferRing::new(Group::Streams, 4, 64).unwrap();
+        let mut ring = BufferRing::new(BufferSet::Streams, 4, 64).unwrap();
         for round in 0..100_000u32 {
             let lease = ring.buffers.lease(u16::try_from(round % 4).unwrap(), 64);
             assert_eq!(ring.buffers.read(&lease).len(), 64);

@@ -6,33 +6,29 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
-use super::super::buffers::{Group, Lease};
+use super::super::buffers::{BufferSet, Lease};
 use super::super::completion::{Completion, NAME_LEN, Payload};
 use super::super::sends::{SendSlot, SendSlots, StreamSends};
 use super::error::RingError;
 use super::provided::BufferRing;
-use super::setup::{REGISTER_RING_FDS, UNREGISTER_FILES, UNREGISTER_RING_FDS};
 
-/// Tags occupy the low 56 bits; the top byte is the ring's own [`Kind`].
+/// Tags occupy the low 56 bits; the top byte is the ring's own: [`LentMemory`].
 pub(super) const TAG_BITS: u32 = 56;
-
-/// `IORING_ENTER_REGISTERED_RING`: the descriptor argument is an index.
-const ENTER_REGISTERED_RING: u32 = 1 << 4;
 
 /// How long a dropped ring waits for the kernel to let go of its memory.
 const DROP_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Which memory an operation lent to the kernel, in the top byte of its user data.
+/// Which memory an operation lends to the kernel, in the top byte of its user data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Kind {
-    Plain = 0,
+pub(super) enum LentMemory {
+    Nothing = 0,
     ReceiveDatagrams = 1,
     ReceiveStreams = 2,
     SendDatagram = 3,
@@ -40,20 +36,23 @@ pub(super) enum Kind {
     Accept = 5,
 }
 
-impl Kind {
+impl LentMemory {
     pub(super) fn user_data(self, tag: u64) -> u64 {
         assert!(tag < 1 << TAG_BITS, "a tag of 56 bits");
         (self as u64) << TAG_BITS | tag
     }
 
+    /// # Panics
+    /// If no entry of ours had this user data: then the memory that comes back with the completion is unknown.
     fn of(user_data: u64) -> Self {
         match user_data >> TAG_BITS {
+            0 => Self::Nothing,
             1 => Self::ReceiveDatagrams,
             2 => Self::ReceiveStreams,
             3 => Self::SendDatagram,
             4 => Self::SendStream,
             5 => Self::Accept,
-            _ => Self::Plain,
+            unknown => unreachable!("the kernel completed an operation of kind {unknown}"),
         }
     }
 }
@@ -80,17 +79,17 @@ impl Memory {
         Self { datagrams, streams, slots, sends: StreamSends::default(), receive_shape }
     }
 
-    pub(super) fn buffers(&self, group: Group) -> &BufferRing {
-        match group {
-            Group::Datagrams => &self.datagrams,
-            Group::Streams => &self.streams,
+    pub(super) fn buffers(&self, set: BufferSet) -> &BufferRing {
+        match set {
+            BufferSet::Datagrams => &self.datagrams,
+            BufferSet::Streams => &self.streams,
         }
     }
 
-    fn buffers_mut(&mut self, group: Group) -> &mut BufferRing {
-        match group {
-            Group::Datagrams => &mut self.datagrams,
-            Group::Streams => &mut self.streams,
+    fn buffers_mut(&mut self, set: BufferSet) -> &mut BufferRing {
+        match set {
+            BufferSet::Datagrams => &mut self.datagrams,
+            BufferSet::Streams => &mut self.streams,
         }
     }
 }
@@ -105,7 +104,6 @@ pub struct Ring {
     in_flight: usize,
     /// The thread that enabled the ring: the only one the kernel serves.
     issuer: Option<ThreadId>,
-    registered_index: Option<i32>,
     restricted: bool,
 }
 
@@ -113,23 +111,6 @@ impl std::fmt::Debug for Ring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Ring").field("in_flight", &self.in_flight).finish_non_exhaustive()
     }
-}
-
-/// `struct io_uring_getevents_arg`.
-#[repr(C)]
-struct WaitArgument {
-    sigmask: u64,
-    sigmask_sz: u32,
-    min_wait_usec: u32,
-    ts: u64,
-}
-
-/// `struct io_uring_rsrc_update`.
-#[repr(C)]
-struct RingFdUpdate {
-    offset: u32,
-    resv: u32,
-    data: u64,
 }
 
 impl Ring {
@@ -140,7 +121,6 @@ impl Ring {
             backlog: VecDeque::new(),
             in_flight: 0,
             issuer: None,
-            registered_index: None,
             restricted,
         }
     }
@@ -155,11 +135,6 @@ impl Ring {
             .register_enable_rings()
             .map_err(RingError::failed("enable the ring"))?;
         self.issuer = Some(std::thread::current().id());
-        let data = u64::try_from(self.inner.as_raw_fd()).unwrap_or(0);
-        let mut update = RingFdUpdate { offset: u32::MAX, resv: 0, data };
-        if self.register(REGISTER_RING_FDS, (&raw mut update).cast(), 1).is_ok() {
-            self.registered_index = i32::try_from(update.offset).ok();
-        }
         Ok(())
     }
 
@@ -181,20 +156,6 @@ impl Ring {
     /// Operations whose last completion has not been reaped.
     pub fn in_flight(&self) -> usize {
         self.in_flight
-    }
-
-    fn register(&self, code: u8, argument: *mut libc::c_void, count: u32) -> io::Result<()> {
-        // SAFETY: the three codes used here take null and zero, or one RingFdUpdate that lives through the call.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_io_uring_register,
-                self.inner.as_raw_fd(),
-                u32::from(code),
-                argument,
-                count,
-            )
-        };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Queues an entry built by `operations.rs`. Never fails: what finds no room waits in memory for the next enter.
@@ -246,67 +207,59 @@ impl Ring {
         timeout: Option<Duration>,
         min_wait_us: u32,
     ) -> Result<usize, RingError> {
-        let submit = self.inner.submission().len();
-        let (descriptor, registered) = match self.registered_index {
-            Some(index) => (index, ENTER_REGISTERED_RING),
-            None => (self.inner.as_raw_fd(), 0),
-        };
-        let flags = EnterFlags::GETEVENTS.bits() | EnterFlags::EXT_ARG.bits() | registered;
         let time = types::Timespec::from(timeout.unwrap_or_default());
-        let ts = if timeout.is_some() { (&raw const time) as u64 } else { 0 };
-        let argument = WaitArgument { sigmask: 0, sigmask_sz: 0, min_wait_usec: min_wait_us, ts };
-        // SAFETY: descriptor or index name this ring; the argument and the timespec live through the call; entries in
-        // the queue are valid (`push_now`).
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_io_uring_enter,
-                descriptor,
-                u32::try_from(submit).unwrap_or(u32::MAX),
-                want,
-                flags,
-                &raw const argument,
-                size_of::<WaitArgument>(),
-            )
-        };
-        if let Ok(submitted) = usize::try_from(result) {
-            return Ok(submitted);
+        let mut arguments = types::SubmitArgs::new().min_wait_usec(min_wait_us);
+        if timeout.is_some() {
+            arguments = arguments.timespec(&time);
         }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(0),
+        let result = self.inner.submitter().submit_with_args(want as usize, &arguments);
+        result.or_else(|error| match error.raw_os_error() {
+            // The time is over, and fewer completions came than were wanted.
+            Some(libc::ETIME) => Ok(0),
+            // A signal arrived. Whoever waits looks at the clock again.
+            Some(libc::EINTR) => Ok(0),
+            // The kernel holds completions that found no room, and takes nothing new until they are reaped: next.
+            Some(libc::EBUSY) => Ok(0),
+            // No memory for a request just now. The entries stay in the queue, and the next enter tries them again.
+            Some(libc::EAGAIN) => Ok(0),
+            // EBADF, EFAULT, EINVAL, EBADFD, EEXIST: a mistake of ours, or a policy that changed under us.
             _ => Err(RingError::failed("enter")(error)),
-        }
+        })
     }
 
     /// Moves every completion that is there into `into`.
     pub fn reap(&mut self, into: &mut Vec<Completion>) {
         for entry in self.inner.completion() {
             let more = cqueue::more(entry.flags());
-            self.in_flight -= usize::from(!more);
+            if !more {
+                // Memory is freed when this is zero: it must not wrap.
+                let left = self.in_flight.checked_sub(1);
+                self.in_flight = left.expect("every last completion is of an operation in flight");
+            }
             let user_data = entry.user_data();
             let tag = user_data & ((1 << TAG_BITS) - 1);
-            let kind = Kind::of(user_data);
-            let mut leased = |group| match cqueue::buffer_select(entry.flags()) {
+            let kind = LentMemory::of(user_data);
+            let mut leased = |set| match cqueue::buffer_select(entry.flags()) {
                 Some(id) => {
                     let len = usize::try_from(entry.result()).unwrap_or(0);
-                    Payload::Received(self.memory.buffers_mut(group).buffers.lease(id, len))
+                    Payload::Received(self.memory.buffers_mut(set).buffers.lease(id, len))
                 }
                 None => Payload::None,
             };
             let payload = match kind {
-                Kind::Plain => Payload::None,
-                Kind::ReceiveDatagrams => leased(Group::Datagrams),
-                Kind::ReceiveStreams => leased(Group::Streams),
-                Kind::SendDatagram => {
+                LentMemory::Nothing => Payload::None,
+                LentMemory::ReceiveDatagrams => leased(BufferSet::Datagrams),
+                LentMemory::ReceiveStreams => leased(BufferSet::Streams),
+                LentMemory::SendDatagram => {
                     self.memory.slots.take_back(u32::try_from(tag).unwrap_or(u32::MAX));
                     Payload::SentDatagram
                 }
-                Kind::Accept if entry.result() >= 0 => {
+                LentMemory::Accept if entry.result() >= 0 => {
                     // SAFETY: a successful accept's result is a new descriptor, and each completion is seen once.
                     Payload::Accepted(unsafe { OwnedFd::from_raw_fd(entry.result()) })
                 }
-                Kind::Accept => Payload::None,
-                Kind::SendStream => Payload::Sent(self.memory.sends.take_back(tag)),
+                LentMemory::Accept => Payload::None,
+                LentMemory::SendStream => Payload::Sent(self.memory.sends.take_back(tag)),
             };
             into.push(Completion { tag, result: entry.result(), more, payload });
         }
@@ -314,12 +267,12 @@ impl Ring {
 
     /// The bytes of a received buffer.
     pub fn read(&self, lease: &Lease) -> &[u8] {
-        self.memory.buffers(lease.group).buffers.read(lease)
+        self.memory.buffers(lease.set).buffers.read(lease)
     }
 
     /// Hands a buffer to the kernel again.
     pub fn give_back(&mut self, lease: Lease) {
-        self.memory.buffers_mut(lease.group).give_back(lease);
+        self.memory.buffers_mut(lease.set).give_back(lease);
     }
 
     /// A free send slot, if any.
@@ -349,7 +302,7 @@ impl Ring {
             let before = self.in_flight;
             if is_stuck {
                 let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
-                self.push(cancel.user_data(Kind::Plain.user_data(0)));
+                self.push(cancel.user_data(LentMemory::Nothing.user_data(0)));
             }
             if self.enter(2, Some(Duration::from_millis(10)), 0).is_err() {
                 break;
@@ -372,12 +325,7 @@ impl Drop for Ring {
         if self.issuer == Some(std::thread::current().id()) {
             self.drain(DROP_PATIENCE, |_| ());
             // Releases the sockets now; closing the ring alone does it some milliseconds later.
-            let _ = self.register(UNREGISTER_FILES, std::ptr::null_mut(), 0);
-            if let Some(offset) = self.registered_index.and_then(|index| u32::try_from(index).ok())
-            {
-                let mut update = RingFdUpdate { offset, resv: 0, data: 0 };
-                let _ = self.register(UNREGISTER_RING_FDS, (&raw mut update).cast(), 1);
-            }
+            let _ = self.inner.submitter().unregister_files();
         }
         if self.in_flight == 0 {
             // SAFETY: dropped once, here; no operation is in flight, so the kernel holds no pointer into it (buffer

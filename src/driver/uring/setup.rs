@@ -8,9 +8,9 @@ use std::os::fd::AsRawFd;
 use io_uring::register::{Probe, Restriction};
 use io_uring::{IoUring, opcode, squeue};
 
-use super::super::buffers::Group;
+use super::super::buffers::BufferSet;
 use super::super::sends::SendSlots;
-use super::super::{DriverError, Files, Sizes};
+use super::super::{DriverError, Sockets, Sizes};
 use super::error::RingError;
 use super::provided::BufferRing;
 use super::ring::{Memory, Ring};
@@ -25,22 +25,22 @@ const OPERATIONS: [(u8, &str); 6] = [
     (opcode::AsyncCancel::CODE, "IORING_OP_ASYNC_CANCEL"),
 ];
 
-/// What is registered or unregistered after enabling: the values of `enum io_uring_register_op`.
-pub(super) const UNREGISTER_FILES: u8 = 3;
-pub(super) const REGISTER_RING_FDS: u8 = 20;
-pub(super) const UNREGISTER_RING_FDS: u8 = 21;
+/// What is still allowed after enabling: `IORING_UNREGISTER_FILES`, the last thing a ring does.
+const UNREGISTER_FILES: u8 = 3;
 
 impl Ring {
-    /// Makes a disabled ring with `files` registered. Any thread may do this; the thread that then calls [`enable`](Self::enable) owns the ring.
+    /// Makes a disabled ring with `sockets` registered. Any thread may do this; the thread that then calls
+    /// [`enable`](Self::enable) owns the ring.
     ///
     /// # Errors
     /// When the kernel refuses; the error says why.
-    pub fn new(sizes: &Sizes, files: &Files<'_>) -> Result<Self, DriverError> {
+    pub fn new(sizes: &Sizes, sockets: &Sockets<'_>) -> Result<Self, DriverError> {
         let inner = IoUring::builder()
             .dontfork()
             .setup_r_disabled()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag() // tells an enter that does not wait whether completions are to be fetched
             .setup_submit_all()
             .setup_cqsize(sizes.completions.max(sizes.submissions))
             .build(sizes.submissions)
@@ -57,28 +57,28 @@ impl Ring {
         probe(&inner)?;
 
         let memory = Memory::new(
-            BufferRing::new(Group::Datagrams, sizes.datagram_buffers, sizes.datagram_buffer_len)
+            BufferRing::new(BufferSet::Datagrams, sizes.datagram_buffers, sizes.datagram_buffer_len)
                 .map_err(DriverError::Buffers)?,
-            BufferRing::new(Group::Streams, sizes.stream_buffers, sizes.stream_buffer_len)
+            BufferRing::new(BufferSet::Streams, sizes.stream_buffers, sizes.stream_buffer_len)
                 .map_err(DriverError::Buffers)?,
             SendSlots::new(sizes.send_slots).map_err(DriverError::Buffers)?,
         );
-        for group in Group::ALL {
-            let buffers = memory.buffers(group);
+        for set in BufferSet::ALL {
+            let buffers = memory.buffers(set);
             // SAFETY: address and count describe a mapping owned by `memory`, which the ring keeps until the kernel's
             // ring is gone.
             unsafe {
                 inner.submitter().register_buf_ring_with_flags(
                     buffers.address(),
                     buffers.count(),
-                    group.id(),
+                    set.id(),
                     0,
                 )
             }
             .map_err(RingError::failed("register a buffer ring"))?;
         }
         // In the order of `Registered`.
-        let Files { datagrams, listener, wake, hellos } = files;
+        let Sockets { datagrams, listener, wake, hellos } = sockets;
         let files = [datagrams, listener, wake, hellos].map(AsRawFd::as_raw_fd);
         inner.submitter().register_files(&files).map_err(RingError::failed("register files"))?;
         let restricted = restrict(&inner);
@@ -102,9 +102,7 @@ fn probe(inner: &IoUring) -> Result<(), RingError> {
 fn restrict(inner: &IoUring) -> bool {
     let mut allowed: Vec<_> =
         OPERATIONS.iter().map(|(code, _)| Restriction::sqe_op(*code)).collect();
-    for register in [UNREGISTER_FILES, REGISTER_RING_FDS, UNREGISTER_RING_FDS] {
-        allowed.push(Restriction::register_op(register));
-    }
+    allowed.push(Restriction::register_op(UNREGISTER_FILES));
     let flags = squeue::Flags::FIXED_FILE | squeue::Flags::BUFFER_SELECT;
     allowed.push(Restriction::sqe_flags_allowed(flags.bits()));
     inner.submitter().register_restrictions(&mut allowed).is_ok()
@@ -117,14 +115,14 @@ mod tests {
     use std::time::Duration;
 
     use super::super::super::EventFd;
-    use super::super::ring::Kind;
+    use super::super::ring::LentMemory;
     use super::*;
 
     fn ring() -> Ring {
         let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let wake = EventFd::new().unwrap();
-        let files = Files {
+        let sockets = Sockets {
             datagrams: datagrams.as_fd(),
             hellos: datagrams.as_fd(),
             listener: listener.as_fd(),
@@ -139,7 +137,7 @@ mod tests {
             stream_buffer_len: 2_048,
             send_slots: 4,
         };
-        let mut ring = Ring::new(&sizes, &files).unwrap();
+        let mut ring = Ring::new(&sizes, &sockets).unwrap();
         ring.enable().unwrap();
         ring
     }
@@ -157,7 +155,7 @@ mod tests {
             opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
         ];
         for (tag, entry) in (0..).zip(forbidden) {
-            ring.push(entry.user_data(Kind::Plain.user_data(tag)));
+            ring.push(entry.user_data(LentMemory::Nothing.user_data(tag)));
         }
         ring.watch_wake(7);
         let mut completions = Vec::new();
