@@ -123,7 +123,7 @@ fn connection() -> (OwnedFd, TcpStream) {
 }
 
 /// Does something while the driver waits.
-fn meanwhile<R: Send>(act: impl FnOnce() + Send, wait: impl FnOnce() -> R) -> R {
+fn meanwhile<A, R>(act: impl FnOnce() -> A + Send, wait: impl FnOnce() -> R) -> R {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(A_MOMENT);
@@ -143,7 +143,7 @@ fn datagrams_of_both_sockets_end_a_wait() {
         for tag in [1, 2, 1] {
             let sender = if tag == 1 { &world.peer } else { &world.hellos_peer };
             let sender = sender.try_clone().unwrap();
-            let arrived = meanwhile(|| drop(sender.send(b"one").unwrap()), || world.wait(1));
+            let arrived = meanwhile(|| sender.send(b"one").unwrap(), || world.wait(1));
             assert_eq!((arrived[0].tag, arrived[0].more), (tag, true));
             arrived.into_iter().for_each(|completion| drop(world.bytes_of(completion)));
         }
@@ -209,7 +209,7 @@ fn the_eventfd_ends_a_wait() {
         world.wait(1);
         for _ in 0..3 {
             let wake = world.wake.as_fd().try_clone_to_owned().unwrap();
-            let write = || drop(rustix::io::write(&wake, &1u64.to_ne_bytes()).unwrap());
+            let write = || rustix::io::write(&wake, &1u64.to_ne_bytes()).unwrap();
             let woken = meanwhile(write, || world.wait(1).remove(0));
             assert_eq!((woken.tag, woken.more), (1, true));
         }

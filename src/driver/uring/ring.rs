@@ -4,7 +4,6 @@
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::thread::ThreadId;
