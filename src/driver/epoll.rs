@@ -27,7 +27,7 @@ use rustix::io::Errno;
 use super::buffers::{BufferSet, Lease};
 use super::completion::{Completion, Payload};
 use super::sends::SendSlot;
-use super::{DriverError, Sockets, Inbox, Sizes};
+use super::{DriverError, Inbox, Sizes, Sockets};
 
 mod datagrams;
 mod pool;

@@ -321,10 +321,11 @@ fn a_driver_takes_no_handle_of_another() {
             world.driver.receive_datagrams(Inbox::Datagrams, 1);
             world.peer.send(b"one").unwrap();
         }
-        let [own, foreign] = [&mut ours, &mut theirs].map(|world| match world.wait(1).remove(0).payload {
-            Payload::Received(lease) => lease,
-            other => panic!("{other:?}"),
-        });
+        let [own, foreign] =
+            [&mut ours, &mut theirs].map(|world| match world.wait(1).remove(0).payload {
+                Payload::Received(lease) => lease,
+                other => panic!("{other:?}"),
+            });
         assert!(refused(|| ours.driver.read(&foreign).len()));
         assert!(refused(|| ours.driver.give_back(foreign)));
         ours.driver.give_back(own);

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::drivers::make_drivers;
 use super::settings::Settings;
 use super::{socket, steering};
-use crate::driver::{Driver, DriverError, EventFd, DriverKind};
+use crate::driver::{Driver, DriverError, DriverKind, EventFd};
 use crate::mailbox::{Receiver, Sender, mailbox};
 
 /// A socket held by a ring of a killed process stays bound for some milliseconds.
@@ -284,7 +284,11 @@ fn bind_all(
     // The steering program counts sockets in the order of binding: those for hellos come after all others.
     let mut sockets = Vec::with_capacity(pairs.len());
     for (datagrams, listener) in pairs {
-        sockets.push(ShardSockets { datagrams, hellos: join(Type::DGRAM, "bind UDP to")?, listener });
+        sockets.push(ShardSockets {
+            datagrams,
+            hellos: join(Type::DGRAM, "bind UDP to")?,
+            listener,
+        });
     }
     for socket in sockets.iter().flat_map(|own| [&own.datagrams, &own.hellos]) {
         // Beyond net.core.rmem_max where the process may administer the network.

@@ -62,7 +62,10 @@ fn forced(value: Option<&str>) -> Result<Choice, TransportError> {
     }
 }
 
-fn lent<'a>(sockets: &'a [ShardSockets], events: &'a [&EventFd]) -> impl Iterator<Item = Sockets<'a>> {
+fn lent<'a>(
+    sockets: &'a [ShardSockets],
+    events: &'a [&EventFd],
+) -> impl Iterator<Item = Sockets<'a>> {
     sockets.iter().zip(events).map(|(own, event)| Sockets {
         datagrams: own.datagrams.as_fd(),
         hellos: own.hellos.as_fd(),

@@ -83,7 +83,11 @@ impl Datagrams {
         assert!(sizes.datagram_buffer_len > DATAGRAM_HEADER_LEN, "room for a datagram");
         Ok(Self {
             sources: sockets.map(|socket| Source { socket, armed: None, readable: false }),
-            pool: Pool::new(BufferSet::Datagrams, sizes.datagram_buffers, sizes.datagram_buffer_len)?,
+            pool: Pool::new(
+                BufferSet::Datagrams,
+                sizes.datagram_buffers,
+                sizes.datagram_buffer_len,
+            )?,
             slots: SendSlots::new(sizes.send_slots)?,
             queue: VecDeque::with_capacity(sizes.send_slots as usize),
             blocked: false,

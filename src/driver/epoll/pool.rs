@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::super::buffers::{Buffers, BufferSet, Lease};
+use super::super::buffers::{BufferSet, Buffers, Lease};
 
 #[derive(Debug)]
 pub(super) struct Pool {

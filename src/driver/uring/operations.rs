@@ -107,7 +107,8 @@ impl Ring {
 
     /// Cancels the receive on a stream that was begun with this tag: the kernel finds it without a search.
     pub fn cancel_receive(&mut self, receive_tag: u64, tag: u64) {
-        let entry = opcode::AsyncCancel::new(LentMemory::ReceiveStreams.user_data(receive_tag)).build();
+        let entry =
+            opcode::AsyncCancel::new(LentMemory::ReceiveStreams.user_data(receive_tag)).build();
         self.push(entry.user_data(LentMemory::Nothing.user_data(tag)));
     }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 
-use super::super::buffers::{Buffers, BufferSet, Lease};
+use super::super::buffers::{BufferSet, Buffers, Lease};
 use super::super::region::Region;
 
 impl BufferSet {

@@ -10,7 +10,7 @@ use io_uring::{IoUring, opcode, squeue};
 
 use super::super::buffers::BufferSet;
 use super::super::sends::SendSlots;
-use super::super::{DriverError, Sockets, Sizes};
+use super::super::{DriverError, Sizes, Sockets};
 use super::error::RingError;
 use super::provided::BufferRing;
 use super::ring::{Memory, Ring};
@@ -57,8 +57,12 @@ impl Ring {
         probe(&inner)?;
 
         let memory = Memory::new(
-            BufferRing::new(BufferSet::Datagrams, sizes.datagram_buffers, sizes.datagram_buffer_len)
-                .map_err(DriverError::Buffers)?,
+            BufferRing::new(
+                BufferSet::Datagrams,
+                sizes.datagram_buffers,
+                sizes.datagram_buffer_len,
+            )
+            .map_err(DriverError::Buffers)?,
             BufferRing::new(BufferSet::Streams, sizes.stream_buffers, sizes.stream_buffer_len)
                 .map_err(DriverError::Buffers)?,
             SendSlots::new(sizes.send_slots).map_err(DriverError::Buffers)?,
