@@ -19,6 +19,7 @@ use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::Kind;
 use tokio::sync::{Notify, oneshot, watch};
 
+pub use self::sink::reading_id;
 use crate::admin::{CommandError, Fault, Gateway, Phase, Status, Transport};
 use crate::config::Config;
 use crate::delivery::{Health, Spool, SpoolConfig, SpoolError};
@@ -137,6 +138,7 @@ impl Server {
             dir: config.spool.dir.clone(),
             segment_bytes: config.spool.segment_bytes,
             max_bytes: config.spool.max_bytes,
+            known: Some(config.state.join("spool.id")),
         })?;
         let sessions_max = config.limits.max_sessions as usize / config.shards;
         metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
@@ -191,14 +193,7 @@ impl Server {
             gauges,
         });
         let mut warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
-        if spool.recovery.cut_bytes > 0 {
-            warnings.push(format!(
-                "{}: {} bytes after the last whole commit were cut off: an unfinished commit that \
-                 nobody had confirmed, unless the file was damaged since",
-                config.spool.dir.display(),
-                spool.recovery.cut_bytes,
-            ));
-        }
+        warnings.extend(spool.recovery.told(&config.spool.dir));
         Ok(Self { local, warnings, threads, stop, ended, spool, control })
     }
 

@@ -2,17 +2,31 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
+use duet_protocol::reading::ReadingId;
+
 use duet::delivery::{
-    Batch, Durability, Filter, Health, Reader, ReadingRef, Spool, SpoolConfig, SpoolError, Urgency,
-    cat, trim, verify,
+    Batch, Durability, End, Filter, Health, Reader, ReadingRef, Source as _, Spool, SpoolConfig,
+    SpoolError, Urgency, acknowledge_cuts, cat, cuts, trim, verify,
 };
 
 fn config(dir: &Path) -> SpoolConfig {
-    SpoolConfig { dir: dir.join("spool"), segment_bytes: 256 * 1024, max_bytes: 64 << 20 }
+    SpoolConfig {
+        dir: dir.join("spool"),
+        segment_bytes: 256 * 1024,
+        max_bytes: 64 << 20,
+        known: None,
+    }
+}
+
+fn id(session: u32, sequence: u32) -> ReadingId {
+    let mut hello = [0; 12];
+    hello[..4].copy_from_slice(&session.to_be_bytes());
+    ReadingId { hello, sequence }
 }
 
 /// Stores `count` readings in one batch and waits for the answer.
@@ -21,10 +35,12 @@ fn store(spool: &Spool, session: u32, count: u32) -> Durability {
     for sequence in 0..count {
         let reading = ReadingRef {
             device: "meter-1",
-            session,
-            sequence,
+            id: id(session, sequence),
+            again: false,
             channel: 3,
-            time_ms: 1_800_000_000_123,
+            received_ms: 1_800_000_000_123,
+            measured_ms: 1_800_000_000_123,
+            commit: None,
             payload: b"21.5",
         };
         assert!(batch.push(&reading));
@@ -50,10 +66,7 @@ fn readings_come_back_in_order_over_restarts_and_segments() {
     let mut expected = 0;
     while let Some(record) = reader.read().unwrap() {
         assert_eq!(record.index, u64::from(expected));
-        assert_eq!(
-            (record.reading.session, record.reading.sequence),
-            (expected / 200, expected % 200)
-        );
+        assert_eq!(record.reading.id, id(expected / 200, expected % 200));
         expected += 1;
     }
     assert_eq!(expected, 8_000);
@@ -65,23 +78,26 @@ fn readings_come_back_in_order_over_restarts_and_segments() {
 fn a_tail_cut_anywhere_leaves_whole_groups_and_takes_new_ones() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::start(config(dir.path())).unwrap();
+    let marker = config(dir.path()).dir.join("spool.durable");
     assert_eq!(store(&spool, 1, 3), Durability::Durable);
+    let before = fs::read(&marker).unwrap();
     assert_eq!(store(&spool, 2, 1), Durability::Durable);
     spool.shutdown().unwrap();
     let file = config(dir.path()).dir.join("spool-0000000000000000.log");
     let whole = fs::read(&file).unwrap();
-    let record = 40 + 7 + 4;
+    let record = 48 + 7 + 4;
     let end = 4096 + 4 * record;
     assert!(whole[end..].iter().all(|byte| *byte == 0));
     for cut in 4096 + 3 * record..end {
         let mut torn = whole.clone();
         torn[cut..].fill(0);
         fs::write(&file, torn).unwrap();
+        fs::write(&marker, &before).unwrap();
         let spool = Spool::start(config(dir.path())).unwrap();
         assert_eq!(spool.recovery.tail_records, 3, "cut at {cut}");
         assert_eq!(store(&spool, 9, 1), Durability::Durable);
         spool.shutdown().unwrap();
-        assert_eq!(verify(&config(dir.path()).dir).unwrap(), 4);
+        assert_eq!(verify(&config(dir.path()).dir).unwrap().records, 4);
     }
 }
 
@@ -94,7 +110,7 @@ fn damage_in_the_middle_is_named_and_nothing_is_changed() {
     spool.shutdown().unwrap();
     let file = config(dir.path()).dir.join("spool-0000000000000000.log");
     let mut bytes = fs::read(&file).unwrap();
-    bytes[4096 + 45] ^= 1;
+    bytes[4096 + 50] ^= 1;
     fs::write(&file, &bytes).unwrap();
     let refused = Spool::start(config(dir.path())).err().unwrap();
     assert!(matches!(refused, SpoolError::Damaged { offset: 4096, .. }), "{refused}");
@@ -116,7 +132,7 @@ fn a_segment_that_was_cut_short_is_damage_and_not_a_torn_tail() {
     assert_eq!(fs::read(&file).unwrap().len(), 5_096, "nothing was changed");
     assert!(verify(&config(dir.path()).dir).is_err());
     fs::write(&file, &whole).unwrap();
-    assert_eq!(verify(&config(dir.path()).dir).unwrap(), 200);
+    assert_eq!(verify(&config(dir.path()).dir).unwrap().records, 200);
 }
 
 #[test]
@@ -133,7 +149,7 @@ fn two_gateways_cannot_share_a_spool_and_a_full_one_refuses() {
     }
     assert_eq!(*spool.health().borrow(), Health::Full, "full is not broken");
     spool.shutdown().unwrap();
-    assert_eq!(verify(&config(dir.path()).dir).unwrap(), u64::from(durable) * 1_000);
+    assert_eq!(verify(&config(dir.path()).dir).unwrap().records, u64::from(durable) * 1_000);
 }
 
 #[test]
@@ -143,12 +159,12 @@ fn readings_print_as_json_lines() {
     store(&spool, 0xabcd, 2);
     spool.shutdown().unwrap();
     let mut out = Vec::new();
-    let filter = Filter { from: 1, device: Some("meter-1".into()) };
+    let filter = Filter { from: Some(1), device: Some("meter-1".into()) };
     assert_eq!(cat(&config(dir.path()).dir, &filter, &mut out).unwrap(), 1);
     let line = String::from_utf8(out).unwrap();
     let expected = concat!(
-        r#"{"index":1,"device":"meter-1","session":"0000abcd","sequence":1,"channel":3,"#,
-        r#""time":"2027-01-15T08:00:00.123Z","payload":"32312e35","text":"21.5"}"#,
+        r#"{"index":1,"device":"meter-1","hello":"0000abcd0000000000000000","sequence":1,"channel":3,"#,
+        r#""received":"2027-01-15T08:00:00.123Z","payload":"32312e35","text":"21.5"}"#,
         "\n"
     );
     assert_eq!(line, expected);
@@ -173,7 +189,7 @@ fn a_full_spool_goes_on_when_room_was_made() {
     spool.shutdown().unwrap();
     let mut reader = Reader::open(&path).unwrap();
     assert_eq!(reader.read().unwrap().unwrap().index, trimmed.oldest);
-    let left = verify(&path).unwrap();
+    let left = verify(&path).unwrap().records;
     assert_eq!(left + trimmed.oldest, u64::from(stored + 1) * 1_000);
 }
 
@@ -251,7 +267,7 @@ fn damage_and_gaps_in_older_segments_are_told_after_the_start() {
         store(&spool, session, 1_000);
     }
     spool.shutdown().unwrap();
-    let [first, second, newest] = [0, 5_000, 10_000]
+    let [first, second, newest] = [0, 4_000, 12_000]
         .map(|index| config(dir.path()).dir.join(format!("spool-{index:016x}.log")));
     let whole = fs::read(&first).unwrap();
     assert!(second.exists() && newest.exists());
@@ -268,12 +284,287 @@ fn damage_and_gaps_in_older_segments_are_told_after_the_start() {
     };
     assert_eq!(found(), None);
     let mut damaged = whole.clone();
-    damaged[4096 + 45] ^= 1;
+    damaged[4096 + 50] ^= 1;
     fs::write(&first, damaged).unwrap();
     assert!(found().unwrap().contains("damaged at byte 4096: wrong record checksum"));
     fs::write(&first, &whole).unwrap();
     fs::remove_file(&second).unwrap();
     assert!(found().unwrap().contains("a record is missing here"));
-    trim(&config(dir.path()).dir, 10_000).unwrap();
+    trim(&config(dir.path()).dir, 12_000).unwrap();
     assert_eq!(found(), None);
+}
+
+fn all(dir: &Path) -> Vec<u64> {
+    let mut reader = Reader::open(dir).unwrap();
+    let mut found = Vec::new();
+    while let Some(record) = reader.read().unwrap() {
+        found.push(record.index);
+    }
+    found
+}
+
+fn first_segment(dir: &Path) -> PathBuf {
+    config(dir).dir.join("spool-0000000000000000.log")
+}
+
+fn marker(dir: &Path) -> PathBuf {
+    config(dir).dir.join("spool.durable")
+}
+
+/// The marker as it would be had another start of the system written it.
+fn of_another_boot(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes[32..48].fill(9);
+    let crc = crc32c::crc32c(&bytes[..60]);
+    bytes[60..].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn readers_see_what_is_durable_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    store(&spool, 1, 3);
+    let before = fs::read(marker(dir.path())).unwrap();
+    store(&spool, 2, 2);
+    assert_eq!(all(&config(dir.path()).dir), [0, 1, 2, 3, 4]);
+    // As it is when the last group is written and not synced yet.
+    fs::write(marker(dir.path()), &before).unwrap();
+    assert_eq!(all(&config(dir.path()).dir), [0, 1, 2]);
+    let beyond = Reader::open_at(&config(dir.path()).dir, 4).err().unwrap();
+    assert!(
+        beyond.to_string().contains("4 is beyond the end, the next reading will be 3"),
+        "{beyond}"
+    );
+    fs::remove_file(marker(dir.path())).unwrap();
+    let unmarked = Reader::open(&config(dir.path()).dir).err().unwrap();
+    assert!(matches!(unmarked, SpoolError::Unmarked(_)), "{unmarked}");
+    spool.shutdown().unwrap();
+    // Nobody has confirmed the last two, but they are whole: the next start makes them durable.
+    fs::write(marker(dir.path()), of_another_boot(before)).unwrap();
+    let path = config(dir.path()).dir;
+    assert_eq!(verify(&path).unwrap().end, End::Unsettled { records: 2 });
+    Spool::start(config(dir.path())).unwrap().shutdown().unwrap();
+    assert_eq!(all(&path), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn a_damaged_last_commit_is_kept_aside_and_told_until_somebody_has_looked() {
+    for boot in ["this", "another"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = config(dir.path()).dir;
+        let spool = Spool::start(config(dir.path())).unwrap();
+        store(&spool, 1, 3);
+        let before = fs::read(marker(dir.path())).unwrap();
+        store(&spool, 2, 2);
+        let id = spool.id();
+        spool.shutdown().unwrap();
+        assert_eq!(verify(&path).unwrap().end, End::Clean);
+        let file = first_segment(dir.path());
+        let mut bytes = fs::read(&file).unwrap();
+        let record = 48 + 7 + 4;
+        bytes[4096 + 3 * record + 50] ^= 1;
+        fs::write(&file, &bytes).unwrap();
+        if boot == "another" {
+            fs::write(marker(dir.path()), of_another_boot(before)).unwrap();
+            let torn = End::Torn { records: 0, offset: (4096 + 3 * record) as u64 };
+            assert_eq!(verify(&path).unwrap().end, torn);
+        } else {
+            assert!(verify(&path).is_err(), "what is damaged was durable");
+        }
+
+        let spool = Spool::start(config(dir.path())).unwrap();
+        let aside = spool.recovery.kept_aside.clone().unwrap();
+        let damaged = &bytes[4096 + 3 * record..4096 + 5 * record];
+        assert_eq!(fs::read(&aside).unwrap(), damaged);
+        assert_eq!(spool.recovery.missing, if boot == "this" { 2 } else { 0 });
+        let told = spool.recovery.told(&path).unwrap();
+        assert!(told.contains(aside.to_str().unwrap()) && told.contains("ack-cut"), "{told}");
+        // The readings' place is not given to others, whoever has seen them there.
+        assert_eq!((store(&spool, 3, 1), spool.id()), (Durability::Durable, id));
+        spool.shutdown().unwrap();
+        let found = all(&path);
+        assert!(found[..3] == [0, 1, 2] && found.len() == 4 && found[3] >= 5, "{found:?}");
+        assert_eq!(verify(&path).unwrap().cuts, [aside.clone()]);
+        let spool = Spool::start(config(dir.path())).unwrap();
+        assert_eq!((spool.recovery.cut_bytes, &spool.recovery.kept_aside), (0, &None));
+        spool.shutdown().unwrap();
+        assert_eq!(cuts(&path).unwrap(), [aside]);
+        let seen = acknowledge_cuts(&path).unwrap();
+        assert_eq!(fs::read(&seen[0]).unwrap(), damaged);
+        assert!(cuts(&path).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_tail_that_a_power_cut_tore_is_no_damage_and_its_indexes_are_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    store(&spool, 1, 3);
+    let before = fs::read(marker(dir.path())).unwrap();
+    store(&spool, 2, 40);
+    spool.shutdown().unwrap();
+    let file = first_segment(dir.path());
+    let whole = fs::read(&file).unwrap();
+    // Each of the sectors that the last commit reached, as if it alone had not come to the disk.
+    let (begin, end) = (4096 + 3 * 59, 4096 + 43 * 59);
+    for sector in begin / 512..=(end - 1) / 512 {
+        let mut torn = whole.clone();
+        torn[(sector * 512).max(begin)..((sector + 1) * 512).min(end)].fill(0);
+        fs::write(&file, torn).unwrap();
+        fs::write(marker(dir.path()), of_another_boot(before.clone())).unwrap();
+        let spool = Spool::start(config(dir.path())).unwrap();
+        assert_eq!(spool.recovery.kept_aside, None, "sector {sector}");
+        assert!((3..43).contains(&spool.recovery.tail_records));
+        store(&spool, 9, 1);
+        let stored = spool.recovery.tail_records + 1;
+        spool.shutdown().unwrap();
+        assert_eq!(all(&config(dir.path()).dir), (0..stored).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_newest_segment_that_is_missing_at_the_start_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    for session in 0..5 {
+        store(&spool, session, 1_000);
+    }
+    spool.shutdown().unwrap();
+    fs::remove_file(path.join(format!("spool-{:016x}.log", 4_000))).unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    assert_eq!(spool.recovery.missing, 1_000);
+    assert_eq!(cuts(&path).unwrap().len(), 1);
+    store(&spool, 6, 1);
+    spool.shutdown().unwrap();
+    assert_eq!(all(&path)[3_999..], [3_999, 5_000]);
+
+    for entry in fs::read_dir(&path).unwrap().map(Result::unwrap) {
+        if entry.path().extension().is_some_and(|end| end == "log") {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    let refused = Spool::start(config(dir.path())).err().unwrap().to_string();
+    assert!(refused.contains("no segment left, although 5001 readings"), "{refused}");
+}
+
+#[test]
+fn nothing_is_confirmed_into_a_segment_that_was_removed_or_replaced() {
+    for how in ["removed", "replaced", "moved with its directory"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = config(dir.path()).dir;
+        let spool = Spool::start(config(dir.path())).unwrap();
+        assert_eq!(store(&spool, 1, 3), Durability::Durable);
+        let file = first_segment(dir.path());
+        match how {
+            "removed" => fs::remove_file(&file).unwrap(),
+            "replaced" => {
+                fs::copy(&file, path.join("copy")).unwrap();
+                fs::rename(path.join("copy"), &file).unwrap();
+            }
+            _ => fs::rename(&path, dir.path().join("elsewhere")).unwrap(),
+        }
+        assert_eq!(store(&spool, 2, 1), Durability::Failed, "{how}");
+        let Health::Failed(cause) = spool.health().borrow().clone() else { panic!("{how}") };
+        assert!(cause.contains("was removed or replaced while"), "{cause}");
+        assert_eq!(store(&spool, 3, 1), Durability::Failed);
+        let _ = spool.shutdown();
+    }
+}
+
+#[test]
+fn a_disk_that_is_not_mounted_makes_no_second_spool() {
+    let dir = tempfile::tempdir().unwrap();
+    let known = dir.path().join("spool.id");
+    let config = || SpoolConfig { known: Some(known.clone()), ..config(dir.path()) };
+    let spool = Spool::start(config()).unwrap();
+    let id = spool.id();
+    store(&spool, 1, 3);
+    spool.shutdown().unwrap();
+    assert_eq!(fs::read_to_string(&known).unwrap().trim(), id.to_string());
+    let (path, mounted) = (config().dir, dir.path().join("mounted"));
+    fs::rename(&path, &mounted).unwrap();
+    fs::create_dir(&path).unwrap();
+    for _ in 0..2 {
+        let refused = Spool::start(config()).err().unwrap().to_string();
+        for part in ["holds no spool and not spool", &id.to_string(), "mounted?", "spool.id"] {
+            assert!(refused.contains(part), "{refused}");
+        }
+    }
+    // Another spool in its place is no better.
+    let other = SpoolConfig { known: None, ..config() };
+    let spool = Spool::start(other).unwrap();
+    assert_ne!(spool.id(), id);
+    store(&spool, 2, 1);
+    spool.shutdown().unwrap();
+    let refused = Spool::start(config()).err().unwrap();
+    assert!(matches!(refused, SpoolError::Another { found: Some(_), .. }), "{refused}");
+
+    // Files of both, mixed.
+    fs::copy(mounted.join("spool.durable"), path.join("spool.durable")).unwrap();
+    fs::remove_file(&known).unwrap();
+    let refused = Spool::start(config()).err().unwrap();
+    assert!(matches!(refused, SpoolError::Mixed(_)), "{refused}");
+
+    fs::remove_dir_all(&path).unwrap();
+    fs::rename(&mounted, &path).unwrap();
+    let spool = Spool::start(config()).unwrap();
+    assert_eq!((spool.id(), spool.recovery.tail_records), (id, 3));
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn a_full_spool_is_well_again_without_any_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = SpoolConfig { max_bytes: 512 * 1024, ..config(dir.path()) };
+    let path = small.dir.clone();
+    let spool = Spool::start(small).unwrap();
+    let mut health = spool.health();
+    while store(&spool, 1, 1_000) == Durability::Durable {}
+    assert_eq!(*health.borrow_and_update(), Health::Full);
+    trim(&path, u64::MAX).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let limit = std::time::Duration::from_secs(20);
+        tokio::time::timeout(limit, health.wait_for(|now| *now == Health::Working))
+            .await
+            .unwrap()
+            .unwrap();
+    });
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn a_source_gives_each_reading_once_and_says_where_it_cannot() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    let mut source = spool.source();
+    assert_eq!((source.first(), source.durable(), source.spool_id()), (0, 0, spool.id()));
+    for session in 0..10 {
+        store(&spool, session, 1_000);
+    }
+    let mut at = 0;
+    let mut seen = Vec::new();
+    while at < source.durable() {
+        let mut left = 700;
+        at = source
+            .read(at, &mut |index, reading| {
+                assert_eq!(u64::from(reading.id.sequence), index % 1_000);
+                seen.push(index);
+                left -= 1;
+                if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+            .unwrap();
+    }
+    assert_eq!(seen, (0..10_000).collect::<Vec<_>>());
+    assert_eq!(source.read(at, &mut |_, _| panic!("there is no more")).unwrap(), 10_000);
+    let oldest = trim(&path, 5_000).unwrap().oldest;
+    assert_eq!(source.first(), oldest);
+    let mut nothing = |_: u64, _: &ReadingRef<'_>| panic!("not there");
+    let gone = source.read(oldest - 1, &mut nothing).unwrap_err();
+    assert!(matches!(gone, SpoolError::Trimmed { kept, .. } if kept == oldest), "{gone}");
+    let beyond = source.read(10_001, &mut nothing).unwrap_err();
+    assert!(matches!(beyond, SpoolError::Beyond { durable: 10_000, .. }), "{beyond}");
+    spool.shutdown().unwrap();
 }

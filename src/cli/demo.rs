@@ -15,6 +15,7 @@ use clap::Args;
 use duet::config::{Config, Overrides};
 use duet::delivery::Reader;
 use duet_protocol::profile::{Profile, Transport};
+use duet_protocol::wire::SessionId;
 use loadgen::compare::{self, Place, Settings};
 use loadgen::fleet::{self, Job, Outcome};
 use loadgen::interruption;
@@ -151,11 +152,12 @@ fn compare(state: &Path, outcomes: &[Outcome]) -> Result<(usize, usize)> {
     let mut stored = HashSet::new();
     while let Some(record) = reader.read()? {
         let r = record.reading;
-        stored.insert((r.device.to_owned(), r.session, r.sequence, r.channel, r.payload.to_vec()));
+        stored.insert((r.device.to_owned(), r.id, r.channel, r.payload.to_vec()));
     }
     let (mut found, mut missing) = (0, 0);
     for one in outcomes.iter().flat_map(|outcome| &outcome.confirmed) {
-        let key = (one.device.clone(), one.session, one.sequence, one.channel, one.payload.clone());
+        let id = duet::server::reading_id(SessionId(one.session), one.sequence);
+        let key = (one.device.clone(), id, one.channel, one.payload.clone());
         if stored.contains(&key) { found += 1 } else { missing += 1 }
     }
     Ok((found, missing))

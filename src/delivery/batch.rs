@@ -1,9 +1,9 @@
 //! Readings on their way to the spool, encoded on the shard's own thread. Owns the check of the
 //! limits; gives no index and no checksum, that is the writer's.
 
-use super::format::{MAX_DEVICE, MAX_PAYLOAD, RECORD_HEAD, ReadingRef, encode_record, seal_record};
+use super::format::{MAX_DEVICE, MAX_PAYLOAD, ReadingRef, encode_record, record_len, seal_record};
 
-/// The most bytes a batch may hold: 116 of the largest records, about 1,100 with 64 bytes of payload.
+/// The most bytes a batch may hold: 112 of the largest records, about 1,100 with 64 bytes of payload.
 pub const MAX_BATCH_BYTES: usize = 128 * 1024;
 
 /// Readings that are committed, or refused, together.
@@ -31,8 +31,7 @@ impl Batch {
     pub fn push(&mut self, reading: &ReadingRef<'_>) -> bool {
         assert!((1..=MAX_DEVICE).contains(&reading.device.len()), "device name out of range");
         assert!(reading.payload.len() <= MAX_PAYLOAD, "payload too long");
-        let length = RECORD_HEAD + reading.device.len() + reading.payload.len();
-        if self.bytes.len() + length > MAX_BATCH_BYTES {
+        if self.bytes.len() + record_len(reading) > MAX_BATCH_BYTES {
             return false;
         }
         encode_record(&mut self.bytes, reading);
@@ -95,6 +94,8 @@ impl Group {
 
 #[cfg(test)]
 mod tests {
+    use duet_protocol::reading::ReadingId;
+
     use super::*;
 
     #[test]
@@ -102,15 +103,17 @@ mod tests {
         let payload = [7; MAX_PAYLOAD];
         let reading = ReadingRef {
             device: "d",
-            session: 0,
-            sequence: 0,
+            id: ReadingId { hello: [0; 12], sequence: 0 },
+            again: false,
             channel: 0,
-            time_ms: 0,
+            received_ms: 0,
+            measured_ms: 0,
+            commit: None,
             payload: &payload,
         };
         let mut batch = Batch::new();
         while batch.push(&reading) {}
-        assert_eq!((batch.len(), batch.bytes()), (123, 123 * (RECORD_HEAD + 1 + MAX_PAYLOAD)));
+        assert_eq!((batch.len(), batch.bytes()), (122, 122 * record_len(&reading)));
         batch.clear();
         assert!(batch.is_empty() && batch.push(&reading));
     }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::id::SpoolId;
+
 /// Why a spool cannot be opened, written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
@@ -17,7 +19,10 @@ pub enum SpoolError {
         source: io::Error,
     },
     /// A file holds something that the spool did not leave there. Nothing was changed.
-    #[error("{} is damaged at byte {offset}: {damage}", path.display())]
+    #[error(
+        "{} is damaged at byte {offset}: {damage}; bring it back from a backup, or move it away to go on without its \
+         readings", path.display()
+    )]
     Damaged {
         /// The damaged file.
         path: PathBuf,
@@ -25,6 +30,76 @@ pub enum SpoolError {
         offset: u64,
         /// What was found.
         damage: Damage,
+    },
+    /// There are no segments where there were some.
+    #[error(
+        "{} has no segment left, although {durable} readings were stored there: bring the files back, or move \
+         `spool.durable` away to begin a new spool", dir.display()
+    )]
+    Emptied {
+        /// The spool's directory.
+        dir: PathBuf,
+        /// One past the last index that was durable.
+        durable: u64,
+    },
+    /// The directory does not hold the spool that was there at the last start.
+    #[error(
+        "{} holds {} and not spool {known}, which was there at the last start: is its disk mounted? Bring that spool \
+         back, or remove {} to go on with what is there now", dir.display(), Found(*found), file.display()
+    )]
+    Another {
+        /// The spool's directory.
+        dir: PathBuf,
+        /// Which spool was there.
+        known: SpoolId,
+        /// Which is there now, if any.
+        found: Option<SpoolId>,
+        /// Where the first of them is remembered.
+        file: PathBuf,
+    },
+    /// The file that remembers the spool has something else in it.
+    #[error("{}: no spool's name; remove it to go on with the spool that is there now", .0.display())]
+    Unreadable(PathBuf),
+    /// `spool.durable` and the segments are of two spools.
+    #[error(
+        "{}: `spool.durable` is another spool's than the segments are: bring back the files that belong together, or \
+         move `spool.durable` away to go on with these segments", .0.display()
+    )]
+    Mixed(PathBuf),
+    /// A segment is of another spool than the one before it.
+    #[error("{} is a segment of another spool: move it out of this directory", .0.display())]
+    Foreign(PathBuf),
+    /// Nothing says how far the spool is durable.
+    #[error(
+        "{}: `spool.durable` is missing or damaged, so nobody can say how far readings are durable; `duet run` finds \
+         out when it starts", .0.display()
+    )]
+    Unmarked(PathBuf),
+    /// The segment that takes the appends is no longer where it was.
+    #[error(
+        "{} was removed or replaced while the gateway was writing to it: readings that were confirmed may be gone; as \
+         long as this gateway runs, its file descriptor still has them", .0.display()
+    )]
+    Replaced(PathBuf),
+    /// A reading that is asked for is no longer kept.
+    #[error("{}: {index} is before {kept}, the oldest reading that is kept", dir.display())]
+    Trimmed {
+        /// The spool's directory.
+        dir: PathBuf,
+        /// What was asked for.
+        index: u64,
+        /// The oldest index that is kept.
+        kept: u64,
+    },
+    /// A reading that is asked for does not exist yet.
+    #[error("{}: {index} is beyond the end, the next reading will be {durable}", dir.display())]
+    Beyond {
+        /// The spool's directory.
+        dir: PathBuf,
+        /// What was asked for.
+        index: u64,
+        /// One past the last durable index.
+        durable: u64,
     },
     /// There is no spool.
     #[error("{}: no spool here yet; `duet run` makes one", .0.display())]
@@ -117,6 +192,18 @@ impl std::fmt::Display for Remedy<'_> {
                 f.write_str("; free space there, or remove stored readings (`duet spool trim`)")
             }
             false => Ok(()),
+        }
+    }
+}
+
+/// What stands in a spool's directory.
+struct Found(Option<SpoolId>);
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(id) => write!(f, "spool {id}"),
+            None => f.write_str("no spool"),
         }
     }
 }

@@ -1,29 +1,62 @@
-//! What happens to a spool's files before the first append. Owns the cut of a torn tail; where
-//! there is damage it stops before it has changed anything.
+//! What happens to a spool's files before the first append. Owns the cut of a tail and what is told about it; where
+//! there is damage before the tail it stops before it has changed anything.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use super::cut;
 use super::error::SpoolError;
-use super::format::Header;
+use super::format::{DATA_START, Header, RECORD_HEAD};
+use super::id::SpoolId;
+use super::marker::Marker;
 use super::scan::{Scan, Step};
-use super::segment;
+use super::segment::{self, PRIVATE};
+use super::spool::SpoolConfig;
 
 const BLOCK: usize = 64 * 1024;
 
 /// What opening a spool found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
     /// Segments in the directory.
     pub segments: u64,
-    /// Records in the last one.
+    /// Records in the last one that was there.
     pub tail_records: u64,
-    /// Bytes at the end that were no whole commit and were cut off: one that a power cut left
-    /// unfinished and nobody had confirmed, or, which looks the same, the last one, damaged since.
+    /// Bytes at the end that were no whole commit and were cut off.
     pub cut_bytes: u64,
+    /// Where they are kept, when they may have been confirmed readings: then something has damaged them since. When
+    /// they were only unfinished, nobody was promised anything, and nothing is kept.
+    pub kept_aside: Option<PathBuf>,
+    /// How many confirmed readings are known to be missing at the end.
+    pub missing: u64,
+}
+
+impl Recovery {
+    /// What an operator should know of it.
+    #[must_use]
+    pub fn told(&self, dir: &Path) -> Option<String> {
+        let (dir, bytes) = (dir.display(), self.cut_bytes);
+        match (&self.kept_aside, self.missing) {
+            (None, _) if bytes == 0 => None,
+            (None, _) => Some(format!(
+                "{dir}: {bytes} bytes after the last whole commit were cut off: an unfinished commit that nobody had \
+                 confirmed"
+            )),
+            (Some(path), 0) => Some(format!(
+                "{dir}: {bytes} bytes at the end were damaged, perhaps confirmed readings, and are kept in {}; look at \
+                 it, then run `duet spool ack-cut`",
+                path.display()
+            )),
+            (Some(path), missing) => Some(format!(
+                "{dir}: {missing} confirmed readings are missing at the end; the {bytes} bytes that stand there are \
+                 kept in {}; bring the files back from a backup, or look at it and run `duet spool ack-cut`",
+                path.display()
+            )),
+        }
+    }
 }
 
 /// The segment that takes the appends.
@@ -39,19 +72,34 @@ pub(super) struct Tail {
 }
 
 /// Opens the spool's last segment for appending, or creates the first. The caller holds the lock.
-pub(super) fn recover(dir: &Path, segment_bytes: u64) -> Result<(Tail, Recovery), SpoolError> {
+pub(super) fn recover(config: &SpoolConfig) -> Result<(Tail, Recovery), SpoolError> {
+    let dir = &config.dir;
     let mut entries = segment::list(dir)?;
-    let mut disk_bytes = 0;
-    for entry in &entries {
-        disk_bytes += segment::open(entry)?.1.size;
-    }
+    let marker = Marker::read(dir)?;
+    let known = Known::read(config.known.as_deref())?;
     let mut recovery = Recovery { segments: entries.len() as u64, ..Recovery::default() };
     let Some(last) = entries.pop() else {
+        if let Some(known) = known.id {
+            return Err(known_error(config, known, None));
+        }
+        if let Some(marker) = marker {
+            return Err(SpoolError::Emptied { dir: dir.clone(), durable: marker.durable });
+        }
         segment::remove_spare(dir)?;
         recovery.segments = 1;
-        return create(dir, segment_bytes).map(|tail| (tail, recovery));
+        let spool = SpoolId::random().map_err(SpoolError::io("drawing a random name for", dir))?;
+        let tail = create(config, spool, 0, false)?;
+        known.keep(spool)?;
+        return Ok((tail, recovery));
     };
     let mut scan = Scan::open(last)?;
+    let spool = scan.header.spool;
+    if let Some(known) = known.id.filter(|known| *known != spool) {
+        return Err(known_error(config, known, Some(spool)));
+    }
+    if marker.is_some_and(|marker| marker.spool != spool) {
+        return Err(SpoolError::Mixed(dir.clone()));
+    }
     let step = loop {
         match scan.step()? {
             Step::Record => recovery.tail_records += 1,
@@ -62,41 +110,61 @@ pub(super) fn recover(dir: &Path, segment_bytes: u64) -> Result<(Tail, Recovery)
         return Err(scan.damaged(step));
     }
     segment::remove_spare(dir)?;
-    recovery.cut_bytes =
-        settle(&scan).map_err(SpoolError::io("settling the tail of", &scan.entry.path))?;
+    let end = scan.next_index;
+    let leftover = scan.leftover()?;
+    recovery.cut_bytes = leftover;
+    recovery.missing = marker.map_or(0, |marker| marker.durable.saturating_sub(end));
+    // A marker of this boot is exact: what lies beyond was never confirmed. One from before may be old.
+    let exact = marker.is_some_and(|marker| marker.is_of_this_boot());
+    let damaged = recovery.missing > 0 || (leftover > 0 && !exact && !scan.is_unfinished()?);
+    if damaged {
+        let (first, at) = (scan.header.first_index, scan.at);
+        recovery.kept_aside = Some(cut::keep(dir, &scan.entry.path, first, at, leftover)?);
+    }
+    settle(&scan, leftover).map_err(SpoolError::io("settling the tail of", &scan.entry.path))?;
     segment::sync_dir(dir)?;
+    known.keep(spool)?;
+    let disk_bytes = segment::disk_bytes(dir)?;
+    if damaged {
+        // No index that was ever given may name another reading: the new ones begin behind all that was cut.
+        let most = leftover.div_ceil(RECORD_HEAD as u64);
+        let next = (end + most).max(end + recovery.missing);
+        recovery.segments += 1;
+        let tail = create(config, spool, next, true)?;
+        return Ok((Tail { disk_bytes: disk_bytes + tail.disk_bytes, ..tail }, recovery));
+    }
     let tail = Tail {
         path: scan.entry.path,
         header: scan.header,
         at: scan.at,
-        next_index: scan.next_index,
+        next_index: end,
         disk_bytes,
     };
     Ok((tail, recovery))
 }
 
-fn create(dir: &Path, size: u64) -> Result<Tail, SpoolError> {
+fn create(
+    config: &SpoolConfig,
+    spool: SpoolId,
+    first_index: u64,
+    gap: bool,
+) -> Result<Tail, SpoolError> {
+    let (dir, size) = (&config.dir, config.segment_bytes);
     let never = AtomicBool::new(false);
     let Some(spare) = segment::prepare(dir, size, &never)? else { unreachable!("nobody cancels") };
-    let (path, header) = segment::adopt(dir, &spare, 0, size)?;
-    Ok(Tail { path, header, at: super::format::DATA_START, next_index: 0, disk_bytes: size })
+    let header = Header { first_index, size, salt: segment::salt(&spare)?, spool, gap };
+    let path = segment::adopt(dir, &spare, &header)?;
+    Ok(Tail { path, header, at: DATA_START, next_index: first_index, disk_bytes: size })
 }
 
 /// Makes the file what the scan saw: the last group durable, zeros after it up to the full size.
-/// Returns how many bytes of something else were there.
-fn settle(scan: &Scan) -> io::Result<u64> {
+fn settle(scan: &Scan, leftover: u64) -> io::Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(&scan.entry.path)?;
-    let end = scan.header.size;
-    let mut cut = 0;
     let mut block = vec![0; BLOCK];
-    let mut at = scan.at;
+    let (mut at, end) = (scan.at, scan.at + leftover);
     while at < end {
-        let length = read_block(&file, &mut block, at, end)?;
-        if let Some(last) = block[..length].iter().rposition(|byte| *byte != 0) {
-            cut = at + last as u64 + 1 - scan.at;
-            block[..length].fill(0);
-            file.write_all_at(&block[..length], at)?;
-        }
+        let length = usize::try_from(end - at).map_or(BLOCK, |left| left.min(BLOCK));
+        file.write_all_at(&block[..length], at)?;
         at += length as u64;
     }
     let mut at = scan.group_at;
@@ -105,8 +173,7 @@ fn settle(scan: &Scan) -> io::Result<u64> {
         file.write_all_at(&block[..length], at)?;
         at += length as u64;
     }
-    file.sync_all()?;
-    Ok(cut)
+    file.sync_all()
 }
 
 /// Reads from `at` up to `end`, at most a block and at least a byte.
@@ -114,4 +181,47 @@ fn read_block(file: &File, block: &mut [u8], at: u64, end: u64) -> io::Result<us
     let length = usize::try_from(end - at).map_or(block.len(), |left| left.min(block.len()));
     file.read_exact_at(&mut block[..length], at)?;
     Ok(length)
+}
+
+/// Which spool was here at the last start, as a file outside the spool's directory has it: a disk that is not
+/// mounted leaves an empty directory, which must not become a new spool beside the one that exists.
+struct Known<'a> {
+    path: Option<&'a Path>,
+    id: Option<SpoolId>,
+}
+
+impl<'a> Known<'a> {
+    fn read(path: Option<&'a Path>) -> Result<Self, SpoolError> {
+        let Some(file) = path else { return Ok(Self { path, id: None }) };
+        let id = match fs::read_to_string(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            read => {
+                let text = read.map_err(SpoolError::io("reading", file))?;
+                let id = SpoolId::parse(text.trim());
+                Some(id.ok_or_else(|| SpoolError::Unreadable(file.to_owned()))?)
+            }
+        };
+        Ok(Self { path, id })
+    }
+
+    /// Remembers it, durably, whole or not at all.
+    fn keep(&self, spool: SpoolId) -> Result<(), SpoolError> {
+        let Some(path) = self.path.filter(|_| self.id.is_none()) else { return Ok(()) };
+        let draft = path.with_extension("draft");
+        let write = || {
+            let mut options = OpenOptions::new();
+            let mut file =
+                options.write(true).create(true).truncate(true).mode(PRIVATE).open(&draft)?;
+            writeln!(file, "{spool}")?;
+            file.sync_all()?;
+            fs::rename(&draft, path)
+        };
+        write().map_err(SpoolError::io("writing", path))?;
+        path.parent().map_or(Ok(()), segment::sync_dir)
+    }
+}
+
+fn known_error(config: &SpoolConfig, known: SpoolId, found: Option<SpoolId>) -> SpoolError {
+    let file = config.known.clone().unwrap_or_default();
+    SpoolError::Another { dir: config.dir.clone(), known, found, file }
 }

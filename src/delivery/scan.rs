@@ -8,10 +8,13 @@ use std::os::unix::fs::FileExt;
 use super::error::{Damage, SpoolError};
 use super::format::{
     DATA_START, Header, MAX_RECORD, RECORD_HEAD, Record, decode_record, plausible_index,
+    plausible_length,
 };
 use super::segment::{self, Entry};
 
 const WINDOW: usize = 256 * 1024;
+/// The least that a disk writes, bytes.
+const SECTOR: u64 = 512;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -135,6 +138,46 @@ impl Scan {
         }
         self.refresh();
         Ok(found)
+    }
+
+    /// How many bytes stand from this place on up to the last one that is not zero.
+    pub(super) fn leftover(&mut self) -> Result<u64, SpoolError> {
+        let (mut from, mut found) = (self.at, 0);
+        while from < self.header.size {
+            self.fill(from)?;
+            if self.filled == 0 {
+                break;
+            }
+            let bytes = &self.window[..self.filled];
+            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+                found = from + last as u64 + 1 - self.at;
+            }
+            from += self.filled as u64;
+        }
+        self.refresh();
+        Ok(found)
+    }
+
+    /// Whether what stands at this place looks like a write that a power cut left unfinished. A segment is zeros before
+    /// it is written, and a sector is written whole or not at all: so a sector that such a record reaches is still
+    /// zeros. What was whole once and was damaged since has none.
+    pub(super) fn is_unfinished(&mut self) -> Result<bool, SpoolError> {
+        self.fill(self.at)?;
+        let bytes = &self.window[..self.filled];
+        let length = plausible_length(bytes).unwrap_or(4).min(bytes.len());
+        let mut from = 0;
+        while from < length {
+            let sector = (self.at + from as u64) % SECTOR;
+            let left = usize::try_from(SECTOR - sector).map_or(length, |left| from + left);
+            let to = left.min(length);
+            if bytes[from..to].iter().all(|byte| *byte == 0) {
+                self.refresh();
+                return Ok(true);
+            }
+            from = to;
+        }
+        self.refresh();
+        Ok(false)
     }
 
     /// The error for this place.

@@ -3,9 +3,10 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::error::{Damage, SpoolError, is_no_space};
 use super::format::{HEADER_LEN, Header};
@@ -13,7 +14,9 @@ use super::format::{HEADER_LEN, Header};
 const SPARE: &str = "spool-spare.tmp";
 const LOCK: &str = "spool.lock";
 /// Readings are their owner's alone.
-const PRIVATE: u32 = 0o600;
+pub(super) const PRIVATE: u32 = 0o600;
+/// How often a directory that is taken is tried again, 1 ms apart.
+const LOCK_TRIES: u32 = 10;
 /// One write of zeros.
 const ZEROS: usize = 1 << 20;
 /// Zeros between two syncs: bounded, so that a commit never queues behind a whole segment.
@@ -57,6 +60,11 @@ pub(super) fn successor(dir: &Path, index: u64) -> Result<Option<Entry>, SpoolEr
 pub(super) fn is_gone(entry: &Entry) -> bool {
     let found = fs::symlink_metadata(&entry.path);
     found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// Which file stands behind a name: its device and its number there.
+pub(super) fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 /// What all segments take on disk, bytes.
@@ -155,28 +163,25 @@ fn write_zeros(file: &File, size: u64, cancel: &AtomicBool) -> io::Result<bool> 
     Ok(true)
 }
 
-/// Turns a prepared file into the segment that begins with `first_index`. The name appears only
-/// once everything under it is durable.
-pub(super) fn adopt(
-    dir: &Path,
-    spare: &Path,
-    first_index: u64,
-    size: u64,
-) -> Result<(PathBuf, Header), SpoolError> {
-    let salt = getrandom::u64()
-        .map_err(io::Error::from)
-        .map_err(SpoolError::io("drawing a random salt for", spare))?;
-    let header = Header { first_index, size, salt };
+/// Draws what keeps a payload from looking like a record of the segment that `spare` is to be.
+pub(super) fn salt(spare: &Path) -> Result<u64, SpoolError> {
+    let drawn = getrandom::u64().map_err(io::Error::from);
+    drawn.map_err(SpoolError::io("drawing a random salt for", spare))
+}
+
+/// Turns a prepared file into the segment of this header. The name appears only once everything
+/// under it is durable.
+pub(super) fn adopt(dir: &Path, spare: &Path, header: &Header) -> Result<PathBuf, SpoolError> {
     let write = || {
         let file = OpenOptions::new().write(true).open(spare)?;
         file.write_all_at(&header.encode(), 0)?;
         file.sync_all()
     };
     write().map_err(SpoolError::io("writing the header of", spare))?;
-    let path = dir.join(file_name(first_index));
+    let path = dir.join(file_name(header.first_index));
     fs::rename(spare, &path).map_err(SpoolError::io("naming a new segment", &path))?;
     sync_dir(dir)?;
-    Ok((path, header))
+    Ok(path)
 }
 
 /// Removes what an earlier run had prepared.
@@ -223,7 +228,16 @@ impl Lock {
             .mode(PRIVATE)
             .open(&path)
             .map_err(SpoolError::io("opening", &path))?;
-        match file.try_lock() {
+        let mut tried = file.try_lock();
+        for _ in 0..LOCK_TRIES {
+            // Whoever only looks whether it is taken holds it for a moment.
+            if !matches!(tried, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            tried = file.try_lock();
+        }
+        match tried {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(SpoolError::Locked { dir: dir.to_owned(), holder: read_pid(&file) });
@@ -239,6 +253,23 @@ impl Lock {
         };
         write(&mut file).map_err(SpoolError::io("writing", &path))?;
         Ok(Self { _file: file })
+    }
+}
+
+impl Lock {
+    /// Whether a gateway holds the directory.
+    pub(super) fn is_taken(dir: &Path) -> Result<bool, SpoolError> {
+        let path = dir.join(LOCK);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.map_err(SpoolError::io("opening", &path))?,
+        };
+        // Shared, and only asked: a gateway that starts at this moment tries again.
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(source)) => Err(SpoolError::io("locking", &path)(source)),
+        }
     }
 }
 

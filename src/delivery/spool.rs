@@ -1,39 +1,27 @@
-//! The spool's thread: takes batches from all shards, writes one group, syncs it, answers.
-//!
-//! It runs on tokio-uring, and without where io_uring is refused. A failed write or sync ends the spool for good: what is pending and
-//! whatever comes later is answered [`Durability::Failed`], and nothing is tried again, because
-//! after a failed sync nobody knows what the disk holds.
+//! A running spool: how it is started and ended, and what shards, upstreams and the control plane hold of it. Owns
+//! its threads; what they do stands in `writer` and `check`.
 
-use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::batch::{Batch, Group};
+use super::batch::Batch;
 use super::check::Check;
 use super::error::SpoolError;
-use super::file::{File, Runtime, Storage};
-use super::format::{DATA_START, Header, MAX_SEGMENT_BYTES};
+use super::file::Runtime;
+use super::format::{DATA_START, MAX_SEGMENT_BYTES};
 use super::health::{Health, Teller};
-use super::recover::{Recovery, Tail, recover};
-use super::spare::Spare;
+use super::id::SpoolId;
+use super::marker::{Marker, MarkerFile};
+use super::recover::{Recovery, recover};
+use super::source::SpoolSource;
+use super::writer::Writer;
 use super::{MAX_BATCH_BYTES, metrics as names, segment};
 
 /// The most batches that wait for the next group.
-const QUEUE: usize = 1_024;
-/// How long readings gather for which nobody waits.
-const QUIET: Duration = Duration::from_millis(10);
-/// The least time between the starts of two commits.
-const INTERVAL: Duration = Duration::from_millis(1);
-/// How long after a disk without room for the next segment it is asked again.
-const ROOM: Duration = Duration::from_secs(1);
-/// The most bytes of one group.
-const GROUP_MAX: usize = 4 << 20;
-
+pub(super) const QUEUE: usize = 1_024;
 /// Where the spool is and how large it may get.
 #[derive(Clone, Debug)]
 pub struct SpoolConfig {
@@ -43,6 +31,8 @@ pub struct SpoolConfig {
     pub segment_bytes: u64,
     /// The most that all segments together may take, bytes.
     pub max_bytes: u64,
+    /// The file, outside the spool's directory, that remembers which spool was there at the last start.
+    pub known: Option<PathBuf>,
 }
 
 /// What became of a batch.
@@ -66,10 +56,10 @@ pub enum Urgency {
     Quiet,
 }
 
-struct Submission {
-    batch: Batch,
-    urgency: Urgency,
-    done: Done,
+pub(super) struct Submission {
+    pub(super) batch: Batch,
+    pub(super) urgency: Urgency,
+    pub(super) done: Done,
 }
 
 /// By which shards hand batches over.
@@ -105,6 +95,9 @@ pub struct Spool {
     health: watch::Receiver<Health>,
     damage: watch::Receiver<Option<String>>,
     check: Option<Check>,
+    dir: PathBuf,
+    id: SpoolId,
+    durable: watch::Receiver<u64>,
     /// What opening found.
     pub recovery: Recovery,
 }
@@ -125,9 +118,13 @@ impl Spool {
         names::describe();
         segment::create_dir(&config.dir)?;
         let lock = segment::Lock::take(&config.dir)?;
-        let (tail, recovery) = recover(&config.dir, config.segment_bytes)?;
+        let (tail, recovery) = recover(&config)?;
+        let id = tail.header.spool;
+        let marker = MarkerFile::create(&config.dir, Marker::new(id, tail.next_index))?;
+        segment::sync_dir(&config.dir)?;
+        let (durable_end, durable) = watch::channel(tail.next_index);
         let (found, damage) = watch::channel(None);
-        let check = (recovery.segments > 1)
+        let check = (tail.header.first_index > 0)
             .then(|| Check::begin(&config.dir, tail.header.first_index, found))
             .transpose()?;
         let (queue, waiting) = mpsc::channel(QUEUE);
@@ -142,8 +139,9 @@ impl Spool {
                 let _lock = lock;
                 let run = || {
                     let runtime = Runtime::new(&config.dir)?;
-                    let writer = Writer::new(config, tail, runtime.storage());
-                    runtime.block_on(writer.run(waiting, hurried, teller))
+                    let storage = runtime.storage();
+                    let writer = Writer::new(config, tail, storage, marker, durable_end, teller);
+                    runtime.block_on(writer.run(waiting, hurried))
                 };
                 let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
                     .unwrap_or(Err(SpoolError::ThreadEnded));
@@ -151,7 +149,8 @@ impl Spool {
                 result.inspect_err(|error| own.failed(error))
             })
             .map_err(SpoolError::io("starting the thread of", &dir))?;
-        Ok(Self { submitter: Submitter { queue, hurry }, thread, health, damage, check, recovery })
+        let submitter = Submitter { queue, hurry };
+        Ok(Self { submitter, thread, health, damage, check, dir, id, durable, recovery })
     }
 
     /// A way to hand batches over; any number may exist.
@@ -172,6 +171,18 @@ impl Spool {
         self.damage.clone()
     }
 
+    /// Its readings, for an upstream; any number may exist.
+    #[must_use]
+    pub fn source(&self) -> SpoolSource {
+        SpoolSource::new(self.dir.clone(), self.id, self.durable.clone())
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> SpoolId {
+        self.id
+    }
+
     /// Stores what is queued and ends. Every [`Submitter`] must be gone, or this waits for it.
     ///
     /// # Errors
@@ -183,238 +194,4 @@ impl Spool {
         }
         self.thread.join().map_err(|_| SpoolError::ThreadEnded)?
     }
-}
-
-/// Waits for more to commit with what has come. `began` is when the commit before did.
-async fn gather(hurry: &Notify, urgency: Urgency, began: Instant) {
-    if urgency == Urgency::Quiet {
-        // A hurry of batches that were committed since may end this early, once: harmless.
-        let _ = tokio::time::timeout(QUIET, hurry.notified()).await;
-    }
-    let earliest = began + INTERVAL;
-    if Instant::now() < earliest {
-        tokio::time::sleep_until(earliest.into()).await;
-    }
-}
-
-struct Writer {
-    config: SpoolConfig,
-    storage: Storage,
-    path: PathBuf,
-    header: Header,
-    at: u64,
-    next_index: u64,
-    disk_bytes: u64,
-    spare: Option<Spare>,
-    /// There was no room for the next segment: when to ask again. Until there is, smaller groups that
-    /// this segment could still take are refused as well, so that the spool's health does not flicker.
-    ask_again: Option<Instant>,
-}
-
-enum Commit {
-    Durable,
-    /// The spool has reached its size limit: refused, and everything else still works.
-    Full,
-    /// The disk has no room for the next segment: the same.
-    DiskFull(SpoolError),
-    /// It had none a moment ago.
-    Waiting,
-    /// The spool has failed before.
-    Ended,
-}
-
-impl Writer {
-    fn new(config: SpoolConfig, tail: Tail, storage: Storage) -> Self {
-        let Tail { path, header, at, next_index, disk_bytes } = tail;
-        Self {
-            config,
-            storage,
-            path,
-            header,
-            at,
-            next_index,
-            disk_bytes,
-            spare: None,
-            ask_again: None,
-        }
-    }
-
-    async fn run(
-        mut self,
-        mut waiting: mpsc::Receiver<Submission>,
-        hurry: Arc<Notify>,
-        teller: Teller,
-    ) -> Result<(), SpoolError> {
-        let mut result = Ok(());
-        let mut group = Group::default();
-        let mut file = match self.open() {
-            Ok(file) => Some(file),
-            Err(error) => {
-                teller.failed(&error);
-                result = Err(error);
-                None
-            }
-        };
-        let mut held = None;
-        let mut began = Instant::now();
-        loop {
-            let (first, urgency) = match held.take() {
-                // It has waited for a group already.
-                Some(held) => (held, Urgency::Awaited),
-                None => match waiting.recv().await {
-                    Some(first) => {
-                        let urgency = first.urgency;
-                        (first, urgency)
-                    }
-                    None => break,
-                },
-            };
-            gather(&hurry, urgency, began).await;
-            began = Instant::now();
-            let mut bytes = first.batch.bytes();
-            let mut batches = vec![first];
-            while let Ok(next) = waiting.try_recv() {
-                if bytes + next.batch.bytes() > GROUP_MAX.min(self.room_max()) {
-                    held = Some(next);
-                    break;
-                }
-                bytes += next.batch.bytes();
-                batches.push(next);
-            }
-            let outcome = match (&mut file, &result) {
-                (Some(file), Ok(())) => self.commit(file, &batches, &mut group).await,
-                _ => Ok(Commit::Ended),
-            };
-            let durability = match outcome {
-                Ok(Commit::Durable) => {
-                    teller.working();
-                    Durability::Durable
-                }
-                Ok(Commit::Full) => {
-                    teller.full();
-                    refused(names::FULL)
-                }
-                Ok(Commit::DiskFull(error)) => {
-                    teller.disk_full(&error);
-                    refused(names::DISK)
-                }
-                Ok(Commit::Waiting) => refused(names::DISK),
-                Ok(Commit::Ended) => refused(names::FAILED),
-                Err(error) => {
-                    teller.failed(&error);
-                    result = Err(error);
-                    refused(names::FAILED)
-                }
-            };
-            for Submission { batch, done, .. } in batches {
-                done(batch, durability);
-            }
-        }
-        if let Some(file) = file {
-            let _ = file.close().await;
-        }
-        if let Some(spare) = self.spare.take() {
-            spare.give_up();
-        }
-        segment::remove_spare(&self.config.dir)?;
-        result
-    }
-
-    /// The most bytes that a segment can take in one group.
-    fn room_max(&self) -> usize {
-        usize::try_from(self.config.segment_bytes - DATA_START).unwrap_or(usize::MAX)
-    }
-
-    fn open(&self) -> Result<File, SpoolError> {
-        let file = OpenOptions::new()
-            .write(true)
-            .open(&self.path)
-            .map_err(SpoolError::io("opening", &self.path))?;
-        Ok(File::new(file, self.storage))
-    }
-
-    async fn commit(
-        &mut self,
-        file: &mut File,
-        batches: &[Submission],
-        group: &mut Group,
-    ) -> Result<Commit, SpoolError> {
-        let began = Instant::now();
-        let bytes: usize = batches.iter().map(|one| one.batch.bytes()).sum();
-        if self.ask_again.is_some() || self.at + bytes as u64 > self.header.size {
-            if let Some(refusal) = self.advance()? {
-                return Ok(refusal);
-            }
-            let full = std::mem::replace(file, self.open()?);
-            full.close().await.map_err(SpoolError::io("closing the segment before", &self.path))?;
-        }
-        group.begin(self.header.seed(), self.next_index);
-        batches.iter().for_each(|one| one.batch.seal_into(group));
-        let records = group.records;
-        let buffer = std::mem::take(&mut group.bytes);
-        let (written, buffer) = file.write_all_at(buffer, self.at).await;
-        group.bytes = buffer;
-        written.map_err(SpoolError::io("writing to", &self.path))?;
-        file.sync_data().await.map_err(SpoolError::io("syncing", &self.path))?;
-        self.at += bytes as u64;
-        self.next_index += u64::from(records);
-        metrics::counter!(names::RECORDS).increment(records.into());
-        #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
-        {
-            metrics::gauge!(names::DURABLE_INDEX).set(self.next_index as f64);
-            metrics::gauge!(names::DISK_BYTES).set(self.disk_bytes as f64);
-        }
-        metrics::counter!(names::BYTES).increment(bytes as u64);
-        metrics::histogram!(names::BATCH_RECORDS).record(f64::from(records));
-        metrics::histogram!(names::COMMIT_SECONDS).record(began.elapsed().as_secs_f64());
-        if self.spare.is_none() && self.at - DATA_START > (self.header.size - DATA_START) / 2 {
-            self.spare = Spare::begin(&self.config).ok();
-        }
-        Ok(Commit::Durable)
-    }
-
-    /// Goes on in a new segment, or says what stands in the way.
-    fn advance(&mut self) -> Result<Option<Commit>, SpoolError> {
-        let now = Instant::now();
-        if self.ask_again.is_some_and(|at| now < at) {
-            return Ok(Some(Commit::Waiting));
-        }
-        // Somebody may have made room since the last segment.
-        self.disk_bytes = segment::disk_bytes(&self.config.dir)?;
-        if self.disk_bytes + self.config.segment_bytes > self.config.max_bytes {
-            self.ask_again = Some(now);
-            return Ok(Some(Commit::Full));
-        }
-        match self.roll() {
-            // Whatever was begun has no name yet, or no record: to begin again does no harm.
-            Err(error) if error.is_no_space() => {
-                self.ask_again = Some(now + ROOM);
-                Ok(Some(Commit::DiskFull(error)))
-            }
-            rolled => {
-                self.ask_again = None;
-                rolled.map(|()| None)
-            }
-        }
-    }
-
-    fn roll(&mut self) -> Result<(), SpoolError> {
-        let size = self.config.segment_bytes;
-        let dir = &self.config.dir;
-        let prepared = match self.spare.take().map(Spare::finish).transpose()?.flatten() {
-            Some(prepared) => Some(prepared),
-            None => segment::prepare(dir, size, &AtomicBool::new(false))?,
-        };
-        let prepared = prepared.ok_or(SpoolError::ThreadEnded)?;
-        (self.path, self.header) = segment::adopt(dir, &prepared, self.next_index, size)?;
-        self.at = DATA_START;
-        self.disk_bytes += size;
-        Ok(())
-    }
-}
-
-/// Counts what is refused.
-fn refused(reason: &'static str) -> Durability {
-    metrics::counter!(names::REFUSED, "reason" => reason).increment(1);
-    Durability::Failed
 }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
 use duet_protocol::message::PAYLOAD_MAX;
+use duet_protocol::reading::ReadingId;
 use duet_protocol::wire::SessionId;
 
 use crate::delivery::{Batch, Durability, MAX_PAYLOAD, ReadingRef, Submitter, Urgency};
@@ -14,6 +15,14 @@ const _: () = assert!(PAYLOAD_MAX <= MAX_PAYLOAD, "the spool takes whatever a de
 
 /// The most batches whose memory a shard keeps for the next ones.
 const SPARE_BATCHES: usize = 64;
+
+/// The identity of a reading that came in this session.
+#[must_use]
+pub fn reading_id(session: SessionId, sequence: u32) -> ReadingId {
+    let mut hello = [0; 12];
+    hello[..4].copy_from_slice(&session.0.to_be_bytes());
+    ReadingId { hello, sequence }
+}
 
 /// Hands a shard's readings to the spool.
 pub(super) struct SpoolSink {
@@ -56,10 +65,12 @@ impl Sink for SpoolSink {
     fn take(&mut self, reading: &Reading<'_>) {
         let record = ReadingRef {
             device: reading.device,
-            session: reading.session.0,
-            sequence: reading.sequence,
+            id: reading_id(reading.session, reading.sequence),
+            again: false,
             channel: reading.channel,
-            time_ms: reading.time_ms,
+            received_ms: reading.time_ms,
+            measured_ms: reading.time_ms,
+            commit: None,
             payload: reading.payload,
         };
         if !self.batch.push(&record) {

@@ -136,7 +136,7 @@ fn a_killed_gateway_loses_nothing_it_confirmed_and_gets_every_device_back() {
     let (_, stored) = scratch.duet(&["spool", "cat"]);
     for client in &clients {
         for Confirmed { session, sequence, .. } in &client.confirmed {
-            let key = format!(r#""session":"{:08x}","sequence":{sequence},"#, session.0);
+            let key = format!(r#""hello":"{:08x}{:016x}","sequence":{sequence},"#, session.0, 0);
             assert!(stored.contains(&key), "confirmed, but not stored: {key}");
         }
     }

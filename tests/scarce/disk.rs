@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use duet::delivery::{Batch, Durability, ReadingRef, Spool, SpoolConfig, Urgency, verify};
+use duet_protocol::reading::ReadingId;
 use loadgen::local::LocalGateway;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -53,10 +54,12 @@ fn store(spool: &Spool, count: u64) -> bool {
         let (device, sequence) = ("meter-0", u32::try_from(sequence).unwrap());
         let reading = ReadingRef {
             device,
-            session: 1,
-            sequence,
+            id: ReadingId { hello: [1; 12], sequence },
+            again: false,
             channel: 0,
-            time_ms: 1_800_000_000_000,
+            received_ms: 1_800_000_000_000,
+            measured_ms: 1_800_000_000_000,
+            commit: None,
             payload: b"21.5",
         };
         assert!(batch.push(&reading));
@@ -69,10 +72,11 @@ fn store(spool: &Spool, count: u64) -> bool {
 
 /// Makes a spool of one segment that has no room for another reading; how many it holds.
 fn full_segment(dir: &Path) -> u64 {
-    let config = SpoolConfig { dir: dir.into(), segment_bytes: SEGMENT, max_bytes: SEGMENT };
+    let config =
+        SpoolConfig { dir: dir.into(), segment_bytes: SEGMENT, max_bytes: SEGMENT, known: None };
     let spool = Spool::start(config).unwrap();
     // Once refused, a running spool takes nothing until it has a new segment: so it is told exactly what fits.
-    let mut left = (SEGMENT - 4096) / 51;
+    let mut left = (SEGMENT - 4096) / 59;
     let stored = left;
     while left > 0 {
         let count = left.min(1_000);
@@ -119,7 +123,7 @@ fn a_disk_that_fills_up_loses_nothing_and_stores_again_when_there_is_room() {
         let shown = String::from_utf8(status.stdout).unwrap();
         assert!(shown.contains("disk-full") && status.status.code() == Some(1), "{shown}");
         assert!(!fleet.is_finished(), "nothing is confirmed");
-        assert_eq!(verify(&gateway.state.join("spool")).unwrap(), before);
+        assert_eq!(verify(&gateway.state.join("spool")).unwrap().records, before);
 
         free(disk);
         fleet.join().unwrap();
@@ -131,7 +135,7 @@ fn a_disk_that_fills_up_loses_nothing_and_stores_again_when_there_is_room() {
         }
         let spool = gateway.state.join("spool");
         gateway.stop().unwrap();
-        assert!(verify(&spool).unwrap() >= before + readings);
+        assert!(verify(&spool).unwrap().records >= before + readings);
         let said = fs::read_to_string(said).unwrap();
         assert!(said.contains("No space left") && said.contains("duet spool trim"), "{said}");
         assert!(said.contains("there is room again"), "{said}");
@@ -225,13 +229,18 @@ fn damage_in_an_older_segment_is_told_by_a_gateway_that_works() {
     let dir = tempfile::tempdir().unwrap();
     let (made, said) = (dir.path().join("made"), dir.path().join("said"));
     full_segment(&made);
-    let config = SpoolConfig { dir: made.clone(), segment_bytes: SEGMENT, max_bytes: 4 * SEGMENT };
+    let config = SpoolConfig {
+        dir: made.clone(),
+        segment_bytes: SEGMENT,
+        max_bytes: 4 * SEGMENT,
+        known: None,
+    };
     let spool = Spool::start(config).unwrap();
     assert!(store(&spool, 1));
     spool.shutdown().unwrap();
     let first = made.join("spool-0000000000000000.log");
     let mut bytes = fs::read(&first).unwrap();
-    bytes[4096 + 45] ^= 1;
+    bytes[4096 + 50] ^= 1;
     fs::write(&first, bytes).unwrap();
 
     let program = with_spool(dir.path(), &made, &said);

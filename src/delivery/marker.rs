@@ -1,0 +1,171 @@
+//! Up to where the spool is durable, for readers in other processes and for the next start. Owns the file
+//! `spool.durable`; it never says more than is durable, and may say less after a power cut.
+//!
+//! The writer tells after each sync. It does not sync this file with each commit: what is in it is at most old, and
+//! the page cache shows other processes the newest. It syncs it when a moment passes without readings, with each new
+//! segment and at the end, so that what is confirmed and then damaged is known to have been confirmed.
+//!
+//! ```text
+//! 0   magic "duetdura"        24  one past the last durable index u64
+//! 8   spool id                32  boot of the system that wrote it, 16 bytes, zeros where unknown
+//!                             48  zeros
+//!                             60  CRC-32C of bytes 0..60
+//! ```
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::error::SpoolError;
+use super::id::SpoolId;
+use super::segment::PRIVATE;
+
+const NAME: &str = "spool.durable";
+const MAGIC: [u8; 8] = *b"duetdura";
+const LEN: usize = 64;
+/// How often a reader looks again when the writer wrote while it read.
+const TRIES: u32 = 16;
+
+/// What the file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Marker {
+    pub(super) spool: SpoolId,
+    /// One past the last durable index.
+    pub(super) durable: u64,
+    boot: [u8; 16],
+}
+
+impl Marker {
+    pub(super) fn new(spool: SpoolId, durable: u64) -> Self {
+        Self { spool, durable, boot: boot() }
+    }
+
+    /// Whether the system has run without a break since this was written: then it is the newest there was, since
+    /// nothing that a process has written is lost with the process.
+    pub(super) fn is_of_this_boot(&self) -> bool {
+        self.boot != [0; 16] && self.boot == boot()
+    }
+
+    /// Reads it. `None`: there is none that can be believed.
+    pub(super) fn read(dir: &Path) -> Result<Option<Self>, SpoolError> {
+        let path = dir.join(NAME);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(SpoolError::io("opening", &path))?,
+        };
+        for _ in 0..TRIES {
+            let mut bytes = [0; LEN];
+            match file.read_exact_at(&mut bytes, 0) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+                read => read.map_err(SpoolError::io("reading", &path))?,
+            }
+            if let Some(marker) = Self::decode(&bytes) {
+                return Ok(Some(marker));
+            }
+            std::thread::yield_now();
+        }
+        Ok(None)
+    }
+
+    fn encode(&self) -> [u8; LEN] {
+        let mut out = [0; LEN];
+        out[..8].copy_from_slice(&MAGIC);
+        out[8..24].copy_from_slice(&self.spool.0);
+        out[24..32].copy_from_slice(&self.durable.to_le_bytes());
+        out[32..48].copy_from_slice(&self.boot);
+        let crc = crc32c::crc32c(&out[..60]);
+        out[60..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: &[u8; LEN]) -> Option<Self> {
+        let (covered, crc) = bytes.split_last_chunk::<4>()?;
+        let (magic, rest) = covered.split_first_chunk::<8>()?;
+        let (spool, rest) = rest.split_first_chunk()?;
+        let (durable, rest) = rest.split_first_chunk()?;
+        let boot = rest.first_chunk()?;
+        let whole = *magic == MAGIC && crc32c::crc32c(covered) == u32::from_le_bytes(*crc);
+        whole.then_some(Self {
+            spool: SpoolId(*spool),
+            durable: u64::from_le_bytes(*durable),
+            boot: *boot,
+        })
+    }
+}
+
+/// The writer's hand on the file.
+#[derive(Debug)]
+pub(super) struct MarkerFile {
+    file: File,
+    marker: Marker,
+}
+
+impl MarkerFile {
+    /// Writes it anew, durably; the caller syncs the directory.
+    pub(super) fn create(dir: &Path, marker: Marker) -> Result<Self, SpoolError> {
+        let path = dir.join(NAME);
+        let write = || {
+            let mut options = OpenOptions::new();
+            let file =
+                options.write(true).create(true).truncate(false).mode(PRIVATE).open(&path)?;
+            file.write_all_at(&marker.encode(), 0)?;
+            file.sync_all()?;
+            Ok(file)
+        };
+        let file = write().map_err(SpoolError::io("writing", &path))?;
+        Ok(Self { file, marker })
+    }
+
+    /// Tells that everything before `durable` is.
+    pub(super) fn tell(&mut self, durable: u64) -> io::Result<()> {
+        self.marker.durable = durable;
+        self.file.write_all_at(&self.marker.encode(), 0)
+    }
+
+    /// Makes what was told last survive a power cut.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+/// Names the time since the system started; zeros where it does not say.
+fn boot() -> [u8; 16] {
+    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    crate::hex::decode_array(&read.trim().replace('-', "")).unwrap_or([0; 16])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_comes_back_and_every_flipped_bit_makes_it_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Marker::read(dir.path()).unwrap(), None);
+        let spool = SpoolId([7; 16]);
+        let mut file = MarkerFile::create(dir.path(), Marker::new(spool, 5)).unwrap();
+        file.tell(0x1_0000_0001).unwrap();
+        let marker = Marker::read(dir.path()).unwrap().unwrap();
+        assert_eq!((marker.spool, marker.durable), (spool, 0x1_0000_0001));
+        assert!(marker.is_of_this_boot());
+        let whole = std::fs::read(dir.path().join(NAME)).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(dir.path().join(NAME), flipped).unwrap();
+            assert_eq!(Marker::read(dir.path()).unwrap(), None, "bit {bit}");
+        }
+        std::fs::write(dir.path().join(NAME), &whole[..63]).unwrap();
+        assert_eq!(Marker::read(dir.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn one_of_another_boot_is_known() {
+        let mut marker = Marker::new(SpoolId([7; 16]), 5);
+        marker.boot[0] ^= 1;
+        assert!(!marker.is_of_this_boot());
+        marker.boot = [0; 16];
+        assert!(!marker.is_of_this_boot());
+    }
+}
