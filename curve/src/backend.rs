@@ -1,4 +1,21 @@
-//! Which backend runs: chosen once, at start, and proven by a token.
+//! Which backend runs: chosen once, at start, and proven by a token. A backend computes with numbers
+//! modulo p and n, in one lane or eight; formulas and operations are written once, over
+//! [`Lanes`](crate::lanes::Lanes), and know none of them.
+//!
+//! | module | lanes | CPU | `unsafe` |
+//! |---|---|---|---|
+//! | `ifma` | eight of five 52-bit limbs | AVX-512 IFMA | intrinsics |
+//! | `adx` | one of four 64-bit limbs | BMI2, ADX | assembly |
+//! | `portable` | one of four 64-bit limbs | any | none |
+//! | `bounds` | intervals instead of values, in tests only: proves that no value leaves its range | any | none |
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod adx;
+#[cfg(test)]
+mod bounds;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod ifma;
+pub(crate) mod portable;
 
 use std::fmt;
 
@@ -30,7 +47,7 @@ impl Backend {
     #[must_use]
     pub fn adx() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
-        if crate::adx::Adx::detect().is_some() {
+        if adx::Adx::detect().is_some() {
             return Some(Self(Kind::Adx));
         }
         None
@@ -40,7 +57,7 @@ impl Backend {
     #[must_use]
     pub fn ifma() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
-        if crate::ifma::Ifma::detect().is_some() {
+        if ifma::Ifma::detect().is_some() {
             return Some(Self(Kind::Ifma));
         }
         None
@@ -122,6 +139,20 @@ impl fmt::Debug for Backend {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn readme_names_every_backend_and_no_other() {
+        let readme = include_str!("../README.md");
+        let (_, section) = readme.split_once("## Backends").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        let mut named: Vec<_> = rows.collect();
+        named.sort_unstable();
+        assert_eq!(named, ["adx", "ifma", "portable"]);
+        for backend in Backend::all() {
+            assert!(named.contains(&backend.name()));
+        }
+    }
 
     #[test]
     fn backends_are_found_by_their_names_and_by_no_others() {

@@ -234,8 +234,8 @@ fn walk_shape<L: Lanes, const W: usize, const N: usize, const V: usize, const E:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::portable::Portable;
     use crate::order;
-    use crate::portable::Portable;
     use crate::table::TableWidth;
     use p256::Scalar;
     use p256::elliptic_curve::{Field, PrimeField};

@@ -4,6 +4,7 @@
 //! the eight-lane backend does what comes alone in one lane. Tables of points remember which of the two
 //! made them; tables of keys are always the eight-lane backend's, and converted for one use.
 
+use crate::backend::portable::{PORTABLE, Portable};
 use crate::backend::{Backend, Kind};
 use crate::context::Context;
 use crate::keys::{PublicKey, SecretScalar, SharedSecret, Verdict};
@@ -11,13 +12,11 @@ use crate::lanes::Lanes;
 use crate::ops::agree::{Agreed, Decapsulated, EcdhItem, Kept};
 use crate::ops::sign::SignItem;
 use crate::ops::verify::{Key, VerifyItem};
-use crate::portable::{PORTABLE, Portable};
 use crate::table::{PointTable, Row, Table, TableSlot, TableWidth};
 #[cfg(target_arch = "x86_64")]
 use crate::{
-    adx::Adx,
-    ifma::Ifma,
-    portable::{Multiply, Narrow},
+    backend::{adx::Adx, ifma::Ifma},
+    one_lane::{Multiply, Narrow},
 };
 use std::fmt;
 use std::sync::atomic::Ordering;

@@ -364,7 +364,7 @@ fn scalar_is_zero<L: Lanes>(a: &L::Scalar) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::portable::PORTABLE;
+    use crate::backend::portable::PORTABLE;
 
     /// Small numbers, with zeros in one lane, or in several, of some values.
     fn check<L: Lanes>(lanes: L) {
@@ -408,7 +408,7 @@ mod tests {
     fn a_zero_spoils_nothing_else() {
         check(PORTABLE);
         #[cfg(target_arch = "x86_64")]
-        match crate::ifma::Ifma::detect() {
+        match crate::backend::ifma::Ifma::detect() {
             Some(lanes) => lanes.call(|| check(lanes)),
             None => eprintln!("SKIPPED: this CPU lacks AVX-512 IFMA"),
         }

@@ -25,25 +25,28 @@
 //! engine.verify(&[item], &mut verdicts);
 //! assert!(verdicts[0].is_valid());
 //! ```
+//!
+//! # Map
+//!
+//! - `engine`: the public face. It chooses the backend and hands a batch to `ops`.
+//! - `ops`: verification, agreement and signing, each for a whole batch.
+//! - `comb`, `fixed`, `table`: multiples of points by tables; for any point, for G, and for keys met before.
+//! - `point`, `invert`, `order`: formulas on points, inversion, numbers modulo the group's order.
+//! - `lanes`: what a backend must offer. `backend`: the backends. `one_lane`: what two of them share.
+//! - `MATHS.md`, beside the sources: the formulas and why no lane overflows.
 
-#[cfg(target_arch = "x86_64")]
-mod adx;
 mod backend;
-#[cfg(test)]
-mod bounds;
 mod comb;
 mod context;
 mod engine;
 mod fixed;
-#[cfg(target_arch = "x86_64")]
-mod ifma;
 mod invert;
 mod keys;
 mod lanes;
+mod one_lane;
 mod ops;
 mod order;
 mod point;
-mod portable;
 mod table;
 
 pub use backend::{BACKEND_VARIABLE, Backend, NoSuchBackend};

@@ -9,9 +9,9 @@ use crate::fixed;
 use crate::invert;
 use crate::keys::{PublicKey, SecretScalar, SharedSecret};
 use crate::lanes::{Lanes, MAX_WIDTH, Words};
+use crate::one_lane::P;
 use crate::order;
 use crate::point::{Affine, Entry, Point, curve_rhs};
-use crate::portable::P;
 use crate::table::{PointTable, Row, Table};
 use zeroize::Zeroizing;
 

@@ -1,10 +1,10 @@
 //! The slow path of verification, forced by someone who knows S.
 
 use super::*;
+use crate::backend::portable::Portable;
 use crate::engine::Engine;
 use crate::keys::SecretScalar;
 use crate::order;
-use crate::portable::Portable;
 use crate::table::{TableArena, TableSlot};
 use crate::{Backend, EcdhItem};
 use p256::elliptic_curve::sec1::ToSec1Point;

@@ -129,7 +129,7 @@ pub(super) fn product(a: &Limbs, b: &Limbs) -> [u64; 8] {
 }
 
 #[inline(always)]
-pub(super) fn mul(a: &Limbs, b: &Limbs) -> Limbs {
+pub(crate) fn mul(a: &Limbs, b: &Limbs) -> Limbs {
     reduce(&product(a, b))
 }
 
@@ -163,7 +163,7 @@ pub(super) fn square(a: &Limbs) -> [u64; 8] {
 }
 
 #[inline(always)]
-pub(super) fn sqr(a: &Limbs) -> Limbs {
+pub(crate) fn sqr(a: &Limbs) -> Limbs {
     reduce(&square(a))
 }
 

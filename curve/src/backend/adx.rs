@@ -11,7 +11,7 @@
 #![allow(unsafe_code)]
 
 use crate::backend::Kind;
-use crate::portable::{Limbs, Multiply};
+use crate::one_lane::{Limbs, Multiply};
 use crate::table::Row;
 use core::arch::asm;
 use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
@@ -27,9 +27,9 @@ impl Adx {
     }
 }
 
-impl From<crate::ifma::Ifma> for Adx {
+impl From<crate::backend::ifma::Ifma> for Adx {
     /// The detection of the eight-lane backend has asked for these instructions too.
-    fn from(_: crate::ifma::Ifma) -> Self {
+    fn from(_: crate::backend::ifma::Ifma) -> Self {
         Self(())
     }
 }
@@ -308,7 +308,8 @@ impl Multiply for Adx {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::portable::{P, Plain};
+    use crate::backend::portable::Plain;
+    use crate::one_lane::P;
 
     /// Limbs that make carries: all combinations of extremes, and scattered ones.
     fn elements() -> Vec<Limbs> {

@@ -1,4 +1,4 @@
-//! The AVX-512 IFMA backend: eight lanes of five 52-bit limbs. The crate's only unsafe code.
+//! The AVX-512 IFMA backend: eight lanes of five 52-bit limbs. With `adx` the crate's only unsafe code.
 //!
 //! # Why this is sound
 //!
@@ -25,10 +25,10 @@ mod field;
 mod scalar;
 mod vector;
 
-use crate::adx::Adx;
+use crate::backend::adx::Adx;
 use crate::backend::{Backend, Kind};
 use crate::lanes::{Lanes, MAX_WIDTH, Words};
-use crate::portable::Narrow;
+use crate::one_lane::Narrow;
 use crate::table::Row;
 use field::{Fe, Loose};
 use vector::V;

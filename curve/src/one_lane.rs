@@ -1,5 +1,5 @@
-//! The backends of one lane: four 64-bit limbs, in safe Rust for any CPU but for the products, which
-//! come in two kinds.
+//! One lane of four 64-bit limbs: the machinery that the backends `portable` and `adx` share, in safe
+//! Rust for any CPU. The two differ in nothing but how they form products; see [`Multiply`].
 //!
 //! Elements are always reduced, so tight and loose forms coincide and the bounds annotations of the
 //! formulas cost nothing.
@@ -7,7 +7,7 @@
 // Digits, lane numbers and table indices are far below the limits of the types they pass through.
 #![allow(clippy::cast_possible_truncation)]
 
-mod field;
+pub(crate) mod field;
 mod scalar;
 
 pub(crate) use field::{Limbs, P};
@@ -34,28 +34,6 @@ pub(crate) trait Multiply: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn prefetch(_row: &Row) {}
 }
-
-/// Products in safe Rust. Needs no proof: it runs everywhere.
-#[derive(Clone, Copy)]
-pub(crate) struct Plain;
-
-impl Multiply for Plain {
-    const KIND: Kind = Kind::Portable;
-
-    #[inline(always)]
-    fn mul(a: &Limbs, b: &Limbs) -> Limbs {
-        field::mul(a, b)
-    }
-    #[inline(always)]
-    fn sqr(a: &Limbs) -> Limbs {
-        field::sqr(a)
-    }
-}
-
-/// The portable backend.
-pub(crate) type Portable = Narrow<Plain>;
-/// Its proof.
-pub(crate) const PORTABLE: Portable = Narrow(Plain);
 
 #[inline(always)]
 fn bit(mask: u8) -> u64 {
