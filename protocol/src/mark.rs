@@ -21,7 +21,7 @@ impl Mark {
     /// Of a device that this gateway has not met.
     pub const UNKNOWN: Self = Self(UNKNOWN);
     /// Of a credential whose secret the registration itself has just made: no HELLO can exist under
-    /// it, so that nothing can be played back. The device's counter begins at [`FIRST_FRESH`].
+    /// it, so that nothing can be played back. The device's counter begins at [`FIRST_FRESH`] (R123).
     pub const MADE: Self = Self(1);
 
     /// The mark with this value, at most [`MARK_MAX`].
@@ -54,7 +54,7 @@ impl Mark {
         self.0 < fresh && fresh <= self.reach()
     }
 
-    /// Whether the reading inside a HELLO that passed may be stored. `answered` says whether the
+    /// Whether the reading inside a HELLO that passed may be stored (R97). `answered` says whether the
     /// HELLO answers the gateway's current challenge. A gateway that has not met the device, or has
     /// lost its disk, cannot tell an old HELLO from a new one: it stores none without a challenge,
     /// and none outside the range even with one, or the mark would not stop its repetition.
@@ -71,7 +71,7 @@ impl Mark {
         if most > self.0 { Self::new(most) } else { self }
     }
 
-    /// The mark after another node has told its own. One bad peer must not move the mark beyond
+    /// The mark after another node has told its own (R103). One bad peer must not move the mark beyond
     /// what devices believe, or it would lock them out for good.
     #[must_use]
     pub const fn merged(self, remote: u64) -> Self {

@@ -2,7 +2,7 @@
 //!
 //! A session id has 24 random bits behind its slot: after some thousand sessions of one device two
 //! are equal. So a reading is named by the HELLO of the session in which it was first sent, and by
-//! its sequence there; the gateway and whoever reads downstream tell every repetition by that.
+//! its sequence there (R96); the gateway and whoever reads downstream tell every repetition by that.
 
 use crate::wire::HELLO_NAME;
 

@@ -129,7 +129,7 @@ impl Opened {
         if id.slot() != hello.slot() {
             return Err(DropReason::Slot);
         }
-        // Nothing but a reading that waits to be confirmed belongs into a HELLO.
+        // R94: nothing but a reading that waits to be confirmed belongs into a HELLO.
         if hello.offer.early {
             let Up::Reading { confirm: true, .. } = Up::decode(reading.as_slice())? else {
                 return Err(DropReason::Message);
@@ -287,8 +287,8 @@ impl Proven {
         self.opened.fresh
     }
 
-    /// The reading that the HELLO carries, if it carries one: the proof covers it. Whether it may be
-    /// stored is for the mark to say.
+    /// The reading that the HELLO carries, if it carries one: the proof covers it (R95). Whether it may
+    /// be stored is for the mark to say (R97).
     #[must_use]
     pub fn reading(&self) -> Option<EarlyReading<'_>> {
         if !self.opened.hello.offer.early {

@@ -134,7 +134,7 @@ fn head<const N: usize>(bytes: &[u8; 32]) -> [u8; N] {
 }
 
 /// `e_c`: the device's ephemeral scalar, safe even when `random` is bad, since a secret `d` of the
-/// device's own (its private scalar, registration key or hedge key) and the ever-rising `fresh`
+/// device's own (its private scalar, registration key or hedge key, R121) and the ever-rising `fresh`
 /// enter too (R19). A challenge and a reading's text enter where there are any: a device with a bad
 /// generator and without a counter must not seal two texts under one E.
 #[must_use]
@@ -322,7 +322,8 @@ pub fn cookie(node_key: &[u8; 32], epoch: u32, address: &[u8], hello: &[u8; 32])
     head(&mac(node_key, &[b"duet1 cookie", &epoch.to_be_bytes(), hello, address]))
 }
 
-/// A gateway node's question to an address, in an epoch: who answers it from there receives there.
+/// A gateway node's question to an address, in an epoch: who answers it from there receives there
+/// (R109).
 /// It is not made from the session's keys, since the device has those. `address` is the IPv6 or
 /// mapped IPv4 address and the port.
 #[must_use]

@@ -238,7 +238,7 @@ impl Hello {
         if offer.transport != transport {
             return Err(DropReason::Profile);
         }
-        // R12: one length with a cookie, one without, by the profile and by n.
+        // R12: one length with a cookie, one without, by the profile and by n (R94).
         let mut reading = 0;
         if offer.early {
             let n = message[HELLO_HEADER..].get(32..).and_then(<[u8]>::first_chunk);

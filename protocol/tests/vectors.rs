@@ -546,13 +546,26 @@ fn the_specification_says_how_long_everything_is() {
         assert_eq!((stream.encode(), stream.hello_len(0)), (byte + 0x20, hello));
         assert_eq!((challenged.encode(), challenged.hello_len(0)), (byte + 0x40, hello + 16));
     }
+    for profile in Profile::ALL {
+        let early = Offer { early: true, ..Offer::new(profile, Transport::Datagram) };
+        let (least, hello) = (early.hello_len(wire::READING_MIN), early.hello_len(3 + 64));
+        let (mode, source) = profile.name().split_once('/').unwrap();
+        let (byte, most, accept) = (early.encode(), profile.reading_max(), profile.accept_len());
+        let (up, down) = (hello + 28, accept + 28);
+        let both = up + down;
+        says(&format!(
+            "| `{mode}` | `{source}` | {byte:#04x} | {most} | {least} | {hello} | {accept} | {up}, {down} | {both} |"
+        ));
+    }
     let lengths = Profile::ALL.map(|profile| {
         let plain = Offer::new(profile, Transport::Datagram);
         plain.hello_len(0)
     });
     let (least, most) = (lengths.iter().min().unwrap(), wire::BARE_HELLO_MAX);
+    let hello = format!("{least} … {most}, by profile; with a reading up to 1,200");
+    assert_eq!(wire::HELLO_MAX, 1_200);
     for (kind, number, name, from, length) in [
-        (Kind::Hello, 1, "HELLO", "device", format!("{least} … {most}, by profile")),
+        (Kind::Hello, 1, "HELLO", "device", hello),
         (Kind::Accept, 2, "ACCEPT", "gateway", "69, 133 or 149, by profile".to_owned()),
         (Kind::Retry, 3, "RETRY", "gateway", wire::RETRY_LEN.to_string()),
         (Kind::Challenge, 4, "CHALLENGE", "gateway", wire::CHALLENGE_LEN.to_string()),
