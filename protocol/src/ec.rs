@@ -218,6 +218,12 @@ fn lift(x: &[u8; 32]) -> Option<AffinePoint> {
     Option::from(AffinePoint::decompress(&FieldBytes::from(*x), Choice::from(0)))
 }
 
+/// The point with this x-coordinate and even y; `None` when there is none (R18).
+#[must_use]
+pub fn lift_even(x: &[u8; 32]) -> Option<PublicKey> {
+    lift(x).map(|point| encode(&point))
+}
+
 fn shared_x(scalar: &SecretScalar, point: &AffinePoint) -> SharedX {
     let mut product = (ProjectivePoint::from(*point) * *scalar.scalar()).to_affine();
     let shared = SharedX(product.x().into());

@@ -83,7 +83,9 @@ impl Grant {
         out
     }
 
-    pub(crate) fn decode(bytes: &[u8; GRANT]) -> Self {
+    /// Reads P as it stands in ACCEPT; every 20 bytes are a grant.
+    #[must_use]
+    pub fn decode(bytes: &[u8; GRANT]) -> Self {
         let [s0, s1, s2, s3, l0, l1, l2, l3, token @ ..] = *bytes;
         let lifetime = u32::from_be_bytes([l0, l1, l2, l3]);
         Self {

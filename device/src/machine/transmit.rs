@@ -1,0 +1,297 @@
+//! What a device sends, and when.
+
+use duet_protocol::{
+    message::{TEXT_MAX, Up},
+    profile::Offer,
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    crypto::Crypto,
+    error::Failure,
+    hello::{Saying, Waiting},
+    session::{Ping, Retransmit},
+    store::Store,
+};
+
+use super::{
+    Device, Early, HELLO_ATTEMPTS, Handshake, Outgoing, RECORD_ATTEMPTS, RETRANSMIT_MAX_US,
+    RETRANSMIT_US, pause,
+};
+
+/// A device that sends and has heard nothing authentic for this long asks whether anybody is there, µs.
+const SILENCE_US: u64 = 15 * 60 * 1_000_000;
+/// The least time between a doubt that led to a handshake and the next doubt, µs.
+const DOUBT_AFTER_HANDSHAKE_US: u64 = 60_000_000;
+
+impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize>
+    Device<C, S, WINDOW, PAYLOAD>
+{
+    /// The next message to send, written to `out` (at least [`TRANSMIT_MAX`](Self::TRANSMIT_MAX)
+    /// bytes); its length. When something was due and could not be made,
+    /// [`poll_failure`](Self::poll_failure) says why.
+    pub fn poll_transmit(&mut self, now_us: u64, out: &mut [u8]) -> Option<usize> {
+        if out.len() < Self::TRANSMIT_MAX {
+            self.failure = Some(Failure::Buffer);
+            return None;
+        }
+        if self.closing {
+            self.closing = false;
+            let session = self.session.take();
+            let len = session.and_then(|mut session| {
+                let sequence = session.take_sequence()?;
+                session.seal(&mut self.crypto, sequence, &Up::Close, out).ok()
+            });
+            self.crypto.scrub();
+            return len;
+        }
+        let idle = self.handshake.is_none() && self.begin.is_none();
+        if let Some(session) = &mut self.session {
+            if session.is_worn(now_us) && idle {
+                self.begin = Some(now_us);
+            }
+            if session.doubt.is_some_and(|until| until <= now_us) {
+                // Nothing authentic came: the gateway is gone, or the device was moved to another.
+                session.doubt = None;
+                self.doubt_from = now_us.saturating_add(DOUBT_AFTER_HANDSHAKE_US);
+                if self.handshake.is_none() {
+                    self.begin = Some(now_us);
+                }
+            }
+        }
+        self.transmit_hello(now_us, out).or_else(|| self.transmit_record(now_us, out))
+    }
+
+    fn transmit_hello(&mut self, now_us: u64, out: &mut [u8]) -> Option<usize> {
+        let worn = |handshake: &Handshake<PAYLOAD>| {
+            handshake.resend.due <= now_us && handshake.resend.attempts >= HELLO_ATTEMPTS
+        };
+        if self.handshake.as_ref().is_some_and(worn) {
+            self.handshake = None;
+            self.begin = Some(now_us);
+        }
+        if self.begin.is_some_and(|begin| begin <= now_us) {
+            match self.make_hello(now_us, out) {
+                Ok((waiting, carried)) => {
+                    self.begin = None;
+                    self.challenge = None;
+                    self.newest = waiting.fresh();
+                    let resend = Retransmit { due: now_us, attempts: 0 };
+                    let (cookie, retries) = (None, 0);
+                    self.handshake = Some(Handshake { waiting, carried, cookie, retries, resend });
+                }
+                Err(failure) => {
+                    self.failure = Some(failure);
+                    self.begin = Some(now_us.saturating_add(RETRANSMIT_US));
+                }
+            }
+            self.crypto.scrub();
+        }
+        let transport = self.config.transport;
+        let handshake = self.handshake.as_mut().filter(|it| it.resend.due <= now_us)?;
+        handshake.resend.due = now_us.saturating_add(pause(transport, handshake.resend.attempts));
+        handshake.resend.attempts += 1;
+        handshake.waiting.write(handshake.cookie.as_ref(), out)
+    }
+
+    /// The reading that the next HELLO carries: the one whose fate is not known, or else, where no
+    /// session could carry it sooner, the oldest.
+    fn carry(&self) -> Option<usize> {
+        if self.early == Early::Never {
+            return None;
+        }
+        let most = self.config.profile.reading_max();
+        // The name that a second HELLO says with it must fit, too.
+        let fits = |reading: &Outgoing<PAYLOAD>| {
+            reading.confirm && reading.confirmed.is_none() && 3 + 4 + 16 + reading.len <= most
+        };
+        let places = || self.readings.iter().enumerate();
+        let found = |wanted: &dyn Fn(&Outgoing<PAYLOAD>) -> bool| {
+            let all = places().filter_map(|(at, place)| Some((at, place.as_ref()?)));
+            let fitting = all.filter(|(_, reading)| fits(reading) && wanted(reading));
+            // Tokens wrap: the oldest is the one farthest behind the next.
+            fitting.max_by_key(|(_, reading)| self.next_token.wrapping_sub(reading.token))
+        };
+        let doubtful = found(&Outgoing::is_in_doubt).map(|(at, _)| at);
+        let forgotten = self.memory.kept().doubt.is_some();
+        if doubtful.is_some() || self.session.is_some() || forgotten {
+            return doubtful;
+        }
+        found(&|reading| reading.first.is_none()).map(|(at, _)| at)
+    }
+
+    fn make_hello(
+        &mut self,
+        now_us: u64,
+        out: &mut [u8],
+    ) -> Result<(Waiting<PAYLOAD>, Option<u32>), Failure> {
+        let carried = self.carry();
+        let mut text = Zeroizing::new([0; TEXT_MAX]);
+        let mut len = 0;
+        if let Some(reading) = carried.and_then(|at| self.readings[at].as_ref()) {
+            let up = Up::Reading {
+                confirm: true,
+                channel: reading.channel,
+                age_ms: age_ms(reading.measured_us, now_us),
+                again: reading.first,
+                payload: &reading.payload[..reading.len],
+            };
+            len = up.encode(text.as_mut_slice());
+        }
+        let fresh = self.memory.take_fresh()?;
+        let saying = Saying {
+            identity: &self.config.identity,
+            gateway: &self.config.gateway,
+            offer: Offer::new(self.config.profile, self.config.transport),
+            fresh,
+            challenge: self.challenge.as_ref(),
+            reading: &text[..len],
+        };
+        let waiting = Waiting::make(&mut self.crypto, &saying, out)?;
+        let mut token = None;
+        if let Some(reading) = carried.and_then(|at| self.readings[at].as_mut()) {
+            token = Some(reading.token);
+            let first = *reading.first.get_or_insert(waiting.early_id());
+            // Kept before it is sent: else a power cut would make it two readings.
+            self.memory.set_doubt(Some(first))?;
+        }
+        Ok((waiting, token))
+    }
+
+    fn transmit_record(&mut self, now_us: u64, out: &mut [u8]) -> Option<usize> {
+        let len = self.transmit_here(out);
+        let len = len.or_else(|| self.transmit_answer(now_us, out));
+        let len = len.or_else(|| self.transmit_reading(now_us, out));
+        len.or_else(|| self.transmit_ping(now_us, out))
+    }
+
+    /// Notes why a record could not be sealed.
+    fn sealed(&mut self, result: Result<usize, crate::CryptoError>) -> Option<usize> {
+        match result {
+            Ok(len) => Some(len),
+            Err(error) => {
+                self.failure = Some(error.into());
+                None
+            }
+        }
+    }
+
+    fn transmit_here(&mut self, out: &mut [u8]) -> Option<usize> {
+        let session = self.session.as_mut()?;
+        let challenge = session.here.take()?;
+        let sequence = session.take_sequence()?;
+        let result = session.seal(&mut self.crypto, sequence, &Up::Here { challenge }, out);
+        self.sealed(result)
+    }
+
+    fn transmit_answer(&mut self, now_us: u64, out: &mut [u8]) -> Option<usize> {
+        let transport = self.config.transport;
+        let session = self.session.as_mut()?;
+        let answer = &mut self.answer;
+        let resend = answer.resend.as_mut().filter(|resend| resend.due <= now_us)?;
+        if resend.attempts >= RECORD_ATTEMPTS {
+            // The gateway asks again if it wants it; in a new session it is told again.
+            answer.resend = None;
+            return None;
+        }
+        resend.due = now_us.saturating_add(pause(transport, resend.attempts));
+        resend.attempts += 1;
+        let sequence = match answer.sequence {
+            Some(sequence) => sequence,
+            None => session.take_sequence()?,
+        };
+        answer.sequence = Some(sequence);
+        answer.sent = now_us;
+        session.wanted = session.wanted.max(Some(sequence));
+        session.nothing_waits = false;
+        let up = Up::Result {
+            command: answer.command,
+            status: answer.status,
+            payload: &answer.output[..answer.len],
+        };
+        let result = session.seal(&mut self.crypto, sequence, &up, out);
+        self.sealed(result)
+    }
+
+    fn transmit_reading(&mut self, now_us: u64, out: &mut [u8]) -> Option<usize> {
+        let (transport, newest) = (self.config.transport, self.newest);
+        let session = self.session.as_mut()?;
+        let due = |place: &&mut Option<Outgoing<PAYLOAD>>| {
+            place.as_ref().is_some_and(|reading| {
+                reading.confirmed.is_none()
+                    && reading.resend.due <= now_us
+                    && reading.belongs(session, newest)
+            })
+        };
+        let place = self.readings.iter_mut().find(due)?;
+        let reading = place.as_mut()?;
+        if reading.resend.attempts >= RECORD_ATTEMPTS {
+            reading.resend =
+                Retransmit { due: now_us.saturating_add(RETRANSMIT_MAX_US), attempts: 1 };
+            if self.handshake.is_none() {
+                self.begin = Some(now_us);
+            }
+            return self.transmit_hello(now_us, out);
+        }
+        let sequence = match reading.sequence {
+            Some(sequence) => sequence,
+            None => {
+                reading.age_ms = age_ms(reading.measured_us, now_us);
+                session.take_sequence()?
+            }
+        };
+        reading.sequence = Some(sequence);
+        reading.sent = now_us;
+        reading.resend.due = now_us.saturating_add(pause(transport, reading.resend.attempts));
+        reading.resend.attempts += 1;
+        if reading.confirm {
+            reading.first.get_or_insert(session.name(sequence));
+            session.wanted = session.wanted.max(Some(sequence));
+            session.nothing_waits = false;
+        }
+        let up = Up::Reading {
+            confirm: reading.confirm,
+            channel: reading.channel,
+            age_ms: reading.age_ms,
+            again: reading.again(session),
+            payload: &reading.payload[..reading.len],
+        };
+        let result = session.seal(&mut self.crypto, sequence, &up, out);
+        session.ping = session.ping.take().filter(|ping| !ping.replaceable);
+        if session.ping.is_none() && now_us.saturating_sub(session.heard) >= SILENCE_US {
+            session.ping = Some(Ping::due(now_us, false));
+        }
+        if !reading.confirm {
+            *place = None;
+        }
+        self.sealed(result)
+    }
+
+    fn transmit_ping(&mut self, now_us: u64, out: &mut [u8]) -> Option<usize> {
+        let transport = self.config.transport;
+        let session = self.session.as_mut()?;
+        let ping = session.ping.as_mut().filter(|ping| ping.resend.due <= now_us)?;
+        if ping.resend.attempts >= RECORD_ATTEMPTS {
+            session.ping = None;
+            if self.handshake.is_none() {
+                self.begin = Some(now_us);
+            }
+            return self.transmit_hello(now_us, out);
+        }
+        ping.resend.due = now_us.saturating_add(pause(transport, ping.resend.attempts));
+        ping.resend.attempts += 1;
+        let sequence = session.next;
+        session.next = sequence.checked_add(1)?;
+        (ping.sequence, ping.sent) = (Some(sequence), now_us);
+        session.wanted = Some(sequence);
+        session.nothing_waits = false;
+        let result = session.seal(&mut self.crypto, sequence, &Up::Ping, out);
+        self.sealed(result)
+    }
+}
+
+/// How long ago that was.
+fn age_ms(measured_us: Option<u64>, now_us: u64) -> Option<u32> {
+    let age_us = now_us.saturating_sub(measured_us?);
+    Some(u32::try_from(age_us / 1_000).unwrap_or(u32::MAX))
+}
