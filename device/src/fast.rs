@@ -186,6 +186,13 @@ mod tests {
             assert!(slow.open(&[byte; 16], &[2; 12], b"aad", &mut text, &tag).unwrap());
             assert_eq!(text, [byte; 40]);
         }
-        assert!(fast.agree(PrivateKey::Scalar(&SecretScalar::from_bytes(&[1; 32]).unwrap()), &[0xff; 32]).unwrap().is_none());
+        assert!(
+            fast.agree(
+                PrivateKey::Scalar(&SecretScalar::from_bytes(&[1; 32]).unwrap()),
+                &[0xff; 32]
+            )
+            .unwrap()
+            .is_none()
+        );
     }
 }

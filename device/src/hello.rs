@@ -80,11 +80,7 @@ impl Writer<'_> {
     }
 }
 
-fn hedge(
-    c: &mut impl Crypto,
-    key: &DeviceKey,
-    salt: &[u8; 32],
-) -> Result<Secret, CryptoError> {
+fn hedge(c: &mut impl Crypto, key: &DeviceKey, salt: &[u8; 32]) -> Result<Secret, CryptoError> {
     match key {
         DeviceKey::Private(scalar) => schedule::hedge(c, salt, scalar.expose()),
         DeviceKey::Registration(key) => schedule::hedge(c, salt, &key.0),
@@ -110,11 +106,8 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
         let extra: &[u8; 32] = extra.try_into().map_err(|_| CryptoError::Random)?;
 
         let ch = challenge.copied().unwrap_or_default();
-        let carried = if early || challenge.is_some() {
-            Some(c.sha256(&[&ch, reading])?)
-        } else {
-            None
-        };
+        let carried =
+            if early || challenge.is_some() { Some(c.sha256(&[&ch, reading])?) } else { None };
         let prk = hedge(c, &identity.key, salt)?;
         let scalar =
             schedule::hedged_scalar(c, &prk, &gateway.fingerprint, fresh, carried.as_ref())?;

@@ -33,12 +33,12 @@ pub mod store;
 
 pub use duet_protocol as protocol;
 
+#[cfg(feature = "software")]
+pub use crate::software::Software;
 pub use crate::{
     crypto::{Crypto, CryptoError, Element, PrivateKey},
     error::{Error, Failure, SendError, SetupError},
     identity::{DeviceKey, Hedge, HedgeKey, Identity},
-    machine::{Config, Confirmed, Device, Early, Event, Reading, RETRANSMIT_MAX_US, RETRANSMIT_US},
+    machine::{Config, Confirmed, Device, Early, Event, RETRANSMIT_MAX_US, RETRANSMIT_US, Reading},
     store::{Kept, Store, StoreError, Volatile},
 };
-#[cfg(feature = "software")]
-pub use crate::software::Software;

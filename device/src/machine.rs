@@ -209,9 +209,7 @@ fn pause(transport: Transport, attempts: u8) -> u64 {
     (first << attempts.min(5)).min(RETRANSMIT_MAX_US)
 }
 
-impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize>
-    Device<C, S, WINDOW, PAYLOAD>
-{
+impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S, WINDOW, PAYLOAD> {
     /// How long a buffer for [`poll_transmit`](Self::poll_transmit) must be.
     pub const TRANSMIT_MAX: usize = OVERHEAD + PAYLOAD;
 
@@ -410,8 +408,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize>
         }
         let Some(session) = &self.session else { return true };
         let patient = |since: u64| now_us >= since.saturating_add(session.patience_us());
-        self.answer.resend.is_none()
-            && (session.nothing_waits || self.resting.is_some_and(patient))
+        self.answer.resend.is_none() && (session.nothing_waits || self.resting.is_some_and(patient))
     }
 
     /// Why nothing was sent although something was due; asked once, then forgotten.

@@ -399,7 +399,9 @@ mod tests {
         // RFC 4231, cases 2 and 6 (a key longer than a block).
         let mac = c.hmac(b"Jefe", &[b"what do ya want ", b"for nothing?"]).unwrap();
         assert_eq!(mac[..4], [0x5b, 0xdc, 0xc1, 0x46]);
-        let mac = c.hmac(&[0xaa; 131], &[b"Test Using Larger Than Block-Size Key - Hash Key First"]).unwrap();
+        let mac = c
+            .hmac(&[0xaa; 131], &[b"Test Using Larger Than Block-Size Key - Hash Key First"])
+            .unwrap();
         assert_eq!(mac[..4], [0x60, 0xe4, 0x31, 0x59]);
         // RFC 5869, case 1.
         let salt: [u8; 13] = core::array::from_fn(|i| u8::try_from(i).unwrap());

@@ -263,7 +263,8 @@ mod tests {
             }
         }
         let most = |span: u64| {
-            let within = |from: u64| given.iter().filter(|at| (from..from + span).contains(at)).count();
+            let within =
+                |from: u64| given.iter().filter(|at| (from..from + span).contains(at)).count();
             given.iter().map(|from| within(*from)).max().unwrap()
         };
         assert_eq!((most(1_000), most(60_000)), (4, 16));

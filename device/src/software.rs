@@ -2,7 +2,9 @@
 
 use duet_protocol::{
     aead,
-    ec::{self, Agreed, EncapsulateTask, Encapsulated, SecretScalar, SharedX, Signature, VerifyTask},
+    ec::{
+        self, Agreed, EncapsulateTask, Encapsulated, SecretScalar, SharedX, Signature, VerifyTask,
+    },
     identity::PublicKey,
 };
 use sha2::{Digest as _, Sha256};
@@ -32,7 +34,11 @@ impl Seeded {
     }
 
     fn block(&self, label: u8) -> [u8; 32] {
-        Sha256::new_with_prefix(b"duet device random").chain_update([label]).chain_update(self.0).finalize().into()
+        Sha256::new_with_prefix(b"duet device random")
+            .chain_update([label])
+            .chain_update(self.0)
+            .finalize()
+            .into()
     }
 }
 
@@ -138,7 +144,9 @@ impl<R: Random> Crypto for Software<R> {
         extra: &[u8; 32],
     ) -> Result<Signature, CryptoError> {
         match key {
-            PrivateKey::Scalar(scalar) => ec::sign(scalar, digest, extra).ok_or(CryptoError::Failed),
+            PrivateKey::Scalar(scalar) => {
+                ec::sign(scalar, digest, extra).ok_or(CryptoError::Failed)
+            }
             PrivateKey::External => Err(CryptoError::Unsupported),
         }
     }

@@ -25,9 +25,7 @@ const RESET_BACKOFF_US: u64 = 500_000;
 /// The least time between a doubt that the gateway dispelled and the next one, µs.
 const DOUBT_AGAIN_US: u64 = 10_000_000;
 
-impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize>
-    Device<C, S, WINDOW, PAYLOAD>
-{
+impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S, WINDOW, PAYLOAD> {
     /// Takes a message from the gateway; records are opened in place.
     ///
     /// # Errors
@@ -209,7 +207,8 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize>
                 }
                 // R78: not above the last one. Its result was lost on the way, or this is a late copy.
                 if last > 0 && !self.busy {
-                    let resend = self.answer.resend.get_or_insert(Retransmit { due: 0, attempts: 0 });
+                    let resend =
+                        self.answer.resend.get_or_insert(Retransmit { due: 0, attempts: 0 });
                     resend.due = 0;
                     if resend.attempts > 1 {
                         resend.attempts = 1;

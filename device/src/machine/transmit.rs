@@ -24,9 +24,7 @@ const SILENCE_US: u64 = 15 * 60 * 1_000_000;
 /// The least time between a doubt that led to a handshake and the next doubt, µs.
 const DOUBT_AFTER_HANDSHAKE_US: u64 = 60_000_000;
 
-impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize>
-    Device<C, S, WINDOW, PAYLOAD>
-{
+impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S, WINDOW, PAYLOAD> {
     /// The next message to send, written to `out` (at least [`TRANSMIT_MAX`](Self::TRANSMIT_MAX)
     /// bytes); its length. When something was due and could not be made,
     /// [`poll_failure`](Self::poll_failure) says why.

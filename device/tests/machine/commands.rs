@@ -24,7 +24,8 @@ fn only_a_higher_number_is_carried_out() {
     let (_, mut device, mut held) = opened();
     device.handle_message(0, &mut held.seal(&Down::Pong { nothing_waits: None })).unwrap();
     for number in [1, 2] {
-        let told = device.handle_message(0, &mut held.command(number)).map(|event| format!("{event:?}"));
+        let told =
+            device.handle_message(0, &mut held.command(number)).map(|event| format!("{event:?}"));
         assert!(told.unwrap().contains("Command"));
         // While it is being carried out a repetition draws nothing.
         assert_eq!(device.handle_message(0, &mut held.command(number)), Ok(Event::Nothing));
@@ -59,7 +60,8 @@ fn a_result_is_repeated_as_the_same_record_until_it_is_recorded() {
     assert!(said.contains(&(0, result(7, 3, b"x"))), "{said:?}");
     device.handle_message(1_500_000, &mut held.ack(0, true)).unwrap();
     device.handle_message(1_500_000, &mut held.seal(&Down::Pong { nothing_waits: None })).unwrap();
-    let later: Vec<_> = (2..40).flat_map(|second| held.said(&mut device, second * 1_000_000)).collect();
+    let later: Vec<_> =
+        (2..40).flat_map(|second| held.said(&mut device, second * 1_000_000)).collect();
     assert!(!later.iter().any(|(_, said)| matches!(said, Said::Result { .. })), "{later:?}");
 }
 
@@ -98,7 +100,8 @@ fn the_last_number_outlives_a_power_cut_in_the_midst_of_a_command() {
         let software = Software::seeded([1; 32]);
         let mut device = Device::<_, _>::new(software, &mut notebook, config(&peer)).unwrap();
         let mut held = peer.open(&mut device, 0);
-        let told = device.handle_message(0, &mut held.command(number)).map(|event| format!("{event:?}"));
+        let told =
+            device.handle_message(0, &mut held.command(number)).map(|event| format!("{event:?}"));
         assert!(told.unwrap().contains("Command"));
         if ends {
             device.send_result(number, 4, b"lost on the way");

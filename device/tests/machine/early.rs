@@ -130,7 +130,9 @@ fn a_reading_again_waits_for_the_newest_session() {
     let (mut accept, held) = peer.accept(&second, Says::default());
     device.handle_message(1_200_000, &mut accept).unwrap();
     let said = held.said(&mut device, 1_200_000);
-    assert!(matches!(&said[..], [(0, Said::Reading { again: Some(id), .. })] if *id == id_of(&first)));
+    assert!(
+        matches!(&said[..], [(0, Said::Reading { again: Some(id), .. })] if *id == id_of(&first))
+    );
 }
 
 #[test]
@@ -220,7 +222,11 @@ fn a_reading_in_doubt_outlives_a_power_cut() {
     device.set_early(Early::Stay);
     device.send_reading(0, 1, b"c", true).unwrap();
     device.open(0);
-    assert_eq!(device.poll_transmit(0, &mut [0; 1_200]), None, "nothing goes out that was not kept");
+    assert_eq!(
+        device.poll_transmit(0, &mut [0; 1_200]),
+        None,
+        "nothing goes out that was not kept"
+    );
     assert!(device.poll_failure().is_some());
 }
 

@@ -121,10 +121,7 @@ impl Peer {
 }
 
 /// The next message of a device.
-pub(crate) fn next<C: Crypto, S: Store>(
-    device: &mut Device<C, S>,
-    now: u64,
-) -> Option<Vec<u8>> {
+pub(crate) fn next<C: Crypto, S: Store>(device: &mut Device<C, S>, now: u64) -> Option<Vec<u8>> {
     let mut out = [0; MESSAGE_MAX];
     let len = device.poll_transmit(now, &mut out);
     assert_eq!(device.poll_failure(), None);

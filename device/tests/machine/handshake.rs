@@ -33,7 +33,10 @@ fn every_profile_opens_with_two_messages_and_carries_records() {
         assert_eq!(device.handle_message(0, &mut ack), Ok(Event::Confirmed));
         let confirmed = device.poll_confirmed().unwrap();
         assert_eq!((confirmed.sequence, confirmed.session), (0, held.id));
-        assert_eq!(device.handle_message(0, &mut held.ack(0, false)[..10]), refused(DropReason::Malformed));
+        assert_eq!(
+            device.handle_message(0, &mut held.ack(0, false)[..10]),
+            refused(DropReason::Malformed)
+        );
     }
 }
 
@@ -75,8 +78,14 @@ impl Element for Chip {
         if !self.normalised {
             // The other signature of the same nonce: n − s.
             let order = [
-                0xffff_ffff, 0x0000_0000, 0xffff_ffff, 0xffff_ffff, 0xbce6_faad, 0xa717_9e84,
-                0xf3b9_cac2, 0xfc63_2551u32,
+                0xffff_ffff,
+                0x0000_0000,
+                0xffff_ffff,
+                0xffff_ffff,
+                0xbce6_faad,
+                0xa717_9e84,
+                0xf3b9_cac2,
+                0xfc63_2551u32,
             ];
             let mut borrow = 0;
             for (digit, n) in signature[32..].rchunks_mut(4).zip(order.into_iter().rev()) {
@@ -108,7 +117,8 @@ fn external(peer: &Peer, profile: Profile, hedge: Hedge) -> Config {
 #[test]
 fn a_key_that_nobody_can_read_does_for_every_profile_with_a_certificate() {
     for profile in Profile::ALL.into_iter().filter(|profile| profile.mode.has_certificate()) {
-        for (hedge, normalised) in [(Hedge::Key(HedgeKey([3; 32])), true), (Hedge::Element, false)] {
+        for (hedge, normalised) in [(Hedge::Key(HedgeKey([3; 32])), true), (Hedge::Element, false)]
+        {
             let mut peer = Peer::new(profile.mode);
             let chip = Chip { signs: true, normalised };
             let crypto = WithElement { crypto: Software::seeded([4; 32]), element: chip };

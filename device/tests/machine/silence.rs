@@ -85,7 +85,10 @@ fn a_late_answer_of_old_is_no_answer_to_a_doubt() {
     device.handle_message(0, &mut old.clone()).unwrap();
     assert_eq!(device.handle_message(0, &mut forged(&held)), Ok(Event::Doubted));
     device.handle_message(0, &mut older.clone()).unwrap();
-    assert_eq!(device.handle_message(0, &mut old.clone()), Err(Error::Discarded(DropReason::Replay)));
+    assert_eq!(
+        device.handle_message(0, &mut old.clone()),
+        Err(Error::Discarded(DropReason::Replay))
+    );
     assert_eq!(held.said(&mut device, 0), []);
     let due = device.poll_timeout().unwrap();
     assert_eq!(next(&mut device, due).map(|message| Kind::of(&message)), Some(Ok(Kind::Hello)));

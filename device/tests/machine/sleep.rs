@@ -1,6 +1,9 @@
 //! "Nothing waits for you": what a device believes before it sleeps.
 
-use duet_device::{Device, Event, Software, protocol::{message::Down, profile::Mode}};
+use duet_device::{
+    Device, Event, Software,
+    protocol::{message::Down, profile::Mode},
+};
 
 use crate::gateway::{Held, Peer, Said, profile};
 
