@@ -15,36 +15,23 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use duet::registry::{Enrolment, NewDevice, Registry, SourceSet};
-use duet::shard::engine::{Batched, Engine, OneByOne};
-use duet::shard::{GatewayKey, Mail, Reading, Settings, Shard, Sink};
-use duet::transport::{Handler as _, Now};
+use duet_core::engine::{Batched, Engine, OneByOne};
+use duet_core::testing::{self, Devices, Forget};
+use duet_core::{Handler as _, Mail, Now, Random, Settings, Shard};
 use duet_curve::Backend;
 use duet_protocol::device::{Config, Device};
 use duet_protocol::ec::{
     Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, Software, VerifyTask,
 };
-use duet_protocol::identity::{Credential, Fingerprint, Gateway, PublicKey};
-use duet_protocol::initiator::{DeviceKey, Identity};
+use duet_protocol::identity::{DeviceId, PublicKey};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transfer, Transport};
 use duet_protocol::wire::MESSAGE_MAX;
-use p256::pkcs8::DecodePrivateKey as _;
 use rustls::{ClientConnection, ServerConnection};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 
 const DEVICES: usize = 256;
 const ROUNDS: usize = 7;
 const RECORDS: usize = 4_096;
-
-struct Swallow;
-
-impl Sink for Swallow {
-    fn take(&mut self, reading: &Reading<'_>) {
-        std::hint::black_box(reading);
-    }
-
-    fn flush(&mut self) {}
-}
 
 /// An engine that adds up the time spent in it: what of a handshake is curve work.
 struct Timed<E> {
@@ -62,13 +49,13 @@ impl<E> Timed<E> {
 }
 
 impl<E: Engine> Engine for Timed<E> {
-    type Kept = E::Kept;
+    type PointTable = E::PointTable;
 
     fn decapsulate(
         &mut self,
         secret: &SecretScalar,
         xs: &[[u8; 32]],
-    ) -> Vec<Option<(Agreed, E::Kept)>> {
+    ) -> Vec<Option<(Agreed, E::PointTable)>> {
         self.during(|engine| engine.decapsulate(secret, xs))
     }
 
@@ -78,13 +65,18 @@ impl<E: Engine> Engine for Timed<E> {
 
     fn encapsulate(
         &mut self,
-        tasks: &[(&EncapsulateTask, Option<&E::Kept>)],
+        tasks: &[(&EncapsulateTask, Option<&E::PointTable>)],
     ) -> Vec<Option<Encapsulated>> {
         self.during(|engine| engine.encapsulate(tasks))
     }
 
-    fn sign(&mut self, secret: &SecretScalar, digests: &[[u8; 32]]) -> Vec<Option<Signature>> {
-        self.during(|engine| engine.sign(secret, digests))
+    fn sign(
+        &mut self,
+        secret: &SecretScalar,
+        digests: &[[u8; 32]],
+        random: &mut Random,
+    ) -> Vec<Option<Signature>> {
+        self.during(|engine| engine.sign(secret, digests, random))
     }
 
     fn slow_verifications(&self) -> u64 {
@@ -105,59 +97,39 @@ fn address(device: usize) -> SocketAddr {
 }
 
 struct Duet<E> {
-    shard: Shard<Timed<E>, Swallow>,
+    shard: Shard<Timed<E>, Forget>,
     /// Time in the engine so far.
     curve: Rc<Cell<Duration>>,
     devices: Vec<Device<Software>>,
-    _dir: tempfile::TempDir,
 }
 
 impl<E: Engine> Duet<E> {
     fn new(engine: E, source: KeySource, count: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::create(&dir.path().join("registry.redb")).unwrap();
-        let secret = SecretScalar::from_bytes(&[0x31; 32]).unwrap();
-        let fingerprint = Fingerprint::of_certificate(b"gateway");
-        let gateway = Gateway { key_id: 1, fingerprint, key: secret.public_key() };
+        let known = Arc::<Devices>::default();
+        let gateway = testing::gateway_key().gateway;
         let profile = Profile { mode: Mode::Certificate, source };
-        let (mut devices, mut entries) = (Vec::new(), Vec::new());
-        for number in 0..count {
-            let made = duet::identity::create("device", 30, 1_799_999_000).unwrap();
-            let key = p256::SecretKey::from_pkcs8_pem(&made.key_pem).unwrap();
-            let key = SecretScalar::from_bytes(&key.to_bytes().into()).unwrap();
-            let der = made.certificate_der;
-            let Credential { id, fingerprint, .. } =
-                Credential::certificate(&der, key.public_key());
-            let identity = Identity { id, fingerprint, key: DeviceKey::Private(key) };
-            let transport = Transport::Datagram;
-            let config = Config { identity, gateway, profile, transport, fresh: 1 };
-            let mut seed = [1; 32];
-            seed[..8].copy_from_slice(&number.to_be_bytes());
-            devices.push(Device::new(Software, config, seed));
-            let (name, enrolment) =
-                (format!("d{number}").parse().unwrap(), Enrolment::Certificate { der });
-            entries.push(NewDevice { name, enrolment, sources: SourceSet::of([source]) });
-        }
-        registry.add_all(entries, 1_800_000_000).unwrap();
+        let devices = (0..count as u64)
+            .map(|number| {
+                let id = DeviceId(number.to_be_bytes());
+                let identity = known.enrol(&format!("d{number}"), id, profile);
+                let transport = Transport::Datagram;
+                let config = Config { identity, gateway, profile, transport, fresh: 1 };
+                let mut seed = [1; 32];
+                seed[..8].copy_from_slice(&number.to_be_bytes());
+                Device::new(Software, config, seed)
+            })
+            .collect();
         let settings = Settings {
-            keys: vec![GatewayKey { gateway, secret }],
-            node_key: [0x77; 32],
-            index: 0,
-            shards: 1,
-            idle_us: 600_000_000,
             pending_us: 600_000_000,
-            lifetime_s: 86_400,
             sessions_max: 1 << 20,
             pending_max: 1 << 20,
             retry_from: usize::MAX,
-            hello_us: 40,
-            gcm: duet_aead::Gcm::best(),
-            gauges: Arc::default(),
+            ..testing::settings()
         };
         let curve = Rc::default();
         let engine = Timed { engine, spent: Rc::clone(&curve) };
-        let shard = Shard::new(settings, registry.view().unwrap(), engine, Swallow);
-        Self { shard, curve, devices, _dir: dir }
+        let shard = testing::shard_with(settings, &known, engine, Forget);
+        Self { shard, curve, devices }
     }
 
     /// New hellos of every device; not measured.
@@ -219,6 +191,7 @@ impl<E: Engine> Duet<E> {
             self.shard.handle_turn(now());
             while self.shard.poll_transmit(&mut out).is_some() {}
         }
+        while self.shard.poll_event().is_some() {}
         let took = began.elapsed();
         let taken = u32::try_from(self.shard.counts.readings - before).unwrap();
         assert!(taken as usize >= RECORDS - DEVICES);
@@ -324,11 +297,11 @@ fn main() {
     let pinned = support::pin(0);
     let backend = Backend::detect();
     let ephemeral = KeySource::Ephemeral;
-    let mut batched = Duet::new(Batched::new(backend, DEVICES), ephemeral, DEVICES);
+    let mut batched = Duet::new(Batched::new(backend, DEVICES, &[3; 32]), ephemeral, DEVICES);
     let xor = KeySource::Xor(Transfer::Key);
-    let mut xor = Duet::new(Batched::new(backend, DEVICES), xor, DEVICES);
+    let mut xor = Duet::new(Batched::new(backend, DEVICES, &[3; 32]), xor, DEVICES);
     let mut portable =
-        Duet::new(Batched::new(Backend::portable(), DEVICES), ephemeral, DEVICES / 4);
+        Duet::new(Batched::new(Backend::portable(), DEVICES, &[3; 32]), ephemeral, DEVICES / 4);
     let mut single = Duet::new(OneByOne, ephemeral, DEVICES / 16);
     let tls = Tls::new();
     let mut anchor = support::anchor();

@@ -11,5 +11,4 @@ pub mod identity;
 pub mod mailbox;
 pub mod registry;
 pub mod server;
-pub mod shard;
 pub mod transport;

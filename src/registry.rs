@@ -13,6 +13,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use duet_core::Device;
 use duet_protocol::identity::{DeviceId, Fingerprint};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
 use sha2::{Digest, Sha256};
@@ -21,14 +22,13 @@ use crate::identity::{Utc, Validity};
 
 mod error;
 mod record;
-mod sources;
 mod store;
 mod view;
 
+pub use duet_core::{SourceSet, UnknownSource};
 pub use error::{Damage, NotAdded, RegistryError};
 pub use record::{BadName, Enrolment, Name, NewDevice};
-pub use sources::{SourceSet, UnknownSource};
-pub use view::{Device, Mark, View};
+pub use view::{Mark, View};
 
 use record::Record;
 use store::{DEVICES, MARKS, Store, Tables};

@@ -1,6 +1,7 @@
 //! Starts and ends the data plane: one thread a shard, the spool behind them. It moves no byte
 //! itself.
 
+mod host;
 mod sink;
 
 use std::io;
@@ -14,19 +15,20 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use duet_aead::Gcm;
+use duet_core::engine::Batched;
+use duet_core::{BATCH_MAX, Command, Directory, GatewayKey, Mail, Random, Settings, Shard};
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::Kind;
 use tokio::sync::{Notify, oneshot, watch};
 
+use self::host::{CommandResult, Gauges, Host, Waiting};
 pub use self::sink::reading_id;
 use crate::admin::{CommandError, Fault, Gateway, Phase, Status, Transport};
 use crate::config::Config;
 use crate::delivery::{Health, Spool, SpoolConfig, SpoolError};
 use crate::driver;
 use crate::registry::View;
-use crate::shard::engine::Batched;
-use crate::shard::{BATCH_MAX, Command, GatewayKey, Gauges, Mail, Settings, Shard};
 use crate::transport::{self, Bound, MailSender, TransportError, run_shard};
 
 /// Why the data plane could not start, or ended badly.
@@ -82,6 +84,7 @@ pub struct Control {
     spool: watch::Receiver<Health>,
     damage: watch::Receiver<Option<String>>,
     gauges: Vec<Arc<Gauges>>,
+    waiting: Vec<Arc<Waiting>>,
 }
 
 fn sum(gauges: &[Arc<Gauges>], of: impl Fn(&Gauges) -> &AtomicU64) -> u64 {
@@ -149,6 +152,7 @@ impl Server {
         let tables = config.limits.max_tables as usize / config.shards;
         let (mut threads, ended) = (Vec::new(), Arc::new(Notify::new()));
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
+        let waiting: Vec<_> = shards.iter().map(|_| Arc::new(Waiting::default())).collect();
         for (io, own) in shards.into_iter().zip(mail.clone()) {
             let settings = Settings {
                 keys: keys.to_vec(),
@@ -163,16 +167,20 @@ impl Server {
                 retry_from: 2 * BATCH_MAX,
                 hello_us,
                 gcm,
-                gauges: Arc::clone(&gauges[io.index()]),
             };
             let sink = sink::SpoolSink::new(spool.submitter(), own);
-            let (view, ending) = (Arc::clone(view), Ending(Arc::clone(&ended)));
+            let (gauges, waiting) =
+                (Arc::clone(&gauges[io.index()]), Arc::clone(&waiting[io.index()]));
+            let directory: Arc<dyn Directory> = Arc::<View>::clone(view);
+            let ending = Ending(Arc::clone(&ended));
+            let mut random = Random::new(kernel_randomness);
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{}", io.index()))
                 .spawn(move || {
                     let _ending = ending;
-                    let engine = Batched::new(curve, tables);
-                    run_shard(io, Shard::new(settings, view, engine, sink)).map(|_| ())
+                    let engine = Batched::new(curve, tables, &random.bytes());
+                    let shard = Shard::new(settings, directory, engine, sink, random);
+                    run_shard(io, Host::new(shard, gauges, waiting)).map(|_| ())
                 })
                 .map_err(|_| ServerError::System("a thread"))?;
             threads.push(thread);
@@ -191,6 +199,7 @@ impl Server {
             spool: spool.health(),
             damage: spool.damage(),
             gauges,
+            waiting,
         });
         let mut warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
         warnings.extend(spool.recovery.told(&config.spool.dir));
@@ -253,6 +262,12 @@ impl Drop for Ending {
     fn drop(&mut self) {
         self.0.notify_one();
     }
+}
+
+/// Fresh bytes from the kernel. No session may be made without, so a shard ends where it has none.
+fn kernel_randomness(out: &mut [u8]) {
+    let filled = getrandom::fill(out);
+    assert!(filled.is_ok(), "the kernel has no randomness to give");
 }
 
 /// A core for each shard, of those that this process may use; none where there are too few.
@@ -338,15 +353,13 @@ impl Gateway for Control {
         device: DeviceId,
         payload: Vec<u8>,
         timeout: Duration,
-    ) -> oneshot::Receiver<Result<Vec<u8>, CommandError>> {
-        let (answer, waiting) = oneshot::channel();
-        let command = Command { device, payload, timeout, answer };
-        let shard = usize::from(device.slot());
-        if let Ok(mail) = self.mail.lock()
-            && let Err(Mail::Command(refused)) =
-                mail[shard % mail.len()].try_send(Mail::Command(command))
-        {
-            refused.refuse(CommandError::Busy);
+    ) -> oneshot::Receiver<CommandResult> {
+        let shard = usize::from(device.slot()) % self.waiting.len();
+        let (token, waiting) = self.waiting[shard].wait();
+        let command = Mail::Command(Command { token, device, payload, timeout });
+        let sent = self.mail.lock().is_ok_and(|mail| mail[shard].try_send(command).is_ok());
+        if !sent {
+            self.waiting[shard].answer(token, Err(CommandError::Busy));
         }
         waiting
     }

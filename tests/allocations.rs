@@ -4,17 +4,16 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use duet::registry::{Enrolment, NewDevice, Registry, SourceSet};
-use duet::shard::engine::Batched;
-use duet::shard::{GatewayKey, Mail, Reading, Settings, Shard, Sink};
 use duet::transport::{self, MailSender, bind, run_shard};
+use duet_core::testing::{self, Devices};
+use duet_core::{Mail, Reading, Sink};
 use duet_protocol::device::{Config, Device};
-use duet_protocol::ec::{SecretScalar, Software};
-use duet_protocol::identity::{DeviceId, Fingerprint, Gateway, RegistrationKey};
-use duet_protocol::initiator::{DeviceKey, Identity};
+use duet_protocol::ec::Software;
+use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX, SessionId};
 
@@ -119,28 +118,14 @@ impl Client {
 }
 
 /// A shard on a thread that is counted, and its devices.
-fn world(dir: &std::path::Path) -> (MailSender<Mail>, std::thread::JoinHandle<()>, Vec<Client>) {
-    let registry = Registry::create(&dir.join("registry.redb")).unwrap();
-    let secret = SecretScalar::from_bytes(&[0x31; 32]).unwrap();
-    let fingerprint = Fingerprint::of_certificate(b"gateway");
-    let gateway = Gateway { key_id: 1, fingerprint, key: secret.public_key() };
+fn world() -> (MailSender<Mail>, std::thread::JoinHandle<()>, Vec<Client>) {
+    let devices = Arc::<Devices>::default();
+    let gateway = testing::gateway_key().gateway;
     let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
     let members: Vec<_> = (0..2 * DEVICES)
         .map(|seed| {
             let transport = if seed < DEVICES { Transport::Datagram } else { Transport::Stream };
-            let (id, key) = (DeviceId([seed; 8]), RegistrationKey([seed; 32]));
-            registry
-                .add(
-                    NewDevice {
-                        name: format!("device-{seed}").parse().unwrap(),
-                        enrolment: Enrolment::RegisteredId { id, key: key.clone() },
-                        sources: SourceSet::of([profile.source]),
-                    },
-                    1_800_000_000,
-                )
-                .unwrap();
-            let fingerprint = Fingerprint::of_registered_id(&id);
-            let identity = Identity { id, fingerprint, key: DeviceKey::Registration(key) };
+            let identity = devices.enrol(&format!("device-{seed}"), DeviceId([seed; 8]), profile);
             let config = Config { identity, gateway, profile, transport, fresh: 1 };
             (Device::new(Software, config, [seed; 32]), transport)
         })
@@ -152,28 +137,14 @@ fn world(dir: &std::path::Path) -> (MailSender<Mail>, std::thread::JoinHandle<()
         ..transport::Settings::default()
     })
     .unwrap();
-    let settings = Settings {
-        keys: vec![GatewayKey { gateway, secret }],
-        node_key: [0x77; 32],
-        index: 0,
-        shards: 1,
-        idle_us: 600_000_000,
-        pending_us: 10_000_000,
-        lifetime_s: 86_400,
-        sessions_max: 1_000,
-        pending_max: 500,
-        retry_from: 500,
-        hello_us: 40,
-        gcm: duet_aead::Gcm::best(),
-        gauges: std::sync::Arc::default(),
-    };
+    let settings = duet_core::Settings { retry_from: 500, ..testing::settings() };
     let (io, mail) = (bound.shards.remove(0), bound.mail.remove(0));
-    let (view, own) = (registry.view().unwrap(), mail.clone());
+    let own = mail.clone();
     let thread = std::thread::spawn(move || {
         COUNTED.set(true);
-        let engine = Batched::new(duet_curve::Backend::detect(), 0);
         let sink = Durable { mail: own, stored: Vec::with_capacity(1_024) };
-        run_shard(io, Shard::new(settings, view, engine, sink)).unwrap();
+        let shard = testing::shard(settings, &devices, sink);
+        run_shard(io, shard).unwrap();
         COUNTED.set(false);
     });
     let to = bound.local;
@@ -183,8 +154,7 @@ fn world(dir: &std::path::Path) -> (MailSender<Mail>, std::thread::JoinHandle<()
 
 #[test]
 fn a_warm_shard_allocates_for_no_record() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mail, thread, mut clients) = world(dir.path());
+    let (mail, thread, mut clients) = world();
     for client in &mut clients {
         client.device.open(0);
         client.send();
@@ -203,7 +173,6 @@ fn a_warm_shard_allocates_for_no_record() {
     let allocations = rounds(ROUNDS);
     let records = u64::from(DEVICES) * 2 * 2 * u64::try_from(ROUNDS).unwrap();
     println!("{allocations} allocations for {records} records and their confirmations");
-    // Once a second the shard publishes its metrics; that is all that remains.
     assert!(allocations < records / 100, "{allocations} allocations for {records} records");
     assert!(mail.try_send(Mail::Drain).is_ok());
     thread.join().unwrap();

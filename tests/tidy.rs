@@ -17,13 +17,18 @@ const NOT_YET: &[u32] = &[
 /// Files whose comments number something else.
 const OTHER_NUMBERS: &[&str] = &["src/mailbox.rs", "tests/tidy.rs"];
 
-/// Exceptions from the law of the layers: file, what it uses.
-const EXCEPTIONS: &[(&str, &str)] = &[
-    // The error that whoever gave the command waits for.
-    ("src/shard/commands.rs", "crate::admin"),
-    ("src/shard/traffic.rs", "crate::admin"),
-    // Measures its batch; no decision depends on it.
-    ("src/shard/hellos.rs", "Instant"),
+/// What the core, which does no I/O, may be built from.
+const CORE_DEPENDENCIES: &[&str] = &[
+    "arrayvec",
+    "duet-aead",
+    "duet-curve",
+    "duet-protocol",
+    "hashbrown",
+    "rustc-hash",
+    "sha2",
+    "subtle",
+    "thiserror",
+    "zeroize",
 ];
 
 struct Source {
@@ -136,7 +141,7 @@ fn mismatches(document: &str, sources: &[Source], not_yet: &[u32]) -> Vec<String
 
 #[test]
 fn every_requirement_is_cited_and_every_citation_is_defined() {
-    let folders = ["protocol/src", "protocol/tests", "core", "device", "src", "tests"];
+    let folders = ["protocol/src", "protocol/tests", "core/src", "core/tests", "device", "src", "tests"];
     let there = |folder: &&str| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).exists();
     let folders: Vec<_> = folders.into_iter().filter(there).collect();
     let sources = sources(&folders);
@@ -218,14 +223,10 @@ const BELOW: &[(&str, &[&str])] = &[
     ("transport", &["driver", "mailbox"]),
     ("delivery", &["hex", "identity"]),
     ("registry", &["hex", "identity"]),
-    ("shard", &["registry", "transport"]),
     ("admin", &["config", "hex", "identity", "registry"]),
 ];
 
-/// What a shard may know of the transport.
-const TRANSPORT_TYPES: [&str; 6] = ["Handler", "Now", "Path", "StreamId", "Transmit", "shard_of"];
-
-/// Words that no code of a sans-IO module contains.
+/// Words that no code of the registry contains: it is a file, and has no business with sockets or time.
 const INPUT_OUTPUT: &[&str] = &[
     "Instant",
     "SystemTime",
@@ -233,9 +234,7 @@ const INPUT_OUTPUT: &[&str] = &[
     "TcpStream",
     "UdpSocket",
     "io_uring",
-    "libc",
     "socket2",
-    "std::fs",
     "std::thread",
     "tokio::net",
     "tokio_uring",
@@ -260,6 +259,18 @@ fn violations(path: &str, text: &str) -> Vec<String> {
             }
         }
     }
+    if path.starts_with("core/src/") {
+        // Addresses are data; everything else of these asks the system.
+        for word in ["Instant", "SystemTime", "std::fs", "std::thread", "std::env", "std::process"]
+        {
+            if code.contains(word) {
+                forbid(word);
+            }
+        }
+        used(&code, "std::net::").iter().filter(|name| !name.ends_with("Addr")).for_each(|name| {
+            forbid(&format!("std::net::{name}"));
+        });
+    }
     for leaf in ["curve", "aead"] {
         if path.starts_with(&format!("{leaf}/src/")) {
             used(&code, "duet_").iter().filter(|other| *other != leaf).for_each(|other| {
@@ -279,38 +290,31 @@ fn violations(path: &str, text: &str) -> Vec<String> {
             forbid(&format!("crate::{other}"));
         }
     }
-    if matches!(*module, "shard" | "registry") && !is_tests {
+    if *module == "registry" && !is_tests {
         let words = INPUT_OUTPUT.iter().filter(|word| code.contains(**word));
-        // The registry is a file and knows the time of day; it has no more business with sockets.
-        words.filter(|word| *module == "shard" || !matches!(**word, "std::fs" | "libc")).for_each(
-            |word| {
-                forbid(word);
-            },
-        );
-        for name in used(&code, "crate::transport::") {
-            if !TRANSPORT_TYPES.contains(&name.as_str()) {
-                forbid(&format!("crate::transport::{name}"));
-            }
-        }
+        words.for_each(|word| forbid(word));
     }
     wrong
 }
 
 #[test]
 fn dependencies_point_down() {
-    let mut excused = BTreeSet::new();
     let mut wrong = Vec::new();
-    for Source { path, text } in sources(&["protocol/src", "curve/src", "aead/src", "src"]) {
-        for what in violations(&path, &text) {
-            if EXCEPTIONS.contains(&(path.as_str(), what.as_str())) {
-                excused.insert((path.clone(), what));
-            } else {
-                wrong.push(format!("{path}: {what}"));
-            }
-        }
+    for Source { path, text } in
+        sources(&["protocol/src", "curve/src", "aead/src", "core/src", "src"])
+    {
+        wrong.extend(violations(&path, &text).iter().map(|what| format!("{path}: {what}")));
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
-    assert_eq!(excused.len(), EXCEPTIONS.len(), "an exception that nothing needs: remove it");
+}
+
+/// The core does no I/O: nothing that could do any is among its dependencies.
+#[test]
+fn the_core_is_built_from_nothing_that_does_input_or_output() {
+    let manifest: toml::Table = read("core/Cargo.toml").parse().unwrap();
+    let dependencies = manifest["dependencies"].as_table().unwrap();
+    let names: Vec<_> = dependencies.keys().map(String::as_str).collect();
+    assert_eq!(names, CORE_DEPENDENCIES);
 }
 
 #[test]
@@ -337,15 +341,13 @@ fn the_check_of_layers_can_fail() {
         ("aead/src/gcm.rs", "use duet_curve::Engine;", "duet_curve"),
         ("src/driver/uring/ring.rs", "use crate::transport::Now;", "crate::transport"),
         ("src/driver.rs", "use crate::{hex, mailbox::Sender};", "crate::hex"),
-        ("src/transport.rs", "let a = crate::shard::random();", "crate::shard"),
-        ("src/shard.rs", "use crate::driver::Driver;", "crate::driver"),
-        ("src/shard/a.rs", "use crate::transport::{Now, ShardIo};", "crate::transport::ShardIo"),
-        ("src/shard/a.rs", "use crate::transport::bind;", "crate::transport::bind"),
-        ("src/shard/a.rs", "use std::net::UdpSocket;", "UdpSocket"),
-        ("src/shard/a.rs", "let now = SystemTime::now();", "SystemTime"),
+        ("src/transport.rs", "let a = crate::registry::view();", "crate::registry"),
+        ("core/src/a.rs", "use std::net::{SocketAddr, UdpSocket};", "std::net::UdpSocket"),
+        ("core/src/a.rs", "let now = SystemTime::now();", "SystemTime"),
+        ("core/src/shard/a.rs", "std::thread::sleep(a);", "std::thread"),
         ("src/registry/a.rs", "use socket2::Socket;", "socket2"),
         ("src/registry.rs", "use crate::transport::Bound;", "crate::transport::Bound"),
-        ("src/delivery.rs", "use crate::shard::Reading;", "crate::shard"),
+        ("src/delivery.rs", "use crate::transport::Bound;", "crate::transport"),
         ("src/admin.rs", "use crate::cli;", "crate::cli"),
     ] {
         let found = violations(path, text);
@@ -354,9 +356,9 @@ fn the_check_of_layers_can_fail() {
     for (path, text) in [
         ("protocol/src/lib.rs", "#![no_std]\n#![forbid(unsafe_code)]\n// std::vec"),
         ("protocol/src/a.rs", "fn f() {}\n#[cfg(test)]\nmod tests {\n    use std::vec;\n}"),
-        ("src/shard/a.rs", "use crate::transport::{Now, Path};\nuse crate::registry::View;"),
+        ("core/src/a.rs", "use std::net::{IpAddr, SocketAddr};\nuse duet_protocol::ec;"),
         ("src/driver/uring/ring.rs", "//! [`crate::transport`]\nuse crate::driver::Sizes;"),
-        ("src/server.rs", "use crate::shard::Shard;"),
+        ("src/server.rs", "use crate::transport::Bound;"),
     ] {
         assert_eq!(violations(path, text), [""; 0], "{path}: {text}");
     }

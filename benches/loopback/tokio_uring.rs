@@ -3,27 +3,16 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use duet::identity::{GatewayIdentity, now_s};
 use duet::registry::{self, Registry};
-use duet::shard::engine::Batched;
-use duet::shard::{GatewayKey, Reading, Settings, Shard, Sink};
-use duet::transport::{Handler as _, Now, Path as To};
+use duet_core::engine::Batched;
+use duet_core::testing::{self, Forget};
+use duet_core::{GatewayKey, Handler as _, Now, Path as To, Settings, Shard};
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::Gateway;
 use duet_protocol::wire::MESSAGE_MAX;
-
-struct Swallow;
-
-impl Sink for Swallow {
-    fn take(&mut self, reading: &Reading<'_>) {
-        std::hint::black_box(reading);
-    }
-
-    fn flush(&mut self) {}
-}
 
 fn now() -> Now {
     let mono = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -43,21 +32,16 @@ pub(crate) fn serve(state: &Path) {
     let secret = SecretScalar::from_bytes(secret.expose()).unwrap();
     let settings = Settings {
         keys: vec![GatewayKey { gateway, secret }],
-        node_key: [7; 32],
-        index: 0,
-        shards: 1,
         idle_us: 3_600_000_000,
         pending_us: 5_000_000,
-        lifetime_s: 86_400,
         sessions_max: 1 << 20,
         pending_max: 1 << 16,
         retry_from: 128,
-        hello_us: 35,
-        gcm: duet_aead::Gcm::best(),
-        gauges: Arc::default(),
+        ..testing::settings()
     };
-    let engine = Batched::new(duet_curve::Backend::detect(), 1 << 16);
-    let mut shard = Shard::new(settings, registry.view().unwrap(), engine, Swallow);
+    let engine = Batched::new(duet_curve::Backend::detect(), 1 << 16, &[3; 32]);
+    let mut shard =
+        Shard::new(settings, registry.view().unwrap(), engine, Forget, testing::random(7));
     tokio_uring::start(async {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let socket = tokio_uring::net::UdpSocket::bind(any).await.unwrap();
@@ -70,6 +54,7 @@ pub(crate) fn serve(state: &Path) {
             incoming = buffer;
             shard.handle_turn(now());
             outgoing.resize(MESSAGE_MAX, 0);
+            while shard.poll_event().is_some() {}
             while let Some(sent) = shard.poll_transmit(&mut outgoing) {
                 let To::Datagram(to) = sent.to else { continue };
                 outgoing.truncate(sent.len);

@@ -5,12 +5,9 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use duet::registry::Registry;
-use duet::shard::engine::Batched;
-use duet::shard::{GatewayKey, Reading, Settings, Shard, Sink};
-use duet::transport::{Handler as _, Now, Path, StreamId};
-use duet_protocol::ec::SecretScalar;
-use duet_protocol::identity::{Fingerprint, Gateway};
+use duet_core::engine::Batched;
+use duet_core::testing::{self, Devices};
+use duet_core::{Handler as _, Now, Path, Reading, Shard, Sink, StreamId};
 use libfuzzer_sys::fuzz_target;
 
 struct Nothing;
@@ -24,28 +21,7 @@ impl Sink for Nothing {
 }
 
 fn shard() -> Shard<Batched, Nothing> {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let registry = Registry::create(&dir.path().join("registry.redb")).expect("a registry");
-    let secret = SecretScalar::from_bytes(&[0x31; 32]).expect("in range");
-    let fingerprint = Fingerprint::of_certificate(b"gateway");
-    let gateway = Gateway { key_id: 1, fingerprint, key: secret.public_key() };
-    let settings = Settings {
-        keys: vec![GatewayKey { gateway, secret }],
-        node_key: [0x77; 32],
-        index: 0,
-        shards: 1,
-        idle_us: 600_000_000,
-        pending_us: 10_000_000,
-        lifetime_s: 86_400,
-        sessions_max: 100,
-        pending_max: 50,
-        retry_from: 64,
-        hello_us: 40,
-        gcm: duet_aead::Gcm::best(),
-        gauges: Arc::default(),
-    };
-    let engine = Batched::new(duet_curve::Backend::detect(), 64);
-    Shard::new(settings, registry.view().expect("a view"), engine, Nothing)
+    testing::shard(testing::settings(), &Arc::<Devices>::default(), Nothing)
 }
 
 thread_local!(static SHARD: RefCell<Shard<Batched, Nothing>> = RefCell::new(shard()));
@@ -56,7 +32,7 @@ fuzz_target!(|bytes: &[u8]| {
         let from = "192.0.2.1:4000".parse().expect("an address");
         let before: u64 = shard.counts.drops.iter().sum();
         shard.handle_datagram(now, from, bytes);
-        shard.handle_message(now, StreamId::simulated(1), bytes);
+        shard.handle_message(now, StreamId(1), bytes);
         shard.handle_turn(now);
         let after: u64 = shard.counts.drops.iter().sum();
         assert_eq!(after, before + 2);
@@ -66,6 +42,8 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(sent.len <= bytes.len());
             assert!(matches!(sent.to, Path::Datagram(_) | Path::Stream(_)));
         }
+        shard.check();
+        while shard.poll_event().is_some() {}
         while shard.poll_close().is_some() {}
     });
 });

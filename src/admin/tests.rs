@@ -5,6 +5,8 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 
+use duet_core::Directory as _;
+
 use super::*;
 
 /// Answers commands with their payload reversed and notes what it is told.
@@ -192,7 +194,8 @@ fn marks_are_saved_while_running_and_at_the_end() {
     client.call(&Request::Add { device: line("a", 1) }).unwrap();
     let view = running.registry.view().unwrap();
     let device = view.lookup(&DeviceId(1u64.to_be_bytes())).unwrap();
-    view.raise_mark(&device, 7);
+    assert!(device.raise_mark(7));
+    view.save_later(&device);
     let name = "a".parse().unwrap();
     let saved = |value| running.registry.show(&name).unwrap().mark == value;
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
@@ -200,7 +203,8 @@ fn marks_are_saved_while_running_and_at_the_end() {
         assert!(std::time::Instant::now() < deadline, "not saved while running");
         thread::sleep(Duration::from_millis(10));
     }
-    view.raise_mark(&device, 9);
+    assert!(device.raise_mark(9));
+    view.save_later(&device);
     running.admin.shutdown().unwrap();
     assert!(saved(9));
 }

@@ -13,7 +13,7 @@ use duet::delivery::Health;
 use duet::identity::{GatewayIdentity, Utc, now_s};
 use duet::registry::Registry;
 use duet::server::Server;
-use duet::shard::GatewayKey;
+use duet_core::GatewayKey;
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::Gateway;
 use tokio::signal::unix::{SignalKind, signal};

@@ -179,8 +179,10 @@ impl Record {
             (_, Some(c)) => Credential::registered_certificate(self.id, &c.der, c.key),
             (_, None) => return Err(Reason::NotACertificate),
         };
-        let validity = certificate.map(|certificate| certificate.validity);
-        Ok(Device::new(name.shared(), credential, self.sources, validity))
+        let valid_s = certificate.map(|certificate| {
+            certificate.validity.not_before_s..=certificate.validity.not_after_s
+        });
+        Ok(Device::new(name.shared(), credential, self.sources, valid_s))
     }
 
     /// The bytes on disk, wiped when dropped.

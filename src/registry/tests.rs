@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use duet_core::Directory as _;
 use duet_protocol::identity::RegistrationKey;
 use duet_protocol::profile::Mode;
 
@@ -176,7 +177,7 @@ fn expired_certificates_are_refused_at_the_door_but_load() {
     registry.add(certified("a", &der), NOW_S).unwrap();
     let view = registry.view().unwrap();
     let id = DeviceId::of_certificate(&Fingerprint::of_certificate(&der));
-    assert!(!view.lookup(&id).unwrap().validity.unwrap().contains(NOW_S + 90_000));
+    assert!(!view.lookup(&id).unwrap().may_connect(NOW_S + 90_000));
 }
 
 #[test]
@@ -186,7 +187,9 @@ fn marks_survive_removal_and_never_fall() {
     let view = registry.view().unwrap();
     registry.add(keyed("a", 1), NOW_S).unwrap();
     let id = DeviceId(1u64.to_be_bytes());
-    view.raise_mark(&view.lookup(&id).unwrap(), 100);
+    let device = view.lookup(&id).unwrap();
+    assert!(device.raise_mark(100));
+    view.save_later(&device);
     let marks = || view.take_moved().iter().map(|d| Mark::from(&**d)).collect::<Vec<_>>();
     registry.save_marks(marks()).unwrap();
     let fingerprint = Fingerprint::of_registered_id(&id);

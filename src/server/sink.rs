@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
+use duet_core::{Mail, Reading, Sink};
 use duet_protocol::message::PAYLOAD_MAX;
 use duet_protocol::reading::ReadingId;
 use duet_protocol::wire::SessionId;
 
 use crate::delivery::{Batch, Durability, MAX_PAYLOAD, ReadingRef, Submitter, Urgency};
-use crate::shard::{Mail, Reading, Sink};
 use crate::transport::MailSender;
 
 const _: () = assert!(PAYLOAD_MAX <= MAX_PAYLOAD, "the spool takes whatever a device can send");
@@ -49,7 +49,7 @@ impl Answers {
         if !readings.is_empty() {
             late.push(match durability {
                 Durability::Durable => Mail::Durable(readings),
-                Durability::Failed => Mail::Refused(readings),
+                Durability::Failed => Mail::NotStored(readings),
             });
         }
         while let Some(mail) = late.pop() {
@@ -133,7 +133,7 @@ mod tests {
         assert!(matches!(mailbox.pop(), Some(Mail::Durable(readings)) if readings == reading(1)));
         assert!(mailbox.is_empty(), "there was no room for the second");
         answers.tell(Durability::Durable, Vec::new());
-        assert!(matches!(mailbox.pop(), Some(Mail::Refused(readings)) if readings == reading(2)));
+        assert!(matches!(mailbox.pop(), Some(Mail::NotStored(readings)) if readings == reading(2)));
         assert!(mailbox.is_empty());
     }
 }

@@ -9,11 +9,9 @@ use std::time::Duration;
 use super::bind::{Parcel, ShardIo, TransportError, Warning};
 use super::counters::{Counters, Exporter};
 use super::operation::Operation;
-use super::settings::MESSAGE_MAX;
-use super::steering::shard_of;
 use super::stream::Reason;
 use super::streams::{Context, Streams};
-use super::{Handler, Now, Path, Transmit, socket};
+use super::{Handler, MESSAGE_MAX, Now, Path, Transmit, shard_of, socket};
 use crate::driver::{
     Completion, DATAGRAM_HEADER_LEN, EncodedAddress, Inbox, Payload, received_datagram,
 };

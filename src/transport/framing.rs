@@ -3,8 +3,7 @@
 //! Owns the bytes of a message that has not arrived whole. Must not hold more than one message, nor allocate while none
 //! is partial.
 
-use super::settings::MESSAGE_MAX;
-use super::steering::shard_of;
+use super::{MESSAGE_MAX, shard_of};
 
 /// Bytes of the length in front of a message.
 pub(super) const LENGTH_LEN: usize = 2;

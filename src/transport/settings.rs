@@ -2,10 +2,8 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 
+use super::MESSAGE_MAX;
 use crate::driver::{Choice, DATAGRAM_HEADER_LEN, SEND_CAPACITY, Sizes};
-
-/// The longest message in either direction, datagram or stream, bytes.
-pub const MESSAGE_MAX: usize = 1_500;
 
 /// Bytes of a receive buffer. A datagram of [`MESSAGE_MAX`] bytes fits with its header, and one byte more shows.
 pub(super) const RECEIVE_BUFFER_LEN: usize = 2_048;

@@ -4,14 +4,6 @@
 const KIND_AT: u32 = 0;
 pub(super) const SLOT_AT: u8 = 1;
 
-/// The shard that owns a message, by its slot; `None` if it is too short to have one.
-///
-/// # Panics
-/// If `shards` is zero.
-pub fn shard_of(message: &[u8], shards: usize) -> Option<usize> {
-    message.get(usize::from(SLOT_AT)).map(|slot| usize::from(*slot) % shards)
-}
-
 /// One classic BPF instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Instruction {
@@ -68,6 +60,7 @@ pub(super) fn program(shards: usize, hello: u8) -> [Instruction; 13] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::shard_of;
 
     const HELLO: u8 = 0x11;
 

@@ -1,6 +1,7 @@
 //! Datagrams, and queues that are too small for them.
 
-use duet::transport::{MESSAGE_MAX, Settings};
+use duet::transport::Settings;
+use duet_core::MESSAGE_MAX;
 
 use super::world::{ECHO, Gateway, SINK, delivered, frame, loopback, ping, sum};
 

@@ -4,7 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
-use duet::transport::{MESSAGE_MAX, Settings};
+use duet::transport::Settings;
+use duet_core::MESSAGE_MAX;
 
 use super::world::{
     BYE, ECHO, FLOOD, Gateway, PATIENCE, SINK, delivered, frame, loopback, shard_of, sum,

@@ -7,10 +7,8 @@ use std::sync::{RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use duet::transport::{
-    Bound, Counters, Finished, Handler, MESSAGE_MAX, MailSender, Now, Path, Settings, Stop,
-    StreamId, Transmit, bind, run_shard,
-};
+use duet::transport::{Bound, Counters, Finished, MailSender, Settings, Stop, bind, run_shard};
+use duet_core::{Handler, MESSAGE_MAX, Now, Path, StreamId, Transmit};
 
 pub(crate) const ECHO: u8 = 0;
 /// Delivered and not answered.

@@ -11,17 +11,19 @@ use duet_protocol::ec::{
 use duet_protocol::identity::PublicKey;
 pub use one_by_one::OneByOne;
 
+use crate::Random;
+
 /// Answers tasks in batches.
 pub trait Engine {
     /// What is kept of a received point for a second multiple of it.
-    type Kept;
+    type PointTable;
 
     /// x(secret · lift(x)) for each x; `None` for points that do not exist.
     fn decapsulate(
         &mut self,
         secret: &SecretScalar,
         xs: &[[u8; 32]],
-    ) -> Vec<Option<(Agreed, Self::Kept)>>;
+    ) -> Vec<Option<(Agreed, Self::PointTable)>>;
 
     /// Whether each signature is its key's.
     fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool>;
@@ -30,11 +32,16 @@ pub trait Engine {
     /// where there is one.
     fn encapsulate(
         &mut self,
-        tasks: &[(&EncapsulateTask, Option<&Self::Kept>)],
+        tasks: &[(&EncapsulateTask, Option<&Self::PointTable>)],
     ) -> Vec<Option<Encapsulated>>;
 
     /// Signs each digest, with a nonce hedged by fresh randomness.
-    fn sign(&mut self, secret: &SecretScalar, digests: &[[u8; 32]]) -> Vec<Option<Signature>>;
+    fn sign(
+        &mut self,
+        secret: &SecretScalar,
+        digests: &[[u8; 32]],
+        random: &mut Random,
+    ) -> Vec<Option<Signature>>;
 
     /// How many signatures took the slow path so far: more than a few mean that somebody makes them
     /// on purpose.
@@ -57,6 +64,7 @@ mod tests {
     /// Runs every task through an engine and compares with the reference, one at a time.
     fn agrees_with_reference(mut engine: impl Engine, rounds: usize) {
         let secret = scalar(0x42);
+        let mut random = crate::testing::random(1);
         for round in 0..rounds {
             let devices: Vec<_> =
                 (1..=20u8).map(|i| scalar(i + 20 * u8::try_from(round).unwrap())).collect();
@@ -111,7 +119,9 @@ mod tests {
             }
 
             let digests = [[1; 32], [2; 32], [3; 32]];
-            for (digest, signature) in digests.iter().zip(engine.sign(&secret, &digests)) {
+            for (digest, signature) in
+                digests.iter().zip(engine.sign(&secret, &digests, &mut random))
+            {
                 let key = secret.public_key();
                 let signature = signature.unwrap();
                 assert!(ec::verify(&VerifyTask { key, digest: *digest, signature }));
@@ -131,7 +141,7 @@ mod tests {
     /// A key that has a table already, among as many new ones as there are tables.
     #[test]
     fn no_answer_is_missing_when_a_chunk_evicts_its_own() {
-        let mut engine = Batched::new(duet_curve::Backend::detect(), 32);
+        let mut engine = Batched::new(duet_curve::Backend::detect(), 32, &[3; 32]);
         let task = |byte| EncapsulateTask { scalar: scalar(7), peer: scalar(byte).public_key() };
         for first in [1, 32, 63] {
             let tasks: Vec<_> = (first..first + 32).rev().map(task).collect();
@@ -146,7 +156,7 @@ mod tests {
     #[test]
     fn batches_agree_with_the_reference_also_when_tables_are_evicted() {
         for backend in [duet_curve::Backend::detect(), duet_curve::Backend::portable()] {
-            agrees_with_reference(Batched::new(backend, 32), 4);
+            agrees_with_reference(Batched::new(backend, 32, &[3; 32]), 4);
         }
     }
 }

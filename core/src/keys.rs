@@ -8,14 +8,14 @@ use arrayvec::ArrayVec;
 use duet_aead::{Gcm, KEY_LEN, Key};
 use duet_protocol::schedule::KeyIv;
 
-use super::RECORD_BATCH;
+use crate::RECORD_BATCH;
 
 /// Places for the keys of one batch, vacant between batches.
-pub(super) struct Expanded(Vec<Key>);
+pub(crate) struct Expanded(Vec<Key>);
 
 /// The keys that a batch needs.
 #[derive(Default)]
-pub(super) struct Needed<'k>(ArrayVec<&'k [u8; KEY_LEN], RECORD_BATCH>);
+pub(crate) struct Needed<'k>(ArrayVec<&'k [u8; KEY_LEN], RECORD_BATCH>);
 
 impl Default for Expanded {
     fn default() -> Self {
@@ -25,7 +25,7 @@ impl Default for Expanded {
 
 impl<'k> Needed<'k> {
     /// Adds the key of the batch's next record; its place. Neighbours of one session share theirs.
-    pub(super) fn place(&mut self, key: &'k KeyIv) -> usize {
+    pub(crate) fn place(&mut self, key: &'k KeyIv) -> usize {
         if self.0.last().is_none_or(|last| !std::ptr::eq(*last, key.key())) {
             self.0.push(key.key());
         }
@@ -35,7 +35,7 @@ impl<'k> Needed<'k> {
 
 impl Expanded {
     /// Lends the expanded keys, each at its [place](Needed::place).
-    pub(super) fn lend<T>(
+    pub(crate) fn lend<T>(
         &mut self,
         gcm: Gcm,
         needed: &Needed<'_>,

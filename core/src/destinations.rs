@@ -1,10 +1,10 @@
 //! Where something went that only its receiver can know.
 
-use crate::transport::Path;
+use crate::Path;
 
 /// Where it has gone so far.
 #[derive(Clone, Copy, Default)]
-pub(super) enum Destinations {
+pub(crate) enum Destinations {
     #[default]
     Nowhere,
     Only(Path),
@@ -12,7 +12,7 @@ pub(super) enum Destinations {
 }
 
 impl Destinations {
-    pub(super) fn add(&mut self, path: Path) {
+    pub(crate) fn add(&mut self, path: Path) {
         *self = match *self {
             Self::Nowhere => Self::Only(path),
             Self::Only(first) if first == path => Self::Only(path),
@@ -21,7 +21,7 @@ impl Destinations {
     }
 
     /// Whether who knows it receives at `path` (R71): when it went to several, he may have it from another one.
-    pub(super) fn prove(self, path: Path) -> bool {
+    pub(crate) fn reached_only(self, path: Path) -> bool {
         matches!(self, Self::Only(only) if only == path)
     }
 }

@@ -7,14 +7,14 @@ use duet_protocol::ec::{
 use duet_protocol::identity::PublicKey;
 
 use super::Engine;
-use crate::shard::random;
+use crate::Random;
 
 /// Answers one task after the other.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OneByOne;
 
 impl Engine for OneByOne {
-    type Kept = ();
+    type PointTable = ();
 
     fn decapsulate(&mut self, secret: &SecretScalar, xs: &[[u8; 32]]) -> Vec<Option<(Agreed, ())>> {
         xs.iter().map(|x| ec::agree(secret, x).map(|agreed| (agreed, ()))).collect()
@@ -31,8 +31,13 @@ impl Engine for OneByOne {
         tasks.iter().map(|(task, _)| ec::encapsulate(task)).collect()
     }
 
-    fn sign(&mut self, secret: &SecretScalar, digests: &[[u8; 32]]) -> Vec<Option<Signature>> {
-        digests.iter().map(|digest| ec::sign(secret, digest, &random())).collect()
+    fn sign(
+        &mut self,
+        secret: &SecretScalar,
+        digests: &[[u8; 32]],
+        random: &mut Random,
+    ) -> Vec<Option<Signature>> {
+        digests.iter().map(|digest| ec::sign(secret, digest, &random.bytes())).collect()
     }
 
     fn slow_verifications(&self) -> u64 {

@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 
-use duet::transport::{Handler as _, Path, StreamId};
+use duet_core::testing;
+use duet_core::{Handler as _, Path, Settings, StreamId};
 use duet_protocol::device::Device;
 use duet_protocol::ec::Software;
 use duet_protocol::profile::{Profile, Transport};
@@ -29,8 +30,7 @@ struct Field {
 impl Field {
     fn new(transport: Transport, retry_from: usize) -> Self {
         let mut world = World::new();
-        let World { registry, gateway, stored, .. } = &world;
-        world.shard = World::shard_with(registry, *gateway, stored.clone(), retry_from);
+        world.shard = world.shard_with(Settings { retry_from, ..testing::settings() });
         let (mut real, mut genuine) = (Vec::new(), HashSet::new());
         for (seed, profile) in (1..).zip(Profile::ALL) {
             let mut device = world.device(seed, profile, transport);
@@ -125,14 +125,14 @@ impl Field {
 
 fn arrive(
     shard: &mut TestShard,
-    now: duet::transport::Now,
+    now: duet_core::Now,
     transport: Transport,
     number: u64,
     message: &[u8],
 ) {
     match transport {
         Transport::Datagram => shard.handle_datagram(now, address(number), message),
-        Transport::Stream => shard.handle_message(now, StreamId::simulated(number), message),
+        Transport::Stream => shard.handle_message(now, StreamId(number), message),
     }
 }
 
@@ -175,9 +175,7 @@ fn bombard(transport: Transport, retry_from: usize, seed: u64, count: usize) {
         while let Some(sent) = shard.poll_transmit(&mut out) {
             let from = match sent.to {
                 Path::Datagram(to) => (first..number).find(|number| address(*number) == to),
-                Path::Stream(to) => {
-                    (first..number).find(|number| StreamId::simulated(*number) == to)
-                }
+                Path::Stream(to) => (first..number).find(|number| StreamId(*number) == to),
             };
             let from = usize::try_from(from.expect("answers go to who asked") - first).unwrap();
             let brought = std::mem::take(&mut lengths[from]);

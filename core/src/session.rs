@@ -10,43 +10,42 @@ use duet_protocol::schedule::SessionKeys;
 use duet_protocol::wire::{DOWN_HEADER, DownHeader, SessionId, TAG};
 use zeroize::Zeroizing;
 
-use super::destinations::Destinations;
-use super::unsealed::Unsealed;
-use crate::registry::Device;
-use crate::transport::{Path, StreamId};
+use crate::destinations::Destinations;
+use crate::unsealed::Unsealed;
+use crate::{Device, Path, StreamId};
 
 /// What a session keeps until its first valid record.
-pub(super) struct Pending {
-    pub(super) hello: [u8; 32],
-    pub(super) accept: Accept,
-    pub(super) fresh: u64,
-    pub(super) challenged: bool,
+pub(crate) struct Pending {
+    pub(crate) hello: [u8; 32],
+    pub(crate) accept: Accept,
+    pub(crate) fresh: u64,
+    pub(crate) challenged: bool,
     /// Where ACCEPT went.
-    pub(super) sent_to: Destinations,
+    pub(crate) sent_to: Destinations,
 }
 
 /// A session. It lies in a box: what moves leaves a copy behind, and a table moves what it holds when
 /// it grows. A million of them may rest, so their size counts.
-pub(super) struct Session {
-    pub(super) device: Arc<Device>,
-    pub(super) keys: SessionKeys,
+pub(crate) struct Session {
+    pub(crate) device: Arc<Device>,
+    pub(crate) keys: SessionKeys,
     next_down: u32,
-    pub(super) window: ReplayWindow,
+    pub(crate) window: ReplayWindow,
     /// Which of the readings that want confirmation are durable.
-    pub(super) stored: ReplayWindow,
-    pub(super) path: Path,
+    pub(crate) stored: ReplayWindow,
+    pub(crate) path: Path,
     /// The stream that its newest record came over.
-    pub(super) stream: Option<StreamId>,
+    pub(crate) stream: Option<StreamId>,
     /// How many bytes may go to `path`; `None` once it has shown that it receives what is sent
     /// there.
     credit: Option<u32>,
-    pub(super) pending: Option<Box<Pending>>,
-    pub(super) since_us: u64,
-    pub(super) heard_us: u64,
+    pub(crate) pending: Option<Box<Pending>>,
+    pub(crate) created_us: u64,
+    pub(crate) last_record_us: u64,
 }
 
 impl Session {
-    pub(super) fn new(
+    pub(crate) fn new(
         device: Arc<Device>,
         keys: SessionKeys,
         pending: Pending,
@@ -63,14 +62,14 @@ impl Session {
             stream: None,
             credit: Some(0),
             pending: Some(Box::new(pending)),
-            since_us: now_us,
-            heard_us: now_us,
+            created_us: now_us,
+            last_record_us: now_us,
         }
     }
 
     /// A record newer than all before came over this path: answers go there from now on, but no
     /// more bytes than came from there, until it has shown that it receives them (R71).
-    pub(super) fn arrive(&mut self, path: Path, bytes: usize) {
+    pub(crate) fn arrive(&mut self, path: Path, bytes: usize) {
         if self.path != path {
             self.path = path;
             self.credit = matches!(path, Path::Datagram(_)).then_some(0);
@@ -81,15 +80,15 @@ impl Session {
     }
 
     /// Something that only its receiver could know came back from where it was sent.
-    pub(super) fn validate(&mut self, sent_to: Destinations) {
-        if sent_to.prove(self.path) {
+    pub(crate) fn prove_path(&mut self, sent_to: Destinations) {
+        if sent_to.reached_only(self.path) {
             self.credit = None;
         }
     }
 
     /// Adds a message for the session's path to those of this turn; false when the path may get no more bytes or the
     /// sequence numbers are used up.
-    pub(super) fn prepare(
+    pub(crate) fn prepare(
         &mut self,
         id: SessionId,
         message: Down<'_>,
@@ -113,7 +112,7 @@ impl Session {
     }
 
     /// Acknowledges `numbers`, which rise, in as few messages as possible.
-    pub(super) fn prepare_acks(
+    pub(crate) fn prepare_acks(
         &mut self,
         id: SessionId,
         numbers: impl Iterator<Item = u32>,

@@ -8,10 +8,9 @@ use duet_protocol::replay::Place;
 use duet_protocol::schedule;
 use duet_protocol::wire::{Reset, SessionId, TAG, UP_HEADER, UpHeader};
 
-use super::engine::Engine;
-use super::{FIRST_FRESH_MAX, FRESH_JUMP_MAX, Reading, Shard, Sink};
-use crate::admin::CommandError;
-use crate::transport::{Now, Path};
+use super::{CommandFailure, FIRST_FRESH_MAX, FRESH_JUMP_MAX, Reading, Shard, Sink};
+use crate::engine::Engine;
+use crate::{Now, Path};
 
 /// What a record costs beside its text.
 const OVERHEAD: usize = UP_HEADER + TAG;
@@ -20,7 +19,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     /// Takes a record for this turn's batch.
     pub(super) fn queue_record(&mut self, path: Path, bytes: &[u8]) -> Result<(), DropReason> {
         let header = UpHeader::decode(bytes)?;
-        let Some(session) = self.sessions.get(&header.session) else {
+        let Some(session) = self.sessions.find(header.session) else {
             return Err(self.reset(path, header.session, bytes));
         };
         if session.window.place(header.sequence) == Place::TooOld {
@@ -37,7 +36,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
         let mut records = std::mem::take(&mut self.records);
         let sessions = &self.sessions;
-        records.open(self.settings.gcm, &mut self.expanded, |id| Some(&sessions.get(&id)?.keys.up));
+        records.open(self.settings.gcm, &mut self.expanded, |id| Some(&sessions.find(id)?.keys.up));
         for (path, header, opened) in records.iter() {
             let handled = match opened {
                 Some(text) => self.handle_record(now, path, header, text),
@@ -60,7 +59,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     ) -> Result<(), DropReason> {
         let id = header.session;
         // A record before this one in the batch may have ended the session, or been this one.
-        let session = self.sessions.get_mut(&id).ok_or(DropReason::UnknownSessionQuiet)?;
+        let session = self.sessions.find_mut(id).ok_or(DropReason::UnknownSessionQuiet)?;
         // The registry is ahead of its mail, which says so too.
         if session.device.is_revoked() {
             self.close_session(id);
@@ -93,9 +92,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
         }
         session.window.take(header.sequence);
-        session.heard_us = now.mono_us;
+        session.last_record_us = now.mono_us;
         self.confirm(id);
-        let Some(session) = self.sessions.get_mut(&id) else { return Err(DropReason::Proof) };
+        let Some(session) = self.sessions.find_mut(id) else { return Err(DropReason::Proof) };
         match up? {
             Up::Reading { confirm, channel, age_ms, again: _, payload } => {
                 self.counts.readings += 1;
@@ -115,16 +114,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             Up::Result { command, status, payload } => {
                 let device = session.device.credential.id;
-                if self.commands.get(&command).is_some_and(|sent| sent.command.device == device)
-                    && let Some(sent) = self.commands.remove(&command)
-                {
-                    session.validate(sent.sent_to);
+                if let Some(open) = self.commands.take(command, device) {
+                    session.prove_path(open.sent_to);
                     let result = match status {
                         0 => Ok(payload.to_vec()),
-                        status => Err(CommandError::Reported(status)),
+                        status => Err(CommandFailure::Reported(status)),
                     };
-                    // Nobody may be waiting any more, which is fine.
-                    let _ = sent.command.answer.send(result);
+                    self.end_command(open.command.token, result);
                 }
             }
             Up::Here { .. } => {}
@@ -149,30 +145,29 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     /// The first valid record of a session: only now does the device's mark move, and only now
     /// does the older session end (R41, R49).
     fn confirm(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        let Some(pending) = session.pending.take() else { return };
-        self.pending -= 1;
-        // Whoever sent this record has ACCEPT.
-        session.validate(pending.sent_to);
-        self.cached.remove(&pending.hello);
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        if session.pending.is_none() {
+            return;
+        }
         let device = Arc::clone(&session.device);
         if device.is_revoked() {
-            self.end(id);
-            return;
+            return self.end(id);
+        }
+        let Some(confirmed) = self.sessions.confirm(id) else { return };
+        let stream = confirmed.replaced.stream;
+        stream.into_iter().for_each(|left| self.streams.leave(left));
+        // Its keys, and those of the handshake that made the new ones, are gone.
+        self.scrub = true;
+        if let Some(session) = self.sessions.find_mut(id) {
+            // Whoever sent this record has ACCEPT.
+            session.prove_path(confirmed.pending.sent_to);
         }
         self.counts.confirmed += 1;
         // R44: as far as an unchallenged HELLO could, and no further.
         let mark = device.mark();
         let reach = if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
-        self.view.raise_mark(&device, pending.fresh.min(reach));
-        let contact = self.contacts.entry(device.credential.id).or_default();
-        contact.pending = None;
-        // R58.
-        if pending.challenged {
-            contact.challenge = None;
-        }
-        if let Some(old) = contact.live.replace(id) {
-            self.end(old);
+        if device.raise_mark(confirmed.pending.fresh.min(reach)) {
+            self.directory.save_later(&device);
         }
     }
 }

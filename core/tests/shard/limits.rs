@@ -1,13 +1,11 @@
 //! What a stranger, or a device that means harm, must not get out of a shard.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use duet::shard::{Command, Mail};
-use duet::transport::{Handler as _, Path, StreamId};
+use duet_core::testing;
+use duet_core::{Handler as _, Path, Settings, StreamId};
 use duet_protocol::device::{Device, Event};
 use duet_protocol::ec::Software;
-use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
 use duet_protocol::wire::MESSAGE_MAX;
@@ -42,11 +40,11 @@ fn what_another_shard_owns_draws_no_reset_and_no_session() {
     };
     // Of 256 shards each has one slot: this one is neither device's.
     let foreign = (0..).find(|index| ![record[1], hello[1]].contains(index)).unwrap();
-    let World { registry, gateway, stored, .. } = &world;
-    let mut other = World::one_of(registry, *gateway, stored.clone(), foreign.into(), 256);
+    let settings = Settings { index: foreign.into(), shards: 256, ..testing::settings() };
+    let mut other = world.shard_with(settings);
     let mut out = [0; MESSAGE_MAX];
     for message in [record, hello] {
-        other.handle_message(world.now, StreamId::simulated(1), &message);
+        other.handle_message(world.now, StreamId(1), &message);
         other.handle_turn(world.now);
         assert!(other.poll_transmit(&mut out).is_none());
     }
@@ -58,12 +56,12 @@ fn what_another_shard_owns_draws_no_reset_and_no_session() {
 fn a_stream_that_only_fails_is_remembered_once() {
     let mut world = World::new();
     for _ in 0..100_000 {
-        world.shard.handle_message(world.now, StreamId::simulated(1), b"x");
+        world.shard.handle_message(world.now, StreamId(1), b"x");
     }
     assert_eq!(world.shard.counts.drops[DropReason::Version as usize], 100_000);
     world.pass(1_000_000);
     world.shard.handle_turn(world.now);
-    assert_eq!(world.shard.poll_close(), Some(StreamId::simulated(1)));
+    assert_eq!(world.shard.poll_close(), Some(StreamId(1)));
     assert_eq!(world.shard.poll_close(), None);
 }
 
@@ -75,7 +73,7 @@ fn a_stream_without_an_authentic_record_does_not_stay() {
     let (old, new) = (reading(&world, &mut device, false), reading(&world, &mut device, false));
     world.shard.handle_datagram(world.now, home(), &old);
     world.shard.handle_turn(world.now);
-    let [strangers, devices] = [8, 9].map(StreamId::simulated);
+    let [strangers, devices] = [8, 9].map(StreamId);
     for (stream, record) in [(strangers, &old), (devices, &new), (devices, &new)] {
         world.shard.handle_message(world.now, stream, record);
         world.shard.handle_turn(world.now);
@@ -96,7 +94,7 @@ fn a_stream_without_an_authentic_record_does_not_stay() {
 fn a_stream_over_which_no_session_speaks_any_more_does_not_stay() {
     let mut world = World::new();
     let mut device = world.opened();
-    let streams = [8, 9, 10].map(StreamId::simulated);
+    let streams = [8, 9, 10].map(StreamId);
     for stream in streams {
         let record = reading(&world, &mut device, false);
         world.shard.handle_message(world.now, stream, &record);
@@ -150,20 +148,13 @@ fn what_waits_to_be_sent_is_limited() {
 fn a_revoked_device_delivers_nothing_even_before_its_shard_is_told() {
     let mut world = World::new();
     let mut device = world.opened();
-    let name = "device-1".parse().unwrap();
     let record = reading(&world, &mut device, true);
-    world.registry.revoke(&name, 1_800_000_001).unwrap();
+    world.devices.revoke("device-1").unwrap();
     world.shard.handle_datagram(world.now, home(), &record);
     assert_eq!(world.settle(&mut device), ["Closed"]);
     assert!(world.stored.0.borrow().is_empty());
     assert_eq!(world.shard.sessions(), 0);
     assert_eq!(world.shard.counts.drops[DropReason::Proof as usize], 1);
-}
-
-fn command(size: usize) -> Mail {
-    let (answer, _) = tokio::sync::oneshot::channel();
-    let (device, timeout) = (DeviceId([1; 8]), Duration::from_secs(20));
-    Mail::Command(Command { device, payload: vec![b'x'; size], timeout, answer })
 }
 
 /// Who knows a command's number from elsewhere can name it from an address that is not his.
@@ -174,7 +165,7 @@ fn a_result_proves_an_address_only_if_the_command_went_there_alone() {
     let victim: SocketAddr = "203.0.113.5:77".parse().unwrap();
     let mut out = [0; MESSAGE_MAX];
     for size in [100, 1] {
-        world.shard.handle_mail(world.now, command(size));
+        world.command(1, &vec![b'x'; size], 20);
         world.shard.handle_turn(world.now);
         let sent = world.shard.poll_transmit(&mut out).unwrap();
         assert_eq!(sent.to, Path::Datagram(home()));
@@ -193,7 +184,7 @@ fn a_result_proves_an_address_only_if_the_command_went_there_alone() {
         world.shard.handle_datagram(world.now, victim, &out[..len]);
         world.shard.handle_turn(world.now);
 
-        world.shard.handle_mail(world.now, command(500));
+        world.command(1, &[b'x'; 500], 20);
         world.shard.handle_turn(world.now);
         assert!(world.shard.poll_transmit(&mut out).is_none(), "500 bytes to who never asked");
         world.pass(20_000_000);
@@ -236,7 +227,7 @@ fn the_first_record_proves_an_address_only_if_accept_went_there_alone() {
         world.shard.handle_datagram(world.now, victim, &first);
         world.shard.handle_turn(world.now);
         assert_eq!(world.shard.counts.confirmed, 1);
-        world.shard.handle_mail(world.now, command(500));
+        world.command(1, &[b'x'; 500], 20);
         world.shard.handle_turn(world.now);
         assert_eq!(world.shard.poll_transmit(&mut out).is_none(), repeated);
     }
@@ -247,12 +238,7 @@ fn the_first_record_proves_an_address_only_if_accept_went_there_alone() {
 fn a_command_outlives_the_session_that_it_began_in() {
     let mut world = World::new();
     let mut device = world.opened();
-    let (answer, mut result) = tokio::sync::oneshot::channel();
-    let (id, timeout) = (DeviceId([1; 8]), Duration::from_secs(20));
-    let payload = b"open".to_vec();
-    world
-        .shard
-        .handle_mail(world.now, Mail::Command(Command { device: id, payload, timeout, answer }));
+    world.command(5, b"open", 20);
     world.shard.handle_turn(world.now);
     let mut out = [0; MESSAGE_MAX];
     while world.shard.poll_transmit(&mut out).is_some() {}
@@ -266,7 +252,7 @@ fn a_command_outlives_the_session_that_it_began_in() {
     let Event::Command { command: number, payload: b"open" } = event else { panic!("{event:?}") };
     device.send_result(number, 0, b"done");
     world.settle(&mut device);
-    assert_eq!(result.try_recv().unwrap().unwrap(), b"done");
+    assert_eq!(world.command_result(), Some((5, Ok(b"done".to_vec()))));
 }
 
 /// R47, R82: an unconfirmed session has seconds, a silent one its time, any one its lifetime.

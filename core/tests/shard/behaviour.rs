@@ -2,13 +2,11 @@
 
 use std::net::SocketAddr;
 
-use duet::registry::Name;
-use duet::shard::Mail;
-use duet::transport::{Handler, Path, StreamId};
+use duet_core::testing;
+use duet_core::{CommandFailure, Handler as _, Mail, Path, Settings, StreamId};
 use duet_protocol::device::{Config, Device, Event};
 use duet_protocol::ec::Software;
-use duet_protocol::identity::{DeviceId, Fingerprint, RegistrationKey};
-use duet_protocol::initiator::{DeviceKey, Identity};
+use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::reason::DropReason;
 use duet_protocol::wire::{Kind, MESSAGE_MAX, Reset};
@@ -47,7 +45,7 @@ fn a_lost_session_is_back_with_one_reset_and_one_handshake() {
     let mut device = world.opened();
     let before = device.session().unwrap();
 
-    world.shard = World::shard(&world.registry, world.gateway, world.stored.clone());
+    world.restart();
     world.seen.clear();
     device.send_reading(world.now.mono_us, 1, b"after", true).unwrap();
     assert_eq!(world.settle(&mut device), ["Lost"]);
@@ -91,11 +89,7 @@ fn a_played_back_hello_gains_nothing_and_locks_nobody_out() {
 fn a_device_that_forgot_its_counter_answers_a_challenge() {
     let mut world = World::new();
     world.opened();
-    let identity = Identity {
-        id: DeviceId([1; 8]),
-        fingerprint: Fingerprint::of_registered_id(&DeviceId([1; 8])),
-        key: DeviceKey::Registration(RegistrationKey([1; 32])),
-    };
+    let (identity, _) = testing::identity(DeviceId([1; 8]), PROFILE.mode);
     let transport = Transport::Datagram;
     let config = Config { identity, gateway: world.gateway, profile: PROFILE, transport, fresh: 0 };
     let mut again = Device::<Software>::new(Software, config, [9; 32]);
@@ -119,8 +113,7 @@ fn close_and_revocation_end_sessions() {
 
     device.open(world.now.mono_us);
     assert_eq!(world.settle(&mut device), ["Opened"]);
-    let name: Name = "device-1".parse().unwrap();
-    let id = world.registry.revoke(&name, 1_800_000_001).unwrap();
+    let id = world.devices.revoke("device-1").unwrap();
     world.shard.handle_mail(world.now, Mail::Revoked(id));
     assert_eq!(world.settle(&mut device), ["Closed"]);
     device.open(world.now.mono_us);
@@ -148,7 +141,7 @@ fn a_reading_that_was_refused_is_taken_when_it_comes_again() {
         let stored = world.stored.0.borrow();
         (stored[0].session, stored[0].sequence)
     };
-    world.shard.handle_mail(world.now, Mail::Refused(vec![(session, sequence)]));
+    world.shard.handle_mail(world.now, Mail::NotStored(vec![(session, sequence)]));
     deliver(&mut world);
     assert_eq!(world.stored.0.borrow().len(), 2, "what was not kept is taken again");
     deliver(&mut world);
@@ -188,7 +181,7 @@ fn a_reading_that_is_not_durable_is_never_acknowledged_however_often_it_comes() 
 #[test]
 fn under_load_an_address_proves_itself_before_any_curve_work() {
     let mut world = World::new();
-    world.shard = World::shard_with(&world.registry, world.gateway, world.stored.clone(), 0);
+    world.shard = world.shard_with(Settings { retry_from: 0, ..testing::settings() });
     world.opened();
     let kinds: Vec<_> = world.seen.iter().map(|seen| seen.1).collect();
     assert_eq!(kinds[..4], [Kind::Hello, Kind::Retry, Kind::Hello, Kind::Accept]);
@@ -221,32 +214,24 @@ fn under_load_an_address_proves_itself_before_any_curve_work() {
 fn a_new_address_gets_no_more_bytes_than_came_from_it_until_it_answers() {
     let mut world = World::new();
     let mut device = world.opened();
-    let id = DeviceId([1; 8]);
-    let command = |size| {
-        let (answer, waiting) = tokio::sync::oneshot::channel();
-        let timeout = std::time::Duration::from_secs(5);
-        (duet::shard::Command { device: id, payload: vec![b'x'; size], timeout, answer }, waiting)
-    };
-
     device.send_reading(world.now.mono_us, 1, b"moved", false).unwrap();
     let mut out = [0; MESSAGE_MAX];
     let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
     let moved: SocketAddr = "203.0.113.5:77".parse().unwrap();
     world.shard.handle_datagram(world.now, moved, &out[..len]);
     world.shard.handle_turn(world.now);
-    let (long, _waiting) = command(500);
-    world.shard.handle_mail(world.now, Mail::Command(long));
+    world.command(1, &[b'x'; 500], 5);
     world.shard.handle_turn(world.now);
     assert!(world.shard.poll_transmit(&mut out).is_none(), "500 bytes for {len}");
 
-    let (second, mut refused) = command(1);
-    world.shard.handle_mail(world.now, Mail::Command(second));
-    assert!(refused.try_recv().unwrap().is_err(), "one command at a time (R80)");
+    world.command(2, b"x", 5);
+    let refused = Some((2, Err(CommandFailure::Busy)));
+    assert_eq!(world.command_result(), refused, "one command at a time (R80)");
     world.pass(5_000_000);
     world.shard.handle_turn(world.now);
 
-    let (short, mut answer) = command(1);
-    world.shard.handle_mail(world.now, Mail::Command(short));
+    assert_eq!(world.command_result(), Some((1, Err(CommandFailure::TimedOut))));
+    world.command(3, b"x", 5);
     world.shard.handle_turn(world.now);
     let sent = world.shard.poll_transmit(&mut out).unwrap();
     assert_eq!(sent.to, Path::Datagram(moved));
@@ -257,9 +242,8 @@ fn a_new_address_gets_no_more_bytes_than_came_from_it_until_it_answers() {
     let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
     world.shard.handle_datagram(world.now, moved, &out[..len]);
     world.shard.handle_turn(world.now);
-    assert_eq!(answer.try_recv().unwrap().unwrap(), b"ok");
-    let (long, _waiting) = command(500);
-    world.shard.handle_mail(world.now, Mail::Command(long));
+    assert_eq!(world.command_result(), Some((3, Ok(b"ok".to_vec()))));
+    world.command(1, &[b'x'; 500], 5);
     world.shard.handle_turn(world.now);
     let sent = world.shard.poll_transmit(&mut out).unwrap();
     assert!(sent.len > 500, "the address has answered: long commands go there now");
@@ -308,7 +292,7 @@ fn a_stream_is_closed_after_a_fixed_time_but_not_for_a_repeated_record() {
     let mut world = World::new();
     let mut device = world.device(1, PROFILE, Transport::Stream);
     device.open(world.now.mono_us);
-    let stream = StreamId::simulated(5);
+    let stream = StreamId(5);
     let mut out = [0; MESSAGE_MAX];
     let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
     world.shard.handle_message(world.now, stream, &out[..len]);
@@ -326,7 +310,7 @@ fn a_stream_is_closed_after_a_fixed_time_but_not_for_a_repeated_record() {
     world.shard.handle_turn(world.now);
     assert_eq!(world.shard.poll_close(), None);
 
-    let bad = StreamId::simulated(6);
+    let bad = StreamId(6);
     world.shard.handle_message(world.now, bad, b"nonsense");
     world.shard.handle_turn(world.now);
     assert_eq!(world.shard.poll_close(), None, "not before its time");

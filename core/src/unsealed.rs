@@ -5,17 +5,15 @@ use arrayvec::ArrayVec;
 use duet_aead::{Gcm, Record};
 use duet_protocol::record::nonce;
 use duet_protocol::wire::{DOWN_HEADER, DownHeader, SessionId, TAG};
-use rustc_hash::FxHashMap;
 use zeroize::Zeroize as _;
 
-use super::RECORD_BATCH;
-use super::keys::{Expanded, Needed};
-use super::session::Session;
-use crate::transport::Path;
+use crate::keys::{Expanded, Needed};
+use crate::sessions::Sessions;
+use crate::{Path, RECORD_BATCH};
 
 /// Messages of sessions before they are sealed.
 #[derive(Default)]
-pub(super) struct Unsealed {
+pub(crate) struct Unsealed {
     /// Each message's header, text and room for its tag.
     bytes: Vec<u8>,
     items: Vec<Item>,
@@ -30,7 +28,7 @@ struct Item {
 
 impl Unsealed {
     /// Adds a message.
-    pub(super) fn push(&mut self, session: SessionId, path: Path, header: DownHeader, text: &[u8]) {
+    pub(crate) fn push(&mut self, session: SessionId, path: Path, header: DownHeader, text: &[u8]) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&header.encode());
         self.bytes.extend_from_slice(text);
@@ -39,11 +37,11 @@ impl Unsealed {
     }
 
     /// Seals all of them and hands each to `send`; those whose sessions have ended meanwhile are left out.
-    pub(super) fn seal(
+    pub(crate) fn seal(
         &mut self,
         gcm: Gcm,
         expanded: &mut Expanded,
-        sessions: &FxHashMap<SessionId, Box<Session>>,
+        sessions: &Sessions,
         mut send: impl FnMut(Path, &[u8]),
     ) {
         let mut rest = self.bytes.as_mut_slice();
@@ -55,7 +53,7 @@ impl Unsealed {
             for item in items {
                 let (message, after) = chunk.split_at(item.len);
                 chunk = after;
-                if sessions.contains_key(&item.session) {
+                if sessions.find(item.session).is_some() {
                     send(item.path, message);
                 }
             }
@@ -68,7 +66,7 @@ impl Unsealed {
 fn seal_chunk(
     gcm: Gcm,
     expanded: &mut Expanded,
-    sessions: &FxHashMap<SessionId, Box<Session>>,
+    sessions: &Sessions,
     items: &[Item],
     bytes: &mut [u8],
 ) {
@@ -76,7 +74,7 @@ fn seal_chunk(
     let found: ArrayVec<_, RECORD_BATCH> = items
         .iter()
         .map(|item| {
-            let key = &sessions.get(&item.session)?.keys.down;
+            let key = &sessions.find(item.session)?.keys.down;
             Some((needed.place(key), key.iv()))
         })
         .collect();

@@ -12,7 +12,7 @@ use duet_protocol::identity::PublicKey;
 use hashbrown::HashTable;
 
 use super::Engine;
-use crate::shard::random;
+use crate::Random;
 
 /// The fewest tables: one chunk of work must find room at once.
 const SLOTS_MIN: usize = 32;
@@ -45,9 +45,10 @@ struct Tables {
 
 impl Batched {
     /// An engine that keeps the tables of up to `keys` devices, 4 KiB each, made as they come.
+    /// The seed, fresh and random, is for verifying signatures together.
     #[must_use]
-    pub fn new(backend: Backend, keys: usize) -> Self {
-        let curve = duet_curve::Engine::new(backend, &random());
+    pub fn new(backend: Backend, keys: usize, seed: &[u8; 32]) -> Self {
+        let curve = duet_curve::Engine::new(backend, seed);
         let tables = Tables {
             arenas: Vec::new(),
             most: keys.max(SLOTS_MIN),
@@ -148,7 +149,7 @@ fn scalar(secret: &SecretScalar) -> duet_curve::SecretScalar {
 }
 
 impl Engine for Batched {
-    type Kept = PointTable;
+    type PointTable = PointTable;
 
     fn decapsulate(
         &mut self,
@@ -243,8 +244,13 @@ impl Engine for Batched {
         answers
     }
 
-    fn sign(&mut self, secret: &SecretScalar, digests: &[[u8; 32]]) -> Vec<Option<Signature>> {
-        let randomness: Vec<[u8; 32]> = digests.iter().map(|_| random()).collect();
+    fn sign(
+        &mut self,
+        secret: &SecretScalar,
+        digests: &[[u8; 32]],
+        random: &mut Random,
+    ) -> Vec<Option<Signature>> {
+        let randomness: Vec<[u8; 32]> = digests.iter().map(|_| random.bytes()).collect();
         let items: Vec<_> = digests
             .iter()
             .zip(&randomness)

@@ -1,28 +1,16 @@
-//! A shard without I/O: the sessions of the devices whose slots it owns, the hellos of a turn,
-//! timers. Bytes and times come in by `handle_*`, messages and readings go out by `poll_*`; the
-//! transport, a simulator and a fuzzer drive the same code.
+//! A shard: the turn, the mail, and what a shard is made from.
 //!
-//! It owns its sessions alone: no lock is taken on the path of a record. What it shares with other
-//! threads is the registry's view and its mail.
+//! Its folder has the way of a HELLO (`handshakes`), of a record (`traffic`) and of a command (`commands`); each is a part
+//! of [`Shard`]. A shard owns its sessions alone, so no lock is taken on the path of a record. What it shares with other
+//! threads is its directory of devices and its mail.
 
-mod admission;
 mod commands;
-mod destinations;
-pub mod engine;
-mod hellos;
-mod keys;
-mod outbox;
-mod random;
-mod records;
-mod session;
-mod streams;
+mod handshakes;
 mod traffic;
-mod unsealed;
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use duet_aead::Gcm;
 use duet_protocol::ec::SecretScalar;
@@ -31,21 +19,18 @@ use duet_protocol::message::Down;
 use duet_protocol::reason::DropReason;
 use duet_protocol::record::scrub_stack;
 use duet_protocol::wire::{Kind, SessionId};
-use rustc_hash::FxHashMap;
 
-use self::admission::Waiting;
-pub use self::commands::Command;
-use self::commands::Sent;
-use self::engine::Engine;
-use self::keys::Expanded;
-use self::outbox::Outbox;
-pub(crate) use self::random::random;
-use self::records::Records;
-use self::session::Session;
-use self::streams::Streams;
-use self::unsealed::Unsealed;
-use crate::registry::View;
-use crate::transport::{Handler, Now, Path, StreamId, Transmit, shard_of};
+use self::commands::Commands;
+pub use self::commands::{Command, CommandFailure};
+use crate::engine::Engine;
+use crate::hello_queue::HelloQueue;
+use crate::keys::Expanded;
+use crate::outbox::Outbox;
+use crate::records::Records;
+use crate::sessions::Sessions;
+use crate::streams::Streams;
+use crate::unsealed::Unsealed;
+use crate::{Directory, Handler, Now, Path, Random, StreamId, Transmit, shard_of};
 
 /// The highest `fresh` of a device that the gateway has not met (R42).
 const FIRST_FRESH_MAX: u64 = 1 << 48;
@@ -54,8 +39,6 @@ const FRESH_JUMP_MAX: u64 = 1 << 40;
 /// The most hellos that are answered in one turn: larger batches gain little and keep records
 /// waiting.
 pub const BATCH_MAX: usize = 64;
-/// Records that are opened or sealed together; what that needs lies on the stack.
-const RECORD_BATCH: usize = 64;
 /// The most RESETs a second (R62).
 const RESETS_PER_S: u32 = 10_000;
 
@@ -94,17 +77,6 @@ pub struct Settings {
     pub hello_us: u64,
     /// How records are sealed and opened.
     pub gcm: Gcm,
-    /// Where it tells other threads how many sessions it has.
-    pub gauges: Arc<Gauges>,
-}
-
-/// What a shard tells of itself: it alone writes here.
-#[derive(Debug, Default)]
-pub struct Gauges {
-    /// Confirmed sessions.
-    pub sessions: AtomicU64,
-    /// Sessions that wait for their first record.
-    pub pending: AtomicU64,
 }
 
 /// A reading that a device sent, decrypted and authentic.
@@ -141,7 +113,7 @@ pub enum Mail {
     /// These readings are durable.
     Durable(Vec<(SessionId, u32)>),
     /// These readings were not stored: when they come again, they are taken again.
-    Refused(Vec<(SessionId, u32)>),
+    NotStored(Vec<(SessionId, u32)>),
     /// This device may no longer be connected.
     Revoked(DeviceId),
     /// A connected device is to do something.
@@ -150,17 +122,23 @@ pub enum Mail {
     Drain,
 }
 
-struct Challenge {
-    value: [u8; 16],
-    until_us: u64,
-}
-
-/// What a shard knows of a device beside its sessions.
-#[derive(Default)]
-struct Contact {
-    live: Option<SessionId>,
-    pending: Option<SessionId>,
-    challenge: Option<Box<Challenge>>,
+/// What a shard has to tell whoever drives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A [`Command`] has come to its end, whose token this is.
+    CommandResult {
+        /// The command's.
+        token: u64,
+        /// What the device answered, or why there is no answer.
+        result: Result<Vec<u8>, CommandFailure>,
+    },
+    /// This turn answered a batch of hellos.
+    HellosAnswered {
+        /// How many.
+        count: usize,
+        /// How long the oldest had waited, µs.
+        waited_us: u64,
+    },
 }
 
 /// What a shard counts.
@@ -182,34 +160,38 @@ pub struct Counts {
     pub unsent: u64,
 }
 
-/// A shard.
+/// The sessions of the devices whose slots are its own, without I/O.
+///
+/// Messages, closed streams and mail go in by the `handle_*` methods of [`Handler`]; after the input of a turn
+/// [`handle_turn`](Handler::handle_turn) answers it. Then whoever drives it asks `poll_transmit`, `poll_close` and
+/// [`poll_event`](Self::poll_event) until each has nothing more. Nothing in here blocks, and no input makes it panic.
 pub struct Shard<E, S> {
     settings: Settings,
-    view: Arc<View>,
+    directory: Arc<dyn Directory>,
     engine: E,
     sink: S,
-    /// Session ids and streams' numbers are the gateway's own choice: nobody can make them collide.
-    sessions: FxHashMap<SessionId, Box<Session>>,
-    contacts: HashMap<DeviceId, Contact>,
-    /// Pending sessions by their HELLO's digest and path kind, for repeated HELLOs.
-    cached: HashMap<[u8; 32], SessionId>,
-    hellos: Waiting,
+    random: Random,
+    sessions: Sessions,
+    /// Hellos that wait for the next batch.
+    hellos: HelloQueue,
+    /// Records of this turn, opened at its end as one batch.
     records: Records,
+    /// Room for the keys of a batch of records.
     expanded: Expanded,
-    pending: usize,
     /// Readings that are durable and not yet acknowledged.
     acking: Vec<(SessionId, u32)>,
-    /// What this turn has to say, sealed at its end as one batch.
+    /// What this turn has to say in its sessions, sealed at its end as one batch.
     unsealed: Unsealed,
-    commands: HashMap<u32, Sent>,
-    next_command: u32,
+    commands: Commands,
     out: Outbox,
+    events: VecDeque<Event>,
     streams: Streams,
     /// The time of the last turn.
     turn_us: u64,
-    next_sweep_us: u64,
+    /// When pending sessions are looked through next, and RESETs may be sent again.
+    next_second_us: u64,
     /// When confirmed sessions are looked through next.
-    next_look_us: u64,
+    next_idle_scan_us: u64,
     resets_left: u32,
     draining: bool,
     /// Whether keys were moved or destroyed in this turn, and copies may lie on the stack.
@@ -221,28 +203,32 @@ pub struct Shard<E, S> {
 impl<E: Engine, S: Sink> Shard<E, S> {
     /// A shard with no sessions.
     #[must_use]
-    pub fn new(settings: Settings, view: Arc<View>, engine: E, sink: S) -> Self {
+    pub fn new(
+        settings: Settings,
+        directory: Arc<dyn Directory>,
+        engine: E,
+        sink: S,
+        mut random: Random,
+    ) -> Self {
         Self {
             settings,
-            view,
+            directory,
             engine,
             sink,
-            sessions: FxHashMap::default(),
-            contacts: HashMap::new(),
-            cached: HashMap::new(),
-            hellos: Waiting::default(),
+            sessions: Sessions::default(),
+            hellos: HelloQueue::default(),
             records: Records::default(),
             expanded: Expanded::default(),
-            pending: 0,
             acking: Vec::new(),
             unsealed: Unsealed::default(),
-            commands: HashMap::new(),
-            next_command: u32::from_be_bytes(random()),
+            commands: Commands::new(u32::from_be_bytes(random.bytes())),
+            random,
             out: Outbox::default(),
+            events: VecDeque::new(),
             streams: Streams::default(),
             turn_us: 0,
-            next_sweep_us: 0,
-            next_look_us: 0,
+            next_second_us: 0,
+            next_idle_scan_us: 0,
             resets_left: RESETS_PER_S,
             draining: false,
             scrub: false,
@@ -250,10 +236,42 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
     }
 
+    /// What it was built from.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// How many sessions there are, pending ones included.
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// How many sessions wait for their first record.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.sessions.pending()
+    }
+
+    /// How many signatures took the slow path so far: more than a few mean that somebody makes them on purpose.
+    #[must_use]
+    pub fn slow_verifications(&self) -> u64 {
+        self.engine.slow_verifications()
+    }
+
+    /// What happened that whoever drives the shard is to know; asked after a turn, until `None`.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Asserts what holds of a shard between two calls, for tests.
+    ///
+    /// # Panics
+    /// When it does not hold.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn check(&self) {
+        self.sessions.check();
     }
 
     /// R91: one reason for each input. R88, R89: its stream is closed, always after the same time,
@@ -289,81 +307,27 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 
     /// Ends a session and destroys its keys (R81).
     fn end(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.remove(&id) else { return };
-        if let Some(pending) = &session.pending {
-            self.pending -= 1;
-            self.cached.remove(&pending.hello);
-        }
-        if let Some(contact) = self.contacts.get_mut(&session.device.credential.id) {
-            contact.live = contact.live.filter(|live| *live != id);
-            contact.pending = contact.pending.filter(|pending| *pending != id);
-        }
-        session.stream.into_iter().for_each(|stream| self.streams.leave(stream));
-        drop(session);
+        let ended = self.sessions.end(id);
+        ended.stream.into_iter().for_each(|stream| self.streams.leave(stream));
         self.scrub = true;
     }
 
-    fn publish(&self) {
-        let pending = self.pending;
-        let gauges = &self.settings.gauges;
-        gauges.pending.store(pending as u64, Ordering::Relaxed);
-        gauges.sessions.store((self.sessions.len() - pending) as u64, Ordering::Relaxed);
-        let shard = self.settings.index.to_string();
-        #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
-        {
-            let live = (self.sessions.len() - pending) as f64;
-            metrics::gauge!("duet_sessions", "shard" => shard.clone()).set(live);
-            metrics::gauge!("duet_sessions_pending", "shard" => shard.clone()).set(pending as f64);
-        }
-        for (reason, count) in DropReason::ALL.iter().zip(self.counts.drops) {
-            if count > 0 {
-                let labels = [("reason", reason.label().to_owned()), ("shard", shard.clone())];
-                metrics::counter!("duet_drops_total", &labels).absolute(count);
-            }
-        }
-        let Counts { accepts, accepts_retiring, confirmed, readings, resets, unsent, .. } =
-            self.counts;
-        // Per certificate: an operator retires one when no device uses it any more.
-        let accepts = [accepts - accepts_retiring, accepts_retiring];
-        for (GatewayKey { gateway, .. }, count) in self.settings.keys.iter().zip(accepts) {
-            let labels = [("key_id", gateway.key_id.to_string()), ("shard", shard.clone())];
-            metrics::counter!("duet_accepts_total", &labels).absolute(count);
-        }
-        metrics::counter!("duet_sessions_confirmed_total", "shard" => shard.clone())
-            .absolute(confirmed);
-        metrics::counter!("duet_readings_total", "shard" => shard.clone()).absolute(readings);
-        metrics::counter!("duet_resets_total", "shard" => shard.clone()).absolute(resets);
-        metrics::counter!("duet_slow_verifications_total", "shard" => shard.clone())
-            .absolute(self.engine.slow_verifications());
-        metrics::counter!("duet_unsent_total", "shard" => shard).absolute(unsent);
-    }
-
-    fn sweep(&mut self, now: Now) {
-        if now.mono_us < self.next_sweep_us {
+    /// What is done once a second: sessions end whose time is over.
+    fn each_second(&mut self, now: Now) {
+        if now.mono_us < self.next_second_us {
             return;
         }
-        self.next_sweep_us = now.mono_us + 1_000_000;
+        self.next_second_us = now.mono_us + 1_000_000;
         self.resets_left = RESETS_PER_S;
         let Settings { idle_us, pending_us, lifetime_s, .. } = self.settings;
-        // Every pending session is listed under its HELLO.
-        let pending = self.cached.values().filter_map(|id| Some((id, self.sessions.get(id)?)));
-        let mut ended: Vec<_> = pending
-            .filter(|(_, session)| now.mono_us.saturating_sub(session.since_us) >= pending_us)
-            .map(|(id, _)| *id)
-            .collect();
+        let mut over = self.sessions.pending_for(now, pending_us);
         // The others may be a million, and have hours: they are looked through less often.
-        if now.mono_us >= self.next_look_us {
-            self.next_look_us = now.mono_us + (idle_us / 60).clamp(1_000_000, 60_000_000);
-            let over = |session: &Session| {
-                let age = now.mono_us.saturating_sub(session.since_us);
-                let silence = now.mono_us.saturating_sub(session.heard_us);
-                session.pending.is_none()
-                    && (silence >= idle_us || age >= u64::from(lifetime_s) * 1_000_000)
-            };
-            ended.extend(self.sessions.iter().filter(|(_, one)| over(one)).map(|(id, _)| *id));
+        if now.mono_us >= self.next_idle_scan_us {
+            self.next_idle_scan_us = now.mono_us + (idle_us / 60).clamp(1_000_000, 60_000_000);
+            let lifetime_us = u64::from(lifetime_s) * 1_000_000;
+            over.extend(self.sessions.idle_for(now, idle_us, lifetime_us));
         }
-        ended.into_iter().for_each(|id| self.end(id));
-        self.publish();
+        over.into_iter().for_each(|id| self.end(id));
     }
 
     /// Acknowledges what has become durable, session by session.
@@ -372,7 +336,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.acking.dedup();
         for durable in self.acking.chunk_by(|one, next| one.0 == next.0) {
             let id = durable[0].0;
-            if let Some(session) = self.sessions.get_mut(&id) {
+            if let Some(session) = self.sessions.find_mut(id) {
                 let numbers = durable.iter().map(|(_, sequence)| *sequence);
                 session.prepare_acks(id, numbers, &mut self.unsealed);
             }
@@ -381,7 +345,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     fn close_session(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.get_mut(&id) {
+        if let Some(session) = self.sessions.find_mut(id) {
             let mut close = Unsealed::default();
             session.prepare(id, Down::Close, &mut close);
             close.seal(self.settings.gcm, &mut self.expanded, &self.sessions, |path, message| {
@@ -412,33 +376,27 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
             Mail::Durable(readings) => {
                 // R74: only what is durable is acknowledged.
                 for (id, sequence) in readings {
-                    if let Some(session) = self.sessions.get_mut(&id) {
+                    if let Some(session) = self.sessions.find_mut(id) {
                         session.stored.take(sequence);
                         self.acking.push((id, sequence));
                     }
                 }
             }
-            Mail::Refused(readings) => {
+            Mail::NotStored(readings) => {
                 for (id, sequence) in readings {
-                    if let Some(session) = self.sessions.get_mut(&id) {
+                    if let Some(session) = self.sessions.find_mut(id) {
                         session.window.give_back(sequence);
                     }
                 }
             }
             Mail::Revoked(device) => {
-                let Some(contact) = self.contacts.remove(&device) else { return };
-                contact
-                    .live
-                    .into_iter()
-                    .chain(contact.pending)
-                    .for_each(|id| self.close_session(id));
+                self.sessions.of(&device).for_each(|id| self.close_session(id));
+                self.sessions.forget(&device);
             }
             Mail::Command(command) => self.handle_command(now, command),
             Mail::Drain => {
                 self.draining = true;
-                let all: Vec<_> = self.sessions.keys().copied().collect();
-                all.into_iter().for_each(|id| self.close_session(id));
-                self.publish();
+                self.sessions.ids().into_iter().for_each(|id| self.close_session(id));
             }
         }
     }
@@ -459,7 +417,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
             },
         );
         self.counts.unsent = self.out.unsent;
-        self.sweep(now);
+        self.each_second(now);
         if std::mem::take(&mut self.scrub) {
             scrub_stack();
         }
@@ -478,8 +436,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
             return Some(0);
         }
         let close = self.streams.next_us();
-        let command = self.commands.values().map(|sent| sent.resend_us.min(sent.until_us)).min();
-        [Some(self.next_sweep_us), command, close].into_iter().flatten().min()
+        [Some(self.next_second_us), self.commands.next_us(), close].into_iter().flatten().min()
     }
 
     fn is_finished(&self) -> bool {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-use crate::transport::StreamId;
+use crate::StreamId;
 
 /// How long after a discarded message its stream is closed, µs (R89).
 const CLOSE_AFTER_US: u64 = 1_000_000;
@@ -28,7 +28,7 @@ enum State {
 
 /// The streams that brought messages.
 #[derive(Default)]
-pub(super) struct Streams {
+pub(crate) struct Streams {
     states: FxHashMap<StreamId, State>,
     /// In the order of time, as each waits equally long.
     failed: VecDeque<(u64, StreamId)>,
@@ -38,7 +38,7 @@ pub(super) struct Streams {
 
 impl Streams {
     /// A message came.
-    pub(super) fn arrived(&mut self, now_us: u64, stream: StreamId) {
+    pub(crate) fn arrived(&mut self, now_us: u64, stream: StreamId) {
         self.states.entry(stream).or_insert_with(|| {
             self.looks.push_back((now_us + PROOF_WITHIN_US, stream));
             State::Unproven
@@ -46,7 +46,7 @@ impl Streams {
     }
 
     /// A session's newest record came over it: from now on the session speaks there.
-    pub(super) fn join(&mut self, stream: StreamId) {
+    pub(crate) fn join(&mut self, stream: StreamId) {
         if let Some(state) = self.states.get_mut(&stream) {
             *state = match *state {
                 State::Unproven | State::Left | State::Silent => State::Proven(1),
@@ -57,7 +57,7 @@ impl Streams {
     }
 
     /// A session that spoke over it has ended, or speaks elsewhere.
-    pub(super) fn leave(&mut self, stream: StreamId) {
+    pub(crate) fn leave(&mut self, stream: StreamId) {
         if let Some(state) = self.states.get_mut(&stream)
             && let State::Proven(sessions) = *state
         {
@@ -66,7 +66,7 @@ impl Streams {
     }
 
     /// One of its messages was discarded.
-    pub(super) fn fail(&mut self, now_us: u64, stream: StreamId) {
+    pub(crate) fn fail(&mut self, now_us: u64, stream: StreamId) {
         if let Some(state) = self.states.get_mut(&stream)
             && *state != State::Failed
         {
@@ -76,12 +76,12 @@ impl Streams {
     }
 
     /// It is gone.
-    pub(super) fn closed(&mut self, stream: StreamId) {
+    pub(crate) fn closed(&mut self, stream: StreamId) {
         self.states.remove(&stream);
     }
 
     /// The next stream to close.
-    pub(super) fn poll(&mut self, now_us: u64) -> Option<StreamId> {
+    pub(crate) fn poll(&mut self, now_us: u64) -> Option<StreamId> {
         let due = |(due_us, _): &mut (u64, StreamId)| *due_us <= now_us;
         if let Some((_, stream)) = self.failed.pop_front_if(due) {
             return Some(stream);
@@ -103,7 +103,7 @@ impl Streams {
     }
 
     /// When to [`poll`](Self::poll).
-    pub(super) fn next_us(&self) -> Option<u64> {
+    pub(crate) fn next_us(&self) -> Option<u64> {
         let first = |queue: &VecDeque<(u64, StreamId)>| queue.front().map(|(due_us, _)| *due_us);
         first(&self.failed).into_iter().chain(first(&self.looks)).min()
     }

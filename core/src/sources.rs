@@ -40,11 +40,15 @@ impl SourceSet {
         every().filter(move |source| self.contains(*source))
     }
 
-    pub(super) fn bits(self) -> u8 {
+    /// The set as bits, which never change their meaning.
+    #[must_use]
+    pub fn bits(self) -> u8 {
         self.0
     }
 
-    pub(super) fn from_bits(bits: u8) -> Option<Self> {
+    /// The set with these bits; `None` if it is empty or there are unknown ones.
+    #[must_use]
+    pub fn from_bits(bits: u8) -> Option<Self> {
         (bits != 0 && bits & !Self::ALL.0 == 0).then_some(Self(bits))
     }
 }

@@ -10,7 +10,7 @@ use duet_protocol::schedule;
 use duet_protocol::wire::{Hello, Retry};
 use subtle::ConstantTimeEq as _;
 
-use crate::transport::{Now, Path};
+use crate::{Now, Path};
 
 /// The most hellos that wait for their batch (R93).
 const WAITING_MAX: usize = 512;
@@ -28,7 +28,7 @@ const HORIZON_US: u64 = 4_000_000;
 
 /// The hellos that wait, in order of arrival.
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(crate) struct HelloQueue {
     hellos: VecDeque<(Path, Hello)>,
     /// When each of them came, µs.
     arrived_us: VecDeque<u64>,
@@ -37,7 +37,7 @@ pub(super) struct Waiting {
     /// From when on there is room for one that is sent away now.
     next_slot_us: u64,
     /// When the hellos wasted so far are forgiven.
-    forgiven_us: u64,
+    bucket_empty_us: u64,
     /// What a HELLO has cost of late, ns; 0 at first.
     cost_ns: u64,
     /// Whether any was refused since the last batch.
@@ -47,9 +47,9 @@ pub(super) struct Waiting {
 }
 
 /// Why a HELLO does not wait, and what its sender is told.
-pub(super) struct Refusal {
-    pub(super) reason: DropReason,
-    pub(super) retry: Option<Retry>,
+pub(crate) struct Refusal {
+    pub(crate) reason: DropReason,
+    pub(crate) retry: Option<Retry>,
 }
 
 impl From<DropReason> for Refusal {
@@ -60,12 +60,12 @@ impl From<DropReason> for Refusal {
 
 /// What admission is decided by.
 #[derive(Clone, Copy)]
-pub(super) struct Policy<'a> {
-    pub(super) node_key: &'a [u8; 32],
+pub(crate) struct Policy<'a> {
+    pub(crate) node_key: &'a [u8; 32],
     /// From how many waiting hellos on a datagram's address must prove itself.
-    pub(super) retry_from: usize,
+    pub(crate) retry_from: usize,
     /// What a HELLO costs at least, µs.
-    pub(super) hello_us: u64,
+    pub(crate) hello_us: u64,
 }
 
 fn mapped(ip: IpAddr) -> Ipv6Addr {
@@ -86,13 +86,13 @@ fn source(path: Path) -> Option<IpAddr> {
     }
 }
 
-impl Waiting {
-    pub(super) fn is_empty(&self) -> bool {
+impl HelloQueue {
+    pub(crate) fn is_empty(&self) -> bool {
         self.hellos.is_empty()
     }
 
     /// Queues a HELLO, or says why not. Nothing is kept of one that is refused (R51).
-    pub(super) fn admit(
+    pub(crate) fn enqueue(
         &mut self,
         now: Now,
         path: Path,
@@ -133,24 +133,24 @@ impl Waiting {
     /// Whether more hellos were worth nothing of late than honest devices can explain: then
     /// elliptic-curve work is for those only who prove that they receive.
     fn is_flooded(&self, now: Now) -> bool {
-        self.forgiven_us > now.mono_us + WASTED_MAX * 1_000_000 / WASTED_PER_S
+        self.bucket_empty_us > now.mono_us + WASTED_MAX * 1_000_000 / WASTED_PER_S
     }
 
     /// So many of the hellos that were taken, from addresses that had proven nothing, drew no ACCEPT.
-    pub(super) fn wasted(&mut self, now: Now, count: u64) {
+    pub(crate) fn count_worthless(&mut self, now: Now, count: u64) {
         let cost_us = count * 1_000_000 / WASTED_PER_S;
         // A batch may be worth nothing as a whole; more is not held against those that follow.
         let most_us = now.mono_us + 2 * WASTED_MAX * 1_000_000 / WASTED_PER_S;
-        self.forgiven_us = (self.forgiven_us.max(now.mono_us) + cost_us).min(most_us);
+        self.bucket_empty_us = (self.bucket_empty_us.max(now.mono_us) + cost_us).min(most_us);
     }
 
     /// When the oldest came, µs.
-    pub(super) fn oldest_us(&self) -> Option<u64> {
+    pub(crate) fn oldest_us(&self) -> Option<u64> {
         self.arrived_us.front().copied()
     }
 
     /// Takes the oldest hellos, at most this many.
-    pub(super) fn take(&mut self, now: Now, most: usize) -> Vec<(Path, Hello)> {
+    pub(crate) fn take(&mut self, now: Now, most: usize) -> Vec<(Path, Hello)> {
         // While hellos wait, the time from batch to batch is what those of one cost, unless it also went
         // into sending others away: that is done once for each, however long they then wait.
         let refused = std::mem::take(&mut self.refused);
@@ -248,7 +248,7 @@ mod tests {
     use duet_protocol::wire::Kind;
 
     use super::*;
-    use crate::transport::StreamId;
+    use crate::StreamId;
 
     const POLICY: Policy<'static> = Policy { node_key: &[7; 32], retry_from: 4, hello_us: 1_000 };
 
@@ -290,36 +290,38 @@ mod tests {
 
     #[test]
     fn under_load_an_address_proves_itself_and_a_cookie_is_good_for_it_alone() {
-        let mut waiting = Waiting::default();
+        let mut waiting = HelloQueue::default();
         for number in 0..4 {
-            assert!(waiting.admit(now(0), from(1, number), hello(number), POLICY).is_ok());
+            assert!(waiting.enqueue(now(0), from(1, number), hello(number), POLICY).is_ok());
         }
-        let (reason, retry) = refused(waiting.admit(now(0), from(1, 9), hello(9), POLICY));
+        let (reason, retry) = refused(waiting.enqueue(now(0), from(1, 9), hello(9), POLICY));
         assert_eq!(reason, DropReason::Unvalidated);
         let retry = retry.unwrap();
-        let stolen = waiting.admit(now(0), from(2, 9), with_cookie(9, &retry), POLICY);
+        let stolen = waiting.enqueue(now(0), from(2, 9), with_cookie(9, &retry), POLICY);
         assert_eq!(refused(stolen).0, DropReason::Cookie);
-        let other = waiting.admit(now(0), from(1, 9), with_cookie(8, &retry), POLICY);
+        let other = waiting.enqueue(now(0), from(1, 9), with_cookie(8, &retry), POLICY);
         assert_eq!(refused(other).0, DropReason::Cookie);
         let late = now(2 * COOKIE_EPOCH_US);
-        let old = waiting.admit(late, from(1, 9), with_cookie(9, &retry), POLICY);
+        let old = waiting.enqueue(late, from(1, 9), with_cookie(9, &retry), POLICY);
         assert_eq!(refused(old).0, DropReason::Cookie);
         assert!(
-            waiting.admit(now(COOKIE_EPOCH_US), from(1, 9), with_cookie(9, &retry), POLICY).is_ok()
+            waiting
+                .enqueue(now(COOKIE_EPOCH_US), from(1, 9), with_cookie(9, &retry), POLICY)
+                .is_ok()
         );
-        let again = waiting.admit(now(0), from(1, 9), with_cookie(9, &retry), POLICY);
+        let again = waiting.enqueue(now(0), from(1, 9), with_cookie(9, &retry), POLICY);
         assert_eq!(refused(again).0, DropReason::Repeated);
-        let stream = waiting.admit(now(0), Path::Stream(StreamId::simulated(1)), hello(10), POLICY);
+        let stream = waiting.enqueue(now(0), Path::Stream(StreamId(1)), hello(10), POLICY);
         assert!(stream.is_ok(), "a stream's address has proven itself");
     }
 
     #[test]
     fn one_source_leaves_room_for_others_and_the_queue_has_an_end() {
-        let mut waiting = Waiting::default();
-        let admit = |waiting: &mut Waiting, host, number| {
-            let first = waiting.admit(now(0), from(host, number), hello(number), POLICY);
+        let mut waiting = HelloQueue::default();
+        let admit = |waiting: &mut HelloQueue, host, number| {
+            let first = waiting.enqueue(now(0), from(host, number), hello(number), POLICY);
             let Err(Refusal { retry: Some(retry), .. }) = first else { return first };
-            waiting.admit(now(0), from(host, number), with_cookie(number, &retry), POLICY)
+            waiting.enqueue(now(0), from(host, number), with_cookie(number, &retry), POLICY)
         };
         let share = u16::try_from(SOURCE_MAX).unwrap();
         for number in 0..share {
@@ -342,30 +344,30 @@ mod tests {
 
     #[test]
     fn a_flood_of_worthless_hellos_is_asked_first_and_takes_no_slots() {
-        let mut waiting = Waiting::default();
-        waiting.wasted(now(0), WASTED_MAX);
-        assert!(waiting.admit(now(0), from(1, 0), hello(0), POLICY).is_ok(), "not yet a flood");
-        waiting.wasted(now(0), 50);
+        let mut waiting = HelloQueue::default();
+        waiting.count_worthless(now(0), WASTED_MAX);
+        assert!(waiting.enqueue(now(0), from(1, 0), hello(0), POLICY).is_ok(), "not yet a flood");
+        waiting.count_worthless(now(0), 50);
         for number in 1..20_000 {
             let (reason, retry) =
-                refused(waiting.admit(now(0), from(1, number), hello(number), POLICY));
+                refused(waiting.enqueue(now(0), from(1, number), hello(number), POLICY));
             assert_eq!((reason, retry.unwrap().wait_10ms), (DropReason::Unvalidated, 0));
         }
-        let refusal = waiting.admit(now(0), from(1, 1), hello(1), POLICY);
+        let refusal = waiting.enqueue(now(0), from(1, 1), hello(1), POLICY);
         let retry = refused(refusal).1.unwrap();
-        assert!(waiting.admit(now(0), from(1, 1), with_cookie(1, &retry), POLICY).is_ok());
+        assert!(waiting.enqueue(now(0), from(1, 1), with_cookie(1, &retry), POLICY).is_ok());
         // Half a second later fifty are forgiven.
-        assert!(waiting.admit(now(500_000), from(1, 2), hello(2), POLICY).is_ok());
+        assert!(waiting.enqueue(now(500_000), from(1, 2), hello(2), POLICY).is_ok());
     }
 
     #[test]
     fn slots_are_as_far_apart_as_hellos_really_take() {
-        let mut waiting = Waiting::default();
+        let mut waiting = HelloQueue::default();
         let mut number = 0;
         for turn in 0..40 {
             while waiting.hellos.len() < POLICY.retry_from {
                 let admitted =
-                    waiting.admit(now(turn * 6_000), from(1, number), hello(number), POLICY);
+                    waiting.enqueue(now(turn * 6_000), from(1, number), hello(number), POLICY);
                 assert!(admitted.is_ok());
                 number += 1;
             }
@@ -373,10 +375,10 @@ mod tests {
             assert_eq!(waiting.take(now(turn * 6_000), 2).len(), 2);
         }
         let time = now(40 * 6_000);
-        assert!(waiting.admit(time, from(1, 998), hello(998), POLICY).is_ok());
-        assert!(waiting.admit(time, from(1, 999), hello(999), POLICY).is_ok());
+        assert!(waiting.enqueue(time, from(1, 998), hello(998), POLICY).is_ok());
+        assert!(waiting.enqueue(time, from(1, 999), hello(999), POLICY).is_ok());
         let mut wait_ms = |number| {
-            let refusal = waiting.admit(time, from(2, number), hello(number), POLICY);
+            let refusal = waiting.enqueue(time, from(2, number), hello(number), POLICY);
             u64::from(refused(refusal).1.unwrap().wait_10ms) * 10
         };
         let first_ms = wait_ms(1_000);
@@ -386,13 +388,13 @@ mod tests {
 
     #[test]
     fn a_storm_is_told_to_come_back_one_after_the_other() {
-        let mut waiting = Waiting::default();
+        let mut waiting = HelloQueue::default();
         for number in 0..4 {
-            assert!(waiting.admit(now(0), from(1, number), hello(number), POLICY).is_ok());
+            assert!(waiting.enqueue(now(0), from(1, number), hello(number), POLICY).is_ok());
         }
         let mut in_second = [0u32; 4];
         for number in 4..4_000 {
-            let refusal = waiting.admit(now(0), from(2, number), hello(number), POLICY);
+            let refusal = waiting.enqueue(now(0), from(2, number), hello(number), POLICY);
             let retry = refused(refusal).1.unwrap();
             in_second[usize::from(retry.wait_10ms / 100)] += 1;
         }

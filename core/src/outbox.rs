@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::transport::{Path, Transmit};
+use crate::{Path, Transmit};
 
 /// The most messages that wait (R93); the transport takes a quarter of them a turn.
 const MESSAGES_MAX: usize = 16_384;
@@ -12,17 +12,17 @@ const KEPT_MAX: usize = 1 << 20;
 
 /// Messages with their destinations, in order.
 #[derive(Default)]
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     queue: VecDeque<(Path, usize)>,
     /// The messages one after the other; those before `taken` have left.
     bytes: Vec<u8>,
     taken: usize,
     /// How many found no room.
-    pub(super) unsent: u64,
+    pub(crate) unsent: u64,
 }
 
 impl Outbox {
-    pub(super) fn push(&mut self, path: Path, message: &[u8]) {
+    pub(crate) fn push(&mut self, path: Path, message: &[u8]) {
         if self.queue.len() < MESSAGES_MAX {
             self.push_last(path, message);
         } else {
@@ -31,7 +31,7 @@ impl Outbox {
     }
 
     /// A session's last message, for which nobody can ask again: there is one a session.
-    pub(super) fn push_last(&mut self, path: Path, message: &[u8]) {
+    pub(crate) fn push_last(&mut self, path: Path, message: &[u8]) {
         // What has left makes room as soon as it is most of the memory, so that each byte moves at most once on average.
         if self.taken > self.bytes.len() / 2 {
             self.bytes.drain(..self.taken);
@@ -42,7 +42,7 @@ impl Outbox {
     }
 
     /// Writes the next message into `out`.
-    pub(super) fn pop(&mut self, out: &mut [u8]) -> Option<Transmit> {
+    pub(crate) fn pop(&mut self, out: &mut [u8]) -> Option<Transmit> {
         let Some((to, len)) = self.queue.pop_front() else {
             self.bytes.clear();
             self.bytes.shrink_to(KEPT_MAX);
@@ -54,7 +54,7 @@ impl Outbox {
         Some(Transmit { to, len })
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 }
@@ -62,7 +62,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::StreamId;
+    use crate::StreamId;
 
     #[test]
     fn messages_leave_as_they_came_however_many_wait() {
@@ -72,13 +72,13 @@ mod tests {
         let mut out = [0; 1_024];
         for round in 0..3_000 {
             for _ in 0..round % 7 {
-                outbox.push(Path::Stream(StreamId::simulated(came as u64)), &message(came));
+                outbox.push(Path::Stream(StreamId(came as u64)), &message(came));
                 came += 1;
             }
             // Sometimes all of them, mostly fewer than came.
             for _ in 0..if round % 500 == 0 { usize::MAX } else { round % 6 } {
                 let Some(Transmit { to, len }) = outbox.pop(&mut out) else { break };
-                assert_eq!(to, Path::Stream(StreamId::simulated(left as u64)));
+                assert_eq!(to, Path::Stream(StreamId(left as u64)));
                 assert_eq!(out[..len], message(left));
                 left += 1;
             }
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn too_many_are_counted_and_the_last_of_a_session_always_goes() {
         let mut outbox = Outbox::default();
-        let path = Path::Stream(StreamId::simulated(1));
+        let path = Path::Stream(StreamId(1));
         for _ in 0..MESSAGES_MAX + 3 {
             outbox.push(path, b"x");
         }

@@ -5,8 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::SocketAddr;
 
-use duet::shard::Mail;
-use duet::transport::{Handler as _, Path};
+use duet_core::{Handler as _, Mail, Path};
 use duet_protocol::device::{Device, Event};
 use duet_protocol::ec::Software;
 use duet_protocol::profile::{Profile, Transport};
@@ -137,6 +136,7 @@ impl Run {
             self.deliver(arrival);
         }
         self.world.shard.handle_turn(self.world.now);
+        self.world.shard.check();
         self.hand_over();
         let mut out = [0; MESSAGE_MAX];
         while let Some(sent) = self.world.shard.poll_transmit(&mut out) {
@@ -167,10 +167,7 @@ impl Run {
                 let mail = Mail::Durable(readings.collect());
                 self.world.shard.handle_mail(self.world.now, mail);
             }
-            Arrival::Restart => {
-                let World { registry, gateway, stored, .. } = &self.world;
-                self.world.shard = World::shard(registry, *gateway, stored.clone());
-            }
+            Arrival::Restart => self.world.restart(),
         }
     }
 

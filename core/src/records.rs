@@ -8,13 +8,12 @@ use duet_protocol::wire::{SessionId, TAG, UP_HEADER, UpHeader};
 
 use zeroize::Zeroize as _;
 
-use super::RECORD_BATCH;
-use super::keys::{Expanded, Needed};
-use crate::transport::Path;
+use crate::keys::{Expanded, Needed};
+use crate::{Path, RECORD_BATCH};
 
 /// Records as they came, until the end of the turn; then their texts.
 #[derive(Default)]
-pub(super) struct Records {
+pub(crate) struct Records {
     bytes: Vec<u8>,
     items: Vec<Item>,
 }
@@ -27,17 +26,17 @@ struct Item {
 }
 
 impl Records {
-    pub(super) const fn is_empty(&self) -> bool {
+    pub(crate) const fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
-    pub(super) fn push(&mut self, path: Path, header: UpHeader, message: &[u8]) {
+    pub(crate) fn push(&mut self, path: Path, header: UpHeader, message: &[u8]) {
         self.bytes.extend_from_slice(message);
         self.items.push(Item { path, header, len: message.len(), opened: false });
     }
 
     /// Opens all of them in place; a record without a key stays closed.
-    pub(super) fn open<'k>(
+    pub(crate) fn open<'k>(
         &mut self,
         gcm: Gcm,
         expanded: &mut Expanded,
@@ -52,7 +51,7 @@ impl Records {
     }
 
     /// The records in order of arrival, with their texts where they opened.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Path, UpHeader, Option<&[u8]>)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Path, UpHeader, Option<&[u8]>)> {
         let mut start = 0;
         self.items.iter().map(move |item| {
             let message = &self.bytes[start..start + item.len];
@@ -62,7 +61,7 @@ impl Records {
         })
     }
 
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.bytes.clear();
         self.items.clear();
     }

@@ -1,0 +1,119 @@
+//! A device as a shard knows it, and the place where a shard looks devices up.
+//!
+//! Whoever keeps the devices (the registry, a test) makes a [`Device`] for each one that may connect and shares it with
+//! the shards. A shard changes one thing in it, the freshness mark; the owner changes one, that the device was revoked.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use duet_protocol::identity::{Credential, DeviceId};
+
+use crate::SourceSet;
+
+/// Where shards look devices up. Many threads ask at once, so an answer must not wait for anything.
+pub trait Directory: Send + Sync {
+    /// The device with this id, if it may connect.
+    fn look_up(&self, id: &DeviceId) -> Option<Arc<Device>>;
+
+    /// A device's mark moved: see to it that it is saved before long.
+    fn save_later(&self, device: &Arc<Device>);
+}
+
+/// A device that may connect. It holds its credential, so it has no `Debug`.
+pub struct Device {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What its proof is checked against.
+    pub credential: Credential,
+    /// The key sources it may use.
+    pub sources: SourceSet,
+    /// When its certificate is valid, Unix seconds; `None` where there is no certificate.
+    pub valid_s: Option<RangeInclusive<i64>>,
+    mark: AtomicU64,
+    listed: AtomicBool,
+    revoked: AtomicBool,
+}
+
+impl Device {
+    /// A device that never had a session.
+    #[must_use]
+    pub fn new(
+        name: Arc<str>,
+        credential: Credential,
+        sources: SourceSet,
+        valid_s: Option<RangeInclusive<i64>>,
+    ) -> Self {
+        let (listed, revoked) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { name, credential, sources, valid_s, mark: AtomicU64::new(0), listed, revoked }
+    }
+
+    /// The same device with its mark from before.
+    #[must_use]
+    pub fn with_mark(self, mark: u64) -> Self {
+        Self { mark: AtomicU64::new(mark), ..self }
+    }
+
+    /// The highest `fresh` of a confirmed session.
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        self.mark.load(Ordering::Acquire)
+    }
+
+    /// Raises the mark, which is never lowered; whether it moved.
+    pub fn raise_mark(&self, value: u64) -> bool {
+        self.mark.fetch_max(value, Ordering::AcqRel) < value
+    }
+
+    /// Claims the device's place in the list of marks to save; false if it is listed already.
+    #[must_use]
+    pub fn enlist(&self) -> bool {
+        !self.listed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Gives that place up. Call it before the mark is read, so that a later move lists the device again.
+    pub fn delist(&self) {
+        self.listed.store(false, Ordering::Release);
+    }
+
+    /// Whether the device was revoked or removed since it was looked up. Whoever keeps a device
+    /// across turns asks this before a session is confirmed.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    /// From now on it may not connect, and is not listened to.
+    pub fn revoke(&self) {
+        self.revoked.store(true, Ordering::Release);
+    }
+
+    /// Whether it may connect at this time, Unix seconds (R39).
+    #[must_use]
+    pub fn may_connect(&self, unix_s: i64) -> bool {
+        !self.is_revoked() && self.valid_s.as_ref().is_none_or(|valid| valid.contains(&unix_s))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use duet_protocol::identity::RegistrationKey;
+
+    use super::*;
+
+    #[test]
+    fn a_mark_only_rises_and_its_device_is_listed_once() {
+        let credential = Credential::registered_id(DeviceId([1; 8]), RegistrationKey([2; 32]));
+        let device =
+            Device::new("d".into(), credential, SourceSet::default(), Some(5..=9)).with_mark(10);
+        assert!(!device.raise_mark(10) && device.raise_mark(12) && !device.raise_mark(11));
+        assert_eq!(device.mark(), 12);
+        assert!(device.enlist() && !device.enlist());
+        device.delist();
+        assert!(device.enlist());
+        assert!([4, 10].iter().all(|at| !device.may_connect(*at)));
+        assert!(device.may_connect(5) && device.may_connect(9));
+        device.revoke();
+        assert!(device.is_revoked() && !device.may_connect(5));
+    }
+}

@@ -1,0 +1,51 @@
+//! The gateway's core, without I/O.
+//!
+//! A [`Shard`] owns the sessions of the devices whose slots are its own. Bytes, times and mail from other threads go in
+//! by `handle_*`; when the input of a turn is complete, [`handle_turn`](Handler::handle_turn) does the work that is worth
+//! doing in batches; messages, events and streams to close come out by `poll_*`, which are asked until they have nothing
+//! more. The transport, a simulator and a fuzzer drive the same code by the same trait, [`Handler`].
+//!
+//! Nothing in this crate opens a socket or a file, starts a thread, or asks for the time or for randomness: all four are
+//! arguments. What it has to know of devices it looks up in a [`Directory`], readings leave it through a [`Sink`], and what
+//! it counts lies in [`Counts`] for whoever wants to publish it.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `drive` | the contract by which a shard is driven, and the types that cross it |
+//! | `shard` | a shard: its turn, its mail; in its folder the way of a HELLO, of a record and of a command |
+//! | `sessions` | the session table: every index of sessions, behind few verbs |
+//! | `hello_queue` | which hellos may wait for elliptic-curve work |
+//! | `engine` | that work, as batches |
+//! | `records`, `unsealed`, `keys` | the record layer's batches |
+//! | `streams` | when streams are to be closed |
+//! | `outbox` | what waits to be sent |
+
+mod destinations;
+mod device;
+mod drive;
+pub mod engine;
+mod hello_queue;
+mod keys;
+mod outbox;
+mod random;
+mod records;
+mod session;
+mod sessions;
+mod shard;
+mod sources;
+mod streams;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod unsealed;
+
+pub use self::device::{Device, Directory};
+pub use self::drive::{Handler, MESSAGE_MAX, Now, Path, StreamId, Transmit, shard_of};
+pub use self::random::Random;
+pub use self::shard::{
+    BATCH_MAX, Command, CommandFailure, Counts, Event, GatewayKey, Mail, Reading, Settings, Shard,
+    Sink,
+};
+pub use self::sources::{SourceSet, UnknownSource};
+
+/// Records that are opened or sealed together; what that needs lies on the stack.
+const RECORD_BATCH: usize = 64;
