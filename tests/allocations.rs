@@ -137,7 +137,12 @@ fn world() -> (MailSender<Mail>, std::thread::JoinHandle<()>, Vec<Client>) {
         ..transport::Settings::default()
     })
     .unwrap();
-    let settings = duet_core::Settings { retry_from: 500, ..testing::settings() };
+    let settings = duet_core::Settings {
+        sessions_max: 1_000,
+        pending_max: 500,
+        retry_from: 500,
+        ..testing::settings()
+    };
     let (io, mail) = (bound.shards.remove(0), bound.mail.remove(0));
     let own = mail.clone();
     let thread = std::thread::spawn(move || {
