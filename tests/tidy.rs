@@ -141,7 +141,8 @@ fn mismatches(document: &str, sources: &[Source], not_yet: &[u32]) -> Vec<String
 
 #[test]
 fn every_requirement_is_cited_and_every_citation_is_defined() {
-    let folders = ["protocol/src", "protocol/tests", "core/src", "core/tests", "device", "src", "tests"];
+    let folders =
+        ["protocol/src", "protocol/tests", "core/src", "core/tests", "device", "src", "tests"];
     let there = |folder: &&str| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).exists();
     let folders: Vec<_> = folders.into_iter().filter(there).collect();
     let sources = sources(&folders);
