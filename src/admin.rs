@@ -1,11 +1,9 @@
-//! The control plane's thread: commands over `<state>/control.sock`, metrics and health over
-//! HTTP, and the freshness marks' way to the disk.
+//! The control plane's thread: the API on the control socket, metrics and health over HTTP, and the freshness marks'
+//! way to the disk.
 //!
-//! It never touches the data path: it changes the registry, asks the [`Gateway`] and reads
-//! counters. The thread runs a tokio-uring runtime, as the rest of the control plane does, but its
-//! sockets are tokio's, driven by readiness: they may be dropped and their operations cancelled,
-//! which tokio-uring's must not be. Nothing in here starts a ring operation. Where io_uring is
-//! refused the same code runs on a plain tokio runtime.
+//! It never touches the data path: it changes the registry, asks the [`Gateway`] and reads counters. Its one thread
+//! answers from memory; whatever waits for the disk has threads of its own, so that a slow disk delays no question
+//! about the gateway's health.
 
 use std::fs;
 use std::io;
@@ -21,28 +19,35 @@ use duet_protocol::identity::DeviceId;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
-mod answer;
+mod access;
+mod api;
 mod client;
-mod control;
-mod http;
+pub mod devices;
+mod door;
+mod guests;
 mod marks;
+mod problem;
 mod status;
 mod telemetry;
 mod wire;
 
-pub use answer::{answer, import};
 pub use client::{Client, ClientError};
-pub use status::{Fault, Phase, Status, Transport};
+pub use problem::Problem;
+pub use status::{Driver, Fault, Phase, Status};
 pub use telemetry::{Telemetry, install as install_telemetry};
 pub use wire::{
-    BadLine, DeviceInfo, DeviceLine, MAX_COMMAND_TIMEOUT_MS, MAX_IMPORT, MAX_LINE_LEN, Request,
-    Response,
+    BadLine, DeviceInfo, DeviceLine, MAX_COMMAND_TIMEOUT_MS, MAX_IMPORT, MAX_LINE_LEN,
 };
 
+use api::Plane;
 use crate::registry::{Registry, RegistryError};
 
-/// The control socket's name in the state directory.
-pub const SOCKET: &str = "control.sock";
+pub use duet_control::SOCKET;
+
+/// Threads for what waits for the disk.
+const DISK_THREADS: usize = 16;
+/// How long work that waits for the disk may go on when the control plane has ended.
+const LEAVE_BEHIND: Duration = Duration::from_secs(5);
 
 /// What the control plane asks of the running gateway. Every method returns at once.
 pub trait Gateway: Send + Sync {
@@ -107,9 +112,12 @@ pub enum AdminError {
     /// No thread, or no runtime on it.
     #[error("the control plane cannot start: {0}")]
     Start(io::Error),
+    /// The registry cannot be read.
+    #[error(transparent)]
+    Registry(RegistryError),
     /// The last marks could not be saved.
     #[error("the last freshness marks were not saved: {0}")]
-    Marks(#[from] RegistryError),
+    Marks(RegistryError),
     /// The thread panicked.
     #[error("the control plane's thread failed")]
     Panicked,
@@ -142,14 +150,6 @@ pub struct Admin {
     thread: Option<JoinHandle<Result<(), AdminError>>>,
 }
 
-/// All that requests are answered from.
-struct Plane {
-    registry: Arc<Registry>,
-    gateway: Arc<dyn Gateway>,
-    telemetry: Telemetry,
-    stop: watch::Receiver<bool>,
-}
-
 /// Binds the control socket and the HTTP address, then serves both on a thread of its own.
 ///
 /// The caller holds the registry open, so no other gateway runs on this state directory and a
@@ -164,20 +164,20 @@ pub fn start(
     telemetry: Telemetry,
 ) -> Result<Admin, AdminError> {
     let http_error = |error| AdminError::Http { address: options.http, error };
-    let http = TcpListener::bind(options.http).map_err(http_error)?;
-    http.set_nonblocking(true).map_err(http_error)?;
+    let http = door::listen(options.http).map_err(http_error)?;
     let address = http.local_addr().map_err(http_error)?;
     let path = options.state.join(SOCKET);
     let control = bind_private(&options.state, &path)
         .map_err(|error| AdminError::Socket { path: path.clone(), error })?;
 
-    let (stop, stopped) = watch::channel(false);
-    let plane = Plane { registry, gateway, telemetry, stop: stopped };
+    let (stop, stopping) = watch::channel(false);
+    let view = registry.view().map_err(AdminError::Registry)?;
+    let plane = Arc::new(Plane::new(registry, view, gateway, telemetry));
     let every = options.save_marks_every;
     let (ready, started) = std::sync::mpsc::channel();
     let thread = thread::Builder::new()
         .name("duet-admin".into())
-        .spawn(move || serve(plane, control, http, every, &ready))
+        .spawn(move || serve(&plane, control, http, every, &stopping, &ready))
         .map_err(AdminError::Start)?;
     let mut admin = Admin { http: address, socket: path, stop, thread: Some(thread) };
     match started.recv() {
@@ -248,52 +248,32 @@ fn bind_private(state: &Path, path: &Path) -> io::Result<UnixListener> {
 
 /// The thread's body.
 fn serve(
-    plane: Plane,
+    plane: &Arc<Plane>,
     control: UnixListener,
     http: TcpListener,
     every: Duration,
+    stopping: &door::Stopping,
     ready: &std::sync::mpsc::Sender<()>,
 ) -> Result<(), AdminError> {
-    let body = async move {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(DISK_THREADS)
+        .build()
+        .map_err(AdminError::Start)?;
+    let saved = runtime.block_on(async {
         let control = tokio::net::UnixListener::from_std(control).map_err(AdminError::Start)?;
         let http = tokio::net::TcpListener::from_std(http).map_err(AdminError::Start)?;
         // The receiver waits for exactly this.
         let _ = ready.send(());
-        let plane = std::rc::Rc::new(plane);
         let ((), (), saved) = tokio::join!(
-            control::serve(control, &plane),
-            http::serve(http, &plane),
-            marks::keep(&plane, every),
+            door::socket(control, api::router(plane).0, stopping.clone()),
+            door::plain(http, api::plain(plane), stopping.clone()),
+            marks::keep(plane, every, stopping.clone()),
         );
         saved
-    };
-    match tokio_uring::Runtime::new(&tokio_uring::builder()) {
-        Ok(runtime) => runtime.block_on(body),
-        Err(_refused) => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(AdminError::Start)?;
-            tokio::task::LocalSet::new().block_on(&runtime, body)
-        }
-    }
-}
-
-impl Plane {
-    fn status(&self) -> Status {
-        let mut status = self.gateway.status();
-        status.devices = self.registry.view().map_or(0, |view| view.len() as u64);
-        if self.telemetry.marks_failed() {
-            status.faults.push(Fault::MarksUnsaved);
-        }
-        status
-    }
-
-    /// Ends when the control plane is to stop.
-    async fn stopped(&self) {
-        // An error means that the `Admin` is gone, which is a reason to stop as well.
-        let _ = self.stop.clone().wait_for(|stop| *stop).await;
-    }
+    });
+    runtime.shutdown_timeout(LEAVE_BEHIND);
+    saved
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,7 +23,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use self::host::{CommandResult, Gauges, Host, Waiting};
 pub use self::sink::reading_id;
-use crate::admin::{CommandError, Fault, Gateway, Phase, Status, Transport};
+use crate::admin::{CommandError, Driver, Fault, Gateway, Phase, Status};
 use crate::config::Config;
 use crate::delivery::{Health, Spool, SpoolConfig, SpoolError};
 use crate::driver;
@@ -74,9 +73,9 @@ pub struct Server {
 
 /// The data plane as the control plane sees it.
 pub struct Control {
-    mail: Mutex<Vec<MailSender<Mail>>>,
+    mail: Vec<MailSender<Mail>>,
     listen: SocketAddr,
-    transport: Transport,
+    driver: Driver,
     started: Instant,
     shards: u32,
     view: Arc<View>,
@@ -186,11 +185,11 @@ impl Server {
             threads.push(thread);
         }
         let control = Arc::new(Control {
-            mail: Mutex::new(mail),
+            mail,
             listen: local,
-            transport: match kind {
-                driver::DriverKind::IoUring => Transport::Uring,
-                driver::DriverKind::Epoll => Transport::Epoll,
+            driver: match kind {
+                driver::DriverKind::IoUring => Driver::IoUring,
+                driver::DriverKind::Epoll => Driver::Epoll,
             },
             started: Instant::now(),
             shards: u32::try_from(config.shards).unwrap_or(u32::MAX),
@@ -325,9 +324,8 @@ impl Control {
     /// Whether every shard took it. Control mail must arrive, and a full mailbox empties within
     /// a turn.
     fn tell_all(&self, mail: impl Fn() -> Mail) -> bool {
-        let Ok(shards) = self.mail.lock() else { return false };
         let mut all = true;
-        for shard in shards.iter() {
+        for shard in &self.mail {
             let mut waiting = Some(mail());
             for _ in 0..1_000 {
                 let Some(mail) = waiting.take() else { break };
@@ -357,7 +355,7 @@ impl Gateway for Control {
         let shard = usize::from(device.slot()) % self.waiting.len();
         let (token, waiting) = self.waiting[shard].wait();
         let command = Mail::Command(Command { token, device, payload, timeout });
-        let sent = self.mail.lock().is_ok_and(|mail| mail[shard].try_send(command).is_ok());
+        let sent = self.mail[shard].try_send(command).is_ok();
         if !sent {
             self.waiting[shard].answer(token, Err(CommandError::Busy));
         }
@@ -378,7 +376,7 @@ impl Gateway for Control {
             phase,
             uptime_s: self.started.elapsed().as_secs(),
             listen: self.listen,
-            transport: self.transport,
+            driver: self.driver,
             shards: self.shards,
             sessions: sum(&self.gauges, |gauges| &gauges.sessions),
             pending: sum(&self.gauges, |gauges| &gauges.pending),

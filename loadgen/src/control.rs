@@ -1,44 +1,38 @@
-//! The control interface of a gateway on this machine: one JSON value a line over `control.sock`, one request at a time.
+//! The API of a gateway on this machine, over its control socket, as far as a load generator needs it.
 
-use std::fmt::Display;
-use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::socket::{getsockopt, sockopt};
+use duet_control::{Answer, Client, Method, segment};
 use serde::Deserialize;
 use serde_json::json;
 
-/// The socket's name in a state directory.
-pub const SOCKET: &str = "control.sock";
-/// The connections that a gateway serves at once.
+pub use duet_control::SOCKET;
+
+/// The connections that are used for commands; the gateway keeps many more for others.
 pub const CONNECTIONS: usize = 16;
 /// Longer than anything that is asked here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A connection to a gateway's control interface.
+/// A connection to a gateway's API.
 #[derive(Debug)]
-pub struct Control {
-    stream: BufReader<UnixStream>,
+pub struct Control(Client);
+
+#[derive(Deserialize)]
+struct CommandResult {
+    payload: String,
 }
 
-/// What a gateway answers.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "result", rename_all = "kebab-case")]
-enum Answer {
-    Added {},
-    CommandResult { payload: String },
-    Ended {},
-    Status { status: Status },
-    Refused { message: String },
-}
-
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 struct Status {
     listen: SocketAddr,
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    error: String,
 }
 
 impl Control {
@@ -48,24 +42,15 @@ impl Control {
     /// When none runs there, or it does not let this user in; the message says what to do.
     pub fn connect(state: &Path) -> Result<Self> {
         let path = state.join(SOCKET);
-        let advice = |error: &std::io::Error| match error.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
+        let client = Client::connect(state)
+            .context("only the user that the gateway runs as, and root, may control it")?;
+        client.map(Self).with_context(|| {
+            format!(
                 "{}: no gateway runs on this state directory; start it with `duet run --state {}`, or name another",
                 path.display(),
                 state.display()
-            ),
-            ErrorKind::PermissionDenied => {
-                format!("{}: only the user that the gateway runs as may control it", path.display())
-            }
-            _ => format!("{}: the gateway cannot be asked here", path.display()),
-        };
-        let stream = UnixStream::connect(&path).map_err(|error| {
-            let advice = advice(&error);
-            anyhow::Error::new(error).context(advice)
-        })?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream: BufReader::new(stream) })
+            )
+        })
     }
 
     /// Has a device carry out a command: what it answered, or why there is no answer.
@@ -80,17 +65,16 @@ impl Control {
     ) -> Result<Result<String, String>> {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let payload: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
-        let request = json!({
-            "op": "command", "name": device, "payload": payload, "timeout_ms": timeout_ms,
-        });
-        Ok(match self.ask(&request)? {
-            Answer::CommandResult { payload } => Ok(payload),
-            Answer::Refused { message } => {
-                let about = format!("{device}: ");
-                Err(message.strip_prefix(&about).map(str::to_owned).unwrap_or(message))
-            }
-            other => return refused(other),
-        })
+        let body = json!({ "payload": payload, "timeout_ms": timeout_ms }).to_string();
+        let target = format!("/v1/devices/{}/command", segment(device));
+        let answer = self.0.call(Method::POST, &target, body.into(), timeout + PATIENCE)?;
+        if answer.status.is_success() {
+            let CommandResult { payload } = read(&answer)?;
+            return Ok(Ok(payload));
+        }
+        let Problem { error } = read(&answer)?;
+        let about = format!("{device}: ");
+        Ok(Err(error.strip_prefix(&about).map(str::to_owned).unwrap_or(error)))
     }
 
     /// The gateway's process.
@@ -98,8 +82,7 @@ impl Control {
     /// # Errors
     /// When the kernel does not tell.
     pub fn peer(&self) -> Result<u32> {
-        let peer = getsockopt(self.stream.get_ref(), sockopt::PeerCredentials)?;
-        Ok(u32::try_from(peer.pid())?)
+        self.0.peer().context("the kernel does not tell which process the gateway is")
     }
 
     /// Where the gateway listens.
@@ -107,57 +90,50 @@ impl Control {
     /// # Errors
     /// When it does not answer.
     pub fn listen(&mut self) -> Result<SocketAddr> {
-        match self.ask(&json!({ "op": "status" }))? {
-            Answer::Status { status } => Ok(status.listen),
-            other => refused(other),
-        }
+        let Status { listen } = self.ask(Method::GET, "/v1/status", Vec::new())?;
+        Ok(listen)
     }
 
     /// Registers devices, each by its line of JSON; all or none.
     ///
     /// # Errors
-    /// What the gateway says.
+    /// The gateway's refusal.
     pub fn import(&mut self, lines: &[String]) -> Result<()> {
-        let mut request = json!({ "op": "import", "count": lines.len() }).to_string();
+        let mut body = Vec::with_capacity(lines.iter().map(|line| line.len() + 1).sum());
         for line in lines {
-            request.push('\n');
-            request.push_str(line);
+            body.extend_from_slice(line.as_bytes());
+            body.push(b'\n');
         }
-        match self.ask(&request)? {
-            Answer::Added {} => Ok(()),
-            other => refused(other),
-        }
+        let _: serde::de::IgnoredAny = self.ask(Method::POST, "/v1/devices", body)?;
+        Ok(())
     }
 
     /// Removes a device.
     ///
     /// # Errors
-    /// What the gateway says.
+    /// The gateway's refusal.
     pub fn remove(&mut self, device: &str) -> Result<()> {
-        match self.ask(&json!({ "op": "remove", "name": device }))? {
-            Answer::Ended {} => Ok(()),
-            other => refused(other),
-        }
+        let target = format!("/v1/devices/{}", segment(device));
+        let _: serde::de::IgnoredAny = self.ask(Method::DELETE, &target, Vec::new())?;
+        Ok(())
     }
 
-    fn ask(&mut self, request: &impl Display) -> Result<Answer> {
-        let mut ask = || {
-            writeln!(self.stream.get_mut(), "{request}")?;
-            let mut line = String::new();
-            self.stream.read_line(&mut line).map(|_| line)
-        };
-        let line = ask().context("the gateway does not answer on its control socket")?;
-        if line.is_empty() {
-            bail!("the gateway closed its control socket: it is ending");
+    fn ask<T: serde::de::DeserializeOwned>(
+        &mut self,
+        method: Method,
+        target: &str,
+        body: Vec<u8>,
+    ) -> Result<T> {
+        let answer = self.0.call(method, target, body, PATIENCE)?;
+        if !answer.status.is_success() {
+            let Problem { error } = read(&answer)?;
+            bail!("the gateway refuses: {error}");
         }
-        serde_json::from_str(&line)
-            .context("the gateway's answer cannot be read; is it of another version?")
+        read(&answer)
     }
 }
 
-fn refused<T>(answer: Answer) -> Result<T> {
-    match answer {
-        Answer::Refused { message } => bail!("the gateway refuses: {message}"),
-        _ => bail!("the gateway gave an answer to another question; is it of another version?"),
-    }
+fn read<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<T> {
+    serde_json::from_slice(&answer.body)
+        .context("the gateway's answer cannot be read; is it of another version?")
 }

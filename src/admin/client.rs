@@ -1,99 +1,184 @@
-//! The command's side of the control socket: blocking, one request at a time.
+//! The commands' side of the API: one method per endpoint, each with a time limit of its own.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
+use duet_control::{Method, segment};
+use serde::de::DeserializeOwned;
 use thiserror::Error;
-use zeroize::Zeroizing;
 
-use super::wire::{DeviceLine, MAX_LINE_LEN, Request, Response};
-use super::{MAX_COMMAND_TIMEOUT_MS, SOCKET};
+use super::api::{Added, CommandRequest, CommandResult, Ended};
+use super::devices::End;
+use super::wire::{DeviceInfo, DeviceLine};
+use super::{Problem, Status};
 
-/// Longer than anything the gateway takes its time for.
-const TIMEOUT: Duration = Duration::from_millis(MAX_COMMAND_TIMEOUT_MS + 10_000);
+/// How long the gateway may take to say how it is; it answers from memory.
+const STATUS_LIMIT: Duration = Duration::from_secs(5);
+/// How long a change may take, or a page of a list: the disk may be busy.
+const CHANGE_LIMIT: Duration = Duration::from_secs(60);
+/// How long an import may take.
+const IMPORT_LIMIT: Duration = Duration::from_secs(600);
+/// How long the gateway may take beyond a command's own limit.
+const COMMAND_SLACK: Duration = Duration::from_secs(10);
 
-/// Why the gateway did not answer.
+/// Why there is no answer, or no good one.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// The socket is there and cannot be used, for example because it is someone else's.
-    #[error("{}: cannot ask the gateway here: {error}", path.display())]
-    Connect {
-        /// The control socket.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The socket failed.
-    #[error("the gateway does not answer on its control socket: {0}")]
-    Io(#[from] io::Error),
-    /// Not a line, or not an answer.
-    #[error("the gateway's answer cannot be read; is it of another version?")]
+    /// The gateway did not answer.
+    #[error(transparent)]
+    Control(#[from] duet_control::Error),
+    /// It refused.
+    #[error("{0}")]
+    Refused(Problem),
+    /// Its answer is none.
+    #[error("unexpected answer from the gateway; does `duet --version` match the one that runs?")]
     Answer,
 }
 
-/// A connection to the running gateway.
-pub struct Client {
-    stream: BufReader<UnixStream>,
-}
+/// A connection to the gateway that runs on a state directory.
+#[derive(Debug)]
+pub struct Client(duet_control::Client);
 
 impl Client {
-    /// Connects to the gateway that runs on this state directory; `None` if none does.
+    /// Connects; `None` if no gateway runs there.
     ///
     /// # Errors
-    /// What the system says, for example that the socket belongs to someone else.
+    /// When a gateway seems to run and cannot be asked.
     pub fn connect(state: &Path) -> Result<Option<Self>, ClientError> {
-        let path = state.join(SOCKET);
-        match UnixStream::connect(&path) {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(TIMEOUT))?;
-                stream.set_write_timeout(Some(TIMEOUT))?;
-                Ok(Some(Self { stream: BufReader::new(stream) }))
-            }
-            Err(error) => match error.kind() {
-                // Never started, or ended without taking its socket along.
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
-                _ => Err(ClientError::Connect { path, error }),
-            },
+        Ok(duet_control::Client::connect(state)?.map(Self))
+    }
+
+    /// How the gateway is.
+    ///
+    /// # Errors
+    /// [`ClientError`], within seconds.
+    pub fn status(&mut self) -> Result<Status, ClientError> {
+        self.ask(Method::GET, "/v1/status", Vec::new(), STATUS_LIMIT)
+    }
+
+    /// Registers devices, all or none. Returns how many.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] names the device at fault.
+    pub fn add(&mut self, lines: &[DeviceLine]) -> Result<usize, ClientError> {
+        // Sized beforehand: a vector that grows leaves copies of keys behind.
+        let mut body = Vec::with_capacity(lines.iter().map(size).sum());
+        for line in lines {
+            serde_json::to_writer(&mut body, line).map_err(|_| ClientError::Answer)?;
+            body.push(b'\n');
+        }
+        let Added { count } = self.ask(Method::POST, "/v1/devices", body, IMPORT_LIMIT)?;
+        Ok(count)
+    }
+
+    /// Hands all devices on, in the order of their names.
+    ///
+    /// # Errors
+    /// [`ClientError`], or the first error of `each`.
+    pub fn list<E: From<ClientError>>(
+        &mut self,
+        mut each: impl FnMut(DeviceInfo) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let refused = self.0.lines("/v1/devices", CHANGE_LIMIT, |line| {
+            let device = serde_json::from_slice(line);
+            each(device.map_err(|_| ClientError::Answer)?).map_err(Listing::Ours)
+        });
+        match refused {
+            Ok(None) => Ok(()),
+            Ok(Some(answer)) => Err(refusal(&answer).into()),
+            Err(Listing::Control(error)) => Err(ClientError::from(error).into()),
+            Err(Listing::Client(error)) => Err(error.into()),
+            Err(Listing::Ours(error)) => Err(error),
         }
     }
 
-    /// Sends a request and waits for the answer.
+    /// One device.
     ///
     /// # Errors
-    /// [`ClientError`]; a refusal is an answer.
-    pub fn call(&mut self, request: &Request) -> Result<Response, ClientError> {
-        self.write(request)?;
-        self.read()
+    /// [`ClientError`].
+    pub fn show(&mut self, name: &str) -> Result<DeviceInfo, ClientError> {
+        let target = format!("/v1/devices/{}", segment(name));
+        self.ask(Method::GET, &target, Vec::new(), CHANGE_LIMIT)
     }
 
-    /// Sends devices to be registered, all or none, and waits for the answer.
+    /// Ends a device's right to connect. Returns its id.
     ///
     /// # Errors
-    /// [`ClientError`]; a refusal is an answer.
-    pub fn import(&mut self, lines: &[DeviceLine]) -> Result<Response, ClientError> {
-        let sent = self
-            .write(&Request::Import { count: lines.len() })
-            .and_then(|()| lines.iter().try_for_each(|line| self.write(line)));
-        // A gateway that refuses early closes early: what it said is still there to be read.
-        match (sent, self.read()) {
-            (_, Ok(response)) => Ok(response),
-            (Err(sent), Err(_)) => Err(sent),
-            (Ok(()), Err(error)) => Err(error),
+    /// [`ClientError`].
+    pub fn end(&mut self, name: &str, how: End) -> Result<String, ClientError> {
+        let name = segment(name);
+        let (method, target) = match how {
+            End::Revoke => (Method::POST, format!("/v1/devices/{name}/revoke")),
+            End::Remove => (Method::DELETE, format!("/v1/devices/{name}")),
+        };
+        let Ended { id } = self.ask(method, &target, Vec::new(), CHANGE_LIMIT)?;
+        Ok(id)
+    }
+
+    /// Has a device carry out a command; payload and result are hexadecimal.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn command(
+        &mut self,
+        name: &str,
+        payload: String,
+        timeout: Duration,
+    ) -> Result<String, ClientError> {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let request = CommandRequest { payload, timeout_ms };
+        let body = serde_json::to_vec(&request).map_err(|_| ClientError::Answer)?;
+        let target = format!("/v1/devices/{}/command", segment(name));
+        let limit = timeout.saturating_add(COMMAND_SLACK);
+        let CommandResult { payload } = self.ask(Method::POST, &target, body, limit)?;
+        Ok(payload)
+    }
+
+    fn ask<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        target: &str,
+        body: Vec<u8>,
+        limit: Duration,
+    ) -> Result<T, ClientError> {
+        let answer = self.0.call(method, target, body, limit)?;
+        if !answer.status.is_success() {
+            return Err(refusal(&answer));
         }
+        serde_json::from_slice(&answer.body).map_err(|_| ClientError::Answer)
     }
+}
 
-    fn write(&mut self, value: &impl Serialize) -> Result<(), ClientError> {
-        let mut line = Zeroizing::new(serde_json::to_vec(value).map_err(io::Error::from)?);
-        line.push(b'\n');
-        Ok(self.stream.get_mut().write_all(&line)?)
-    }
+/// Whose error ended a list.
+enum Listing<E> {
+    Control(duet_control::Error),
+    Client(ClientError),
+    Ours(E),
+}
 
-    fn read(&mut self) -> Result<Response, ClientError> {
-        let mut line = Vec::new();
-        (&mut self.stream).take(MAX_LINE_LEN as u64).read_until(b'\n', &mut line)?;
-        serde_json::from_slice(&line).map_err(|_| ClientError::Answer)
+impl<E> From<duet_control::Error> for Listing<E> {
+    fn from(error: duet_control::Error) -> Self {
+        Self::Control(error)
     }
+}
+
+impl<E> From<ClientError> for Listing<E> {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error)
+    }
+}
+
+fn refusal(answer: &duet_control::Answer) -> ClientError {
+    match serde_json::from_slice(&answer.body) {
+        Ok(problem) => ClientError::Refused(problem),
+        Err(_) => ClientError::Answer,
+    }
+}
+
+/// The most that a line takes as JSON: every character of a certificate in PEM may be escaped.
+fn size(line: &DeviceLine) -> usize {
+    let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let DeviceLine { name, mode, certificate, id, key, profile } = line;
+    let fields = name.len() + mode.len() + optional(id) + optional(key) + optional(profile);
+    128 + 6 * fields + 2 * optional(certificate)
 }

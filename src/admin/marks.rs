@@ -3,21 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{AdminError, Plane};
+use super::AdminError;
+use super::api::Plane;
+use super::door::{Stopping, stopped};
 use crate::registry::{Mark, Registry, RegistryError};
 
 /// Runs until the control plane stops, then saves what is left.
-pub(super) async fn keep(plane: &Plane, every: Duration) -> Result<(), AdminError> {
+pub(super) async fn keep(
+    plane: &Plane,
+    every: Duration,
+    stopping: Stopping,
+) -> Result<(), AdminError> {
     loop {
-        let stop = tokio::time::timeout(every, plane.stopped()).await.is_ok();
+        let stop = tokio::time::timeout(every, stopped(stopping.clone())).await.is_ok();
         let registry = Arc::clone(&plane.registry);
         // The disk may take its time; requests go on meanwhile.
         let saved = tokio::task::spawn_blocking(move || save(&registry)).await;
         let saved = saved.map_err(|_| AdminError::Panicked)?;
         plane.telemetry.marks_saved(saved.as_ref().ok().copied());
-        if let Ok(view) = plane.registry.view() {
-            plane.telemetry.set_devices(view.len());
-        }
         plane.telemetry.run_upkeep();
         if stop {
             return saved.map(drop).map_err(AdminError::Marks);

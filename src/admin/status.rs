@@ -3,18 +3,20 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A snapshot of the gateway.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Where in its life the gateway is.
     pub phase: Phase,
     /// What is wrong at the moment.
     pub faults: Vec<Fault>,
     /// The address devices reach it at.
+    #[schema(value_type = String)]
     pub listen: SocketAddr,
     /// How its shards do I/O.
-    pub transport: Transport,
+    pub driver: Driver,
     /// Data-plane threads.
     pub shards: u32,
     /// Seconds since start.
@@ -28,7 +30,7 @@ pub struct Status {
 }
 
 /// Where in its life a gateway is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Taking devices.
@@ -38,7 +40,7 @@ pub enum Phase {
 }
 
 /// Something that an operator has to look at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fault {
     /// A write or fsync failed: nothing is acknowledged any more.
@@ -54,11 +56,11 @@ pub enum Fault {
 }
 
 /// How shards do I/O.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Transport {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Driver {
     /// io_uring.
-    Uring,
+    IoUring,
     /// `recvmmsg` and epoll, where io_uring is refused.
     Epoll,
 }

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use duet_core::Directory as _;
 
+use super::devices::End;
 use super::*;
 
 /// Answers commands with their payload reversed and notes what it is told.
@@ -56,7 +57,7 @@ fn running() -> Running {
         phase: Phase::Running,
         faults: Vec::new(),
         listen: SocketAddr::from(([127, 0, 0, 1], 1)),
-        transport: Transport::Uring,
+        driver: Driver::IoUring,
         shards: 1,
         uptime_s: 0,
         devices: 0,
@@ -74,6 +75,19 @@ fn running() -> Running {
     Running { dir, registry, gateway, admin }
 }
 
+impl Running {
+    fn client(&self) -> Client {
+        Client::connect(self.dir.path()).unwrap().unwrap()
+    }
+}
+
+fn refused<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> String {
+    match answer {
+        Err(ClientError::Refused(problem)) => problem.error,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn line(name: &str, id: u64) -> DeviceLine {
     DeviceLine {
         name: name.into(),
@@ -87,7 +101,7 @@ fn line(name: &str, id: u64) -> DeviceLine {
 
 fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: duet\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: duet\r\nConnection: close\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text
@@ -96,39 +110,33 @@ fn get(address: SocketAddr, path: &str) -> String {
 #[test]
 fn requests_change_the_registry_and_reach_the_gateway() {
     let running = running();
-    let mut client = Client::connect(running.dir.path()).unwrap().unwrap();
-    let added = client.call(&Request::Add { device: line("a", 1) }).unwrap();
-    assert!(matches!(added, Response::Added { count: 1 }));
+    let mut client = running.client();
+    assert_eq!(client.add(&[line("a", 1)]).unwrap(), 1);
     let lines: Vec<_> = (2..1_202).map(|i| line(&format!("n{i}"), i)).collect();
-    assert!(matches!(client.import(&lines).unwrap(), Response::Added { count: 1_200 }));
-    let Response::Devices { devices, more: true } =
-        client.call(&Request::List { after: None }).unwrap()
-    else {
-        panic!("a full page was expected")
-    };
-    assert_eq!((devices.len(), devices[0].name.as_str()), (500, "a"));
-    let command = |payload: &str| Request::Command {
-        name: "a".into(),
-        payload: payload.into(),
-        timeout_ms: 10,
-    };
-    let result = client.call(&command("0102")).unwrap();
-    assert!(matches!(result, Response::CommandResult { payload } if payload == "0201"));
-    let refused = |response| match response {
-        Response::Refused { message, .. } => message,
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(
-        refused(client.call(&command("")).unwrap()),
-        "a: too many commands are waiting for the device"
-    );
-    let dropped = refused(client.call(&command("64726f70")).unwrap());
-    assert!(dropped.contains("session ended"), "{dropped}");
-    let ended = client.call(&Request::Revoke { name: "a".into() }).unwrap();
-    assert!(matches!(ended, Response::Ended { .. }));
+    assert_eq!(client.add(&lines).unwrap(), 1_200);
+    let mut names = Vec::new();
+    let listed = client.list(|device| {
+        names.push(device.name);
+        Ok::<_, ClientError>(())
+    });
+    listed.unwrap();
+    assert_eq!((names.len(), names[0].as_str()), (1_201, "a"));
+    assert!(names.is_sorted());
+    let limit = Duration::from_millis(10);
+    let mut command = |payload: &str| client.command("a", payload.into(), limit);
+    assert_eq!(command("0102").unwrap(), "0201");
+    assert_eq!(refused(command("")), "a: too many commands are waiting for the device");
+    assert!(refused(command("64726f70")).contains("session ended"));
+    assert!(refused(command("x")).contains("hexadecimal"));
+    client.end("a", End::Revoke).unwrap();
+    assert!(refused(client.end("a", End::Revoke)).contains("revoked already"));
     assert_eq!(*running.gateway.revoked.lock().unwrap(), [DeviceId(1u64.to_be_bytes())]);
-    let status = client.call(&Request::Status).unwrap();
-    assert!(matches!(status, Response::Status { status } if status.devices == 1_200));
+    assert!(refused(client.command("a", String::new(), limit)).contains("revoked already"));
+    assert_eq!(client.status().unwrap().devices, 1_200);
+    client.end("a", End::Remove).unwrap();
+    assert!(refused(client.show("a")).contains("no device of this name"));
+    assert!(refused(client.show("../../health")).contains("characters"));
+    assert_eq!(client.show("n2").unwrap().id, format!("{:016x}", 2));
     running.admin.shutdown().unwrap();
     assert!(Client::connect(running.dir.path()).unwrap().is_none());
 }
@@ -136,36 +144,131 @@ fn requests_change_the_registry_and_reach_the_gateway() {
 #[test]
 fn a_bad_line_in_an_import_changes_nothing() {
     let running = running();
-    let mut client = Client::connect(running.dir.path()).unwrap().unwrap();
     let mut bad = line("b", 2);
     bad.key = Some("abc".into());
-    let refused = client.import(&[line("a", 1), bad]).unwrap();
-    let Response::Refused { message, device: Some(1) } = refused else { panic!("{refused:?}") };
-    assert_eq!(message, "b: key must be 64 hexadecimal digits");
+    let refused = running.client().add(&[line("a", 1), bad]);
+    let Err(ClientError::Refused(Problem { error, device: Some(1), .. })) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(error, "b: key must be 64 hexadecimal digits");
     assert!(running.registry.is_empty().unwrap());
 }
 
+/// Sends raw bytes to the control socket; all that comes back.
+fn raw(running: &Running, bytes: &[u8]) -> String {
+    let mut stream = UnixStream::connect(running.dir.path().join(SOCKET)).unwrap();
+    // The gateway may hang up in the middle of what is too long.
+    let _ = stream.write_all(bytes);
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
 #[test]
-fn lines_that_are_no_requests_end_the_connection() {
+fn what_is_no_request_is_refused() {
     let running = running();
-    let talk = |bytes: &[u8]| {
-        let mut stream = UnixStream::connect(running.dir.path().join(SOCKET)).unwrap();
-        // The server may hang up in the middle of a line that is too long.
-        let _ = stream.write_all(bytes);
-        let _ = stream.shutdown(std::net::Shutdown::Write);
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        String::from_utf8(answer).unwrap()
+    let post = |target: &str, body: &str| {
+        let head = format!("POST {target} HTTP/1.1\r\nHost: duet\r\nConnection: close\r\n");
+        raw(&running, format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes())
     };
-    assert!(talk(b"hello\n").contains("not a request"));
-    assert!(talk(b"{\"op\":\"fly\"}\n").contains("not a request"));
-    assert!(talk(b"{\"op\":\"status\"").contains("broke off"));
-    assert!(talk(b"{\"op\":\"import\",\"count\":3}\n").contains("broke off"));
-    assert!(talk(b"{\"op\":\"import\",\"count\":99999999}\n").contains("at most"));
-    assert_eq!(talk(b""), "");
-    talk(&vec![b'x'; MAX_LINE_LEN + 1]);
-    let mut client = Client::connect(running.dir.path()).unwrap().unwrap();
-    assert!(matches!(client.call(&Request::Status).unwrap(), Response::Status { .. }));
+    assert!(raw(&running, b"hello\n").starts_with("HTTP/1.1 400"));
+    assert_eq!(raw(&running, b""), "");
+    assert!(raw(&running, &vec![b'x'; 100_000]).contains("431"));
+    let unknown = post("/v1/fly", "");
+    assert!(unknown.starts_with("HTTP/1.1 404") && unknown.contains("openapi"), "{unknown}");
+    assert!(post("/v1/status", "").starts_with("HTTP/1.1 405"));
+    let device = post("/v1/devices", "{\"name\":3}");
+    assert!(device.starts_with("HTTP/1.1 400") && device.contains("not a device"), "{device}");
+    let long = post("/v1/devices", &"x".repeat(MAX_LINE_LEN + 1));
+    assert!(long.starts_with("HTTP/1.1 413"), "{long}");
+    let command = post("/v1/devices/a/command", "{\"payload\":\"\"}");
+    assert!(command.contains("not a request: missing field"), "{command}");
+    let late = post("/v1/devices/a/command", "{\"payload\":\"\",\"timeout_ms\":300001}");
+    assert!(late.contains("at most 300000"), "{late}");
+    let broken = raw(&running, b"POST /v1/devices HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{");
+    assert!(!broken.contains("200 OK"), "{broken}");
+    assert_eq!(running.client().status().unwrap().devices, 0);
+}
+
+#[test]
+fn a_list_waits_for_its_reader() {
+    let running = running();
+    let lines: Vec<_> = (1..3_001).map(|i| line(&format!("n{i}"), i)).collect();
+    let mut client = running.client();
+    client.add(&lines).unwrap();
+    let mut count = 0;
+    let listed = client.list(|_| {
+        if count % 1_000 == 0 {
+            thread::sleep(Duration::from_millis(300));
+        }
+        count += 1;
+        Ok::<_, ClientError>(())
+    });
+    listed.unwrap();
+    assert_eq!(count, 3_000);
+}
+
+/// However many connections say nothing, or half of something, whoever asks how the gateway is hears it at once.
+#[test]
+fn silent_connections_keep_nobody_out() {
+    let running = running();
+    let starts: [&[u8]; 3] = [b"", b"GET /hea", b"POST /v1/devices HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"];
+    let socket = running.dir.path().join(SOCKET);
+    let sockets: Vec<_> = (0..300)
+        .map(|i| {
+            let mut stream = UnixStream::connect(&socket).unwrap();
+            // Those before may be turned out already.
+            let _ = stream.write_all(starts[i % 3]);
+            stream
+        })
+        .collect();
+    let streams: Vec<_> = (0..300)
+        .map(|i| {
+            let mut stream = TcpStream::connect(running.admin.http()).unwrap();
+            let _ = stream.write_all(starts[i % 3]);
+            stream
+        })
+        .collect();
+    let began = std::time::Instant::now();
+    assert_eq!(running.client().status().unwrap().phase, Phase::Running);
+    assert!(get(running.admin.http(), "/health").contains("200 OK"));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    drop((sockets, streams));
+}
+
+/// A change of the registry that its disk holds up, here a transaction of someone else, holds up no probe.
+#[test]
+fn a_stuck_registry_delays_no_probe() {
+    let running = running();
+    let (registry, (held, hold)) = (Arc::clone(&running.registry), std::sync::mpsc::channel());
+    let (release, released) = std::sync::mpsc::channel();
+    let stuck = thread::spawn(move || {
+        let devices = std::iter::once_with(move || {
+            held.send(()).unwrap();
+            released.recv().unwrap();
+            line("slow", 1).read().unwrap()
+        });
+        registry.add_all(devices, 0).unwrap();
+    });
+    hold.recv().unwrap();
+    let waiting: Vec<_> = (0..4)
+        .map(|i| {
+            let mut client = running.client();
+            thread::spawn(move || client.add(&[line(&format!("n{i}"), 2 + i)]).unwrap())
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(100));
+    let began = std::time::Instant::now();
+    assert_eq!(running.client().status().unwrap().devices, 0);
+    for path in ["/health", "/ready", "/metrics"] {
+        assert!(get(running.admin.http(), path).contains("200 OK"), "{path}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    release.send(()).unwrap();
+    stuck.join().unwrap();
+    waiting.into_iter().for_each(|client| assert_eq!(client.join().unwrap(), 1));
+    assert_eq!(running.client().status().unwrap().devices, 5);
 }
 
 #[test]
@@ -190,8 +293,7 @@ fn http_tells_metrics_and_health() {
 #[test]
 fn marks_are_saved_while_running_and_at_the_end() {
     let running = running();
-    let mut client = Client::connect(running.dir.path()).unwrap().unwrap();
-    client.call(&Request::Add { device: line("a", 1) }).unwrap();
+    running.client().add(&[line("a", 1)]).unwrap();
     let view = running.registry.view().unwrap();
     let device = view.lookup(&DeviceId(1u64.to_be_bytes())).unwrap();
     assert!(device.raise_mark(7));

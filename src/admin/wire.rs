@@ -1,17 +1,17 @@
-//! What travels over the control socket: one JSON value a line, in both directions.
+//! Devices as they travel over the API and stand in import files.
 
 use duet_protocol::identity::{DeviceId, RegistrationKey};
 use duet_protocol::profile::Mode;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use utoipa::ToSchema;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::Status;
 use crate::hex::{self, Hex};
 use crate::identity::{Certificate, Reason, Role};
 use crate::registry::{BadName, Enrolment, Entry, NewDevice, SourceSet, UnknownSource};
 
-/// The longest line in either direction.
+/// The longest line of an import.
 pub const MAX_LINE_LEN: usize = 512 * 1024;
 
 /// The most devices in one import.
@@ -20,103 +20,10 @@ pub const MAX_IMPORT: usize = 1_000_000;
 /// The longest that a command may wait for its result.
 pub const MAX_COMMAND_TIMEOUT_MS: u64 = 300_000;
 
-/// A request. It may hold a registration key, so it has no `Debug`.
-#[derive(Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Request {
-    /// Register one device.
-    Add {
-        /// The device.
-        device: DeviceLine,
-    },
-    /// Register as many devices as lines follow, all or none.
-    Import {
-        /// How many.
-        count: usize,
-    },
-    /// List devices by name, a page at a time.
-    List {
-        /// The last name of the page before.
-        after: Option<String>,
-    },
-    /// Show one device.
-    Show {
-        /// Its name.
-        name: String,
-    },
-    /// Refuse a device's credential for ever.
-    Revoke {
-        /// Its name.
-        name: String,
-    },
-    /// Forget a device.
-    Remove {
-        /// Its name.
-        name: String,
-    },
-    /// Send a command to a connected device.
-    Command {
-        /// Its name.
-        name: String,
-        /// What to send, hexadecimal.
-        payload: String,
-        /// How long to wait for the result.
-        timeout_ms: u64,
-    },
-    /// How is the gateway?
-    Status,
-}
-
-/// The answer to a request.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "result", rename_all = "kebab-case")]
-pub enum Response {
-    /// Devices were registered.
-    Added {
-        /// How many.
-        count: usize,
-    },
-    /// A page of devices.
-    Devices {
-        /// In the order of their names.
-        devices: Vec<DeviceInfo>,
-        /// Whether there may be more.
-        more: bool,
-    },
-    /// One device.
-    Device {
-        /// The device.
-        device: DeviceInfo,
-    },
-    /// A device was revoked or removed.
-    Ended {
-        /// Its id.
-        id: String,
-    },
-    /// A device's answer to a command.
-    CommandResult {
-        /// Hexadecimal.
-        payload: String,
-    },
-    /// How the gateway is.
-    Status {
-        /// The snapshot.
-        status: Status,
-    },
-    /// The request was refused; nothing was changed.
-    Refused {
-        /// Why, for people.
-        message: String,
-        /// Which device of an import is at fault, the first being 0.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        device: Option<usize>,
-    },
-}
-
 /// A device to be registered, as in import files: the fields its mode needs, no others.
 ///
 /// It may hold a registration key, so it has no `Debug` and is wiped when dropped.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceLine {
     /// Its name.
@@ -218,7 +125,7 @@ fn registration_key(text: &str) -> Result<RegistrationKey, BadLine> {
 }
 
 /// A device as commands show it. No secrets; times are Unix seconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceInfo {
     /// Its name.
     pub name: String,
@@ -264,11 +171,5 @@ fn mode_name(mode: Mode) -> &'static str {
         Mode::Certificate => "certificate",
         Mode::RegisteredCertificate => "registered-certificate",
         Mode::RegisteredId => "registered-id",
-    }
-}
-
-impl Response {
-    pub(super) fn refused(reason: &dyn std::fmt::Display) -> Self {
-        Self::Refused { message: reason.to_string(), device: None }
     }
 }

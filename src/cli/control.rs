@@ -5,7 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use duet::admin::{self, Client, DeviceLine, Request, Response};
+use duet::admin::devices::{self, End};
+use duet::admin::{Client, ClientError, DeviceInfo, DeviceLine, Problem};
 use duet::registry::{self, Registry, RegistryError};
 
 /// How long to wait for another command to let go of the registry.
@@ -38,33 +39,56 @@ impl Control {
         }
     }
 
-    /// Asks; a refusal is an error.
-    pub(super) fn call(&mut self, request: &Request) -> Result<Response> {
-        let response = match self {
-            Self::Gateway(client) => client.call(request)?,
-            Self::Direct(registry) => admin::answer(registry, None, request),
-        };
-        accepted(response)
-    }
-
     /// Registers devices, all or none. `place` says where the device of an index stands.
-    pub(super) fn import(
+    pub(super) fn add(
         &mut self,
         lines: &[DeviceLine],
-        place: impl FnOnce(usize) -> String,
+        place: impl FnOnce(usize) -> Option<String>,
     ) -> Result<usize> {
-        let response = match self {
-            Self::Gateway(client) => client.import(lines)?,
-            Self::Direct(registry) => admin::import(registry, lines),
+        let added = match self {
+            Self::Gateway(client) => client.add(lines),
+            Self::Direct(registry) => devices::add(registry, lines).map_err(ClientError::Refused),
         };
-        match response {
-            Response::Added { count } => Ok(count),
-            Response::Refused { message, device: Some(index) } => {
-                bail!("{}: {message}", place(index))
+        match added {
+            Err(ClientError::Refused(Problem { error, device: Some(index), .. })) => {
+                match place(index) {
+                    Some(place) => bail!("{place}: {error}"),
+                    None => bail!(error),
+                }
             }
-            Response::Refused { message, device: None } => bail!(message),
-            _ => unexpected(),
+            added => Ok(added?),
         }
+    }
+
+    /// Hands all devices on, in the order of their names.
+    pub(super) fn list(&mut self, mut each: impl FnMut(DeviceInfo) -> Result<()>) -> Result<()> {
+        let registry = match self {
+            Self::Gateway(client) => return client.list(each),
+            Self::Direct(registry) => registry,
+        };
+        let mut after = None;
+        loop {
+            let page = devices::page(registry, after.as_ref())?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.name.parse()?);
+            page.into_iter().try_for_each(&mut each)?;
+        }
+    }
+
+    /// One device.
+    pub(super) fn show(&mut self, name: &str) -> Result<DeviceInfo> {
+        Ok(match self {
+            Self::Gateway(client) => client.show(name)?,
+            Self::Direct(registry) => devices::show(registry, name)?,
+        })
+    }
+
+    /// Ends a device's right to connect. Returns its id.
+    pub(super) fn end(&mut self, name: &str, how: End) -> Result<String> {
+        Ok(match self {
+            Self::Gateway(client) => client.end(name, how)?,
+            Self::Direct(registry) => devices::end(registry, None, name, how)?.to_string(),
+        })
     }
 }
 
@@ -86,16 +110,4 @@ pub(super) fn open_patiently(state: &Path) -> Result<Registry> {
 
 fn open_registry(state: &Path) -> Result<Registry, RegistryError> {
     Registry::open(&state.join(registry::FILE))
-}
-
-fn accepted(response: Response) -> Result<Response> {
-    match response {
-        Response::Refused { message, .. } => bail!(message),
-        response => Ok(response),
-    }
-}
-
-/// An answer of the wrong kind.
-pub(super) fn unexpected<T>() -> Result<T> {
-    bail!("the gateway gave an answer to another question; is it of another version?")
 }

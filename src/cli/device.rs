@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use duet::admin::{DeviceInfo, DeviceLine, MAX_IMPORT, MAX_LINE_LEN, Request, Response};
+use duet::admin::devices::End;
+use duet::admin::{DeviceInfo, DeviceLine, MAX_IMPORT, MAX_LINE_LEN};
 use duet::config::Overrides;
 use duet::hex::Hex;
 use duet::identity::{self, Role, Utc, fingerprint_text, now_s};
@@ -16,7 +17,7 @@ use duet_protocol::identity::DeviceId;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::control::{Control, unexpected};
+use super::control::Control;
 use super::{Format, Place};
 
 /// Subcommands of `duet device`.
@@ -129,9 +130,9 @@ impl Device {
             Self::Add(add) => add.run(place)?,
             Self::Import(import) => import.run(place)?,
             Self::List { format } => list(&place.state()?, format)?,
-            Self::Show { name, format } => show(&place.state()?, name, format)?,
-            Self::Revoke { name } => end(&place.state()?, "revoked", &Request::Revoke { name })?,
-            Self::Remove { name } => end(&place.state()?, "removed", &Request::Remove { name })?,
+            Self::Show { name, format } => show(&place.state()?, &name, format)?,
+            Self::Revoke { name } => end(&place.state()?, &name, End::Revoke, "revoked")?,
+            Self::Remove { name } => end(&place.state()?, &name, End::Remove, "removed")?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -164,7 +165,7 @@ impl Add {
         let mut control = Control::open(&place.state()?)?;
         let credential = credentials(std::slice::from_ref(&line), &gateway)?;
         keep_then(self.out.as_deref(), &credential, || {
-            control.call(&Request::Add { device: line }).map(drop)
+            control.add(std::slice::from_ref(&line), |_| None).map(drop)
         })?;
         if self.out.is_none() {
             io::stdout().write_all(&credential)?;
@@ -197,8 +198,8 @@ impl Import {
         };
         let mut count = 0;
         keep_then(self.out.as_deref(), &credentials, || {
-            let place = |index| format!("line {}", numbers.get(index).copied().unwrap_or_default());
-            count = control.import(&lines, place).with_context(|| shown.clone())?;
+            let place = |index| numbers.get(index).map(|number: &usize| format!("line {number}"));
+            count = control.add(&lines, place).with_context(|| shown.clone())?;
             Ok(())
         })?;
         writeln!(io::stdout(), "registered {count} devices")?;
@@ -321,26 +322,19 @@ fn list(state: &Path, format: Format) -> Result<()> {
         let (name, mode, id) = ("NAME", "MODE", "ID");
         writeln!(out, "{name:<24} {mode:<22} {id:<16} {:<20} STATE", "REGISTERED")?;
     }
-    let (mut after, now_s) = (None, now_s());
-    loop {
-        let Response::Devices { devices, more } = control.call(&Request::List { after })? else {
-            return unexpected();
-        };
-        for device in &devices {
-            match format {
-                Format::Json => writeln!(out, "{}", serde_json::to_string(device)?)?,
-                Format::Table => {
-                    let DeviceInfo { name, mode, id, .. } = device;
-                    let (created, state) = (Utc(device.created_s), state_of(device, now_s));
-                    writeln!(out, "{name:<24} {mode:<22} {id:<16} {created} {state}")?;
-                }
+    let now_s = now_s();
+    control.list(|device| {
+        match format {
+            Format::Json => writeln!(out, "{}", serde_json::to_string(&device)?)?,
+            Format::Table => {
+                let DeviceInfo { name, mode, id, .. } = &device;
+                let (created, state) = (Utc(device.created_s), state_of(&device, now_s));
+                writeln!(out, "{name:<24} {mode:<22} {id:<16} {created} {state}")?;
             }
         }
-        after = devices.last().map(|device| device.name.clone());
-        if !more || after.is_none() {
-            return Ok(out.flush()?);
-        }
-    }
+        Ok(())
+    })?;
+    Ok(out.flush()?)
 }
 
 fn state_of(device: &DeviceInfo, now_s: i64) -> &'static str {
@@ -355,10 +349,8 @@ fn state_of(device: &DeviceInfo, now_s: i64) -> &'static str {
     }
 }
 
-fn show(state: &Path, name: String, format: Format) -> Result<()> {
-    let Response::Device { device } = Control::open(state)?.call(&Request::Show { name })? else {
-        return unexpected();
-    };
+fn show(state: &Path, name: &str, format: Format) -> Result<()> {
+    let device = Control::open(state)?.show(name)?;
     let mut out = io::stdout().lock();
     if format == Format::Json {
         return Ok(writeln!(out, "{}", serde_json::to_string(&device)?)?);
@@ -380,9 +372,7 @@ fn show(state: &Path, name: String, format: Format) -> Result<()> {
     Ok(())
 }
 
-fn end(state: &Path, done: &str, request: &Request) -> Result<()> {
-    let Response::Ended { id } = Control::open(state)?.call(request)? else {
-        return unexpected();
-    };
+fn end(state: &Path, name: &str, how: End, done: &str) -> Result<()> {
+    let id = Control::open(state)?.end(name, how)?;
     Ok(writeln!(io::stdout(), "{done} {id}")?)
 }

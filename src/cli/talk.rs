@@ -3,14 +3,16 @@
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use duet::admin::{Client, MAX_COMMAND_TIMEOUT_MS, Request, Response};
+use duet::admin::{Client, MAX_COMMAND_TIMEOUT_MS, Status};
 use duet::hex::{self, Hex};
 
+use serde_json::Value;
+
 use super::Format;
-use super::control::unexpected;
 
 /// Flags of `duet command`.
 #[derive(Args)]
@@ -47,11 +49,8 @@ impl SendCommand {
             false => self.payload.into_bytes(),
         };
         let payload = Hex(&payload).to_string();
-        let timeout_ms = self.timeout * 1000;
-        let request = Request::Command { name: self.name, payload, timeout_ms };
-        let Response::CommandResult { payload } = ask(state, &request)? else {
-            return unexpected();
-        };
+        let timeout = Duration::from_secs(self.timeout);
+        let payload = gateway(state)?.command(&self.name, payload, timeout)?;
         let bytes = hex::decode(&payload).context("the result is not hexadecimal")?;
         let text = String::from_utf8(bytes).ok();
         let text = text.filter(|text| !self.hex && !text.chars().any(char::is_control));
@@ -62,40 +61,44 @@ impl SendCommand {
 
 impl ShowStatus {
     pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
-        let Response::Status { status } = ask(state, &Request::Status)? else {
-            return unexpected();
-        };
-        let json = serde_json::to_value(&status)?;
+        let status = gateway(state)?.status()?;
         let mut out = io::stdout().lock();
-        match (self.format, json.as_object()) {
-            (Format::Table, Some(fields)) => {
-                for (field, value) in fields {
-                    let text = match value {
-                        serde_json::Value::Null => "-".to_owned(),
-                        serde_json::Value::String(text) => text.clone(),
-                        serde_json::Value::Array(items) if items.is_empty() => "none".to_owned(),
-                        serde_json::Value::Array(items) => items
-                            .iter()
-                            .filter_map(|item| item.as_str())
-                            .collect::<Vec<_>>()
-                            .join(" "),
-                        value => value.to_string(),
-                    };
-                    writeln!(out, "{field:<12} {text}")?;
-                }
-            }
-            _ => writeln!(out, "{json}")?,
+        if self.format == Format::Json {
+            writeln!(out, "{}", serde_json::to_string(&status)?)?;
+        } else {
+            write!(out, "{}", table(&status)?)?;
         }
         Ok(if status.is_healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
-fn ask(state: &Path, request: &Request) -> Result<Response> {
-    let Some(mut client) = Client::connect(state)? else {
+/// One line per field, phase and faults first.
+fn table(status: &Status) -> Result<String> {
+    let serde_json::Value::Object(mut fields) = serde_json::to_value(status)? else {
+        bail!("a status is an object");
+    };
+    let first = ["phase", "faults"].map(|key| (key.to_owned(), fields.remove(key)));
+    let rest = fields.into_iter().map(|(key, value)| (key, Some(value)));
+    let mut text = String::new();
+    for (field, value) in first.into_iter().chain(rest) {
+        let value = match value {
+            None | Some(Value::Null) => "-".to_owned(),
+            Some(Value::String(text)) => text,
+            Some(Value::Array(items)) if items.is_empty() => "none".to_owned(),
+            Some(Value::Array(items)) => {
+                items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
+            }
+            Some(value) => value.to_string(),
+        };
+        text.push_str(&format!("{field:<12} {value}\n"));
+    }
+    Ok(text)
+}
+
+/// The running gateway.
+pub(super) fn gateway(state: &Path) -> Result<Client> {
+    let Some(client) = Client::connect(state)? else {
         bail!("no gateway is running on {}; start `duet run`", state.display());
     };
-    match client.call(request)? {
-        Response::Refused { message, .. } => bail!(message),
-        response => Ok(response),
-    }
+    Ok(client)
 }

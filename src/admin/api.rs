@@ -1,0 +1,155 @@
+//! The API: every endpoint with its description, in one router. The document at `/openapi.json` is made from the same
+//! list, so none can be missing there.
+//!
+//! A handler never waits for the disk on the control plane's own thread: what does goes through [`Plane::blocking`].
+//! The probes (status, health, ready, metrics) are answered from memory alone, whatever else goes on.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use tokio::sync::Semaphore;
+use utoipa::OpenApi;
+use utoipa::openapi::OpenApi as Document;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+mod devices;
+mod input;
+mod probes;
+
+use super::access::{self, Role};
+use super::{Gateway, Problem, Telemetry, door};
+use crate::registry::{Registry, View};
+
+pub(crate) use devices::{Added, CommandRequest, CommandResult, Ended};
+
+/// Requests that may be under way at once, beside the probes: fewer than a door has places, so that one is left for
+/// whoever asks how the gateway is.
+const REQUESTS: usize = door::PLACES * 3 / 4;
+
+/// All that requests are answered from.
+pub(super) struct Plane {
+    pub(super) registry: Arc<Registry>,
+    /// The registry's view, held here because [`Registry::view`] waits for a change that is being written.
+    pub(super) view: Arc<View>,
+    pub(super) gateway: Arc<dyn Gateway>,
+    pub(super) telemetry: Telemetry,
+    pub(super) requests: Semaphore,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Duet gateway",
+        description = "How a gateway is, its devices, and commands to them. On the control socket the caller is the \
+            user of the process; the gateway's own user and root may do everything.",
+    ),
+    tags(
+        (name = "gateway", description = "How the gateway is"),
+        (name = "devices", description = "Devices that may connect, and commands to them"),
+    )
+)]
+struct Heading;
+
+impl Plane {
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        view: Arc<View>,
+        gateway: Arc<dyn Gateway>,
+        telemetry: Telemetry,
+    ) -> Self {
+        Self { registry, view, gateway, telemetry, requests: Semaphore::new(REQUESTS) }
+    }
+
+    /// Runs work that waits for the disk on a thread of its own.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Registry, &dyn Gateway) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (registry, gateway) = (Arc::clone(&self.registry), Arc::clone(&self.gateway));
+        let done = tokio::task::spawn_blocking(move || work(&registry, &*gateway)).await;
+        done.unwrap_or_else(|_| {
+            let text = "the request failed inside the gateway; this is a bug in duet, please report it";
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, text))
+        })
+    }
+}
+
+/// The whole API, and its description.
+pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
+    let (router, mut document) = OpenApiRouter::with_openapi(Heading::openapi())
+        .merge(probes().route_layer(middleware::from_fn_with_state(Role::Viewer, access::require)))
+        .merge(
+            OpenApiRouter::new()
+                .routes(routes!(devices::list, devices::add))
+                .routes(routes!(devices::show, devices::remove))
+                .routes(routes!(devices::revoke))
+                .routes(routes!(devices::command))
+                .route_layer(middleware::from_fn_with_state(Role::Operator, access::require))
+                .layer(middleware::from_fn_with_state(Arc::clone(plane), bounded)),
+        )
+        .split_for_parts();
+    document.info.version = env!("CARGO_PKG_VERSION").into();
+    let text: Arc<str> = document.to_json().unwrap_or_default().into();
+    let described = move || {
+        let text = Arc::clone(&text);
+        async move { ([(header::CONTENT_TYPE, "application/json")], text.to_string()) }
+    };
+    let router = router
+        .route("/openapi.json", axum::routing::get(described))
+        .fallback(unknown)
+        .layer(middleware::from_fn(uncached))
+        .layer(middleware::from_fn_with_state(Arc::clone(plane), access::authenticate))
+        .with_state(Arc::clone(plane));
+    (router, document)
+}
+
+/// The probes alone, for the plain address of metrics and health.
+pub(super) fn plain(plane: &Arc<Plane>) -> Router {
+    let (router, _) = OpenApiRouter::<Arc<Plane>>::new()
+        .routes(routes!(probes::metrics))
+        .routes(routes!(probes::health))
+        .routes(routes!(probes::ready))
+        .split_for_parts();
+    router
+        .fallback(unknown)
+        .layer(middleware::from_fn(uncached))
+        .with_state(Arc::clone(plane))
+}
+
+fn probes() -> OpenApiRouter<Arc<Plane>> {
+    OpenApiRouter::new()
+        .routes(routes!(probes::metrics))
+        .routes(routes!(probes::health))
+        .routes(routes!(probes::ready))
+        .routes(routes!(probes::status))
+}
+
+/// Refuses more requests at once than there is room for, and counts the others.
+async fn bounded(State(plane): State<Arc<Plane>>, request: Request, next: Next) -> Response {
+    let Ok(_permit) = plane.requests.try_acquire() else {
+        let text = format!("{REQUESTS} requests are under way already; try again");
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    };
+    plane.telemetry.count_request();
+    next.run(request).await
+}
+
+/// Answers are about this moment.
+async fn uncached(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let value = header::HeaderValue::from_static("no-store");
+    response.headers_mut().insert(header::CACHE_CONTROL, value);
+    response
+}
+
+async fn unknown() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "nothing is here; /openapi.json names what there is")
+}
+
+/// An answer in JSON.
+type Answer<T> = Result<Json<T>, Problem>;

@@ -1,0 +1,198 @@
+//! Devices over the API.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use http_body_util::channel::{Channel, Sender};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::input::{Input, Lines};
+use super::{Answer, Plane};
+use crate::admin::devices::{self, End};
+use crate::admin::wire::{DeviceInfo, DeviceLine, MAX_COMMAND_TIMEOUT_MS};
+use crate::admin::{CommandError, Problem};
+use crate::hex::{self, Hex};
+use crate::registry::Name;
+
+/// How long the gateway may take for a command beyond the command's own limit before it is taken for stuck.
+const COMMAND_SLACK: Duration = Duration::from_secs(2);
+/// Pages of a list that are read ahead of the client.
+const PAGES_AHEAD: usize = 2;
+
+/// The answer to an import.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Added {
+    /// How many devices were registered.
+    pub(crate) count: usize,
+}
+
+/// The answer when a device was revoked or removed.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Ended {
+    /// Its id, hexadecimal.
+    pub(crate) id: String,
+}
+
+/// A command to a device.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CommandRequest {
+    /// Its payload, hexadecimal.
+    pub(crate) payload: String,
+    /// How long to wait for the result, milliseconds, at most 300,000.
+    pub(crate) timeout_ms: u64,
+}
+
+/// A device's answer to a command.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct CommandResult {
+    /// Hexadecimal.
+    pub(crate) payload: String,
+}
+
+/// Where a list begins.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListFrom {
+    /// Only devices whose names come after this one.
+    after: Option<String>,
+}
+
+/// All devices in the order of their names, one JSON object a line
+#[utoipa::path(get, path = "/v1/devices", tag = "devices", params(ListFrom), responses(
+    (status = 200, description = "Lines end with the list, however slowly they are read", body = DeviceInfo,
+     content_type = "application/x-ndjson"),
+    (status = 400, body = Problem),
+))]
+pub(super) async fn list(
+    State(plane): State<Arc<Plane>>,
+    Query(ListFrom { after }): Query<ListFrom>,
+) -> Result<Response, Problem> {
+    let after = after.map(|name| name.parse::<Name>()).transpose()?;
+    let first = plane.blocking(move |registry, _| devices::page(registry, after.as_ref())).await?;
+    let (sender, channel) = Channel::new(PAGES_AHEAD);
+    tokio::spawn(pages(plane, first, sender));
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(channel)).into_response())
+}
+
+/// Sends the list page by page, at the pace at which the client takes it.
+async fn pages(
+    plane: Arc<Plane>,
+    mut page: Vec<DeviceInfo>,
+    mut sender: Sender<Bytes, std::io::Error>,
+) {
+    while let Some(last) = page.last() {
+        let after = last.name.parse::<Name>();
+        let mut text = Vec::with_capacity(page.len() * 400);
+        for device in &page {
+            // Strings and numbers always make JSON.
+            let _ = serde_json::to_writer(&mut text, device);
+            text.push(b'\n');
+        }
+        if sender.send_data(text.into()).await.is_err() {
+            return;
+        }
+        let next = async {
+            let after = after?;
+            plane.blocking(move |registry, _| devices::page(registry, Some(&after))).await
+        };
+        match next.await {
+            Ok(next) => page = next,
+            // An answer that breaks off tells the client that it has not all of the list.
+            Err(problem) => return sender.abort(std::io::Error::other(problem)),
+        }
+    }
+}
+
+/// Registers devices, one JSON object a line: all of them or none
+#[utoipa::path(post, path = "/v1/devices", tag = "devices",
+    request_body(content = DeviceLine, content_type = "application/x-ndjson"),
+    responses((status = 200, body = Added), (status = 400, body = Problem), (status = 409, body = Problem),
+              (status = 422, body = Problem)))]
+pub(super) async fn add(State(plane): State<Arc<Plane>>, Lines(lines): Lines) -> Answer<Added> {
+    let count = plane.blocking(move |registry, _| devices::add(registry, &lines)).await?;
+    Ok(Json(Added { count }))
+}
+
+/// One device
+#[utoipa::path(get, path = "/v1/devices/{name}", tag = "devices",
+    params(("name" = String, Path, description = "The device's name")),
+    responses((status = 200, body = DeviceInfo), (status = 404, body = Problem)))]
+pub(super) async fn show(
+    State(plane): State<Arc<Plane>>,
+    Path(name): Path<String>,
+) -> Answer<DeviceInfo> {
+    Ok(Json(plane.blocking(move |registry, _| devices::show(registry, &name)).await?))
+}
+
+/// Forgets a device and ends its sessions; a credential that was revoked stays refused
+#[utoipa::path(delete, path = "/v1/devices/{name}", tag = "devices",
+    params(("name" = String, Path, description = "The device's name")),
+    responses((status = 200, body = Ended), (status = 404, body = Problem)))]
+pub(super) async fn remove(
+    State(plane): State<Arc<Plane>>,
+    Path(name): Path<String>,
+) -> Answer<Ended> {
+    end(&plane, name, End::Remove).await
+}
+
+/// Refuses a device for ever under its present credential and ends its sessions
+#[utoipa::path(post, path = "/v1/devices/{name}/revoke", tag = "devices",
+    params(("name" = String, Path, description = "The device's name")),
+    responses((status = 200, body = Ended), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn revoke(
+    State(plane): State<Arc<Plane>>,
+    Path(name): Path<String>,
+) -> Answer<Ended> {
+    end(&plane, name, End::Revoke).await
+}
+
+async fn end(plane: &Plane, name: String, how: End) -> Answer<Ended> {
+    let id = plane
+        .blocking(move |registry, gateway| devices::end(registry, Some(gateway), &name, how))
+        .await?;
+    Ok(Json(Ended { id: id.to_string() }))
+}
+
+/// Sends a command to a connected device and waits for its result
+#[utoipa::path(post, path = "/v1/devices/{name}/command", tag = "devices",
+    params(("name" = String, Path, description = "The device's name")), request_body = CommandRequest,
+    responses(
+        (status = 200, body = CommandResult),
+        (status = 404, body = Problem),
+        (status = 409, description = "Not connected, or no longer; the text says which", body = Problem),
+        (status = 502, description = "The device reports failure", body = Problem),
+        (status = 503, description = "Too many commands wait", body = Problem),
+        (status = 504, description = "No result in time", body = Problem),
+    ))]
+pub(super) async fn command(
+    State(plane): State<Arc<Plane>>,
+    Path(name): Path<String>,
+    Input(CommandRequest { payload, timeout_ms }): Input<CommandRequest>,
+) -> Answer<CommandResult> {
+    let name: Name = name.parse()?;
+    let payload =
+        hex::decode(&payload).ok_or_else(|| Problem::bad("the payload is not hexadecimal"))?;
+    if timeout_ms > MAX_COMMAND_TIMEOUT_MS {
+        let text = format!("timeout_ms must be at most {MAX_COMMAND_TIMEOUT_MS}");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, text));
+    }
+    let known = name.clone();
+    let device = plane.blocking(move |registry, _| devices::commanded(registry, &known)).await?;
+    let timeout = Duration::from_millis(timeout_ms);
+    let waiting = plane.gateway.command(device, payload, timeout);
+    let result = match tokio::time::timeout(timeout + COMMAND_SLACK, waiting).await {
+        Ok(Ok(result)) => result,
+        // The gateway let go of the command without a word: it is ending.
+        Ok(Err(_)) => Err(CommandError::SessionEnded),
+        Err(_) => Err(CommandError::TimedOut),
+    };
+    let payload = result.map_err(|error| Problem::of_command(name.as_str(), error))?;
+    Ok(Json(CommandResult { payload: Hex(&payload).to_string() }))
+}

@@ -1,0 +1,192 @@
+//! The listeners and their connections: the control socket, and the plain address of metrics and health. Each
+//! connection is HTTP/1.1 and ends in one of two routers.
+//!
+//! A door holds a bounded number of connections (see [`super::guests`]). It knows who is at the other end, and tells
+//! the router by [`Door`]; it decides nothing else.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::Request;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tower::Service as _;
+
+use super::guests::{Guest, Guests, Seat};
+
+/// Connections that one door serves at once.
+pub(super) const PLACES: usize = 128;
+/// How long a request's head, or a TLS handshake, may take over TCP.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// The longest head.
+const MAX_HEAD: usize = 32 * 1024;
+/// How long requests under way may take when the control plane stops.
+const GRACE: Duration = Duration::from_secs(2);
+/// The pause after the system could not accept; it is out of descriptors, most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Through which door a request came, and from whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Door {
+    /// The control socket; the kernel names the user.
+    Socket {
+        /// The user.
+        uid: u32,
+    },
+    /// The plain address of metrics and health.
+    Plain,
+}
+
+/// Becomes true when the control plane stops.
+pub(super) type Stopping = watch::Receiver<bool>;
+
+/// Completes when the control plane is to stop.
+pub(super) async fn stopped(mut stopping: Stopping) {
+    // An error means that whoever would stop it is gone, which is a reason to stop as well.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// Serves the control socket until the control plane stops. Only the gateway's own user, and root, get in.
+pub(super) async fn socket(listener: UnixListener, router: Router, stopping: Stopping) {
+    let own = rustix::process::geteuid().as_raw();
+    let guests = Guests::new(PLACES);
+    let accept = async {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let Ok(uid) = stream.peer_cred().map(|peer| peer.uid()) else { continue };
+            if uid != own && uid != 0 {
+                continue;
+            }
+            let Some(guest) = guests.enter() else { continue };
+            let (router, stopping) = (router.clone(), stopping.clone());
+            tokio::spawn(async move {
+                serve(stream, guest, Door::Socket { uid }, router, None, stopping).await;
+            });
+        }
+    };
+    until(accept, &guests, stopping.clone()).await;
+}
+
+/// Serves metrics and health until the control plane stops.
+pub(super) async fn plain(listener: TcpListener, router: Router, stopping: Stopping) {
+    let guests = Guests::new(PLACES);
+    let accept = async {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let Some(guest) = guests.enter() else { continue };
+            let (router, stopping) = (router.clone(), stopping.clone());
+            tokio::spawn(async move {
+                serve(stream, guest, Door::Plain, router, Some(HEAD_LIMIT), stopping).await;
+            });
+        }
+    };
+    until(accept, &guests, stopping.clone()).await;
+}
+
+/// Accepts until the control plane stops, then waits for requests under way.
+async fn until(accept: impl Future<Output = Infallible>, guests: &Arc<Guests>, stopping: Stopping) {
+    tokio::select! {
+        never = accept => match never {},
+        () = stopped(stopping) => {}
+    }
+    let gone = async {
+        while guests.are_there() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // Whoever still reads after that is cut off when the runtime ends.
+    let _ = tokio::time::timeout(GRACE, gone).await;
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    guest: Guest,
+    door: Door,
+    router: Router,
+    head_limit: Option<Duration>,
+    stopping: Stopping,
+) {
+    let seat = Arc::clone(guest.seat());
+    let service = {
+        let seat = Arc::clone(&seat);
+        service_fn(move |mut request: Request<Incoming>| {
+            seat.serve(true);
+            request.extensions_mut().insert(door.clone());
+            request.extensions_mut().insert(Arc::clone(&seat));
+            let (mut router, seat) = (router.clone(), Arc::clone(&seat));
+            async move {
+                let response = router.call(request).await?;
+                Ok::<_, Infallible>(response.map(|body| Served { body, seat }))
+            }
+        })
+    };
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_limit)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        // A client that breaks off is its own concern.
+        _ = connection.as_mut() => return,
+        () = seat.asked_to_leave() => return,
+        () = stopped(stopping) => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = tokio::time::timeout(GRACE, connection).await;
+}
+
+/// An answer's body; the connection's place is its own until the last of it was handed over.
+struct Served {
+    body: Body,
+    seat: Arc<Seat>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.seat.serve(false);
+    }
+}
+
+impl hyper::body::Body for Served {
+    type Data = axum::body::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        std::pin::Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A listener for tokio.
+pub(super) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
