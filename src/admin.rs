@@ -35,12 +35,10 @@ pub use client::{Client, ClientError};
 pub use problem::Problem;
 pub use status::{Driver, Fault, Phase, Status};
 pub use telemetry::{Telemetry, install as install_telemetry};
-pub use wire::{
-    BadLine, DeviceInfo, DeviceLine, MAX_COMMAND_TIMEOUT_MS, MAX_IMPORT, MAX_LINE_LEN,
-};
+pub use wire::{BadLine, DeviceInfo, DeviceLine, MAX_COMMAND_TIMEOUT_MS, MAX_IMPORT, MAX_LINE_LEN};
 
-use api::Plane;
 use crate::registry::{Registry, RegistryError};
+use api::Plane;
 
 pub use duet_control::SOCKET;
 

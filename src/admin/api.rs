@@ -73,7 +73,8 @@ impl Plane {
         let (registry, gateway) = (Arc::clone(&self.registry), Arc::clone(&self.gateway));
         let done = tokio::task::spawn_blocking(move || work(&registry, &*gateway)).await;
         done.unwrap_or_else(|_| {
-            let text = "the request failed inside the gateway; this is a bug in duet, please report it";
+            let text =
+                "the request failed inside the gateway; this is a bug in duet, please report it";
             Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, text))
         })
     }
@@ -115,10 +116,7 @@ pub(super) fn plain(plane: &Arc<Plane>) -> Router {
         .routes(routes!(probes::health))
         .routes(routes!(probes::ready))
         .split_for_parts();
-    router
-        .fallback(unknown)
-        .layer(middleware::from_fn(uncached))
-        .with_state(Arc::clone(plane))
+    router.fallback(unknown).layer(middleware::from_fn(uncached)).with_state(Arc::clone(plane))
 }
 
 fn probes() -> OpenApiRouter<Arc<Plane>> {

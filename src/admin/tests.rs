@@ -186,7 +186,8 @@ fn what_is_no_request_is_refused() {
     assert!(command.contains("not a request: missing field"), "{command}");
     let late = post("/v1/devices/a/command", "{\"payload\":\"\",\"timeout_ms\":300001}");
     assert!(late.contains("at most 300000"), "{late}");
-    let broken = raw(&running, b"POST /v1/devices HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{");
+    let broken =
+        raw(&running, b"POST /v1/devices HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{");
     assert!(!broken.contains("200 OK"), "{broken}");
     assert_eq!(running.client().status().unwrap().devices, 0);
 }
@@ -213,7 +214,8 @@ fn a_list_waits_for_its_reader() {
 #[test]
 fn silent_connections_keep_nobody_out() {
     let running = running();
-    let starts: [&[u8]; 3] = [b"", b"GET /hea", b"POST /v1/devices HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"];
+    let starts: [&[u8]; 3] =
+        [b"", b"GET /hea", b"POST /v1/devices HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"];
     let socket = running.dir.path().join(SOCKET);
     let sockets: Vec<_> = (0..300)
         .map(|i| {
