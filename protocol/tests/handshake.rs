@@ -320,7 +320,7 @@ fn negated(s: &[u8; 32]) -> [u8; 32] {
     ];
     let (mut out, mut borrow) = ([0; 32], 0);
     for i in (0..32).rev() {
-        let digit = 256 + i32::from(order[i]) - i32::from(s[i]) - borrow;
+        let digit = 256 + order[i] - i32::from(s[i]) - borrow;
         out[i] = u8::try_from(digit % 256).unwrap();
         borrow = i32::from(digit < 256);
     }
