@@ -15,9 +15,12 @@ use thiserror::Error;
 use crate::driver::Choice;
 
 mod queues;
+mod spool;
 
 use self::queues::FileQueues;
 pub use self::queues::Queues;
+use self::spool::FileSpool;
+pub use self::spool::{Spool, WhenFull};
 
 /// The file's name in the state directory.
 pub const FILE: &str = "duet.toml";
@@ -73,17 +76,6 @@ pub struct KeyFiles {
     pub certificate: PathBuf,
     /// Its private key, PEM.
     pub key: PathBuf,
-}
-
-/// `[spool]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spool {
-    /// Directory of the segments.
-    pub dir: PathBuf,
-    /// Size of one segment.
-    pub segment_bytes: u64,
-    /// Size of all segments together.
-    pub max_bytes: u64,
 }
 
 /// `[metrics]`
@@ -211,14 +203,6 @@ struct FileRetiring {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct FileSpool {
-    dir: Option<PathBuf>,
-    segment_bytes: Option<u64>,
-    max_bytes: Option<u64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 struct FileMetrics {
     listen: Option<SocketAddr>,
     allow_remote: Option<bool>,
@@ -320,11 +304,7 @@ impl Config {
             gather_us: file.gather_us.unwrap_or(200),
             gateway,
             retiring,
-            spool: Spool {
-                dir: state.join(file.spool.dir.unwrap_or("spool".into())),
-                segment_bytes: file.spool.segment_bytes.unwrap_or(64 << 20),
-                max_bytes: file.spool.max_bytes.unwrap_or(4 << 30),
-            },
+            spool: file.spool.resolve(&state),
             metrics: Metrics { listen: metrics },
             session: Session {
                 idle_timeout_s: file.session.idle_timeout_s.unwrap_or(3_600),
@@ -351,17 +331,7 @@ impl Config {
             "gather_us",
             "must be at most 10000: readings and hellos wait that long under load",
         );
-        check.that(
-            (1 << 20..=1 << 30).contains(&spool.segment_bytes)
-                && spool.segment_bytes.is_multiple_of(4096),
-            "spool.segment_bytes",
-            "must be 1048576 (1 MiB) to 1073741824 (1 GiB), a multiple of 4096",
-        );
-        check.that(
-            spool.max_bytes / 2 >= spool.segment_bytes,
-            "spool.max_bytes",
-            "must be at least two segments (spool.segment_bytes)",
-        );
+        spool.check(check);
         check.that(
             (500..=60_000).contains(&session.pending_timeout_ms),
             "session.pending_timeout_ms",

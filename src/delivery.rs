@@ -56,6 +56,12 @@
 //! What is found at start may so far live in the page cache only (a failed sync marks pages
 //! clean), therefore the last group is written and synced again before anything is appended.
 //!
+//! # What goes
+//!
+//! `cursor-<name>.pos` says how far somebody has read. What all required ones have passed goes by
+//! itself, by whole segments; what they have not goes only by age or when the spool is full, as the
+//! settings say, and is counted. The newest segment always stays.
+//!
 //! # Reading
 //!
 //! Readers see what is durable and nothing else: after a power cut another reading may stand at
@@ -64,16 +70,20 @@
 mod batch;
 mod cat;
 mod check;
+mod cursor;
 mod cut;
 mod error;
 mod file;
 mod format;
 mod health;
 mod id;
+mod keeper;
 mod marker;
 pub mod metrics;
+mod overview;
 mod reader;
 mod recover;
+mod retention;
 mod scan;
 mod segment;
 mod source;
@@ -84,15 +94,19 @@ mod verify;
 mod writer;
 
 pub use batch::{Batch, MAX_BATCH_BYTES};
-pub use cat::{Filter, cat};
+pub use cat::{Event, Filter, cat};
+pub use cursor::{Cursor, Hold, Position, cursors};
 pub use cut::{acknowledge_cuts, cuts};
 pub use error::{Damage, SpoolError};
 pub use format::{Commit, MAX_DEVICE, MAX_PAYLOAD, ReadingRef, Record};
 pub use health::Health;
 pub use id::SpoolId;
+pub use keeper::Care;
+pub use overview::{Overview, overview};
 pub use reader::Reader;
 pub use recover::Recovery;
+pub use retention::{Retention, WhenFull};
 pub use source::{Source, SpoolSource};
 pub use spool::{Done, Durability, Spool, SpoolConfig, Submitter, Urgency};
-pub use trim::{Trimmed, trim};
+pub use trim::{Trimmed, trim, trim_undelivered};
 pub use verify::{End, Verified, verify};

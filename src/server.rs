@@ -24,8 +24,8 @@ use tokio::sync::{Notify, oneshot, watch};
 use self::host::{CommandResult, Gauges, Host, Waiting};
 pub use self::sink::reading_id;
 use crate::admin::{CommandError, Driver, Fault, Gateway, Phase, Status};
-use crate::config::Config;
-use crate::delivery::{Health, Spool, SpoolConfig, SpoolError};
+use crate::config::{self, Config};
+use crate::delivery::{Health, Retention, Spool, SpoolConfig, SpoolError, WhenFull};
 use crate::driver;
 use crate::registry::View;
 use crate::transport::{self, Bound, MailSender, TransportError, run_shard};
@@ -141,6 +141,16 @@ impl Server {
             segment_bytes: config.spool.segment_bytes,
             max_bytes: config.spool.max_bytes,
             known: Some(config.state.join("spool.id")),
+            retention: Retention {
+                max_age: match config.spool.max_age_s {
+                    0 => None,
+                    seconds => Some(Duration::from_secs(seconds)),
+                },
+                when_full: match config.spool.when_full {
+                    config::WhenFull::Block => WhenFull::Block,
+                    config::WhenFull::DropOldest => WhenFull::DropOldest,
+                },
+            },
         })?;
         let sessions_max = config.limits.max_sessions as usize / config.shards;
         metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())

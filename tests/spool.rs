@@ -6,12 +6,14 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use duet_protocol::reading::ReadingId;
 
 use duet::delivery::{
-    Batch, Durability, End, Filter, Health, Reader, ReadingRef, Source as _, Spool, SpoolConfig,
-    SpoolError, Urgency, acknowledge_cuts, cat, cuts, trim, verify,
+    Batch, Durability, End, Event, Filter, Health, Hold, Reader, ReadingRef, Retention,
+    Source as _, Spool, SpoolConfig, SpoolError, Urgency, WhenFull, acknowledge_cuts, cat, cuts,
+    overview, trim, trim_undelivered, verify,
 };
 
 fn config(dir: &Path) -> SpoolConfig {
@@ -20,6 +22,7 @@ fn config(dir: &Path) -> SpoolConfig {
         segment_bytes: 256 * 1024,
         max_bytes: 64 << 20,
         known: None,
+        retention: Retention::default(),
     }
 }
 
@@ -31,6 +34,10 @@ fn id(session: u32, sequence: u32) -> ReadingId {
 
 /// Stores `count` readings in one batch and waits for the answer.
 fn store(spool: &Spool, session: u32, count: u32) -> Durability {
+    store_at(spool, session, count, 1_800_000_000_123)
+}
+
+fn store_at(spool: &Spool, session: u32, count: u32, received_ms: u64) -> Durability {
     let mut batch = Batch::new();
     for sequence in 0..count {
         let reading = ReadingRef {
@@ -38,8 +45,8 @@ fn store(spool: &Spool, session: u32, count: u32) -> Durability {
             id: id(session, sequence),
             again: false,
             channel: 3,
-            received_ms: 1_800_000_000_123,
-            measured_ms: 1_800_000_000_123,
+            received_ms,
+            measured_ms: received_ms,
             commit: None,
             payload: b"21.5",
         };
@@ -159,8 +166,9 @@ fn readings_print_as_json_lines() {
     store(&spool, 0xabcd, 2);
     spool.shutdown().unwrap();
     let mut out = Vec::new();
-    let filter = Filter { from: Some(1), device: Some("meter-1".into()) };
-    assert_eq!(cat(&config(dir.path()).dir, &filter, &mut out).unwrap(), 1);
+    let filter = Filter { from: Some(1), device: Some("meter-1".into()), ..Filter::default() };
+    let mut nothing = |_| Ok(true);
+    assert_eq!(cat(&config(dir.path()).dir, &filter, &mut out, &mut nothing).unwrap(), 1);
     let line = String::from_utf8(out).unwrap();
     let expected = concat!(
         r#"{"index":1,"device":"meter-1","hello":"0000abcd0000000000000000","sequence":1,"channel":3,"#,
@@ -566,5 +574,180 @@ fn a_source_gives_each_reading_once_and_says_where_it_cannot() {
     assert!(matches!(gone, SpoolError::Trimmed { kept, .. } if kept == oldest), "{gone}");
     let beyond = source.read(10_001, &mut nothing).unwrap_err();
     assert!(matches!(beyond, SpoolError::Beyond { durable: 10_000, .. }), "{beyond}");
+    spool.shutdown().unwrap();
+}
+
+/// Stores readings of 1,000 until there are as many segments as that; the index after them.
+fn grow(spool: &Spool, path: &Path, segments: usize) -> u64 {
+    while log_files(path).len() < segments {
+        assert_eq!(store(spool, 1, 1_000), Durability::Durable);
+    }
+    spool.source().durable()
+}
+
+fn log_files(path: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(path).unwrap().map(|one| one.unwrap().path()).collect();
+    found.retain(|path| path.extension().is_some_and(|end| end == "log"));
+    found.sort();
+    found
+}
+
+/// Waits for what another thread does by itself.
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_every_required_cursor_has_goes_by_itself_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    let mut slow = spool.cursor("slow", Hold::Required).unwrap();
+    let mut fast = spool.cursor("fast", Hold::Required).unwrap();
+    let _lost = spool.cursor("lost", Hold::Nothing).unwrap();
+    let end = grow(&spool, &path, 4);
+    let segments = log_files(&path);
+    fast.set(end).unwrap();
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(log_files(&path), segments, "one of them has nothing yet");
+    slow.set(4_001).unwrap();
+    eventually("the first goes", || log_files(&path) == segments[1..]);
+    slow.set(end).unwrap();
+    eventually("the newest stays", || log_files(&path) == segments[3..]);
+    let overview = overview(&path).unwrap();
+    assert_eq!((overview.first, overview.durable), (12_000, end));
+    let names: Vec<_> = overview.cursors.iter().map(|one| (&*one.name, one.index)).collect();
+    assert_eq!(names, [("fast", end), ("lost", 0), ("slow", end)]);
+    spool.shutdown().unwrap();
+    // And who has lost his place is told so.
+    let lost = Reader::open_at(&path, 0).err().unwrap().to_string();
+    assert!(lost.contains("0 is before 12000, the oldest reading that is kept"), "{lost}");
+}
+
+#[test]
+fn a_full_spool_that_drops_the_oldest_stores_on_but_never_passes_the_gateways_own_cursor() {
+    let dir = tempfile::tempdir().unwrap();
+    let retention = Retention { when_full: WhenFull::DropOldest, max_age: None };
+    let small = SpoolConfig { max_bytes: 768 * 1024, retention, ..config(dir.path()) };
+    let path = small.dir.clone();
+    let spool = Spool::start(small).unwrap();
+    let _required = spool.cursor("nats", Hold::Required).unwrap();
+    for session in 0..30 {
+        assert_eq!(store(&spool, session, 1_000), Durability::Durable);
+    }
+    assert_eq!(log_files(&path).len(), 3);
+    let mut marks = spool.cursor("marks", Hold::Always).unwrap();
+    while store(&spool, 99, 1_000) == Durability::Durable {
+        assert!(spool.source().durable() < 60_000, "the marks are still to be read");
+    }
+    assert_eq!(*spool.health().borrow(), Health::Full);
+    marks.set(spool.source().durable()).unwrap();
+    let health = spool.health();
+    eventually("there is room again", || *health.borrow() == Health::Working);
+    assert_eq!(store(&spool, 100, 1_000), Durability::Durable);
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn readings_that_are_too_old_go_whoever_lacks_them_but_not_by_a_clock_that_was_not_set() {
+    for (received_ms, goes) in [(1_710_000_000_000, true), (5_000, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let max_age = Some(Duration::from_secs(3_600));
+        let retention = Retention { when_full: WhenFull::Block, max_age };
+        let path = config(dir.path()).dir;
+        let spool = Spool::start(SpoolConfig { retention, ..config(dir.path()) }).unwrap();
+        let _required = spool.cursor("nats", Hold::Required).unwrap();
+        while log_files(&path)
+            .last()
+            .is_none_or(|last| !last.ends_with("spool-0000000000002ee0.log"))
+        {
+            assert_eq!(store_at(&spool, 1, 1_000, received_ms), Durability::Durable);
+        }
+        if goes {
+            eventually("old ones go", || log_files(&path).len() == 1);
+        } else {
+            std::thread::sleep(Duration::from_millis(1_500));
+            assert_eq!(log_files(&path).len(), 4);
+        }
+        spool.shutdown().unwrap();
+    }
+}
+
+#[test]
+fn an_operator_does_not_trim_what_somebody_needs_unless_he_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    let _nats = spool.cursor("nats", Hold::Required).unwrap();
+    grow(&spool, &path, 3);
+    let refused = trim(&path, u64::MAX).unwrap_err().to_string();
+    assert!(refused.contains("cursor nats stands at 0") && refused.contains("--undelivered"));
+    assert_eq!(log_files(&path).len(), 3);
+    let marks = spool.cursor("marks", Hold::Always).unwrap();
+    let refused = trim_undelivered(&path, u64::MAX).unwrap_err().to_string();
+    assert!(refused.contains("cursor marks") && !refused.contains("--undelivered"), "{refused}");
+    marks.remove().unwrap();
+    assert_eq!(trim_undelivered(&path, u64::MAX).unwrap().segments, 2);
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn a_damaged_cursor_is_told_and_stops_no_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    fs::write(path.join("cursor-nats.pos"), [1; 4200]).unwrap();
+    grow(&spool, &path, 2);
+    let care = spool.care();
+    eventually("it is told", || {
+        let care = care.borrow();
+        care.untrimmed.as_ref().is_some_and(|cause| cause.contains("cursor-nats.pos is damaged"))
+    });
+    assert_eq!(store(&spool, 1, 1), Durability::Durable);
+    fs::remove_file(path.join("cursor-nats.pos")).unwrap();
+    eventually("and is well again", || care.borrow().untrimmed.is_none());
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn following_prints_what_comes_and_says_what_the_output_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    store(&spool, 1, 5);
+    let (mut taken, mut waited) = (Vec::new(), 0);
+    let mut out = Vec::new();
+    let filter = Filter { from: Some(2), follow: true, limit: Some(6), ..Filter::default() };
+    let printed = cat(&path, &filter, &mut out, &mut |event| {
+        match event {
+            Event::Taken(next) => taken.push(next),
+            Event::Waiting if waited == 0 => {
+                waited += 1;
+                store(&spool, 2, 5);
+            }
+            Event::Waiting => waited += 1,
+            Event::Missing(..) => panic!("nothing is missing"),
+        }
+        Ok(true)
+    });
+    assert_eq!((printed.unwrap(), taken), (6, vec![5, 8]));
+    assert_eq!(String::from_utf8(out).unwrap().lines().count(), 6);
+    // Until nobody listens.
+    let mut looks = 0;
+    let follow = Filter { follow: true, ..Filter::default() };
+    let printed = cat(&path, &follow, &mut std::io::sink(), &mut |event| {
+        looks += u32::from(event == Event::Waiting);
+        Ok(looks < 3)
+    });
+    assert_eq!((printed.unwrap(), looks), (10, 3));
+    let since = |since_ms| {
+        let filter = Filter { since_ms: Some(since_ms), ..Filter::default() };
+        cat(&path, &filter, &mut std::io::sink(), &mut |_| Ok(true)).unwrap()
+    };
+    assert_eq!((since(1_800_000_000_123), since(1_800_000_000_124)), (10, 0));
     spool.shutdown().unwrap();
 }

@@ -1,20 +1,29 @@
 //! `duet spool`: looks at what is stored and makes room, also while the gateway runs.
 
-use std::io::{self, BufWriter, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, StdoutLock, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 use duet::config::Overrides;
-use duet::delivery::{self, End, Filter, Trimmed, Verified};
+use duet::delivery::{
+    self, Cursor, End, Event, Filter, Hold, Overview, SpoolError, Trimmed, Verified,
+};
 
 use super::Place;
+
+mod since;
 
 /// Look at the stored readings, and remove the oldest
 #[derive(Subcommand)]
 pub(super) enum Spool {
     /// Print the readings, oldest first
-    Cat(Cat),
+    Cat(Box<Cat>),
+    /// Show which readings are kept, and who has read how far
+    List,
     /// Read and check every record; exit code 1 where something is damaged, torn or was cut off
     Verify,
     /// Say that what was cut off at a start has been looked at: it stays, and is no fault any more
@@ -24,6 +33,32 @@ pub(super) enum Spool {
         /// Keep everything from the record of this index on
         #[arg(long, value_name = "INDEX")]
         before: u64,
+        /// Also what an upstream still has to get
+        #[arg(long)]
+        undelivered: bool,
+    },
+    /// Set or remove a named place in the spool
+    #[command(subcommand)]
+    Cursor(Change),
+}
+
+/// A named place in the spool
+#[derive(Subcommand)]
+pub(super) enum Change {
+    /// Go on with the record of this index
+    Set {
+        /// The cursor's name
+        name: String,
+        /// Which record comes next
+        index: u64,
+        /// Keep readings until this cursor has passed them
+        #[arg(long)]
+        required: bool,
+    },
+    /// Forget it
+    Remove {
+        /// The cursor's name
+        name: String,
     },
 }
 
@@ -33,11 +68,26 @@ pub(super) struct Cat {
     #[arg(long, value_enum, default_value = "ndjson")]
     format: Output,
     /// Begin with the record of this index
-    #[arg(long, value_name = "INDEX")]
+    #[arg(long, value_name = "INDEX", conflicts_with = "cursor")]
     from: Option<u64>,
     /// Only this device's
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
+    /// Only what was received since: 2026-11-26T08:00:00Z, seconds since 1970, or 90s, 15m, 2h, 7d ago
+    #[arg(long, value_name = "TIME", value_parser = since::parse)]
+    since: Option<u64>,
+    /// At most so many
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+    /// Wait for more at the end, until the output is closed
+    #[arg(long)]
+    follow: bool,
+    /// Begin where this cursor stands; a new one begins with the oldest reading
+    #[arg(long, value_name = "NAME")]
+    cursor: Option<String>,
+    /// Move the cursor behind what the output has taken
+    #[arg(long, requires = "cursor")]
+    commit: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -49,15 +99,15 @@ enum Output {
 impl Spool {
     pub(super) fn run(self, place: &Place) -> Result<ExitCode> {
         let dir = place.load(&Overrides::default())?.spool.dir;
-        let mut out = BufWriter::new(io::stdout().lock());
+        let mut out = BufWriter::with_capacity(64 * 1024, io::stdout().lock());
         match self {
-            Self::Cat(Cat { format: Output::Ndjson, from, device }) => {
-                delivery::cat(&dir, &Filter { from, device }, &mut out)?;
-            }
+            Self::Cat(cat) => cat.run(&dir, &mut out)?,
+            Self::List => list(&delivery::overview(&dir)?, &mut out)?,
             Self::Verify => {
                 let found = delivery::verify(&dir)?;
+                let code = tell(&found, &mut out)?;
                 out.flush()?;
-                return Ok(tell(&found, &mut out)?);
+                return Ok(code);
             }
             Self::AckCut => {
                 let seen = delivery::acknowledge_cuts(&dir)?;
@@ -68,24 +118,130 @@ impl Spool {
                     writeln!(out, "nothing was cut off that nobody has looked at")?;
                 }
             }
-            Self::Trim { before } => {
-                let Trimmed { segments, bytes, oldest } = delivery::trim(&dir, before)?;
+            Self::Trim { before, undelivered } => {
+                let Trimmed { segments, bytes, oldest } = match undelivered {
+                    true => delivery::trim_undelivered(&dir, before)?,
+                    false => delivery::trim(&dir, before)?,
+                };
                 let mib = bytes >> 20;
                 writeln!(
                     out,
                     "removed {segments} segments, {mib} MiB; the oldest reading is now {oldest}"
                 )?;
             }
+            Self::Cursor(change) => change.run(&dir, &mut out)?,
         }
+        out.flush()?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+impl Cat {
+    fn run(self, dir: &Path, out: &mut BufWriter<StdoutLock<'_>>) -> Result<()> {
+        let Self { format: Output::Ndjson, from, device, since, limit, follow, cursor, commit } =
+            self;
+        let mut cursor = cursor.map(|name| open(dir, &name, None)).transpose()?;
+        let from = cursor.as_ref().map(Cursor::index).or(from);
+        let filter = Filter { from, device, since_ms: since, limit, follow };
+        let mut tell = |event| {
+            match event {
+                Event::Taken(next) if commit => {
+                    if let Some(cursor) = &mut cursor {
+                        settle_output()?;
+                        cursor.set(next)?;
+                        cursor.sync()?;
+                    }
+                }
+                Event::Missing(first, end) => {
+                    let _ = writeln!(io::stderr(), "duet: {first} to {} are missing", end - 1);
+                }
+                Event::Waiting => return Ok(!is_closed()),
+                Event::Taken(_) => {}
+            }
+            Ok(true)
+        };
+        delivery::cat(dir, &filter, out, &mut tell)?;
+        Ok(())
+    }
+}
+
+/// Where readings went to a file, they are on its disk before a cursor says that they were taken.
+fn settle_output() -> Result<(), SpoolError> {
+    let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(SpoolError::Output)?;
+    let file = File::from(stdout);
+    match file.metadata() {
+        Ok(found) if found.is_file() => file.sync_data().map_err(SpoolError::Output),
+        _ => Ok(()),
+    }
+}
+
+/// Whether nobody reads the output any more.
+fn is_closed() -> bool {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let stdout = io::stdout();
+    let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let closed = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
+    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(closed)
+}
+
+/// Opens a cursor; one that is there keeps what it holds where `hold` says nothing.
+fn open(dir: &Path, name: &str, hold: Option<Hold>) -> Result<Cursor, SpoolError> {
+    let Overview { spool, first, cursors, .. } = delivery::overview(dir)?;
+    let before = cursors.into_iter().find(|cursor| cursor.name == name).map(|cursor| cursor.hold);
+    Cursor::open(dir, name, spool, first, hold.or(before).unwrap_or(Hold::Nothing))
+}
+
+impl Change {
+    fn run(self, dir: &Path, out: &mut impl Write) -> Result<()> {
+        match self {
+            Self::Set { name, index, required } => {
+                let Overview { first, durable, .. } = delivery::overview(dir)?;
+                let dir = dir.to_owned();
+                if index < first {
+                    return Err(SpoolError::Trimmed { dir, index, kept: first }.into());
+                }
+                if index > durable {
+                    return Err(SpoolError::Beyond { dir, index, durable }.into());
+                }
+                let hold = if required { Hold::Required } else { Hold::Nothing };
+                let mut cursor = open(&dir, &name, Some(hold))?;
+                cursor.set(index)?;
+                cursor.sync()?;
+                writeln!(out, "{name} goes on with {index}")?;
+            }
+            Self::Remove { name } => {
+                Cursor::find(dir, &name)?.remove()?;
+                writeln!(out, "{name} removed")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn list(found: &Overview, out: &mut impl Write) -> io::Result<()> {
+    let Overview { spool, first, durable, segments, cursors } = found;
+    let bytes: u64 = segments.iter().map(|(_, bytes)| bytes).sum();
+    writeln!(out, "spool        {spool}")?;
+    writeln!(out, "readings     {first} to {durable}, the end not included")?;
+    writeln!(out, "segments     {}, {} MiB", segments.len(), bytes >> 20)?;
+    for cursor in cursors {
+        let kind = match cursor.hold {
+            Hold::Nothing => "",
+            Hold::Required => ", required",
+            Hold::Always => ", the gateway's own",
+        };
+        let behind = durable.saturating_sub(cursor.index);
+        writeln!(out, "cursor       {} at {}, {behind} behind{kind}", cursor.name, cursor.index)?;
+    }
+    Ok(())
 }
 
 /// Says what a spool holds, and whether that is well.
 fn tell(found: &Verified, out: &mut impl Write) -> io::Result<ExitCode> {
     let Verified { spool, records, first, durable, missing, end, cuts } = found;
     writeln!(out, "spool        {spool}")?;
-    writeln!(out, "indexes      {first} to {durable}, the end not included")?;
+    writeln!(out, "readings     {first} to {durable}, the end not included")?;
     writeln!(out, "durable      {records} records, all whole")?;
     if *missing > 0 {
         writeln!(out, "missing      {missing} indexes, told when they were lost")?;
@@ -98,8 +254,8 @@ fn tell(found: &Verified, out: &mut impl Write) -> io::Result<ExitCode> {
         )?,
         End::Torn { records, offset } => writeln!(
             out,
-            "damaged or torn  at byte {offset} of the newest segment, {records} unsettled records before it: the next \
-             start cuts it off and says which it was"
+            "the end      damaged or torn at byte {offset} of the newest segment, {records} unsettled records before \
+             it: the next start cuts it off and says which of both it was"
         )?,
     }
     for path in cuts {

@@ -41,13 +41,14 @@ fn unknown_keys_and_wrong_kinds_are_refused_with_their_place() {
     assert!(message("shards = \"two\"").contains("line 1"));
     assert!(message("io = \"kqueue\"").contains("line 1"));
     assert!(message("shards = ").contains("line 1"));
+    assert!(message("[spool]\nwhen_full = \"drop\"").contains("drop_oldest"));
     assert!(message("shards = -1").contains("line 1"));
 }
 
 #[test]
 fn every_value_out_of_range_is_named_at_once() {
     let all = message(
-        "shards = 0\ngather_us = 10001\n[spool]\nsegment_bytes = 5\nmax_bytes = 6\n\
+        "shards = 0\ngather_us = 10001\n[spool]\nsegment_bytes = 5\nmax_bytes = 6\nmax_age_s = 7\n\
          [metrics]\nlisten = \"192.0.2.1:9\"\n\
          [session]\nidle_timeout_s = 1\npending_timeout_ms = 1\nlifetime_s = 1\n\
          [limits]\nmax_sessions = 0\nmax_pending = 0\nmax_streams = 0\nmax_tables = 0\n\
@@ -59,6 +60,7 @@ fn every_value_out_of_range_is_named_at_once() {
         "gather_us must",
         "spool.segment_bytes must",
         "spool.max_bytes must",
+        "spool.max_age_s must",
         "metrics.listen must",
         "session.idle_timeout_s must",
         "session.pending_timeout_ms must",

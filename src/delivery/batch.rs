@@ -13,13 +13,14 @@ pub const MAX_BATCH_BYTES: usize = 128 * 1024;
 pub struct Batch {
     bytes: Vec<u8>,
     records: u32,
+    commits: bool,
 }
 
 impl Batch {
     /// An empty batch; it allocates with the first push.
     #[must_use]
     pub const fn new() -> Self {
-        Self { bytes: Vec::new(), records: 0 }
+        Self { bytes: Vec::new(), records: 0, commits: false }
     }
 
     /// Adds a reading. `false`: the batch has no room for it; submit this one and begin another.
@@ -36,6 +37,7 @@ impl Batch {
         }
         encode_record(&mut self.bytes, reading);
         self.records += 1;
+        self.commits |= reading.commit.is_some();
         true
     }
 
@@ -60,7 +62,12 @@ impl Batch {
     /// Forgets the readings and keeps the memory.
     pub fn clear(&mut self) {
         self.bytes.clear();
-        self.records = 0;
+        (self.records, self.commits) = (0, false);
+    }
+
+    /// Whether one of them commits to a mark.
+    pub(super) const fn commits(&self) -> bool {
+        self.commits
     }
 
     /// Appends the records to a group, sealed; the group's first record has index `first`.

@@ -1,13 +1,21 @@
-//! Printing a spool's readings for people and programs.
+//! Printing a spool's readings for people and programs. Owns the lines; whoever calls owns the output, and learns up to
+//! where it has everything.
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::error::SpoolError;
+use super::format::{ReadingRef, Record};
 use super::reader::Reader;
 use crate::hex::Hex;
+
+/// After how many records the output is flushed, so that a place in the spool can follow.
+const FLUSH_EVERY: u32 = 4_096;
+/// How often a spool at its end is looked at again.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Which records to print.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +24,23 @@ pub struct Filter {
     pub from: Option<u64>,
     /// Of this device only.
     pub device: Option<String>,
+    /// Received at this time or later, in milliseconds since 1970 UTC.
+    pub since_ms: Option<u64>,
+    /// At most so many.
+    pub limit: Option<u64>,
+    /// Whether to wait for more at the end.
+    pub follow: bool,
+}
+
+/// What happens while records are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The output has taken everything before this index.
+    Taken(u64),
+    /// From the first of these indexes to before the second there is nothing any more.
+    Missing(u64, u64),
+    /// The end is reached, and more is waited for.
+    Waiting,
 }
 
 #[derive(Serialize)]
@@ -41,48 +66,90 @@ struct Line<'a> {
     text: Option<&'a str>,
 }
 
-/// Prints the records as one JSON object a line; how many. A closed pipe ends it quietly.
+impl Filter {
+    fn takes(&self, reading: &ReadingRef<'_>) -> bool {
+        self.device.as_deref().is_none_or(|device| device == reading.device)
+            && self.since_ms.is_none_or(|since| reading.received_ms >= since)
+    }
+}
+
+/// Prints the records as one JSON object a line; how many. `tell` hears what happens, and ends it by `false`. So does a
+/// closed pipe, quietly.
 ///
 /// # Errors
-/// [`SpoolError`] when the spool is damaged or cannot be read, or `out` fails.
-pub fn cat(dir: &Path, filter: &Filter, out: &mut impl Write) -> Result<u64, SpoolError> {
+/// [`SpoolError`] when the spool is damaged or cannot be read, `out` or `tell` fails.
+pub fn cat(
+    dir: &Path,
+    filter: &Filter,
+    out: &mut impl Write,
+    tell: &mut dyn FnMut(Event) -> Result<bool, SpoolError>,
+) -> Result<u64, SpoolError> {
     let mut reader = match filter.from {
         Some(from) => Reader::open_at(dir, from)?,
         None => Reader::open(dir)?,
     };
-    let mut printed = 0;
-    while let Some(record) = reader.read()? {
-        let reading = record.reading;
-        let wanted = filter.device.as_deref().is_none_or(|device| device == reading.device);
-        if !wanted {
-            continue;
+    let mut next = reader.next_index();
+    let (mut printed, mut unflushed) = (0, 0);
+    loop {
+        let enough = filter.limit.is_some_and(|limit| printed >= limit);
+        let record = if enough { None } else { reader.read()? };
+        let at_end = record.is_none();
+        if let Some(record) = record {
+            if record.index > next {
+                tell(Event::Missing(next, record.index))?;
+            }
+            next = record.index + 1;
+            unflushed += 1;
+            if filter.takes(&record.reading) {
+                if !is_open(print(&record, out))? {
+                    return Ok(printed);
+                }
+                printed += 1;
+            }
         }
-        let text = std::str::from_utf8(reading.payload).ok();
-        let measured = Some(reading.measured_ms).filter(|ms| *ms != reading.received_ms);
-        let line = Line {
-            index: record.index,
-            device: reading.device,
-            hello: Hex(&reading.id.hello).to_string(),
-            sequence: reading.id.sequence,
-            again: reading.again,
-            channel: reading.channel,
-            received: utc(reading.received_ms),
-            measured: measured.map(utc),
-            payload: Hex(reading.payload).to_string(),
-            text: text.filter(|text| !text.chars().any(char::is_control)),
-        };
-        let written = serde_json::to_writer(&mut *out, &line)
-            .map_err(io::Error::from)
-            .and_then(|()| out.write_all(b"\n"));
-        match written {
-            Ok(()) => printed += 1,
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(printed),
-            Err(error) => return Err(SpoolError::Output(error)),
+        if at_end || unflushed >= FLUSH_EVERY {
+            if !is_open(out.flush())? {
+                return Ok(printed);
+            }
+            let goes_on = unflushed == 0 || tell(Event::Taken(next))?;
+            unflushed = 0;
+            if at_end && (enough || !filter.follow) || !goes_on || at_end && !tell(Event::Waiting)?
+            {
+                return Ok(printed);
+            }
+        }
+        if at_end {
+            std::thread::sleep(LOOK_EVERY);
         }
     }
-    match out.flush() {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(SpoolError::Output(error)),
-        _ => Ok(printed),
+}
+
+fn print(record: &Record<'_>, out: &mut impl Write) -> io::Result<()> {
+    let reading = &record.reading;
+    let text = std::str::from_utf8(reading.payload).ok();
+    let measured = Some(reading.measured_ms).filter(|ms| *ms != reading.received_ms);
+    let line = Line {
+        index: record.index,
+        device: reading.device,
+        hello: Hex(&reading.id.hello).to_string(),
+        sequence: reading.id.sequence,
+        again: reading.again,
+        channel: reading.channel,
+        received: utc(reading.received_ms),
+        measured: measured.map(utc),
+        payload: Hex(reading.payload).to_string(),
+        text: text.filter(|text| !text.chars().any(char::is_control)),
+    };
+    serde_json::to_writer(&mut *out, &line)?;
+    out.write_all(b"\n")
+}
+
+/// Whether somebody still takes what is written.
+fn is_open(written: io::Result<()>) -> Result<bool, SpoolError> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(SpoolError::Output(error)),
     }
 }
 

@@ -101,6 +101,34 @@ pub enum SpoolError {
         /// One past the last durable index.
         durable: u64,
     },
+    /// Another process moves this cursor.
+    #[error("{} is in use by another process", .0.display())]
+    CursorTaken(PathBuf),
+    /// A cursor of another spool.
+    #[error("{} is a place in another spool; remove it to begin anew in this one", .0.display())]
+    CursorElsewhere(PathBuf),
+    /// Neither of a cursor's two slots can be read.
+    #[error("{} is damaged; remove it, and its reader begins with the oldest reading that is kept", .0.display())]
+    CursorDamaged(PathBuf),
+    /// No name for a cursor.
+    #[error("a cursor's name has 1 to 64 letters, digits, dots, dashes and underscores")]
+    CursorName,
+    /// There is no such cursor.
+    #[error("{} does not exist", .0.display())]
+    CursorNone(PathBuf),
+    /// What is to be removed has not reached everybody who needs it.
+    #[error(
+        "cursor {cursor} stands at {index} and still needs readings that would be removed; wait until it has them{}",
+        Force(*always)
+    )]
+    Held {
+        /// The cursor's name.
+        cursor: String,
+        /// Where it stands.
+        index: u64,
+        /// Whether it can never be passed over.
+        always: bool,
+    },
     /// There is no spool.
     #[error("{}: no spool here yet; `duet run` makes one", .0.display())]
     None(PathBuf),
@@ -193,6 +221,15 @@ impl std::fmt::Display for Remedy<'_> {
             }
             false => Ok(()),
         }
+    }
+}
+
+/// How a cursor can be passed over, where it can.
+struct Force(bool);
+
+impl std::fmt::Display for Force {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0 { "" } else { ", or say --undelivered" })
     }
 }
 

@@ -16,6 +16,8 @@ pub const BATCH_RECORDS: &str = "duet_spool_batch_records";
 pub const DISK_BYTES: &str = "duet_spool_disk_bytes";
 /// The index after the last durable record.
 pub const DURABLE_INDEX: &str = "duet_spool_durable_index";
+/// Readings that were removed before every required cursor had them, by `reason`: [`AGE`], [`SIZE`].
+pub const DROPPED: &str = "duet_spool_dropped_total";
 /// Whether the spool works: 1, or 0 after a failed write or sync.
 pub const HEALTHY: &str = "duet_spool_healthy";
 
@@ -28,6 +30,11 @@ pub const DISK: &str = "disk";
 /// Refused since the spool has failed.
 pub const FAILED: &str = "failed";
 
+/// Dropped since they were older than the settings let them become.
+pub const AGE: &str = "age";
+/// Dropped since the spool was full and its settings say so.
+pub const SIZE: &str = "size";
+
 /// Tells the installed recorder what the spool's metrics mean.
 pub fn describe() {
     describe_counter!(RECORDS, Unit::Count, "records made durable");
@@ -39,6 +46,11 @@ pub fn describe() {
     );
     describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "time of one group's write and sync");
     describe_histogram!(BATCH_RECORDS, Unit::Count, "records in one group");
+    describe_counter!(
+        DROPPED,
+        Unit::Count,
+        "readings removed before every required cursor had them, by reason"
+    );
     describe_gauge!(DISK_BYTES, Unit::Bytes, "size of all segments on disk");
     describe_gauge!(DURABLE_INDEX, Unit::Count, "index after the last durable record");
     describe_gauge!(HEALTHY, "1 while the spool works, 0 after a failed write or sync");

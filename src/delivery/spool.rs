@@ -3,21 +3,26 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
 
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::batch::Batch;
 use super::check::Check;
+use super::cursor::{Cursor, Hold};
+use super::cut::cuts;
 use super::error::SpoolError;
 use super::file::Runtime;
 use super::format::{DATA_START, MAX_SEGMENT_BYTES};
 use super::health::{Health, Teller};
 use super::id::SpoolId;
+use super::keeper::{Care, Keeper};
 use super::marker::{Marker, MarkerFile};
 use super::recover::{Recovery, recover};
-use super::source::SpoolSource;
-use super::writer::Writer;
+use super::retention::Retention;
+use super::source::{Source as _, SpoolSource};
+use super::writer::{Shared, Writer};
 use super::{MAX_BATCH_BYTES, metrics as names, segment};
 
 /// The most batches that wait for the next group.
@@ -33,6 +38,8 @@ pub struct SpoolConfig {
     pub max_bytes: u64,
     /// The file, outside the spool's directory, that remembers which spool was there at the last start.
     pub known: Option<PathBuf>,
+    /// What bounds it besides.
+    pub retention: Retention,
 }
 
 /// What became of a batch.
@@ -95,6 +102,10 @@ pub struct Spool {
     health: watch::Receiver<Health>,
     damage: watch::Receiver<Option<String>>,
     check: Option<Check>,
+    keeper: Keeper,
+    care: watch::Receiver<Care>,
+    scarce: Arc<AtomicBool>,
+    commits: Arc<AtomicU64>,
     dir: PathBuf,
     id: SpoolId,
     durable: watch::Receiver<u64>,
@@ -127,6 +138,15 @@ impl Spool {
         let check = (tail.header.first_index > 0)
             .then(|| Check::begin(&config.dir, tail.header.first_index, found))
             .transpose()?;
+        let first_care = Care { cuts: cuts(&config.dir)?.len(), untrimmed: None };
+        let (care_teller, care) = watch::channel(first_care);
+        let keeper = Keeper::begin(&config.dir, config.retention, care_teller)?;
+        let (scarce, commits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let shared = Shared {
+            durable: durable_end,
+            scarce: Arc::clone(&scarce),
+            commits: Arc::clone(&commits),
+        };
         let (queue, waiting) = mpsc::channel(QUEUE);
         let hurry = Arc::new(Notify::new());
         let hurried = Arc::clone(&hurry);
@@ -140,7 +160,7 @@ impl Spool {
                 let run = || {
                     let runtime = Runtime::new(&config.dir)?;
                     let storage = runtime.storage();
-                    let writer = Writer::new(config, tail, storage, marker, durable_end, teller);
+                    let writer = Writer::new(config, tail, storage, marker, shared, teller);
                     runtime.block_on(writer.run(waiting, hurried))
                 };
                 let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
@@ -150,7 +170,21 @@ impl Spool {
             })
             .map_err(SpoolError::io("starting the thread of", &dir))?;
         let submitter = Submitter { queue, hurry };
-        Ok(Self { submitter, thread, health, damage, check, dir, id, durable, recovery })
+        Ok(Self {
+            submitter,
+            thread,
+            health,
+            damage,
+            check,
+            keeper,
+            care,
+            scarce,
+            commits,
+            dir,
+            id,
+            durable,
+            recovery,
+        })
     }
 
     /// A way to hand batches over; any number may exist.
@@ -177,6 +211,32 @@ impl Spool {
         SpoolSource::new(self.dir.clone(), self.id, self.durable.clone())
     }
 
+    /// A cursor of its, which only this process moves; one that is new begins with the oldest reading.
+    ///
+    /// # Errors
+    /// [`SpoolError`] when it is in use, damaged or another spool's.
+    pub fn cursor(&self, name: &str, hold: Hold) -> Result<Cursor, SpoolError> {
+        Cursor::open(&self.dir, name, self.id, self.source().first(), hold)
+    }
+
+    /// What an operator has to see although it works.
+    #[must_use]
+    pub fn care(&self) -> watch::Receiver<Care> {
+        self.care.clone()
+    }
+
+    /// True while less than a quarter of what it may hold is left.
+    #[must_use]
+    pub fn scarce(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.scarce)
+    }
+
+    /// One past the last durable reading, of those since the start, that commits to a mark.
+    #[must_use]
+    pub fn commits(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.commits)
+    }
+
     /// Its name.
     #[must_use]
     pub fn id(&self) -> SpoolId {
@@ -192,6 +252,7 @@ impl Spool {
         if let Some(check) = self.check {
             check.end();
         }
+        self.keeper.end();
         self.thread.join().map_err(|_| SpoolError::ThreadEnded)?
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::cursor::{self, Hold};
 use super::error::SpoolError;
 use super::segment;
 
@@ -21,9 +22,38 @@ pub struct Trimmed {
 /// the appends, always stays.
 ///
 /// # Errors
-/// [`SpoolError`]; the segments before the one that it names are gone then.
+/// [`SpoolError::Held`] where a cursor still needs one of them, and nothing was removed; others, and the segments
+/// before the one that they name are gone then.
 pub fn trim(dir: &Path, before: u64) -> Result<Trimmed, SpoolError> {
+    remove(dir, before, false)
+}
+
+/// The same, also what required cursors have not passed; never what a cursor holds always.
+///
+/// # Errors
+/// As [`trim`].
+pub fn trim_undelivered(dir: &Path, before: u64) -> Result<Trimmed, SpoolError> {
+    remove(dir, before, true)
+}
+
+fn remove(dir: &Path, before: u64, undelivered: bool) -> Result<Trimmed, SpoolError> {
     let entries = segment::list(dir)?;
+    // One past the last record that would go.
+    let end =
+        entries.iter().skip(1).map(|entry| entry.first_index).take_while(|end| *end <= before);
+    let end = end.last().unwrap_or(0);
+    for (position, file) in cursor::all(dir)? {
+        let holds = match position.hold {
+            Hold::Nothing => false,
+            Hold::Required => !undelivered,
+            Hold::Always => true,
+        };
+        if holds && position.index < end {
+            let (index, always) = (position.index, position.hold == Hold::Always);
+            return Err(SpoolError::Held { cursor: position.name, index, always });
+        }
+        file.sync_data().map_err(SpoolError::io("syncing a cursor in", dir))?;
+    }
     let mut trimmed = Trimmed {
         oldest: entries.first().map_or(0, |entry| entry.first_index),
         ..Trimmed::default()
@@ -34,8 +64,12 @@ pub fn trim(dir: &Path, before: u64) -> Result<Trimmed, SpoolError> {
             break;
         }
         let path = &entry.path;
-        trimmed.bytes += fs::metadata(path).map_err(SpoolError::io("inspecting", path))?.len();
-        fs::remove_file(path).map_err(SpoolError::io("removing", path))?;
+        trimmed.bytes += fs::metadata(path).map_or(0, |found| found.len());
+        match fs::remove_file(path) {
+            // The gateway has trimmed it by itself.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed.map_err(SpoolError::io("removing", path))?,
+        }
         trimmed.segments += 1;
         trimmed.oldest = next.first_index;
     }

@@ -8,7 +8,7 @@
 use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -20,6 +20,7 @@ use super::format::{DATA_START, Header};
 use super::health::Teller;
 use super::marker::MarkerFile;
 use super::recover::Tail;
+use super::retention::{self, WhenFull};
 use super::spare::Spare;
 use super::spool::{Durability, SpoolConfig, Submission, Urgency};
 use super::{metrics as names, segment};
@@ -54,6 +55,16 @@ struct Open {
     identity: (u64, u64),
 }
 
+/// What others in this process see of the writer's progress.
+pub(super) struct Shared {
+    /// One past the last durable index.
+    pub(super) durable: watch::Sender<u64>,
+    /// Whether less than a quarter of the spool's size is left.
+    pub(super) scarce: Arc<AtomicBool>,
+    /// One past the last durable index that commits to a mark.
+    pub(super) commits: Arc<AtomicU64>,
+}
+
 /// What the spool's thread works with.
 pub(super) struct Writer {
     config: SpoolConfig,
@@ -67,8 +78,7 @@ pub(super) struct Writer {
     marker: MarkerFile,
     /// Whether the marker says something that a power cut would take from it.
     unsynced: bool,
-    /// One past the last durable index, for readers in this process.
-    durable: watch::Sender<u64>,
+    shared: Shared,
     teller: Teller,
     /// There was no room for the next segment: when to ask again. Until there is, smaller groups that
     /// this segment could still take are refused as well, so that the spool's health does not flicker.
@@ -93,7 +103,7 @@ impl Writer {
         tail: Tail,
         storage: Storage,
         marker: MarkerFile,
-        durable: watch::Sender<u64>,
+        shared: Shared,
         teller: Teller,
     ) -> Self {
         let Tail { path, header, at, next_index, disk_bytes } = tail;
@@ -108,7 +118,7 @@ impl Writer {
             spare: None,
             marker,
             unsynced: false,
-            durable,
+            shared,
             teller,
             ask_again: None,
         }
@@ -278,7 +288,7 @@ impl Writer {
         }
         self.at += bytes as u64;
         self.next_index += u64::from(records);
-        self.tell_durable()?;
+        self.tell_durable(batches.iter().any(|one| one.batch.commits()))?;
         metrics::counter!(names::RECORDS).increment(records.into());
         #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
         {
@@ -294,12 +304,22 @@ impl Writer {
         Ok(Commit::Durable)
     }
 
-    fn tell_durable(&mut self) -> Result<(), SpoolError> {
+    fn tell_durable(&mut self, commits: bool) -> Result<(), SpoolError> {
         let told = self.marker.tell(self.next_index);
         told.map_err(SpoolError::io("writing the marker in", &self.config.dir))?;
         self.unsynced = true;
-        self.durable.send_replace(self.next_index);
+        if commits {
+            self.shared.commits.store(self.next_index, Ordering::Release);
+        }
+        self.tell_scarce();
+        self.shared.durable.send_replace(self.next_index);
         Ok(())
+    }
+
+    fn tell_scarce(&self) {
+        let used = self.disk_bytes.saturating_sub(self.header.size - self.at);
+        let most = self.config.max_bytes - self.config.max_bytes / 4;
+        self.shared.scarce.store(used > most, Ordering::Relaxed);
     }
 
     /// Goes on in a new segment, or says what stands in the way.
@@ -310,9 +330,17 @@ impl Writer {
         }
         // Somebody may have made room since the last segment.
         self.disk_bytes = segment::disk_bytes(&self.config.dir)?;
-        if self.disk_bytes + self.config.segment_bytes > self.config.max_bytes {
-            self.ask_again = Some(now);
-            return Ok(Some(Commit::Full));
+        let SpoolConfig { dir, segment_bytes, max_bytes, retention, .. } = &self.config;
+        if self.disk_bytes + segment_bytes > *max_bytes {
+            let drops = retention.when_full == WhenFull::DropOldest;
+            // What stands in the way of a removal, the keeper tells.
+            let room =
+                drops && retention::make_room(dir, *segment_bytes, *max_bytes).unwrap_or(false);
+            if !room {
+                self.ask_again = Some(now);
+                return Ok(Some(Commit::Full));
+            }
+            self.disk_bytes = segment::disk_bytes(dir)?;
         }
         match self.roll() {
             // Whatever was begun has no name yet, or no record: to begin again does no harm.
@@ -329,6 +357,7 @@ impl Writer {
             .await
             .map_err(SpoolError::io("closing the segment before", &self.path))?;
         self.marker.sync().map_err(SpoolError::io("syncing the marker in", &self.config.dir))?;
+        self.tell_scarce();
         Ok(None)
     }
 

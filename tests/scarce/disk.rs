@@ -9,7 +9,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use duet::delivery::{Batch, Durability, ReadingRef, Spool, SpoolConfig, Urgency, verify};
+use duet::delivery::{
+    Batch, Durability, ReadingRef, Retention, Spool, SpoolConfig, Urgency, verify,
+};
 use duet_protocol::reading::ReadingId;
 use loadgen::local::LocalGateway;
 use nix::mount::{MsFlags, mount};
@@ -72,8 +74,13 @@ fn store(spool: &Spool, count: u64) -> bool {
 
 /// Makes a spool of one segment that has no room for another reading; how many it holds.
 fn full_segment(dir: &Path) -> u64 {
-    let config =
-        SpoolConfig { dir: dir.into(), segment_bytes: SEGMENT, max_bytes: SEGMENT, known: None };
+    let config = SpoolConfig {
+        dir: dir.into(),
+        segment_bytes: SEGMENT,
+        max_bytes: SEGMENT,
+        known: None,
+        retention: Retention::default(),
+    };
     let spool = Spool::start(config).unwrap();
     // Once refused, a running spool takes nothing until it has a new segment: so it is told exactly what fits.
     let mut left = (SEGMENT - 4096) / 59;

@@ -1,0 +1,66 @@
+//! The thread that looks after a spool's directory while others write and read: removes what may go, and looks for what
+//! an operator has to see. It touches no reading that is kept.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::cut::cuts;
+use super::error::SpoolError;
+use super::retention::{Retention, trim_by_itself};
+
+/// How often it looks.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// What an operator has to see of a spool that works.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Care {
+    /// How many files hold what was cut off and nobody has looked at.
+    pub cuts: usize,
+    /// Why nothing goes by itself at the moment.
+    pub untrimmed: Option<String>,
+}
+
+/// The thread.
+pub(super) struct Keeper {
+    cancel: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Keeper {
+    pub(super) fn begin(
+        dir: &Path,
+        retention: Retention,
+        care: watch::Sender<Care>,
+    ) -> Result<Self, SpoolError> {
+        let cancel = Arc::new(AtomicBool::new(false));
+        let (flag, own) = (Arc::clone(&cancel), dir.to_owned());
+        let thread = std::thread::Builder::new()
+            .name("spool-keeper".into())
+            .spawn(move || {
+                while !flag.load(Ordering::Relaxed) {
+                    let untrimmed =
+                        trim_by_itself(&own, &retention).err().map(|error| error.to_string());
+                    let now = Care { cuts: cuts(&own).map_or(0, |cuts| cuts.len()), untrimmed };
+                    care.send_if_modified(|before| {
+                        let changes = *before != now;
+                        *before = now;
+                        changes
+                    });
+                    std::thread::park_timeout(EVERY);
+                }
+            })
+            .map_err(SpoolError::io("starting the keeper of", dir))?;
+        Ok(Self { cancel, thread })
+    }
+
+    pub(super) fn end(self) {
+        self.cancel.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+        let _ = self.thread.join();
+    }
+}
