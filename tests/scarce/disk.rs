@@ -241,6 +241,7 @@ fn damage_in_an_older_segment_is_told_by_a_gateway_that_works() {
         segment_bytes: SEGMENT,
         max_bytes: 4 * SEGMENT,
         known: None,
+        retention: Retention::default(),
     };
     let spool = Spool::start(config).unwrap();
     assert!(store(&spool, 1));
