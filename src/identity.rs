@@ -53,9 +53,38 @@ pub enum Reason {
     /// Neither PEM nor DER of a certificate.
     #[error("is not an X.509 certificate (expected PEM `BEGIN CERTIFICATE` or DER)")]
     NotACertificate,
+    /// A certificate that is too long for the registry.
+    #[error(
+        "the certificate is {0} bytes long; the longest that is taken has {MAX_CERTIFICATE_LEN}: make one with fewer extensions"
+    )]
+    CertificateTooLong(usize),
+    /// PEM whose text is cut off or altered.
+    #[error(
+        "the PEM block is damaged: it is cut off, or its base64 is not whole; copy the file again"
+    )]
+    DamagedPem,
+    /// Text in UTF-16, as some editors save it.
+    #[error("is text in UTF-16; save it as UTF-8 or plain ASCII")]
+    Utf16,
+    /// Another thing that PEM can hold.
+    #[error("holds {0}, not a certificate")]
+    OtherPem(&'static str),
+    /// DER with something behind it.
+    #[error("{0} bytes follow the certificate; the file must end with it")]
+    BytesBehind(usize),
     /// A chain or a bundle.
-    #[error("holds {0} certificates; Duet pins one, without its chain: keep only the first")]
-    SeveralCertificates(usize),
+    #[error("holds {count} certificates; Duet pins one, without its chain: keep only {own}")]
+    SeveralCertificates {
+        /// How many.
+        count: usize,
+        /// Which of them is to be kept.
+        own: Own,
+    },
+    /// The certificate of a CA, which signs certificates and nothing else.
+    #[error(
+        "is the certificate of a certificate authority, whose key signs certificates alone; give the one that it issued"
+    )]
+    Authority,
     /// A device's private key has no business on the gateway.
     #[error("holds a private key, which must stay on the device: give only the certificate")]
     PrivateKeyInside,
@@ -97,6 +126,26 @@ pub enum Reason {
 impl Reason {
     fn at(self, path: &Path) -> IdentityError {
         IdentityError { path: path.to_owned(), reason: self }
+    }
+}
+
+/// Which certificate of a chain is its owner's, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Own {
+    /// The one at this place, the first being 1, with this subject.
+    This(usize, String),
+    /// The order and the names do not tell.
+    Unclear,
+}
+
+impl fmt::Display for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::This(place, subject) => {
+                write!(f, "number {place} ({})", subject.escape_default())
+            }
+            Self::Unclear => f.write_str("the one whose private key its owner has"),
+        }
     }
 }
 
@@ -168,8 +217,7 @@ pub fn load_certificate(path: &Path, role: Role, now_s: i64) -> Result<Certifica
 /// [`IdentityError`] with the file and the reason.
 pub fn load_secret(path: &Path, public: &PublicKey) -> Result<SecretScalar, IdentityError> {
     let load = || {
-        let mode = std::fs::metadata(path)?.mode() & 0o777;
-        if mode & 0o077 != 0 {
+        if let Some(mode) = mode_for_others(path)? {
             return Err(Reason::OpenToOthers(mode));
         }
         let bytes = read(path)?;
@@ -216,6 +264,38 @@ pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.write_all(bytes).and_then(|()| file.sync_all()).inspect_err(|_| {
         let _ = std::fs::remove_file(path);
     })
+}
+
+/// Puts a file in the place of another name that is free. Where the file system cannot tell whether it is free,
+/// the caller's own look has to do.
+///
+/// # Errors
+/// Those of the file system, `AlreadyExists` among them.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => std::fs::rename(from, to),
+        renamed => renamed.map_err(Into::into),
+    }
+}
+
+/// Makes durable that a file was made, renamed or removed: syncs the directory it lies in.
+///
+/// # Errors
+/// Those of the file system.
+pub fn sync_dir_of(path: &Path) -> io::Result<()> {
+    // The parent of a bare name is the empty path, which is no directory.
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// The mode of a file with secrets, where it lets others than the owner do anything with it.
+///
+/// # Errors
+/// Those of the file system.
+pub fn mode_for_others(path: &Path) -> io::Result<Option<u32>> {
+    let mode = std::fs::metadata(path)?.mode() & 0o777;
+    Ok((mode & 0o077 != 0).then_some(mode))
 }
 
 /// Seconds since the Unix epoch; negative if the clock stands before it.

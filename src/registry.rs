@@ -6,6 +6,9 @@
 //! for ever, even after its device was removed: by its fingerprint and by its key, so
 //! that neither a new certificate over the stolen key nor another id with it brings it back.
 //!
+//! A registration key lies in the file in clear, for the handshake needs it; nobody but its owner may read the
+//! file, and a key that is revoked or removed is overwritten in it.
+//!
 //! Freshness marks belong to an (id, credential) pair and are never deleted or lowered. They are
 //! saved some seconds late: after a crash a mark may be old, which only means that replays of
 //! HELLOs from those seconds are recognised later (they never confirm a session).
@@ -18,20 +21,25 @@ use duet_protocol::identity::{DeviceId, Fingerprint};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
 use sha2::{Digest, Sha256};
 
-use crate::identity::{Utc, Validity};
+use crate::identity::Validity;
 
+mod change;
 mod error;
+mod marks;
 mod record;
+mod reserve;
+mod scrub;
 mod store;
 mod view;
 
 pub use duet_core::{SourceSet, UnknownSource};
 pub use error::{Damage, NotAdded, RegistryError};
+pub use marks::{CommitMark, Kept, SpoolCursor, short};
 pub use record::{BadName, Enrolment, Name, NewDevice};
 pub use view::{Mark, View};
 
 use record::Record;
-use store::{DEVICES, MARKS, Store, Tables};
+use store::{DEVICES, LAST, MARKS, Store};
 
 /// The registry's file in the state directory.
 pub const FILE: &str = "registry.redb";
@@ -64,6 +72,8 @@ pub struct Registry {
     store: Store,
     /// Taken for the whole of each change, so that the view sees changes in the order of the disk.
     view: Mutex<Option<Arc<View>>>,
+    /// Rows with keys that are to be overwritten in the file, and are not yet.
+    unscrubbed: Mutex<Vec<scrub::OldRow>>,
 }
 
 impl Registry {
@@ -72,7 +82,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Exists`], or what the file system says.
     pub fn create(path: &Path) -> Result<Self, RegistryError> {
-        Ok(Self { store: Store::create(path)?, view: Mutex::new(None) })
+        Ok(Self::of(Store::create(path)?))
     }
 
     /// Opens an existing registry and verifies the whole file.
@@ -81,7 +91,11 @@ impl Registry {
     /// [`RegistryError::Missing`], [`RegistryError::InUse`], [`RegistryError::Damaged`], or what
     /// the file system says.
     pub fn open(path: &Path) -> Result<Self, RegistryError> {
-        Ok(Self { store: Store::open(path)?, view: Mutex::new(None) })
+        Ok(Self::of(Store::open(path)?))
+    }
+
+    fn of(store: Store) -> Self {
+        Self { store, view: Mutex::new(None), unscrubbed: Mutex::new(Vec::new()) }
     }
 
     /// The file.
@@ -104,95 +118,6 @@ impl Registry {
         let view = Arc::new(View::default());
         self.store.noted(self.each_device(&database, |device| view.insert(Arc::new(device))))?;
         Ok(Arc::clone(slot.get_or_insert(view)))
-    }
-
-    /// Registers one device, now.
-    ///
-    /// # Errors
-    /// See [`add_all`](Self::add_all).
-    pub fn add(&self, device: NewDevice, now_s: i64) -> Result<(), RegistryError> {
-        self.add_all([device], now_s).map(drop).map_err(|refused| refused.error)
-    }
-
-    /// Registers devices in one transaction: all of them or, if one is refused, none. Returns how
-    /// many.
-    ///
-    /// # Errors
-    /// The first refusal, which names the device at fault.
-    pub fn add_all(
-        &self,
-        devices: impl IntoIterator<Item = NewDevice>,
-        now_s: i64,
-    ) -> Result<usize, NotAdded> {
-        let database = self.ready().map_err(NotAdded::from)?;
-        let slot = self.lock();
-        let mut at_fault = None;
-        let added = self.store.change(&database, |tables| {
-            let mut added = Vec::new();
-            for (index, device) in devices.into_iter().enumerate() {
-                at_fault = Some(index);
-                let name = device.name.clone();
-                let record = Record::new(device, now_s)
-                    .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })?;
-                self.admit(tables, &name, &record)?;
-                // A credential that was removed and comes back resumes its mark.
-                let mark = tables.marks.get(mark_key(&record))?.map_or(0, |mark| mark.value());
-                added.push(Arc::new(self.device(&name, &record)?.with_mark(mark)));
-            }
-            at_fault = None;
-            Ok(added)
-        });
-        let added = added.map_err(|error| NotAdded { index: at_fault, error })?;
-        let count = added.len();
-        if let Some(view) = &*slot {
-            added.into_iter().for_each(|device| view.insert(device));
-        }
-        Ok(count)
-    }
-
-    /// Ends a device's right to connect, for ever under this credential. Returns its id: the
-    /// caller ends its sessions.
-    ///
-    /// # Errors
-    /// [`RegistryError::Unknown`] or [`RegistryError::RevokedAlready`].
-    pub fn revoke(&self, name: &Name, now_s: i64) -> Result<DeviceId, RegistryError> {
-        let database = self.ready()?;
-        let slot = self.lock();
-        let id = self.store.change(&database, |tables| {
-            let mut record = self.existing(&tables.devices, name)?;
-            if let Some(at) = record.revoked_s {
-                return Err(RegistryError::RevokedAlready(name.clone(), Utc(at)));
-            }
-            record.revoked_s = Some(now_s);
-            tables.devices.insert(name.as_str(), record.encode().as_slice())?;
-            for credential in self.credentials(name, &record)? {
-                tables.refused.insert(credential, now_s)?;
-            }
-            Ok(record.id)
-        })?;
-        if let Some(view) = &*slot {
-            view.remove(&id);
-        }
-        Ok(id)
-    }
-
-    /// Forgets a device. A credential revoked before stays refused, and marks stay. Returns its
-    /// id: the caller ends its sessions.
-    ///
-    /// # Errors
-    /// [`RegistryError::Unknown`].
-    pub fn remove(&self, name: &Name) -> Result<DeviceId, RegistryError> {
-        let database = self.ready()?;
-        let slot = self.lock();
-        let id = self.store.change(&database, |tables| {
-            let record = self.existing(&tables.devices, name)?;
-            self.forget(tables, name, &record)?;
-            Ok(record.id)
-        })?;
-        if let Some(view) = &*slot {
-            view.remove(&id);
-        }
-        Ok(id)
     }
 
     /// One device.
@@ -244,24 +169,6 @@ impl Registry {
         Ok(self.len()? == 0)
     }
 
-    /// Saves freshness marks in one transaction; a mark on disk is never lowered.
-    ///
-    /// # Errors
-    /// Those of the storage engine; nothing was saved then.
-    pub fn save_marks(&self, marks: impl IntoIterator<Item = Mark>) -> Result<(), RegistryError> {
-        let database = self.ready()?;
-        self.store.change(&database, |tables| {
-            for mark in marks {
-                let key = key_of(&mark.id, &mark.fingerprint);
-                let saved = tables.marks.get(key)?.map_or(0, |saved| saved.value());
-                if mark.value > saved {
-                    tables.marks.insert(key, mark.value)?;
-                }
-            }
-            Ok(())
-        })
-    }
-
     fn lock(&self) -> MutexGuard<'_, Option<Arc<View>>> {
         // The slot is only ever replaced whole, so a panic elsewhere leaves it sound.
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
@@ -287,6 +194,7 @@ impl Registry {
         read: impl FnOnce(&Database) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         let database = self.ready()?;
+        let _pages_stay = self.store.reading();
         self.store.noted(read(&database))
     }
 
@@ -296,70 +204,17 @@ impl Registry {
         database: &Database,
         mut each: impl FnMut(Device),
     ) -> Result<(), RegistryError> {
+        let _pages_stay = self.store.reading();
         let read = database.begin_read()?;
-        let marks = read.open_table(MARKS)?;
+        let (marks, last) = (read.open_table(MARKS)?, read.open_table(LAST)?);
         for row in read.open_table(DEVICES)?.iter()? {
             let (name, bytes) = row?;
             let (name, record) = self.decode(name.value(), bytes.value())?;
             if record.revoked_s.is_none() {
-                let mark = marks.get(mark_key(&record))?.map_or(0, |mark| mark.value());
-                each(self.device(&name, &record)?.with_mark(mark));
+                let kept = Self::kept(&record, &marks, &last)?;
+                each(kept.put_in(self.device(&name, &record)?));
             }
         }
-        Ok(())
-    }
-
-    /// Checks a new device against everything that is registered, and writes it.
-    fn admit(
-        &self,
-        tables: &mut Tables<'_>,
-        name: &Name,
-        record: &Record,
-    ) -> Result<(), RegistryError> {
-        let credentials = self.credentials(name, record)?;
-        for credential in &credentials {
-            if let Some(at) = tables.refused.get(credential)? {
-                return Err(RegistryError::Refused { name: name.clone(), at: Utc(at.value()) });
-            }
-        }
-        let before = match self.existing(&tables.devices, name) {
-            Ok(record) => Some(record),
-            Err(RegistryError::Unknown(_)) => None,
-            Err(error) => return Err(error),
-        };
-        if let Some(before) = before {
-            if before.revoked_s.is_none() {
-                return Err(RegistryError::NameTaken(name.clone()));
-            }
-            self.forget(tables, name, &before)?;
-        }
-        if let Some(owner) = tables.ids.get(record.id.0)? {
-            let owner = self.name(owner.value())?;
-            return Err(RegistryError::IdTaken { name: name.clone(), id: record.id, owner });
-        }
-        for credential in credentials {
-            if let Some(owner) = tables.credentials.get(credential)? {
-                let owner = self.name(owner.value())?;
-                return Err(RegistryError::CredentialTaken { name: name.clone(), owner });
-            }
-            tables.credentials.insert(credential, name.as_str())?;
-        }
-        tables.ids.insert(record.id.0, name.as_str())?;
-        tables.devices.insert(name.as_str(), record.encode().as_slice())?;
-        Ok(())
-    }
-
-    fn forget(
-        &self,
-        tables: &mut Tables<'_>,
-        name: &Name,
-        record: &Record,
-    ) -> Result<(), RegistryError> {
-        tables.ids.remove(record.id.0)?;
-        for credential in self.credentials(name, record)? {
-            tables.credentials.remove(credential)?;
-        }
-        tables.devices.remove(name.as_str())?;
         Ok(())
     }
 
@@ -392,8 +247,6 @@ impl Registry {
         record: &Record,
         marks: &impl ReadableTable<[u8; 40], u64>,
     ) -> Result<Entry, RegistryError> {
-        let certificate = record.certificate();
-        let certificate = certificate.map_err(|_| self.damaged(Damage::Record(name.clone())))?;
         Ok(Entry {
             name,
             mode: record.mode(),
@@ -402,7 +255,7 @@ impl Registry {
             sources: record.sources,
             created_s: record.created_s,
             revoked_s: record.revoked_s,
-            validity: certificate.map(|certificate| certificate.validity),
+            validity: record.validity,
             mark: marks.get(mark_key(record))?.map_or(0, |mark| mark.value()),
         })
     }

@@ -2,12 +2,12 @@
 //! itself.
 
 mod host;
+mod node_key;
 mod sink;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -40,7 +40,7 @@ pub enum ServerError {
     #[error(transparent)]
     Spool(#[from] SpoolError),
     /// The node's own secret.
-    #[error("{}: this node's key cannot be used: {error} (by the old key devices return sooner after a restart)", path.display())]
+    #[error("{}: the node key cannot be used: {error}. With another key devices take longer to come back: restore the file from a backup if there is one", path.display())]
     NodeKey {
         /// Its file.
         path: PathBuf,
@@ -135,7 +135,7 @@ impl Server {
         // Refusals come first: they leave no file behind.
         let Bound { local, shards, mail, warnings, stop, driver: kind } =
             transport::bind::<Mail>(settings)?;
-        let node_key = node_key(&config.state.join("node.key"))?;
+        let node_key = node_key::load(&config.state.join(node_key::FILE))?;
         let spool = Spool::start(SpoolConfig {
             dir: config.spool.dir.clone(),
             segment_bytes: config.spool.segment_bytes,
@@ -165,7 +165,7 @@ impl Server {
         for (io, own) in shards.into_iter().zip(mail.clone()) {
             let settings = Settings {
                 keys: keys.to_vec(),
-                node_key,
+                node_key: *node_key,
                 index: io.index(),
                 shards: config.shards,
                 idle_us: u64::from(config.session.idle_timeout_s) * 1_000_000,
@@ -287,49 +287,6 @@ fn cores(shards: usize) -> Vec<usize> {
     if cores.len() == shards { cores } else { Vec::new() }
 }
 
-/// This node's own secret: made once, and kept, so that a device whose session a restart took
-/// believes the RESET that tells it so.
-fn node_key(path: &Path) -> Result<[u8; 32], ServerError> {
-    let failed = |error| ServerError::NodeKey { path: path.to_owned(), error };
-    let read = || {
-        let mode = std::fs::metadata(path)?.mode() & 0o777;
-        if mode & 0o077 != 0 {
-            let message = format!("mode {mode:04o} lets others use it; run `chmod 600` on it");
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
-        }
-        std::fs::read(path)
-    };
-    match read() {
-        Ok(bytes) => <[u8; 32]>::try_from(bytes).map_err(|_| {
-            failed(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "not 32 bytes; remove it to have a new one made",
-            ))
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mut key = [0; 32];
-            getrandom::fill(&mut key).map_err(|_| ServerError::System("randomness"))?;
-            keep_key(path, &key).map_err(failed)?;
-            Ok(key)
-        }
-        Err(error) => Err(failed(error)),
-    }
-}
-
-/// Whole or not at all: whoever is killed on the way finds no file, or the key.
-fn keep_key(path: &Path, key: &[u8; 32]) -> io::Result<()> {
-    let draft = path.with_extension("draft");
-    match std::fs::remove_file(&draft) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => crate::identity::write_new(&draft, key, 0o600)?,
-    }
-    std::fs::rename(&draft, path)?;
-    match path.parent() {
-        Some(dir) => std::fs::File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
 impl Control {
     /// Whether every shard took it. Control mail must arrive, and a full mailbox empties within
     /// a turn.
@@ -393,27 +350,5 @@ impl Gateway for Control {
             devices: self.view.len() as u64,
             faults: fault.into_iter().chain(damaged).collect(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_node_key_is_kept_and_a_draft_of_it_does_no_harm() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("node.key");
-        std::fs::write(path.with_extension("draft"), b"cut off").unwrap();
-        let key = node_key(&path).unwrap();
-        assert_eq!(node_key(&path).unwrap(), key);
-        assert!(!path.with_extension("draft").exists());
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        std::fs::set_permissions(&path, open).unwrap();
-        assert!(node_key(&path).unwrap_err().to_string().contains("chmod 600"));
-        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        std::fs::set_permissions(&path, private).unwrap();
-        std::fs::write(&path, b"cut off").unwrap();
-        assert!(node_key(&path).unwrap_err().to_string().contains("not 32 bytes"));
     }
 }

@@ -4,10 +4,11 @@
 //! the shards. A shard changes one thing in it, the freshness mark; the owner changes one, that the device was revoked.
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use duet_protocol::identity::{Credential, DeviceId};
+use duet_protocol::reading::ReadingId;
 
 use crate::SourceSet;
 
@@ -31,6 +32,7 @@ pub struct Device {
     /// When its certificate is valid, Unix seconds; `None` where there is no certificate.
     pub valid_s: Option<RangeInclusive<i64>>,
     mark: AtomicU64,
+    last: Mutex<Option<ReadingId>>,
     listed: AtomicBool,
     revoked: AtomicBool,
 }
@@ -45,13 +47,31 @@ impl Device {
         valid_s: Option<RangeInclusive<i64>>,
     ) -> Self {
         let (listed, revoked) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { name, credential, sources, valid_s, mark: AtomicU64::new(0), listed, revoked }
+        let (mark, last) = (AtomicU64::new(0), Mutex::new(None));
+        Self { name, credential, sources, valid_s, mark, last, listed, revoked }
     }
 
     /// The same device with its mark from before.
     #[must_use]
     pub fn with_mark(self, mark: u64) -> Self {
         Self { mark: AtomicU64::new(mark), ..self }
+    }
+
+    /// The same device with its last reading from before.
+    #[must_use]
+    pub fn with_last(self, last: Option<ReadingId>) -> Self {
+        Self { last: Mutex::new(last), ..self }
+    }
+
+    /// Which reading of this device, inside a HELLO or sent again, was stored last.
+    #[must_use]
+    pub fn last(&self) -> Option<ReadingId> {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells of such a reading that was stored.
+    pub fn set_last(&self, last: ReadingId) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
     }
 
     /// The highest `fresh` of a confirmed session.

@@ -1,4 +1,8 @@
 //! `duet init`: everything that a gateway needs to start, made once and never overwritten.
+//!
+//! While it is at work a file says so, and the certificate is made last. Whatever the moment at which it is killed
+//! or the power goes: either the certificate is there and with it everything, or that file is, and the next call
+//! begins again.
 
 use std::fs;
 use std::io::{self, Write};
@@ -9,7 +13,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use duet::identity::{self, now_s};
+use duet::registry::Registry;
 use duet::{config, registry};
+
+/// Stands in the state directory while the files are made. Beside a certificate it means nothing.
+const BEGUN: &str = ".init-not-finished";
 
 /// Flags of `duet init`.
 #[derive(Args)]
@@ -29,38 +37,22 @@ pub(super) struct Init {
 
 impl Init {
     pub(super) fn run(&self, state: &Path) -> Result<ExitCode> {
-        let place = |name: &str| state.join(name);
-        let [certificate, key] = [place("gateway.pem"), place("gateway.key")];
-        let [settings, devices] = [place(config::FILE), place(registry::FILE)];
-        for path in [&certificate, &key, &settings, &devices] {
-            if path.symlink_metadata().is_ok() {
-                bail!("{}: exists already; nothing was changed", path.display());
-            }
-        }
         if self.name.is_empty() || self.name.len() > 64 {
             bail!("--name must be 1 to 64 bytes long");
         }
+        let place = |name: &str| state.join(name);
+        let (begun, certificate) = (place(BEGUN), place("gateway.pem"));
+        let others = [place("gateway.key"), place(config::FILE), place(registry::FILE)];
+        look(state, &begun, &certificate, &others)?;
+        make_private(state)?;
         let created = identity::create(&self.name, self.days, now_s())
             .context("cannot make the certificate")?;
-        make_private(state)?;
-
-        let mut made = Vec::new();
-        let mut write = |path: &PathBuf, bytes: &[u8], mode| {
-            identity::write_new(path, bytes, mode)
-                .with_context(|| path.display().to_string())
-                .map(|()| made.push(path.clone()))
-        };
-        let written = write(&key, created.key_pem.as_bytes(), 0o600)
-            .and_then(|()| write(&certificate, created.certificate_pem.as_bytes(), 0o644))
-            .and_then(|()| write(&settings, config::TEMPLATE.as_bytes(), 0o644))
-            .and_then(|()| {
-                registry::Registry::create(&devices)?;
-                Ok(())
-            });
-        if let Err(error) = written {
-            // Only what this call has made: a second try then starts clean.
-            for path in made {
-                let _ = fs::remove_file(path);
+        let made = make(state, &created, &begun, &certificate, &others);
+        if let Err(error) = made {
+            // A second try then starts clean; what cannot be removed now, it removes.
+            let reserve = place("registry.reserve");
+            for path in others.iter().chain([&certificate, &reserve, &begun]) {
+                let _ = remove(path);
             }
             return Err(error);
         }
@@ -71,6 +63,71 @@ impl Init {
         writeln!(out, "certificate  {}", certificate.display())?;
         writeln!(out, "fingerprint  {}", identity::fingerprint_text(&fingerprint))?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Refuses a directory with anything in it that somebody may still need.
+fn look(state: &Path, begun: &Path, certificate: &Path, others: &[PathBuf; 3]) -> Result<()> {
+    let is_there = |path: &Path| path.symlink_metadata().is_ok();
+    let [_, _, devices] = others;
+    // An earlier call that did not come to its end has told nobody of what it made.
+    let unfinished =
+        is_there(begun) && (!is_there(devices) || Registry::open(devices)?.is_empty()?);
+    let kept = others.iter().filter(|_| !unfinished);
+    if let Some(path) =
+        std::iter::once(certificate).chain(kept.map(|path| &**path)).find(|path| is_there(path))
+    {
+        bail!("{}: exists already; nothing was changed", path.display());
+    }
+    // What a gateway has left behind belongs to devices and readings: a new certificate beside it would lock those
+    // devices out, and a new registry would forget who was revoked.
+    for name in ["node.key", "spool"] {
+        if is_there(&state.join(name)) {
+            bail!(
+                "{}: a gateway has run here, but its certificate, key, settings and registry are gone. Bring them \
+                 back from a backup, or mount the disk that they lie on; for a new gateway choose another directory. \
+                 Nothing was changed",
+                state.join(name).display()
+            );
+        }
+    }
+    others.iter().try_for_each(|path| remove(path))
+}
+
+/// Makes the files. The certificate comes last and whole: whoever finds it finds everything.
+fn make(
+    state: &Path,
+    created: &identity::Created,
+    begun: &Path,
+    certificate: &Path,
+    [key, settings, devices]: &[PathBuf; 3],
+) -> Result<()> {
+    let write = |path: &Path, bytes: &[u8], mode| {
+        identity::write_new(path, bytes, mode).with_context(|| path.display().to_string())
+    };
+    let sync = || identity::sync_dir_of(begun).with_context(|| state.display().to_string());
+    remove(begun)?;
+    write(begun, &[], 0o600)?;
+    sync()?;
+    write(key, created.key_pem.as_bytes(), 0o600)?;
+    write(settings, config::TEMPLATE.as_bytes(), 0o644)?;
+    Registry::create(devices)?;
+    let draft = certificate.with_extension("draft");
+    remove(&draft)?;
+    write(&draft, created.certificate_pem.as_bytes(), 0o644)?;
+    sync()?;
+    identity::rename_new(&draft, certificate).with_context(|| certificate.display().to_string())?;
+    sync()?;
+    remove(begun)
+}
+
+/// Removes a file that may not be there.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| path.display().to_string())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -91,6 +148,8 @@ fn make_private(state: &Path) -> Result<()> {
             }
             Ok(())
         }
-        made => made.with_context(|| state.display().to_string()),
+        // Whoever mounts or backs up looks at the parent.
+        Ok(()) => identity::sync_dir_of(state).with_context(|| state.display().to_string()),
+        Err(error) => Err(error).with_context(|| state.display().to_string()),
     }
 }

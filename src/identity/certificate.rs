@@ -6,7 +6,7 @@ use x509_parser::pem::Pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-use super::{Reason, Utc, Validity};
+use super::{Own, Reason, Utc, Validity};
 
 /// The longest certificate accepted, in bytes of DER. Nothing but its hash is ever sent, so this
 /// only bounds the registry.
@@ -19,6 +19,17 @@ pub enum Role {
     Gateway,
     /// A device's: its key signs HELLOs.
     Device,
+}
+
+/// What the key may be used for, by its certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// Signatures, as the handshake needs it, whatever else.
+    Signatures,
+    /// Signing certificates, and no signatures besides.
+    Certificates,
+    /// Neither.
+    Other,
 }
 
 /// A certificate with what the handshake needs from it. The key is a point on P-256.
@@ -34,7 +45,7 @@ pub struct Certificate {
     pub validity: Validity,
     /// Its subject, for people.
     pub subject: String,
-    signs: bool,
+    use_of_key: Use,
 }
 
 impl Certificate {
@@ -47,21 +58,27 @@ impl Certificate {
         if bytes.first() == Some(&0x30) {
             return Self::from_der(bytes);
         }
+        let bytes = match bytes {
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return Err(Reason::Utf16),
+            [0xef, 0xbb, 0xbf, rest @ ..] => rest,
+            _ => bytes,
+        };
         let mut certificates = Vec::new();
+        let mut other = None;
         for block in Pem::iter_from_buffer(bytes) {
-            let block = block.map_err(|_| Reason::NotACertificate)?;
+            let block = block.map_err(|_| Reason::DamagedPem)?;
             match block.label.as_str() {
                 "CERTIFICATE" => certificates.push(block.contents),
                 label if label.ends_with("PRIVATE KEY") && role == Role::Device => {
                     return Err(Reason::PrivateKeyInside);
                 }
-                _ => {}
+                label => other = other.or(other_pem(label)),
             }
         }
         match certificates.as_slice() {
-            [] => Err(Reason::NotACertificate),
+            [] => Err(other.map_or_else(|| not_pem(bytes), Reason::OtherPem)),
             [der] => Self::from_der(der),
-            several => Err(Reason::SeveralCertificates(several.len())),
+            several => Err(Reason::SeveralCertificates { count: several.len(), own: own(several) }),
         }
     }
 
@@ -71,11 +88,11 @@ impl Certificate {
     /// [`Reason`] if it is no certificate or its key is not a P-256 key.
     pub fn from_der(der: &[u8]) -> Result<Self, Reason> {
         if der.len() > MAX_CERTIFICATE_LEN {
-            return Err(Reason::TooLarge);
+            return Err(Reason::CertificateTooLong(der.len()));
         }
         let (rest, parsed) = X509Certificate::from_der(der).map_err(|_| Reason::NotACertificate)?;
         if !rest.is_empty() {
-            return Err(Reason::NotACertificate);
+            return Err(Reason::BytesBehind(rest.len()));
         }
         let usage = parsed.key_usage().map_err(|_| Reason::NotACertificate)?;
         let validity = parsed.validity();
@@ -88,7 +105,16 @@ impl Certificate {
                 not_after_s: validity.not_after.timestamp(),
             },
             subject: parsed.subject().to_string(),
-            signs: usage.is_none_or(|usage| usage.value.digital_signature()),
+            use_of_key: match usage {
+                Some(usage) if !usage.value.digital_signature() => {
+                    if usage.value.key_cert_sign() {
+                        Use::Certificates
+                    } else {
+                        Use::Other
+                    }
+                }
+                _ => Use::Signatures,
+            },
         })
     }
 
@@ -96,10 +122,12 @@ impl Certificate {
     /// which keyAgreement is welcome but not required.
     ///
     /// # Errors
-    /// [`Reason::Expired`], [`Reason::NotYetValid`] or [`Reason::NotForSigning`].
+    /// [`Reason::Expired`], [`Reason::NotYetValid`], [`Reason::NotForSigning`] or [`Reason::Authority`].
     pub fn check(&self, now_s: i64) -> Result<(), Reason> {
-        if !self.signs {
-            return Err(Reason::NotForSigning);
+        match self.use_of_key {
+            Use::Signatures => {}
+            Use::Certificates => return Err(Reason::Authority),
+            Use::Other => return Err(Reason::NotForSigning),
         }
         if now_s > self.validity.not_after_s {
             return Err(Reason::Expired(Utc(self.validity.not_after_s)));
@@ -108,6 +136,46 @@ impl Certificate {
             return Err(Reason::NotYetValid(Utc(self.validity.not_before_s)));
         }
         Ok(())
+    }
+}
+
+/// What a PEM block holds that somebody may take for a certificate.
+fn other_pem(label: &str) -> Option<&'static str> {
+    match label {
+        "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST" => {
+            Some("a certificate request, which a CA has still to sign")
+        }
+        "PUBLIC KEY" => Some("a public key alone"),
+        "X509 CRL" => Some("a revocation list"),
+        "PKCS7" | "CMS" => Some("a PKCS #7 bundle (`openssl pkcs7 -print_certs` takes it apart)"),
+        "TRUSTED CERTIFICATE" => {
+            Some("OpenSSL's own form of a certificate (`openssl x509` makes a plain one of it)")
+        }
+        label if label.ends_with("PRIVATE KEY") => Some("a private key"),
+        _ => None,
+    }
+}
+
+/// What text without a whole PEM block is.
+fn not_pem(bytes: &[u8]) -> Reason {
+    let begun = bytes.windows(11).any(|window| window == b"-----BEGIN ");
+    if begun { Reason::DamagedPem } else { Reason::NotACertificate }
+}
+
+/// The certificate of a chain that issued none of the others.
+fn own(chain: &[Vec<u8>]) -> Own {
+    let parsed = chain.iter().map(|der| X509Certificate::from_der(der).map(|(_, parsed)| parsed));
+    let Ok(parsed) = parsed.collect::<Result<Vec<_>, _>>() else { return Own::Unclear };
+    let issued = |at: usize| {
+        let others = parsed.iter().enumerate().filter(|(other, _)| *other != at);
+        let subject = parsed[at].subject();
+        let mut others = others.map(|(_, other)| other.issuer());
+        others.any(|issuer| issuer.as_raw() == subject.as_raw())
+    };
+    let own: Vec<_> = (0..parsed.len()).filter(|at| !issued(*at)).collect();
+    match own.as_slice() {
+        [at] => Own::This(at + 1, parsed[*at].subject().to_string()),
+        _ => Own::Unclear,
     }
 }
 

@@ -22,6 +22,14 @@ pub enum RegistryError {
     /// Another process holds the file.
     #[error("{}: in use by another process", .0.display())]
     InUse(PathBuf),
+    /// Others on the machine could read the registration keys in it.
+    #[error("{}: mode {mode:04o} lets others read the devices' keys; run `chmod 600 {}`", path.display(), path.display())]
+    OpenToOthers {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
     /// The content cannot be trusted.
     #[error("{}: the registry is damaged and was left as it is; restore it from a backup ({detail})", path.display())]
     Damaged {
@@ -109,6 +117,9 @@ pub enum Damage {
     /// Found by the storage engine.
     #[error("{0}")]
     Engine(Box<DatabaseError>),
+    /// So much that the storage engine stumbled over it.
+    #[error("its structure makes no sense")]
+    Structure,
     /// A record that this version cannot read.
     #[error("the record of {0} cannot be read")]
     Record(Name),
@@ -118,6 +129,19 @@ pub enum Damage {
 }
 
 impl RegistryError {
+    /// Whether the disk has no room.
+    pub(super) fn is_no_room(&self) -> bool {
+        let error = match self {
+            Self::Io { error, .. } => error,
+            Self::Storage(error) => match &**error {
+                redb::Error::Io(error) => error,
+                _ => return false,
+            },
+            _ => return false,
+        };
+        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
     /// Whether the engine has given the file up: it does nothing more until the file is opened anew.
     pub(super) fn is_given_up(&self) -> bool {
         matches!(self, Self::Storage(error) if matches!(**error, redb::Error::Io(_) | redb::Error::PreviousIo))

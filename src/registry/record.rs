@@ -1,10 +1,11 @@
 //! One device as it lies on disk, and as it is handed in.
 //!
 //! ```text
-//! version 1 │ mode 1 │ sources 1 │ revoked? 1 │ id 8 │ created 8 │ revoked 8 │ credential …
+//! version 1 │ mode 1 │ sources 1 │ revoked? 1 │ id 8 │ created 8 │ revoked 8 │ window 16 │ credential …
 //! ```
-//! Integers are big-endian. The credential is the certificate (DER), or 32 bytes of registration
-//! key.
+//! Integers are big-endian. The window is the certificate's, both ends, or zeros. The credential is the
+//! certificate (DER), or 32 bytes of registration key; once that key is revoked, 32 bytes of its digest: what is
+//! refused for ever need not be kept.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,11 +17,12 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::scrub::OldRow;
 use super::{Device, SourceSet};
-use crate::identity::{Certificate, Reason};
+use crate::identity::{Certificate, Reason, Validity};
 
-const VERSION: u8 = 1;
-const HEAD_LEN: usize = 28;
+const VERSION: u8 = 2;
+const HEAD_LEN: usize = 44;
 
 /// A device's name: 1 to 64 of the characters `A–Z a–z 0–9 . _ -`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,6 +103,8 @@ pub(super) struct Record {
     pub(super) sources: SourceSet,
     pub(super) created_s: i64,
     pub(super) revoked_s: Option<i64>,
+    /// Its certificate's window; `None` without a certificate.
+    pub(super) validity: Option<Validity>,
     secret: Stored,
 }
 
@@ -108,6 +112,8 @@ enum Stored {
     Certificate(Vec<u8>),
     RegisteredCertificate(Vec<u8>),
     RegisteredId(RegistrationKey),
+    /// By the digest of the key that was revoked.
+    RevokedId([u8; 32]),
 }
 
 impl Record {
@@ -118,25 +124,43 @@ impl Record {
             certificate.check(now_s)?;
             Ok::<_, Reason>(certificate)
         };
-        let (id, secret) = match device.enrolment {
+        let (id, validity, secret) = match device.enrolment {
             Enrolment::Certificate { der } => {
-                let id = DeviceId::of_certificate(&checked(&der)?.fingerprint);
-                (id, Stored::Certificate(der))
+                let certificate = checked(&der)?;
+                let id = DeviceId::of_certificate(&certificate.fingerprint);
+                (id, Some(certificate.validity), Stored::Certificate(der))
             }
             Enrolment::RegisteredCertificate { id, der } => {
-                checked(&der)?;
-                (id, Stored::RegisteredCertificate(der))
+                let validity = checked(&der)?.validity;
+                (id, Some(validity), Stored::RegisteredCertificate(der))
             }
-            Enrolment::RegisteredId { id, key } => (id, Stored::RegisteredId(key)),
+            Enrolment::RegisteredId { id, key } => (id, None, Stored::RegisteredId(key)),
         };
-        Ok(Self { id, sources: device.sources, created_s: now_s, revoked_s: None, secret })
+        let sources = device.sources;
+        Ok(Self { id, sources, created_s: now_s, revoked_s: None, validity, secret })
+    }
+
+    /// Marks the device as revoked. The row as it was is returned if it holds a registration key, which is to be
+    /// scrubbed: it is kept no longer.
+    pub(super) fn revoke(&mut self, now_s: i64) -> Option<OldRow> {
+        let gone = self.with_key();
+        self.revoked_s = Some(now_s);
+        if let Some(digest) = self.registration_key_digest() {
+            self.secret = Stored::RevokedId(digest);
+        }
+        gone
+    }
+
+    /// The row on disk, if it holds a registration key.
+    pub(super) fn with_key(&self) -> Option<OldRow> {
+        matches!(self.secret, Stored::RegisteredId(_)).then(|| self.encode())
     }
 
     pub(super) fn mode(&self) -> Mode {
         match self.secret {
             Stored::Certificate(_) => Mode::Certificate,
             Stored::RegisteredCertificate(_) => Mode::RegisteredCertificate,
-            Stored::RegisteredId(_) => Mode::RegisteredId,
+            Stored::RegisteredId(_) | Stored::RevokedId(_) => Mode::RegisteredId,
         }
     }
 
@@ -145,7 +169,9 @@ impl Record {
             Stored::Certificate(der) | Stored::RegisteredCertificate(der) => {
                 Fingerprint::of_certificate(der)
             }
-            Stored::RegisteredId(_) => Fingerprint::of_registered_id(&self.id),
+            Stored::RegisteredId(_) | Stored::RevokedId(_) => {
+                Fingerprint::of_registered_id(&self.id)
+            }
         }
     }
 
@@ -153,10 +179,8 @@ impl Record {
     pub(super) fn registration_key_digest(&self) -> Option<[u8; 32]> {
         match &self.secret {
             Stored::Certificate(_) | Stored::RegisteredCertificate(_) => None,
-            Stored::RegisteredId(key) => {
-                let hash = Sha256::new_with_prefix(b"duet registration key").chain_update(key.0);
-                Some(hash.finalize().into())
-            }
+            Stored::RegisteredId(key) => Some(key_digest(&key.0)),
+            Stored::RevokedId(digest) => Some(*digest),
         }
     }
 
@@ -165,7 +189,7 @@ impl Record {
             Stored::Certificate(der) | Stored::RegisteredCertificate(der) => {
                 Certificate::from_der(der).map(Some)
             }
-            Stored::RegisteredId(_) => Ok(None),
+            Stored::RegisteredId(_) | Stored::RevokedId(_) => Ok(None),
         }
     }
 
@@ -190,13 +214,18 @@ impl Record {
         let credential: &[u8] = match &self.secret {
             Stored::Certificate(der) | Stored::RegisteredCertificate(der) => der,
             Stored::RegisteredId(key) => &key.0,
+            Stored::RevokedId(digest) => digest,
         };
+        let (not_before_s, not_after_s) =
+            self.validity.map_or((0, 0), |window| (window.not_before_s, window.not_after_s));
         let mut bytes = Zeroizing::new(Vec::with_capacity(HEAD_LEN + credential.len()));
         let revoked = u8::from(self.revoked_s.is_some());
         bytes.extend([VERSION, self.mode() as u8, self.sources.bits(), revoked]);
         bytes.extend(self.id.0);
         bytes.extend(self.created_s.to_be_bytes());
         bytes.extend(self.revoked_s.unwrap_or(0).to_be_bytes());
+        bytes.extend(not_before_s.to_be_bytes());
+        bytes.extend(not_after_s.to_be_bytes());
         bytes.extend(credential);
         bytes
     }
@@ -206,27 +235,40 @@ impl Record {
         let (head, rest) = bytes.split_at_checked(4)?;
         let (id, rest) = rest.split_first_chunk::<8>()?;
         let (created, rest) = rest.split_first_chunk::<8>()?;
-        let (revoked, credential) = rest.split_first_chunk::<8>()?;
+        let (revoked, rest) = rest.split_first_chunk::<8>()?;
+        let (not_before, rest) = rest.split_first_chunk::<8>()?;
+        let (not_after, credential) = rest.split_first_chunk::<8>()?;
         let &[VERSION, mode, sources, is_revoked] = head else { return None };
-        let secret = match mode {
-            0 => Stored::Certificate(credential.to_vec()),
-            1 => Stored::RegisteredCertificate(credential.to_vec()),
-            2 => Stored::RegisteredId(RegistrationKey(credential.try_into().ok()?)),
-            _ => return None,
-        };
         let revoked_s = match (is_revoked, i64::from_be_bytes(*revoked)) {
             (0, 0) => None,
             (1, at) => Some(at),
             _ => return None,
         };
+        let secret = match (mode, revoked_s) {
+            (0, _) => Stored::Certificate(credential.to_vec()),
+            (1, _) => Stored::RegisteredCertificate(credential.to_vec()),
+            (2, None) => Stored::RegisteredId(RegistrationKey(credential.try_into().ok()?)),
+            (2, Some(_)) => Stored::RevokedId(credential.try_into().ok()?),
+            _ => return None,
+        };
+        let validity = (mode != 2).then(|| Validity {
+            not_before_s: i64::from_be_bytes(*not_before),
+            not_after_s: i64::from_be_bytes(*not_after),
+        });
         Some(Self {
             id: DeviceId(*id),
             sources: SourceSet::from_bits(sources)?,
             created_s: i64::from_be_bytes(*created),
             revoked_s,
+            validity,
             secret,
         })
     }
+}
+
+/// What stands for a registration key where the key itself need not be known.
+pub(super) fn key_digest(key: &[u8; 32]) -> [u8; 32] {
+    Sha256::new_with_prefix(b"duet registration key").chain_update(key).finalize().into()
 }
 
 #[cfg(test)]
@@ -250,7 +292,9 @@ mod tests {
         let name: Name = "d".parse().unwrap();
         let device = NewDevice { name, enrolment, sources: SourceSet::ALL };
         let mut record = Record::new(device, 55).ok().unwrap();
-        record.revoked_s = Some(0);
+        let before = record.encode();
+        assert!(*record.revoke(0).unwrap() == *before && record.with_key().is_none());
+        assert!(!record.encode().ends_with(&[7; 32]));
         let bytes = record.encode();
         let read = Record::decode(&bytes).unwrap();
         assert_eq!((read.id, read.sources), (DeviceId([3; 8]), SourceSet::ALL));
@@ -259,7 +303,7 @@ mod tests {
         for end in 0..bytes.len() {
             assert!(Record::decode(&bytes[..end]).is_none());
         }
-        for (place, value) in [(0, 2), (1, 3), (2, 0), (2, 32), (3, 2)] {
+        for (place, value) in [(0, 1), (1, 3), (2, 0), (2, 32), (3, 2)] {
             let mut changed = bytes.clone();
             changed[place] = value;
             assert!(Record::decode(&changed).is_none(), "byte {place}");

@@ -2,14 +2,25 @@
 //!
 //! After an error of the disk the engine does nothing more with the file until it is opened anew, and nobody
 //! knows whether the change that failed is in it. So it is let go then and opened again by the next request.
+//!
+//! The engine keeps two commits and falls back to the older one, without a word, when a page of the newer one
+//! does not match its checksum. A single flipped bit would so undo the last change: a revoked device would be
+//! back. Therefore each change is followed by a second commit that changes nothing but a number. Then both
+//! commits that the engine keeps hold the change, and whatever bit flips, the change is there or the file is
+//! refused. The number tells whether the second commit is missing: it is odd in between.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use redb::{Database, Table, TableDefinition, WriteTransaction};
+use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
 
-use super::error::{RegistryError, opening};
+use super::error::{Damage, RegistryError, opening};
+use super::record::key_digest;
+use super::reserve::Reserve;
+use super::scrub::{self, OldRow};
+use crate::identity;
 
 pub(super) const DEVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("devices");
 pub(super) const IDS: TableDefinition<'_, [u8; 8], &str> = TableDefinition::new("ids");
@@ -17,6 +28,13 @@ pub(super) const CREDENTIALS: TableDefinition<'_, [u8; 32], &str> =
     TableDefinition::new("credentials");
 pub(super) const REFUSED: TableDefinition<'_, [u8; 32], i64> = TableDefinition::new("refused");
 pub(super) const MARKS: TableDefinition<'_, [u8; 40], u64> = TableDefinition::new("marks");
+/// The newest early reading of an (id, credential) pair, by its identity.
+pub(super) const LAST: TableDefinition<'_, [u8; 40], [u8; 16]> = TableDefinition::new("last");
+/// The first eight bytes of a credential's fingerprint, and the (id, credential) pair they stand for.
+pub(super) const SHORT: TableDefinition<'_, [u8; 8], [u8; 40]> = TableDefinition::new("short");
+/// Where the marks of the spool were read up to: the spool's id and an index, big-endian.
+pub(super) const CURSOR: TableDefinition<'_, (), [u8; 24]> = TableDefinition::new("cursor");
+const PAIRS: TableDefinition<'_, (), u64> = TableDefinition::new("pairs");
 
 /// The view holds what is looked up; pages are read to be changed only. More would grow with every
 /// session's mark, and with eight times as much 100,000 devices are imported in 1.3 s instead of 1.8.
@@ -25,34 +43,51 @@ const CACHE_BYTES: usize = 4 * 1024 * 1024;
 /// The file, open or let go.
 pub(super) struct Store {
     path: PathBuf,
+    reserve: Reserve,
     database: Mutex<Option<Arc<Database>>>,
+    /// Held for reading by whoever reads the tables: what is scrubbed may be in a page that such a one still sees.
+    pages: RwLock<()>,
 }
 
 impl Store {
-    /// Makes an empty file where none exists.
+    /// Makes an empty file where none exists. One that is cut short by the end of the process or of the machine
+    /// is not found in the registry's place.
     pub(super) fn create(path: &Path) -> Result<Self, RegistryError> {
+        if path.symlink_metadata().is_ok() {
+            return Err(RegistryError::Exists(path.to_owned()));
+        }
+        let failed = |error| RegistryError::Io { path: path.to_owned(), error };
+        let draft = path.with_extension("draft");
+        match std::fs::remove_file(&draft) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
         // The file is made first, with its mode: the engine would make it readable by all.
-        crate::identity::write_new(path, &[], 0o600).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => RegistryError::Exists(path.to_owned()),
-            _ => RegistryError::Io { path: path.to_owned(), error },
-        })?;
-        let database = Database::builder()
+        identity::write_new(&draft, &[], 0o600).map_err(failed)?;
+        let made = Database::builder()
             .set_cache_size(CACHE_BYTES)
-            .create(path)
-            .map_err(|error| opening(path, error))?;
-        let store = Self::of(path, database);
-        let database = store.get()?.0;
-        store.change(&database, |_| Ok(()))?;
-        Ok(store)
+            .create(&draft)
+            .map_err(|error| opening(&draft, error))
+            .and_then(|database| {
+                change(&database, true, |_| Ok(())).and_then(|()| pair(&database))
+            });
+        // The engine has closed it.
+        let placed = made.and_then(|()| identity::rename_new(&draft, path).map_err(failed));
+        if let Err(error) = placed {
+            let _ = std::fs::remove_file(&draft);
+            return Err(error);
+        }
+        identity::sync_dir_of(path).map_err(failed)?;
+        Self::open(path)
     }
 
     /// Opens an existing file and verifies all of it.
     pub(super) fn open(path: &Path) -> Result<Self, RegistryError> {
-        Ok(Self::of(path, open(path)?))
-    }
-
-    fn of(path: &Path, database: Database) -> Self {
-        Self { path: path.to_owned(), database: Mutex::new(Some(Arc::new(database))) }
+        let reserve = Reserve::beside(path);
+        let database = open_with_room(path, &reserve)?;
+        reserve.keep();
+        let database = Mutex::new(Some(Arc::new(database)));
+        Ok(Self { path: path.to_owned(), reserve, database, pages: RwLock::new(()) })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -65,9 +100,24 @@ impl Store {
         if let Some(database) = &*slot {
             return Ok((Arc::clone(database), false));
         }
-        let database = Arc::new(open(&self.path)?);
+        let database = Arc::new(open_with_room(&self.path, &self.reserve)?);
         *slot = Some(Arc::clone(&database));
         Ok((database, true))
+    }
+
+    /// Gives up the room that was kept back for the change that found none; whether there was any.
+    pub(super) fn give_room(&self) -> bool {
+        self.reserve.give()
+    }
+
+    /// Keeps room back again, as far as there is any.
+    pub(super) fn keep_room(&self) {
+        self.reserve.keep();
+    }
+
+    /// While this is held nothing is scrubbed.
+    pub(super) fn reading(&self) -> RwLockReadGuard<'_, ()> {
+        self.pages.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Passes a result on; the file is let go where the engine has given it up.
@@ -79,35 +129,127 @@ impl Store {
     }
 
     /// Runs a change in a transaction that is durable when this returns, or has not happened; after an error of the
-    /// disk it may have.
+    /// disk it may have. No single damage to the file undoes it later.
     pub(super) fn change<T>(
         &self,
         database: &Database,
-        change: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
+        run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
-        let changed = || {
-            let write = database.begin_write()?;
-            let changed = Tables::open(&write).and_then(|mut tables| change(&mut tables));
-            match changed {
-                Ok(value) => write.commit().map(|()| value).map_err(Into::into),
-                Err(error) => {
-                    // What went wrong first is what is told.
-                    let _ = write.abort();
-                    Err(error)
-                }
-            }
+        let changed = self.noted(change(database, true, run))?;
+        // The change is on disk, so it is no failure if this is not: the file is let go, and who opens it next
+        // makes up for it.
+        let _ = self.noted(pair(database));
+        Ok(changed)
+    }
+
+    /// Runs a change as [`change`](Self::change) does, for which one commit is enough: if it is undone by damage,
+    /// nothing is lost that was promised.
+    pub(super) fn change_once<T>(
+        &self,
+        database: &Database,
+        run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        self.noted(change(database, false, run))
+    }
+
+    /// Overwrites what is left in the file of the keys in rows that no table holds any more. Call it after
+    /// [`change`](Self::change) has removed them: then neither of the commits that the engine keeps refers to a
+    /// page with them. They must not come back meanwhile.
+    pub(super) fn scrub(&self, database: &Database, gone: &[OldRow]) -> Result<(), RegistryError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let scrubbed = || {
+            let _nobody_reads = self.pages.write().unwrap_or_else(PoisonError::into_inner);
+            // Nobody writes a page either while this transaction is open.
+            let held = database.begin_write()?;
+            let scrubbed = {
+                let credentials = held.open_table(CREDENTIALS)?;
+                // Where the table cannot be read, nothing is overwritten.
+                let in_use = |key: &[u8; 32]| {
+                    credentials.get(key_digest(key)).map_or(true, |owner| owner.is_some())
+                };
+                scrub::overwrite(&self.path, gone, in_use)
+            };
+            held.abort()?;
+            scrubbed.map_err(|error| RegistryError::Io { path: self.path.clone(), error })
         };
-        self.noted(changed())
+        self.noted(scrubbed())
+    }
+}
+
+fn change<T>(
+    database: &Database,
+    pairs: bool,
+    run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
+) -> Result<T, RegistryError> {
+    let write = database.begin_write()?;
+    let changed = Tables::open(&write).and_then(|mut tables| {
+        let value = run(&mut tables)?;
+        if pairs {
+            tables.count_pair(1)?;
+        }
+        Ok(value)
+    });
+    match changed {
+        Ok(value) => write.commit().map(|()| value).map_err(Into::into),
+        Err(error) => {
+            // What went wrong first is what is told.
+            let _ = write.abort();
+            Err(error)
+        }
+    }
+}
+
+/// The second commit of a pair: its number is even.
+fn pair(database: &Database) -> Result<(), RegistryError> {
+    let write = database.begin_write()?;
+    Tables::open(&write)?.count_pair(0)?;
+    Ok(write.commit()?)
+}
+
+/// Whether a change was the last thing that was committed, without its second commit.
+fn is_single(database: &Database) -> Result<bool, RegistryError> {
+    match database.begin_read()?.open_table(PAIRS) {
+        Ok(pairs) => Ok(pairs.get(())?.is_some_and(|count| count.value() % 2 == 1)),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// On a disk without room the engine cannot even recover a file, so it gets the room that was kept back.
+fn open_with_room(path: &Path, reserve: &Reserve) -> Result<Database, RegistryError> {
+    match open(path) {
+        Err(error) if error.is_no_room() && reserve.give() => open(path),
+        opened => opened,
     }
 }
 
 fn open(path: &Path) -> Result<Database, RegistryError> {
-    Database::builder()
-        .set_cache_size(CACHE_BYTES)
-        // Otherwise the engine trusts a file that was closed cleanly, and panics later.
-        .set_check_integrity_on_open(true)
-        .open(path)
-        .map_err(|error| opening(path, error))
+    match identity::mode_for_others(path) {
+        Ok(None) => {}
+        Ok(Some(mode)) => return Err(RegistryError::OpenToOthers { path: path.to_owned(), mode }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(RegistryError::Missing(path.to_owned()));
+        }
+        Err(error) => return Err(RegistryError::Io { path: path.to_owned(), error }),
+    }
+    // The engine's own checks miss some damage to the first bytes of a file, over which it panics.
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        let database = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            // Otherwise the engine trusts a file that was closed cleanly, and panics later.
+            .set_check_integrity_on_open(true)
+            .open(path)
+            .map_err(|error| opening(path, error))?;
+        if is_single(&database)? {
+            pair(&database)?;
+        }
+        Ok(database)
+    }));
+    opened.unwrap_or_else(|_| {
+        Err(RegistryError::Damaged { path: path.to_owned(), detail: Damage::Structure })
+    })
 }
 
 /// The tables of one write transaction.
@@ -117,6 +259,10 @@ pub(super) struct Tables<'txn> {
     pub(super) credentials: Table<'txn, [u8; 32], &'static str>,
     pub(super) refused: Table<'txn, [u8; 32], i64>,
     pub(super) marks: Table<'txn, [u8; 40], u64>,
+    pub(super) last: Table<'txn, [u8; 40], [u8; 16]>,
+    pub(super) short: Table<'txn, [u8; 8], [u8; 40]>,
+    pub(super) cursor: Table<'txn, (), [u8; 24]>,
+    pairs: Table<'txn, (), u64>,
 }
 
 impl<'txn> Tables<'txn> {
@@ -127,6 +273,18 @@ impl<'txn> Tables<'txn> {
             credentials: write.open_table(CREDENTIALS)?,
             refused: write.open_table(REFUSED)?,
             marks: write.open_table(MARKS)?,
+            last: write.open_table(LAST)?,
+            short: write.open_table(SHORT)?,
+            cursor: write.open_table(CURSOR)?,
+            pairs: write.open_table(PAIRS)?,
         })
+    }
+
+    /// Counts on to the next number that is odd (`remainder` 1) or even (0).
+    pub(super) fn count_pair(&mut self, remainder: u64) -> Result<(), RegistryError> {
+        let count = self.pairs.get(())?.map_or(0, |count| count.value()).wrapping_add(1);
+        let count = if count % 2 == remainder { count } else { count.wrapping_add(1) };
+        self.pairs.insert((), count)?;
+        Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use duet_core::Directory as _;
 use duet_protocol::identity::RegistrationKey;
 use duet_protocol::profile::Mode;
+use duet_protocol::reading::ReadingId;
 
 use super::*;
 use crate::identity::create;
@@ -222,7 +223,8 @@ fn a_damaged_file_is_reported_and_left_alone() {
     let good = std::fs::read(&path).unwrap();
     let hurt = dir.path().join("hurt.redb");
     let reopen = |bytes: &[u8]| {
-        std::fs::write(&hurt, bytes).unwrap();
+        let _ = std::fs::remove_file(&hurt);
+        crate::identity::write_new(&hurt, bytes, 0o600).unwrap();
         let opened = Registry::open(&hurt).and_then(|r| r.view().map(|view| view.len()));
         (opened, std::fs::read(&hurt).unwrap())
     };
@@ -247,4 +249,163 @@ fn a_damaged_file_is_reported_and_left_alone() {
     }
     let missing = Registry::open(&dir.path().join("none.redb"));
     assert!(matches!(missing, Err(RegistryError::Missing(_))));
+}
+
+/// What a registry of these bytes says: whether the device of this id may connect, or why it does not open.
+fn may_connect(path: &std::path::Path, bytes: &[u8], id: DeviceId) -> Result<bool, RegistryError> {
+    let _ = std::fs::remove_file(path);
+    crate::identity::write_new(path, bytes, 0o600).unwrap();
+    Ok(Registry::open(path)?.view()?.lookup(&id).is_some())
+}
+
+#[test]
+fn no_flipped_bit_brings_a_revoked_device_back() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    registry.add_all((0..40).map(|i| keyed(&format!("d{i}"), i)), NOW_S).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    registry.revoke(&name("d7"), NOW_S).unwrap();
+    // As it lies there when the process is killed now.
+    let after = std::fs::read(&path).unwrap();
+    let id = DeviceId(7u64.to_be_bytes());
+    // In memory where that is possible: each of hundreds of starts syncs several times.
+    let memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let hurt = memory.path().join("hurt.redb");
+    assert!(may_connect(&hurt, &before, id).unwrap());
+    assert!(!may_connect(&hurt, &after, id).unwrap());
+
+    // All bits of what says which commit counts, one of each other byte that the engine reads first, and some of
+    // what the change has written.
+    let changed = |place: &usize| before.get(*place) != Some(&after[*place]);
+    let written: Vec<_> = (320..after.len()).filter(changed).collect();
+    let step = (written.len() / 150).max(1);
+    let flips = (0..8).map(|bit| (9, bit)).chain((0..320).map(|place| (place, place % 8)));
+    let flips = flips.chain(written.into_iter().step_by(step).map(|place| (place, place % 8)));
+    let (mut refused, mut tried) = (0, 0);
+    for (place, bit) in flips {
+        let mut bytes = after.clone();
+        bytes[place] ^= 1 << bit;
+        tried += 1;
+        match may_connect(&hurt, &bytes, id) {
+            Ok(connects) => assert!(!connects, "bit {bit} of byte {place} brings it back"),
+            Err(RegistryError::Damaged { .. } | RegistryError::Storage(_)) => refused += 1,
+            Err(error) => panic!("bit {bit} of byte {place}: {error}"),
+        }
+    }
+    assert!(tried > 400 && refused > 20, "{refused} of {tried} refused");
+}
+
+#[test]
+fn a_change_without_its_second_commit_gets_it_at_the_next_start() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    registry.add(keyed("a", 1), NOW_S).unwrap();
+    let pairs = || {
+        let (database, _) = registry.store.get().unwrap();
+        let read = database.begin_read().unwrap();
+        let table = redb::TableDefinition::<(), u64>::new("pairs");
+        read.open_table(table).unwrap().get(()).unwrap().unwrap().value()
+    };
+    let complete = pairs();
+    assert_eq!(complete % 2, 0);
+    registry
+        .store
+        .change_once(&registry.store.get().unwrap().0, |tables| tables.count_pair(1))
+        .unwrap();
+    assert_eq!(pairs(), complete + 1);
+    drop(registry);
+    let registry = Registry::open(&path).unwrap();
+    let (database, _) = registry.store.get().unwrap();
+    let table = redb::TableDefinition::<(), u64>::new("pairs");
+    let count = database.begin_read().unwrap().open_table(table).unwrap();
+    assert_eq!(count.get(()).unwrap().unwrap().value(), complete + 2);
+}
+
+#[test]
+fn a_key_that_was_revoked_or_removed_is_in_the_file_no_more() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    let key = |i: u8| -> [u8; 32] { std::array::from_fn(|at| i ^ u8::try_from(at * 7).unwrap()) };
+    let device = |i: u8| {
+        let (id, key) = (DeviceId([i; 8]), RegistrationKey(key(i)));
+        let enrolment = Enrolment::RegisteredId { id, key };
+        NewDevice { name: name(&format!("d{i}")), enrolment, sources: SourceSet::default() }
+    };
+    // One by one, so that the pages move.
+    (0..120).for_each(|i| registry.add(device(i), NOW_S).unwrap());
+    let there = |i: u8| {
+        let bytes = std::fs::read(&path).unwrap();
+        let key = key(i);
+        let pieces = key.as_chunks::<8>().0;
+        pieces.iter().any(|piece| memchr::memmem::find(&bytes, piece).is_some())
+    };
+    assert!((0..120).all(there));
+    let names: Vec<_> = (0..60).map(|i| name(&format!("d{i}"))).collect();
+    registry.revoke_all(&names[..30], NOW_S).unwrap();
+    registry.remove_all(&names[30..]).unwrap();
+    assert_eq!((0..120).filter(|i| there(*i)).collect::<Vec<_>>(), (60..120).collect::<Vec<_>>());
+    for i in 60..90 {
+        registry.revoke(&name(&format!("d{i}")), NOW_S).unwrap();
+    }
+    drop(registry);
+    assert_eq!((0..120).filter(|i| there(*i)).collect::<Vec<_>>(), (90..120).collect::<Vec<_>>());
+    // What was revoked is still known by its key, and what was removed may come back.
+    let registry = Registry::open(&path).unwrap();
+    assert_eq!(registry.view().unwrap().len(), 30);
+    assert!(matches!(registry.add(device(5), NOW_S), Err(RegistryError::Refused { .. })));
+    registry.remove(&name("d5")).unwrap();
+    assert!(matches!(registry.add(device(5), NOW_S), Err(RegistryError::Refused { .. })));
+    registry.add(device(45), NOW_S).unwrap();
+}
+
+#[test]
+fn a_registry_that_others_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_dir, path) = scratch();
+    for mode in [0o604, 0o640, 0o620] {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let error = Registry::open(&path).err().unwrap().to_string();
+        assert!(error.contains("chmod 600") && error.contains("registry.redb"), "{error}");
+    }
+}
+
+fn reading(number: u8) -> ReadingId {
+    ReadingId::decode(&[number; 16])
+}
+
+#[test]
+fn marks_of_the_spool_are_merged_with_the_place_they_were_read_up_to() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    registry.add(keyed("a", 1), NOW_S).unwrap();
+    let id = DeviceId(1u64.to_be_bytes());
+    let credential = short(&Fingerprint::of_registered_id(&id));
+    let commit = |mark, last: u8| CommitMark { credential, mark, last: reading(last) };
+    let at = |spool: u8, index| SpoolCursor { spool: [spool; 16], index };
+    assert_eq!(registry.spool_cursor().unwrap(), None);
+    let stranger = CommitMark { credential: [0; 8], mark: 9, last: reading(9) };
+    let taken = registry.merge_marks(at(1, 10), [commit(5, 1), stranger, commit(7, 2)]).unwrap();
+    assert_eq!((taken, registry.spool_cursor().unwrap()), (2, Some(at(1, 10))));
+    // The same reading again stands for a lower mark; a mark that leaves no room is none.
+    registry.merge_marks(at(1, 12), [commit(6, 3), commit(duet_protocol::mark::MARK_MAX + 1, 4)]).unwrap();
+    assert_eq!(registry.merge_marks(at(1, 11), [commit(90, 5)]).unwrap(), 0);
+    registry
+        .save_marks([Mark { id, fingerprint: Fingerprint::of_registered_id(&id), value: u64::MAX }])
+        .unwrap();
+    drop(registry);
+    let registry = Registry::open(&path).unwrap();
+    assert_eq!(registry.show(&name("a")).unwrap().mark, 7);
+    let device = registry.view().unwrap().lookup(&id).unwrap();
+    assert_eq!((device.mark(), device.last()), (7, Some(reading(3))));
+    // At start the rest of the spool is read into the view; another spool begins anew.
+    assert_eq!(registry.restore_marks([commit(8, 6), stranger, commit(2, 7)]).unwrap(), 2);
+    assert_eq!((device.mark(), device.last()), (8, Some(reading(7))));
+    registry.merge_marks(at(2, 1), [commit(9, 8)]).unwrap();
+    assert_eq!(registry.spool_cursor().unwrap(), Some(at(2, 1)));
+    // They outlive the device.
+    registry.remove(&name("a")).unwrap();
+    registry.merge_marks(at(2, 3), [commit(11, 9)]).unwrap();
+    registry.add(keyed("a", 1), NOW_S).unwrap();
+    let device = registry.view().unwrap().lookup(&id).unwrap();
+    assert_eq!((device.mark(), device.last()), (11, Some(reading(9))));
 }

@@ -45,6 +45,67 @@ fn init_makes_private_files_and_never_overwrites() {
     assert!(scratch.bad(&["init"]).contains("chmod 700"));
 }
 
+/// Runs `init` until it makes its `call`th system call of this kind, and kills it there; whether it came to that.
+fn init_killed_at(scratch: &Scratch, kind: &str, call: usize) -> bool {
+    let init = scratch.command(&["init"]);
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-o", "/dev/null", "-e"]);
+    traced.arg(format!("inject={kind}:signal=KILL:when={call}"));
+    traced.arg(init.get_program()).args(init.get_args()).current_dir(scratch.dir.path());
+    !traced.stdin(Stdio::null()).stdout(Stdio::null()).status().unwrap().success()
+}
+
+#[test]
+fn whenever_init_is_killed_the_unit_starts_afterwards() {
+    if Command::new("strace").arg("--version").output().is_err() {
+        eprintln!("SKIP: strace is missing, so init was killed nowhere");
+        return;
+    }
+    let mut killed = 0;
+    // At each sync, and at each name that appears or goes.
+    for kind in ["fsync,fdatasync", "?rename,?renameat,?renameat2,?unlink,?unlinkat"] {
+        for call in 1.. {
+            let scratch = Scratch::empty();
+            if !init_killed_at(&scratch, kind, call) {
+                break;
+            }
+            killed += 1;
+            // What the unit does.
+            if !scratch.state().join("gateway.pem").exists() {
+                scratch.good(&["init"]);
+            }
+            scratch.good(&["device", "list"]);
+            if call % 4 == 1 {
+                scratch.run().stop("-TERM");
+            }
+            assert!(scratch.bad(&["init"]).contains("exists already"));
+        }
+    }
+    assert!(killed > 8, "{killed}");
+}
+
+#[test]
+fn init_makes_nothing_new_beside_what_a_gateway_left_behind() {
+    let scratch = Scratch::initialised();
+    scratch.run().stop("-TERM");
+    for name in ["gateway.key", "gateway.pem", "duet.toml", "registry.redb"] {
+        fs::remove_file(scratch.state().join(name)).unwrap();
+    }
+    // Not even where it takes the directory for one in which an earlier init was killed.
+    for _ in 0..2 {
+        let said = scratch.bad(&["init"]);
+        assert!(said.contains("a gateway has run here") && said.contains("backup"), "{said}");
+        assert!(!scratch.state().join("gateway.pem").exists());
+        fs::write(scratch.state().join(".init-not-finished"), "").unwrap();
+    }
+    let scratch = Scratch::initialised();
+    scratch.good(&["device", "add", "a", "--registered-id", "--out", "a.json"]);
+    fs::remove_file(scratch.state().join("gateway.pem")).unwrap();
+    fs::write(scratch.state().join(".init-not-finished"), "").unwrap();
+    assert!(scratch.bad(&["init"]).contains("exists already"));
+    assert_eq!(scratch.good(&["device", "list", "--format", "json"]).lines().count(), 1);
+}
+
 #[test]
 fn wrong_usage_is_2_and_help_teaches() {
     let scratch = Scratch::empty();
@@ -98,7 +159,7 @@ fn certificates_are_judged() {
     refused("p384.pem", "another curve");
     refused("compressed.pem", "uncompressed");
     refused("expired.pem", "expired on");
-    refused("garbage.pem", "not an X.509 certificate");
+    refused("garbage.pem", "the PEM block is damaged");
     refused("both.pem", "private key");
     refused("none.pem", "No such file");
     for (name, file) in [("a", "good.der"), ("b", "signing.pem")] {

@@ -1,0 +1,231 @@
+//! Registering, revoking and removing devices: what is checked, and what is written in which table.
+
+use std::sync::{Arc, PoisonError};
+
+use duet_protocol::identity::DeviceId;
+use duet_protocol::reading::ReadingId;
+use redb::ReadableTable;
+
+use super::record::Record;
+use super::store::Tables;
+use super::{Name, NewDevice, NotAdded, Registry, RegistryError, key_of, mark_key};
+use crate::identity::Utc;
+
+impl Registry {
+    /// Registers one device, now.
+    ///
+    /// # Errors
+    /// See [`add_all`](Self::add_all).
+    pub fn add(&self, device: NewDevice, now_s: i64) -> Result<(), RegistryError> {
+        self.add_all([device], now_s).map(drop).map_err(|refused| refused.error)
+    }
+
+    /// Registers devices in one transaction: all of them or, if one is refused, none. Returns how
+    /// many.
+    ///
+    /// # Errors
+    /// The first refusal, which names the device at fault.
+    pub fn add_all(
+        &self,
+        devices: impl IntoIterator<Item = NewDevice>,
+        now_s: i64,
+    ) -> Result<usize, NotAdded> {
+        let database = self.ready().map_err(NotAdded::from)?;
+        let slot = self.lock();
+        let mut at_fault = None;
+        let added = self.store.change(&database, |tables| {
+            let mut added = Vec::new();
+            for (index, device) in devices.into_iter().enumerate() {
+                at_fault = Some(index);
+                let name = device.name.clone();
+                let record = Record::new(device, now_s)
+                    .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })?;
+                self.insert(tables, &name, &record)?;
+                // A credential that was removed and comes back resumes its mark.
+                let kept = Self::kept(&record, &tables.marks, &tables.last)?;
+                added.push(Arc::new(kept.put_in(self.device(&name, &record)?)));
+            }
+            at_fault = None;
+            Ok(added)
+        });
+        let added = added.map_err(|error| NotAdded { index: at_fault, error })?;
+        let count = added.len();
+        if let Some(view) = &*slot {
+            added.into_iter().for_each(|device| view.insert(device));
+        }
+        Ok(count)
+    }
+
+    /// Ends a device's right to connect, for ever under this credential. Returns its id: the
+    /// caller ends its sessions.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`] or [`RegistryError::RevokedAlready`].
+    pub fn revoke(&self, name: &Name, now_s: i64) -> Result<DeviceId, RegistryError> {
+        self.end(std::slice::from_ref(name), |tables, name| self.revoke_one(tables, name, now_s))
+            .map(|ids| ids[0])
+    }
+
+    /// Revokes devices in one transaction: all of them, or none. Returns their ids.
+    ///
+    /// # Errors
+    /// See [`revoke`](Self::revoke).
+    pub fn revoke_all(&self, names: &[Name], now_s: i64) -> Result<Vec<DeviceId>, RegistryError> {
+        self.end(names, |tables, name| self.revoke_one(tables, name, now_s))
+    }
+
+    /// Forgets a device. A credential revoked before stays refused, and marks stay. Returns its
+    /// id: the caller ends its sessions.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`].
+    pub fn remove(&self, name: &Name) -> Result<DeviceId, RegistryError> {
+        self.remove_all(std::slice::from_ref(name)).map(|ids| ids[0])
+    }
+
+    /// Forgets devices in one transaction: all of them, or none. Returns their ids.
+    ///
+    /// # Errors
+    /// See [`remove`](Self::remove).
+    pub fn remove_all(&self, names: &[Name]) -> Result<Vec<DeviceId>, RegistryError> {
+        self.end(names, |tables, name| {
+            let record = self.existing(&tables.devices, name)?;
+            self.forget(tables, name, &record)?;
+            Ok(Ended { id: record.id, row: record.with_key() })
+        })
+    }
+
+    /// Ends devices with `end`, all or none. On a full disk it gets the room that was kept back for this.
+    fn end(
+        &self,
+        names: &[Name],
+        mut end: impl FnMut(&mut Tables<'_>, &Name) -> Result<Ended, RegistryError>,
+    ) -> Result<Vec<DeviceId>, RegistryError> {
+        let ended = match self.end_now(names, &mut end) {
+            Err(error) if error.is_no_room() && self.store.give_room() => {
+                // The disk failed under the first attempt, so nobody knows what became of it.
+                self.end_now(names, &mut end)
+            }
+            ended => ended,
+        };
+        self.store.keep_room();
+        ended
+    }
+
+    fn end_now(
+        &self,
+        names: &[Name],
+        end: &mut impl FnMut(&mut Tables<'_>, &Name) -> Result<Ended, RegistryError>,
+    ) -> Result<Vec<DeviceId>, RegistryError> {
+        let database = self.ready()?;
+        let slot = self.lock();
+        let ended = self.store.change(&database, |tables| {
+            names.iter().map(|name| end(tables, name)).collect::<Result<Vec<_>, _>>()
+        })?;
+        let ids: Vec<_> = ended.iter().map(|ended| ended.id).collect();
+        if let Some(view) = &*slot {
+            ids.iter().for_each(|id| view.remove(id));
+        }
+        // They are refused from now on, which the caller must learn even if the disk fails here: what cannot be
+        // overwritten now is with the next change.
+        let mut rows = self.unscrubbed.lock().unwrap_or_else(PoisonError::into_inner);
+        rows.extend(ended.into_iter().filter_map(|ended| ended.row));
+        if self.store.scrub(&database, &rows).is_ok() {
+            rows.clear();
+        }
+        Ok(ids)
+    }
+
+    fn revoke_one(
+        &self,
+        tables: &mut Tables<'_>,
+        name: &Name,
+        now_s: i64,
+    ) -> Result<Ended, RegistryError> {
+        let mut record = self.existing(&tables.devices, name)?;
+        if let Some(at) = record.revoked_s {
+            return Err(RegistryError::RevokedAlready(name.clone(), Utc(at)));
+        }
+        for credential in self.credentials(name, &record)? {
+            tables.refused.insert(credential, now_s)?;
+        }
+        let row = record.revoke(now_s);
+        tables.devices.insert(name.as_str(), record.encode().as_slice())?;
+        Ok(Ended { id: record.id, row })
+    }
+
+    /// Checks a new device against everything that is registered, and writes it.
+    fn insert(
+        &self,
+        tables: &mut Tables<'_>,
+        name: &Name,
+        record: &Record,
+    ) -> Result<(), RegistryError> {
+        let credentials = self.credentials(name, record)?;
+        for credential in &credentials {
+            if let Some(at) = tables.refused.get(credential)? {
+                return Err(RegistryError::Refused { name: name.clone(), at: Utc(at.value()) });
+            }
+        }
+        let before = match self.existing(&tables.devices, name) {
+            Ok(record) => Some(record),
+            Err(RegistryError::Unknown(_)) => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(before) = before {
+            if before.revoked_s.is_none() {
+                return Err(RegistryError::NameTaken(name.clone()));
+            }
+            self.forget(tables, name, &before)?;
+        }
+        if let Some(owner) = tables.ids.get(record.id.0)? {
+            let owner = self.name(owner.value())?;
+            return Err(RegistryError::IdTaken { name: name.clone(), id: record.id, owner });
+        }
+        for credential in credentials {
+            if let Some(owner) = tables.credentials.get(credential)? {
+                let owner = self.name(owner.value())?;
+                return Err(RegistryError::CredentialTaken { name: name.clone(), owner });
+            }
+            tables.credentials.insert(credential, name.as_str())?;
+        }
+        tables.ids.insert(record.id.0, name.as_str())?;
+        tables.devices.insert(name.as_str(), record.encode().as_slice())?;
+        let fingerprint = record.fingerprint();
+        tables.short.insert(super::marks::short(&fingerprint), key_of(&record.id, &fingerprint))?;
+        Ok(())
+    }
+
+    fn forget(
+        &self,
+        tables: &mut Tables<'_>,
+        name: &Name,
+        record: &Record,
+    ) -> Result<(), RegistryError> {
+        tables.ids.remove(record.id.0)?;
+        for credential in self.credentials(name, record)? {
+            tables.credentials.remove(credential)?;
+        }
+        tables.devices.remove(name.as_str())?;
+        Ok(())
+    }
+
+    /// What the registry keeps of a device besides its row.
+    pub(super) fn kept(
+        record: &Record,
+        marks: &impl ReadableTable<[u8; 40], u64>,
+        last: &impl ReadableTable<[u8; 40], [u8; 16]>,
+    ) -> Result<super::Kept, RegistryError> {
+        let key = mark_key(record);
+        let mark = marks.get(key)?.map_or(0, |mark| mark.value());
+        let last = last.get(key)?.map(|last| ReadingId::decode(&last.value()));
+        Ok(super::Kept { mark, last })
+    }
+}
+
+/// A device that may not connect any more.
+struct Ended {
+    id: DeviceId,
+    /// Its row, with a key that nobody needs any more.
+    row: Option<super::scrub::OldRow>,
+}
