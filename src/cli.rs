@@ -15,6 +15,7 @@ use duet::config::{Config, Overrides};
 mod control;
 mod demo;
 mod device;
+mod identities;
 mod init;
 mod run;
 mod spool;

@@ -101,7 +101,9 @@ pub enum Reason {
     #[error("the key is not a point on the curve P-256")]
     NotOnCurve,
     /// After the validity window.
-    #[error("the certificate expired on {0}; make a new one and register it")]
+    #[error(
+        "the certificate expired on {0}; make a new one and register it, or correct this machine's clock if that is wrong"
+    )]
     Expired(Utc),
     /// Before the validity window.
     #[error("the certificate is not valid before {0}; check this machine's clock")]

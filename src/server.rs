@@ -152,7 +152,8 @@ impl Server {
                 },
             },
         })?;
-        let sessions_max = config.limits.max_sessions as usize / config.shards;
+        // A limit below the number of shards still lets each of them work.
+        let sessions_max = (config.limits.max_sessions as usize / config.shards).max(1);
         metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
             .set(1.0);
         metrics::gauge!("duet_driver_info", "driver" => kind.name()).set(1.0);

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use duet::admin::{self, Options};
 use duet::config::Config;
 use duet::delivery::Health;
-use duet::identity::{GatewayIdentity, Utc, now_s};
+use duet::identity::GatewayIdentity;
 use duet::registry::Registry;
 use duet::server::Server;
 use duet_core::GatewayKey;
@@ -20,9 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use super::control::open_patiently;
-
-/// How long before its end a certificate of the gateway is warned of, seconds.
-const ENDS_SOON_S: i64 = 60 * 86_400;
+use super::identities::Identities;
 
 /// All that was checked before anything is bound.
 struct Prepared {
@@ -48,20 +46,11 @@ fn prepare(config: Config) -> Result<Prepared> {
             config.state.display()
         );
     }
-    let now_s = now_s();
-    let mut identities = Vec::new();
-    for files in std::iter::once(&config.gateway).chain(&config.retiring) {
-        let identity = GatewayIdentity::load(&files.certificate, &files.key, now_s)?;
-        let end_s = identity.certificate.validity.not_after_s;
-        if end_s - now_s < ENDS_SOON_S {
-            let (path, end) = (files.certificate.display(), Utc(end_s));
-            let _ = writeln!(
-                io::stderr(),
-                "warning: {path} ends on {end}, and no gateway starts with it after that: give devices a new one"
-            );
-        }
-        identities.push((files.key_id, identity));
-    }
+    let warn = |text: &str| {
+        let _ = writeln!(io::stderr(), "warning: {text}");
+    };
+    let Identities { all: identities, warnings } = Identities::load_in_time(&config, warn)?;
+    warnings.iter().for_each(|text| warn(text));
     let registry = Arc::new(open_patiently(&config.state)?);
     registry.view()?;
     Ok(Prepared { config, registry, identities })

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// Some hundred revocations. Less than a segment of the spool, so that the spool cannot take it.
-const ROOM: u64 = 1 << 20;
+/// Enough to open a file that was not closed and for many revocations, which use pages again. Less than a segment of the
+/// spool, so that the spool cannot take it.
+const ROOM: u64 = 256 << 10;
 
 /// The least that is worth keeping.
 const LEAST: u64 = 64 << 10;

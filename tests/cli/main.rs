@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+mod surroundings;
 mod world;
 
 use world::{Scratch, text};

@@ -71,8 +71,14 @@ impl Scratch {
     }
 
     pub(crate) fn run(&self) -> Gateway {
+        self.run_with(&[])
+    }
+
+    pub(crate) fn run_with(&self, more: &[&str]) -> Gateway {
+        let arguments = ["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
         let mut child = self
-            .command(&["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+            .command(&arguments)
+            .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

@@ -22,7 +22,7 @@ use super::world::{DUET, await_metric, everyone, script, with_settings, work};
 const SEGMENT: u64 = 1 << 20;
 
 /// Runs `test` with a directory that is a disk of `bytes`; nothing of it is left behind.
-fn on_a_disk_of(bytes: u64, test: impl FnOnce(&Path) + Send) {
+pub(super) fn on_a_disk_of(bytes: u64, test: impl FnOnce(&Path) + Send) {
     let dir = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -39,7 +39,7 @@ fn on_a_disk_of(bytes: u64, test: impl FnOnce(&Path) + Send) {
 }
 
 /// Takes what room there is.
-fn fill(disk: &Path) {
+pub(super) fn fill(disk: &Path) {
     let mut filler = fs::File::create(disk.join("filler")).unwrap();
     let full = std::iter::repeat_with(|| filler.write_all(&[1; 4096])).find_map(Result::err);
     assert_eq!(full.unwrap().kind(), std::io::ErrorKind::StorageFull);

@@ -5,4 +5,5 @@ mod disk;
 mod edges;
 mod memory;
 mod refused;
+mod registry;
 mod world;

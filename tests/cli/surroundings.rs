@@ -1,0 +1,131 @@
+//! Starts in surroundings that are not as they should be: each either works or says what to do.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::world::{Gateway, Scratch, text};
+
+const DAY_S: i64 = 86_400;
+
+/// Puts a certificate of the gateway in place that is valid from an hour before `from_s` for `days` days.
+fn certificate(scratch: &Scratch, name: &str, from_s: i64, days: u32) {
+    let created = duet::identity::create(name, days, from_s).unwrap();
+    for (ending, mode, bytes) in [
+        ("pem", 0o644, created.certificate_pem.as_bytes()),
+        ("key", 0o600, created.key_pem.as_bytes()),
+    ] {
+        let path = scratch.state().join(format!("{name}.{ending}"));
+        let _ = fs::remove_file(&path);
+        duet::identity::write_new(&path, bytes, mode).unwrap();
+    }
+}
+
+fn add_settings(scratch: &Scratch, more: &str) {
+    let path = scratch.state().join("duet.toml");
+    let settings = fs::read_to_string(&path).unwrap() + more;
+    fs::write(path, settings).unwrap();
+}
+
+#[test]
+fn a_retiring_certificate_that_has_ended_is_left_out() {
+    let scratch = Scratch::initialised();
+    let now_s = duet::identity::now_s();
+    certificate(&scratch, "old", now_s - 40 * DAY_S, 30);
+    let retiring = "[gateway]\nkey_id = 1\n[gateway.retiring]\nkey_id = 0\ncertificate = \"old.pem\"\nkey = \"old.key\"\n";
+    fs::write(scratch.state().join("duet.toml"), retiring).unwrap();
+    let mut gateway = scratch.run();
+    assert!(gateway.get("/metrics").contains("certificate_end_timestamp_seconds{key_id=\"1\"}"));
+    assert!(!gateway.get("/metrics").contains("certificate_end_timestamp_seconds{key_id=\"0\"}"));
+    let said = gateway.end("-TERM");
+    assert!(said.contains("old.pem: the retiring certificate ended on"), "{said}");
+    // The gateway's own is another matter.
+    certificate(&scratch, "gateway", now_s - 40 * DAY_S, 30);
+    assert!(scratch.bad(&["run"]).contains("gateway.pem: the certificate expired on"));
+}
+
+#[test]
+fn a_clock_that_is_behind_is_waited_for() {
+    let scratch = Scratch::initialised();
+    // Valid in three seconds from now.
+    certificate(&scratch, "gateway", duet::identity::now_s() + 3600 + 3, 300);
+    let began = Instant::now();
+    let mut gateway = scratch.run();
+    assert!(began.elapsed() > Duration::from_secs(1), "it did not wait");
+    let said = gateway.end("-TERM");
+    assert!(said.contains("not valid before") && said.contains("waiting for the clock"), "{said}");
+    assert!(said.contains("now: starting"), "{said}");
+    // Whoever waits can be ended.
+    certificate(&scratch, "gateway", duet::identity::now_s() + DAY_S, 300);
+    let mut waiting = scratch.command(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(waiting.try_wait().unwrap(), None);
+    let pid = rustix::process::Pid::from_child(&waiting);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let ended = waiting.wait_with_output().unwrap();
+    assert!(!ended.status.success() && text(&ended.stderr).contains("waiting for the clock"));
+}
+
+#[test]
+fn limits_below_the_number_of_shards_still_let_devices_in() {
+    let scratch = Scratch::initialised();
+    add_settings(
+        &scratch,
+        "[limits]\nmax_sessions = 1\nmax_pending = 1\nmax_streams = 1\nmax_tables = 1\n",
+    );
+    let arguments = ["--shards", "2"];
+    let gateway = scratch.run_with(&arguments);
+    gateway.stop("-TERM");
+}
+
+#[test]
+fn every_secret_that_others_can_read_is_refused_with_its_remedy() {
+    let scratch = Scratch::initialised();
+    scratch.run().stop("-TERM");
+    for name in ["gateway.key", "registry.redb", "node.key"] {
+        let path = scratch.state().join(name);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let said = scratch.bad(&["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
+        assert!(said.contains(name) && said.contains("chmod 600"), "{said}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    scratch.run().stop("-TERM");
+}
+
+#[test]
+fn the_shipped_unit_is_one_and_never_gives_up() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/duet.service");
+    let lines = fs::read_to_string(&unit).unwrap();
+    for line in [
+        "Restart=always",
+        "StartLimitIntervalSec=0",
+        "TimeoutStartSec=infinity",
+        "RequiresMountsFor=/var/lib/duet /var/lib/private/duet",
+    ] {
+        assert!(lines.lines().any(|found| found == line), "{line}");
+    }
+    let after = lines.lines().find_map(|line| line.strip_prefix("After=")).unwrap();
+    assert!(after.contains("time-sync.target"));
+    let Ok(verified) = Command::new("systemd-analyze").arg("verify").arg(&unit).output() else {
+        eprintln!("SKIP: systemd-analyze is missing, so the unit was not verified");
+        return;
+    };
+    let said = text(&verified.stderr);
+    let faults =
+        said.lines().filter(|line| !line.contains("/usr/local/bin/duet is not executable"));
+    assert_eq!(faults.collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
+impl Gateway {
+    /// Ends it; what it said on standard error.
+    fn end(&mut self, signal: &str) -> String {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut self.child.stderr.take().unwrap(), &mut said).unwrap();
+        said
+    }
+}
