@@ -23,12 +23,6 @@ fn certificate(scratch: &Scratch, name: &str, from_s: i64, days: u32) {
     }
 }
 
-fn add_settings(scratch: &Scratch, more: &str) {
-    let path = scratch.state().join("duet.toml");
-    let settings = fs::read_to_string(&path).unwrap() + more;
-    fs::write(path, settings).unwrap();
-}
-
 #[test]
 fn a_retiring_certificate_that_has_ended_is_left_out() {
     let scratch = Scratch::initialised();
@@ -66,18 +60,6 @@ fn a_clock_that_is_behind_is_waited_for() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let ended = waiting.wait_with_output().unwrap();
     assert!(!ended.status.success() && text(&ended.stderr).contains("waiting for the clock"));
-}
-
-#[test]
-fn limits_below_the_number_of_shards_still_let_devices_in() {
-    let scratch = Scratch::initialised();
-    add_settings(
-        &scratch,
-        "[limits]\nmax_sessions = 1\nmax_pending = 1\nmax_streams = 1\nmax_tables = 1\n",
-    );
-    let arguments = ["--shards", "2"];
-    let gateway = scratch.run_with(&arguments);
-    gateway.stop("-TERM");
 }
 
 #[test]

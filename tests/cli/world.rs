@@ -71,18 +71,9 @@ impl Scratch {
     }
 
     pub(crate) fn run(&self) -> Gateway {
-        self.run_with(&[])
-    }
-
-    pub(crate) fn run_with(&self, more: &[&str]) -> Gateway {
         let arguments = ["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
-        let mut child = self
-            .command(&arguments)
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            self.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut http = String::new();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();

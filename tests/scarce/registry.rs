@@ -1,12 +1,15 @@
-//! The registry on a disk without any room: what must be possible all the same.
+//! The registry on a disk without any room, and limits that are smaller than they can be: what must be possible all
+//! the same.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use loadgen::local::LocalGateway;
+
 use super::disk::{fill, on_a_disk_of};
-use super::world::DUET;
+use super::world::{DUET, everyone, with_settings, work};
 
 fn duet(state: &Path, arguments: &[&str]) -> Output {
     Command::new(DUET).arg("--state").arg(state).args(arguments).output().unwrap()
@@ -69,4 +72,18 @@ fn devices_are_revoked_on_a_full_disk_and_stay_so_after_a_kill() {
             assert_eq!(device["revoked_s"].is_null(), number > 80, "{line}");
         }
     });
+}
+
+#[test]
+fn a_limit_below_the_number_of_shards_still_lets_a_device_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = "[limits]\nmax_sessions = 1\nmax_pending = 1\nmax_streams = 1\nmax_tables = 1\n";
+    let program = with_settings(dir.path(), "", settings);
+    for wanted in &everyone()[..2] {
+        let state = tempfile::tempdir().unwrap();
+        let wanted = std::slice::from_ref(wanted);
+        let (gateway, members) = LocalGateway::start(&program, state.path(), 2, wanted).unwrap();
+        work(members, gateway.address);
+        gateway.stop().unwrap();
+    }
 }
