@@ -387,7 +387,9 @@ fn marks_of_the_spool_are_merged_with_the_place_they_were_read_up_to() {
     let taken = registry.merge_marks(at(1, 10), [commit(5, 1), stranger, commit(7, 2)]).unwrap();
     assert_eq!((taken, registry.spool_cursor().unwrap()), (2, Some(at(1, 10))));
     // The same reading again stands for a lower mark; a mark that leaves no room is none.
-    registry.merge_marks(at(1, 12), [commit(6, 3), commit(duet_protocol::mark::MARK_MAX + 1, 4)]).unwrap();
+    registry
+        .merge_marks(at(1, 12), [commit(6, 3), commit(duet_protocol::mark::MARK_MAX + 1, 4)])
+        .unwrap();
     assert_eq!(registry.merge_marks(at(1, 11), [commit(90, 5)]).unwrap(), 0);
     registry
         .save_marks([Mark { id, fingerprint: Fingerprint::of_registered_id(&id), value: u64::MAX }])
