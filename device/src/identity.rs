@@ -6,7 +6,8 @@ use duet_protocol::{
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// 32 random bytes, made once, kept secret and used for nothing but to hedge ephemeral keys (R19).
+/// 32 random bytes, made once, kept secret and used for nothing but to hedge ephemeral keys
+/// (R19, R121).
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct HedgeKey(pub [u8; 32]);
 

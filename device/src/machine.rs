@@ -153,10 +153,12 @@ impl<const PAYLOAD: usize> Outgoing<PAYLOAD> {
         let here = self.sequence.map(|sequence| session.name(sequence));
         self.first.filter(|first| Some(*first) != here)
     }
+}
 
-    /// Whether it may be sent in this session: one that comes again belongs into the newest only.
-    fn belongs(&self, session: &Session, newest: u64) -> bool {
-        session.fresh == newest || self.again(session).is_none()
+impl<const PAYLOAD: usize> Outgoing<PAYLOAD> {
+    /// Whether it may be sent in this session, where `again` is the one that may be said again.
+    fn may_go(&self, session: &Session, again: Option<u32>) -> bool {
+        self.again(session).is_none() || again == Some(self.token)
     }
 }
 
@@ -411,6 +413,43 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         self.answer.resend.is_none() && (session.nothing_waits || self.resting.is_some_and(patient))
     }
 
+    /// The one reading that may be said again in this session: readings that come again wait for each
+    /// other (R104), the one that was in a HELLO first, and belong into the newest session only (R100).
+    fn said_again(&self, session: &Session) -> Option<u32> {
+        if session.fresh != self.newest {
+            return None;
+        }
+        let open = self.readings.iter().flatten().filter(|reading| reading.confirmed.is_none());
+        let again = open.filter(|reading| reading.again(session).is_some());
+        // Tokens wrap: the oldest is the one farthest behind the next.
+        let age = |reading: &&Outgoing<PAYLOAD>| {
+            (reading.is_in_doubt(), self.next_token.wrapping_sub(reading.token))
+        };
+        again.max_by_key(age).map(|reading| reading.token)
+    }
+
+    /// A stream was connected anew: what waits for an answer is due at once (R118).
+    pub fn reconnected(&mut self, now_us: u64) {
+        if let Some(handshake) = &mut self.handshake {
+            handshake.resend.due = now_us;
+        }
+        let Some(session) = &mut self.session else { return };
+        session.ping.iter_mut().for_each(|ping| ping.resend.due = now_us);
+        self.answer.resend.iter_mut().for_each(|resend| resend.due = now_us);
+        for reading in self.readings.iter_mut().flatten() {
+            reading.resend.due = reading.resend.due.min(now_us);
+        }
+    }
+
+    /// Whether the device waits for something from the gateway: a stream that is closed meanwhile is to
+    /// be connected anew.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        let owed = self.readings.iter().flatten().any(|reading| reading.confirmed.is_none());
+        let asked = self.session.as_ref().is_some_and(|session| session.ping.is_some());
+        self.handshake.is_some() || self.begin.is_some() || owed || asked || self.answer.resend.is_some()
+    }
+
     /// Why nothing was sent although something was due; asked once, then forgotten.
     pub const fn poll_failure(&mut self) -> Option<Failure> {
         self.failure.take()
@@ -437,8 +476,9 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             let rest = self.resting.filter(|_| !session.nothing_waits);
             let rest = rest.map(|since| since.saturating_add(session.patience_us()));
             rest.into_iter().for_each(&mut earlier);
+            let again = self.said_again(session);
             let waiting = self.readings.iter().flatten().filter(|reading| {
-                reading.confirmed.is_none() && reading.belongs(session, self.newest)
+                reading.confirmed.is_none() && reading.may_go(session, again)
             });
             waiting.for_each(|reading| earlier(reading.resend.due));
             if self.handshake.is_none() && self.begin.is_none() {

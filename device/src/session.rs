@@ -19,12 +19,13 @@ use crate::{
 const SEQUENCE_RENEW: u32 = u32::MAX - (1 << 20);
 /// How many records back a RESET may refer to (R63).
 const RECENT: usize = 8;
-/// How often a device answers whether it receives at its address: in a second, and in a minute.
+/// How often a device answers whether it receives at its address: in a second, and in a minute (R112).
 const HERE_IN_A_SECOND: usize = 4;
 const HERE_IN_A_MINUTE: usize = 16;
-/// The least time that a device waits for the answer to a doubt, µs.
+/// The least time that a device waits for the answer to a doubt, µs (R106).
 const DOUBT_MIN_US: u64 = 250_000;
-/// How long a device that asked whether it may sleep waits for the answer at least, µs.
+/// How long a device that asked whether it may sleep waits for the answer at least, µs
+/// (R114).
 const PATIENCE_US: u64 = 2_000_000;
 
 /// A transmission that is repeated until it is answered.

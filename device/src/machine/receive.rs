@@ -22,7 +22,7 @@ use super::{Confirmed, Device, Early, Event, RETRANSMIT_MAX_US};
 const MARK_MAX: u64 = 1 << 62;
 /// The longest pause after a RESET, µs: devices of a restarted gateway spread over it (R64).
 const RESET_BACKOFF_US: u64 = 500_000;
-/// The least time between a doubt that the gateway dispelled and the next one, µs.
+/// The least time between a doubt that the gateway dispelled and the next one, µs (R107).
 const DOUBT_AGAIN_US: u64 = 10_000_000;
 
 impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S, WINDOW, PAYLOAD> {
@@ -119,7 +119,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             || self.busy;
         let leaves = self.early == Early::Leave && stored && !owed;
         if leaves && *nothing_waits {
-            // The session is never confirmed, and ends by itself at the gateway.
+            // R104: the session is never confirmed, and ends by itself at the gateway.
             self.session = None;
             drop((grant, keys));
             self.crypto.scrub();
@@ -179,9 +179,11 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
                     }
                 }
                 if self.answer.sequence.is_some_and(|sequence| acked(&sequence)) {
+                    // R117: it is recorded.
                     self.answer.resend = None;
                 }
                 if nothing_waits {
+                    // R114: of the newest record that waits, and newer than all before.
                     session.void = session.void.max(header.sequence);
                     session.nothing_waits |=
                         newest && session.wanted.is_some_and(|wanted| acked(&wanted));
@@ -194,7 +196,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             }
             Down::Command { command, payload } => {
                 if header.sequence < session.void {
-                    // It was answered, or its time was over, when the gateway said that nothing waits.
+                    // It was answered, or its time was over, when the gateway said that nothing waits (R115).
                     return Ok(Event::Nothing);
                 }
                 self.resting = None;
@@ -205,14 +207,10 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
                     self.answer.resend = None;
                     return Ok(Event::Command { command, payload });
                 }
-                // R78: not above the last one. Its result was lost on the way, or this is a late copy.
-                if last > 0 && !self.busy {
-                    let resend =
-                        self.answer.resend.get_or_insert(Retransmit { due: 0, attempts: 0 });
-                    resend.due = 0;
-                    if resend.attempts > 1 {
-                        resend.attempts = 1;
-                    }
+                // R78: the last one once more: its result was lost on the way. What is older is a late copy.
+                if command == last && !self.busy {
+                    let resend = &mut self.answer.resend;
+                    resend.get_or_insert(Retransmit { due: 0, attempts: 0 }).due = 0;
                 }
                 Ok(Event::Nothing)
             }
@@ -257,7 +255,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             }
             return Ok(Event::Nothing);
         }
-        // It is not taken, but a gateway that does not have the session says just this.
+        // R105: it is not taken, but a gateway that does not have the session says just this.
         if !free || session.doubt.is_some() || now_us < self.doubt_from {
             return Err(DropReason::Unexpected.into());
         }

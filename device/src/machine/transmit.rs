@@ -19,9 +19,10 @@ use super::{
     RETRANSMIT_US, pause,
 };
 
-/// A device that sends and has heard nothing authentic for this long asks whether anybody is there, µs.
+/// A device that sends and has heard nothing authentic for this long asks whether anybody is there, µs
+/// (R108).
 const SILENCE_US: u64 = 15 * 60 * 1_000_000;
-/// The least time between a doubt that led to a handshake and the next doubt, µs.
+/// The least time between a doubt that led to a handshake and the next doubt, µs (R107).
 const DOUBT_AFTER_HANDSHAKE_US: u64 = 60_000_000;
 
 impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S, WINDOW, PAYLOAD> {
@@ -49,7 +50,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
                 self.begin = Some(now_us);
             }
             if session.doubt.is_some_and(|until| until <= now_us) {
-                // Nothing authentic came: the gateway is gone, or the device was moved to another.
+                // Nothing authentic came: the gateway is gone, or the device was moved to another (R106).
                 session.doubt = None;
                 self.doubt_from = now_us.saturating_add(DOUBT_AFTER_HANDSHAKE_US);
                 if self.handshake.is_none() {
@@ -92,14 +93,14 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         handshake.waiting.write(handshake.cookie.as_ref(), out)
     }
 
-    /// The reading that the next HELLO carries: the one whose fate is not known, or else, where no
-    /// session could carry it sooner, the oldest.
+    /// The reading that the next HELLO carries: the one that was in a HELLO before, or else, where no
+    /// session could carry it sooner and none is to be said again (R104), the oldest.
     fn carry(&self) -> Option<usize> {
         if self.early == Early::Never {
             return None;
         }
         let most = self.config.profile.reading_max();
-        // The name that a second HELLO says with it must fit, too.
+        // The name that a second HELLO says with it must fit, too (R94).
         let fits = |reading: &Outgoing<PAYLOAD>| {
             reading.confirm && reading.confirmed.is_none() && 3 + 4 + 16 + reading.len <= most
         };
@@ -111,8 +112,10 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             fitting.max_by_key(|(_, reading)| self.next_token.wrapping_sub(reading.token))
         };
         let doubtful = found(&Outgoing::is_in_doubt).map(|(at, _)| at);
+        let open = self.readings.iter().flatten().filter(|reading| reading.confirmed.is_none());
+        let named = open.filter(|reading| reading.first.is_some()).count() > 0;
         let forgotten = self.memory.kept().doubt.is_some();
-        if doubtful.is_some() || self.session.is_some() || forgotten {
+        if doubtful.is_some() || self.session.is_some() || named || forgotten {
             return doubtful;
         }
         found(&|reading| reading.first.is_none()).map(|(at, _)| at)
@@ -188,9 +191,11 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         let answer = &mut self.answer;
         let resend = answer.resend.as_mut().filter(|resend| resend.due <= now_us)?;
         if resend.attempts >= RECORD_ATTEMPTS {
-            // The gateway asks again if it wants it; in a new session it is told again.
-            answer.resend = None;
-            return None;
+            *resend = Retransmit { due: now_us.saturating_add(RETRANSMIT_MAX_US), attempts: 1 };
+            if self.handshake.is_none() {
+                self.begin = Some(now_us);
+            }
+            return self.transmit_hello(now_us, out);
         }
         resend.due = now_us.saturating_add(pause(transport, resend.attempts));
         resend.attempts += 1;
@@ -212,13 +217,14 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
     }
 
     fn transmit_reading(&mut self, now_us: u64, out: &mut [u8]) -> Option<usize> {
-        let (transport, newest) = (self.config.transport, self.newest);
+        let transport = self.config.transport;
+        let again = self.said_again(self.session.as_ref()?);
         let session = self.session.as_mut()?;
         let due = |place: &&mut Option<Outgoing<PAYLOAD>>| {
             place.as_ref().is_some_and(|reading| {
                 reading.confirmed.is_none()
                     && reading.resend.due <= now_us
-                    && reading.belongs(session, newest)
+                    && reading.may_go(session, again)
             })
         };
         let place = self.readings.iter_mut().find(due)?;

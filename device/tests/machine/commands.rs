@@ -38,6 +38,8 @@ fn only_a_higher_number_is_carried_out() {
     }
     // A late copy of the first, which a memory of one number by equality would carry out again.
     assert_eq!(device.handle_message(0, &mut held.command(1)), Ok(Event::Nothing));
+    assert_eq!(held.said(&mut device, 0), []);
+    assert_eq!(device.handle_message(0, &mut held.command(2)), Ok(Event::Nothing));
     assert_eq!(held.said(&mut device, 0)[0].1, result(2, 0, b"done"));
 }
 

@@ -3,6 +3,7 @@
 use duet_device::{
     Config, Device, Early, Event, Kept, Reading, SendError, Software, Store, StoreError,
     protocol::{
+        message::Down,
         profile::Mode,
         reading::{EARLY_SEQUENCE, ReadingId},
         wire::Hello,
@@ -152,6 +153,37 @@ fn a_record_that_was_not_acknowledged_says_its_name_in_the_next_session() {
     device.handle_message(10, &mut accept).unwrap();
     let said = held.said(&mut device, 10);
     assert!(matches!(&said[..], [(0, Said::Reading { again: Some(again), .. })] if *again == id));
+}
+
+#[test]
+fn readings_that_come_again_wait_for_each_other() {
+    let (mut peer, mut device) = sensor(Early::Stay);
+    let mut held = peer.open(&mut device, 0);
+    for payload in [b"a", b"b"] {
+        device.send_reading(0, 1, payload, true).unwrap();
+    }
+    assert_eq!(held.said(&mut device, 0).len(), 2);
+    // The session is closed by the gateway before it has acknowledged them.
+    let closed = device.handle_message(0, &mut held.seal(&Down::Close));
+    assert_eq!(closed, Ok(Event::Closed));
+    device.send_reading(0, 1, b"c", true).unwrap();
+    device.open(0);
+    let second = hello(&mut device, 0);
+    assert_eq!(carried(&peer, &second), None, "two are to be said again first");
+    let (mut accept, mut held) = peer.accept(&second, Says::default());
+    device.handle_message(0, &mut accept).unwrap();
+    let said = held.said(&mut device, 0);
+    let what = |said: &[(u32, Said)]| -> Vec<_> {
+        said.iter()
+            .map(|(_, said)| match said {
+                Said::Reading { again, payload, .. } => (again.is_some(), payload[0]),
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    };
+    assert_eq!(what(&said), [(true, b'a'), (false, b'c')]);
+    device.handle_message(0, &mut held.ack(said[0].0, false)).unwrap();
+    assert_eq!(what(&held.said(&mut device, 0)), [(true, b'b')]);
 }
 
 /// A store that remembers doubt.

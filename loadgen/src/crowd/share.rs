@@ -9,13 +9,14 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use duet_protocol::device::{Device, Event};
+use duet_device::fast::Fast;
+use duet_device::{Device, Event};
 use duet_protocol::profile::Transport;
 use duet_protocol::wire::MESSAGE_MAX;
 
 use super::overheard::Overheard;
 use super::road::Road;
-use super::{Loop, Loss, Progress, Quick, Steady, Tally};
+use super::{Loop, Loss, Progress, Steady, Tally};
 use crate::exchange::thread_cpu;
 use crate::fleet::Member;
 
@@ -28,7 +29,7 @@ const DUE: usize = 64;
 const GRACE: Duration = Duration::from_secs(5);
 
 struct One {
-    device: Device<Quick>,
+    device: Device<Fast>,
     /// When readings were due that found no place in the device's window, µs.
     backlog: VecDeque<u64>,
     /// When the readings in the window were due, by token.
@@ -82,7 +83,7 @@ impl Share {
         let devices: Vec<_> = members
             .into_iter()
             .map(|Member { config, seed, .. }| One {
-                device: Device::new(Quick, config, seed),
+                device: quick(config, seed),
                 backlog: VecDeque::new(),
                 window: Vec::new(),
                 next_us: u64::MAX,
@@ -383,7 +384,7 @@ impl Share {
 mod tests {
     use std::net::UdpSocket;
 
-    use duet_protocol::device::Config;
+    use duet_device::Config;
     use duet_protocol::ec::SecretScalar;
     use duet_protocol::identity::{Fingerprint, Gateway};
     use duet_protocol::profile::{KeySource, Mode, Profile};
