@@ -21,8 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use duet_protocol::device::Device;
-use duet_protocol::ec::Software;
+use duet_device::{Device, Software};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX, Retry};
 use loadgen::hosts::Hosts;
@@ -58,7 +57,9 @@ fn start(dir: &Path, shards: usize, devices: usize) -> (LocalGateway, Vec<Device
     let program = PathBuf::from(env!("CARGO_BIN_EXE_duet"));
     let (gateway, members) = LocalGateway::start(&program, dir, shards, &wanted).unwrap();
     support::pin(0);
-    let device = |member: loadgen::fleet::Member| Device::new(Software, member.config, member.seed);
+    let device = |member: loadgen::fleet::Member| {
+        Device::seeded(member.config, member.seed).unwrap()
+    };
     (gateway, members.into_iter().map(device).collect())
 }
 

@@ -19,9 +19,9 @@ use duet_core::engine::{Batched, Engine, OneByOne};
 use duet_core::testing::{self, Devices, Forget};
 use duet_core::{Handler as _, Mail, Now, Random, Settings, Shard};
 use duet_curve::Backend;
-use duet_protocol::device::{Config, Device};
+use duet_device::{Config, Device, Software};
 use duet_protocol::ec::{
-    Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, Software, VerifyTask,
+    Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask,
 };
 use duet_protocol::identity::{DeviceId, PublicKey};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transfer, Transport};
@@ -116,7 +116,7 @@ impl<E: Engine> Duet<E> {
                 let config = Config { identity, gateway, profile, transport, fresh: 1 };
                 let mut seed = [1; 32];
                 seed[..8].copy_from_slice(&number.to_be_bytes());
-                Device::new(Software, config, seed)
+                Device::seeded(config, seed).unwrap()
             })
             .collect();
         let settings = Settings {

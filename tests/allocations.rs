@@ -11,8 +11,7 @@ use std::time::Duration;
 use duet::transport::{self, MailSender, bind, run_shard};
 use duet_core::testing::{self, Devices};
 use duet_core::{Mail, Reading, Sink};
-use duet_protocol::device::{Config, Device};
-use duet_protocol::ec::Software;
+use duet_device::{Config, Device, Software};
 use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX, SessionId};
@@ -127,7 +126,7 @@ fn world() -> (MailSender<Mail>, std::thread::JoinHandle<()>, Vec<Client>) {
             let transport = if seed < DEVICES { Transport::Datagram } else { Transport::Stream };
             let identity = devices.enrol(&format!("device-{seed}"), DeviceId([seed; 8]), profile);
             let config = Config { identity, gateway, profile, transport, fresh: 1 };
-            (Device::new(Software, config, [seed; 32]), transport)
+            (Device::seeded(config, [seed; 32]).unwrap(), transport)
         })
         .collect();
 

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use duet_protocol::device::Device;
-use duet_protocol::ec::Software;
+use duet_device::{Device, Software};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::MESSAGE_MAX;
 use loadgen::fleet::Member;
@@ -45,7 +44,7 @@ pub(crate) struct Fleet {
 }
 
 fn device(member: Member) -> Device<Software> {
-    Device::new(Software, member.config, member.seed)
+    Device::seeded(member.config, member.seed).unwrap()
 }
 
 /// The next message of a device.

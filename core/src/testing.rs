@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use duet_device::{DeviceKey, Identity};
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::{Credential, DeviceId, Fingerprint, Gateway, RegistrationKey};
-use duet_protocol::initiator::{DeviceKey, Identity};
 use duet_protocol::profile::{Mode, Profile};
 use sha2::{Digest as _, Sha256};
 

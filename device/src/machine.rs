@@ -460,6 +460,13 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         &mut self.crypto
     }
 
+    /// Key and IV of both directions, up first: for searches of memory.
+    #[cfg(feature = "hazmat")]
+    #[must_use]
+    pub fn session_keys(&self) -> Option<[([u8; 16], [u8; 12]); 2]> {
+        self.session.as_ref().map(Session::keys)
+    }
+
     /// When to call [`poll_transmit`](Self::poll_transmit) next, if nothing comes in before.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<u64> {
@@ -486,5 +493,18 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             }
         }
         next
+    }
+}
+
+#[cfg(feature = "software")]
+impl<const WINDOW: usize, const PAYLOAD: usize>
+    Device<crate::software::Software, Volatile, WINDOW, PAYLOAD>
+{
+    /// A device of portable code that keeps nothing. `seed` is 32 random bytes, used nowhere else.
+    ///
+    /// # Errors
+    /// [`SetupError::KeyKind`].
+    pub fn seeded(config: Config, seed: [u8; 32]) -> Result<Self, SetupError> {
+        Self::new(crate::software::Software::seeded(seed), Volatile, config)
     }
 }

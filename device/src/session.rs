@@ -168,6 +168,11 @@ impl Session {
         self.renew <= now_us || self.next >= SEQUENCE_RENEW
     }
 
+    #[cfg(feature = "hazmat")]
+    pub(crate) const fn keys(&self) -> [([u8; 16], [u8; 12]); 2] {
+        [(self.up.key, self.up.iv), (self.down.key, self.down.iv)]
+    }
+
     /// The name of the reading with this sequence, first sent here.
     pub(crate) fn name(&self, sequence: u32) -> ReadingId {
         ReadingId::new(&self.hello, sequence)

@@ -5,11 +5,11 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use duet_protocol::device::{Device, Event};
+use duet_device::fast::Fast;
+use duet_device::{Device, Event, Volatile};
 use duet_protocol::profile::Transport;
 use duet_protocol::wire::MESSAGE_MAX;
 
-use crate::crowd::Quick;
 use crate::fleet::Member;
 
 /// How long a gateway may take: three transmissions of a HELLO.
@@ -38,7 +38,7 @@ pub fn check(member: &mut Member, gateway: SocketAddr) -> Result<()> {
     let name = member.name.clone();
     let transport = config.transport;
     let mut line = Line::open(transport, gateway)?;
-    let mut device: Device<Quick> = Device::new(Quick, config, member.seed);
+    let mut device: Device<_> = Device::new(Fast::seeded(member.seed), Volatile, config)?;
     member.next_seed();
     let began = Instant::now();
     let now = || u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);

@@ -13,7 +13,6 @@
 //! The schedule is this program's to keep. When it is late itself in more than [`LATE_SHARE_MAX`] of the readings, or one
 //! of its threads was busy for more than [`BUSY_MAX`] of the time, the run is not valid: it measured this program.
 
-mod engine;
 mod overheard;
 mod road;
 mod share;
@@ -27,7 +26,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-pub use self::engine::Quick;
 pub use self::overheard::Overheard;
 use self::share::Share;
 pub use self::tally::{BUSY_MAX, KNOCKING_SHARE_MAX, LATE_SHARE_MAX, Tally};

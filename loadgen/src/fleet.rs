@@ -9,8 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use duet_protocol::device::{Config, Device, Event};
-use duet_protocol::ec::Software;
+use duet_device::{Config, Device, Event, Software};
 use duet_protocol::profile::{Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX};
 use mio::net::{TcpStream, UdpSocket};
@@ -200,7 +199,7 @@ impl Active {
                 Socket::Tcp { stream, incoming, outgoing, connected: false }
             }
         };
-        let mut device = Device::new(Software, config, seed);
+        let mut device = Device::seeded(config, seed)?;
         device.open(u64::try_from(begin.as_micros())?);
         let outcome = Outcome {
             device: name,

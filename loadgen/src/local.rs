@@ -9,12 +9,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use duet_protocol::device::Config;
+use duet_device::{Config, DeviceKey, Identity};
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::{
     Credential, DeviceId, Fingerprint, Gateway, PublicKey, RegistrationKey,
 };
-use duet_protocol::initiator::{DeviceKey, Identity};
 use duet_protocol::profile::{Mode, Profile, Transport};
 use p256::pkcs8::DecodePrivateKey as _;
 

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use duet_protocol::device::Config;
+use duet_device::Config;
 
 use crate::control::Control;
 use crate::fleet::Member;

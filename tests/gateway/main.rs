@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use duet_protocol::device::Confirmed;
+use duet_device::Confirmed;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::Kind;
 

@@ -4,8 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
-use duet_protocol::device::{Config, Device};
-use duet_protocol::ec::Software;
+use duet_device::{Config, Device, Identity, Software};
 use duet_protocol::identity::Gateway;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::MESSAGE_MAX;
@@ -35,10 +34,10 @@ fn works(device: Device<Software>, gateway: &Running) {
 fn a_new_certificate_of_the_gateway_reaches_devices_one_by_one() {
     let scratch = Scratch::new();
     let [identity, another] = [1, 2].map(|seed| scratch.identity(seed, PROFILE));
-    let device = |identity: &duet_protocol::initiator::Identity, gateway: Gateway, fresh: u64| {
+    let device = |identity: &Identity, gateway: Gateway, fresh: u64| {
         let (identity, transport) = (identity.clone(), Transport::Datagram);
         let config = Config { identity, gateway, profile: PROFILE, transport, fresh };
-        Device::new(Software, config, [u8::try_from(fresh).unwrap(); 32])
+        Device::seeded(config, [u8::try_from(fresh).unwrap(); 32]).unwrap()
     };
     let old = scratch.gateway();
     let gateway = scratch.run("127.0.0.1:0");

@@ -8,10 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use duet::registry::{Enrolment, Name, NewDevice, Registry, SourceSet};
-use duet_protocol::device::{Config, Confirmed, Device, Event};
-use duet_protocol::ec::{SecretScalar, Software};
+use duet_device::{Config, Confirmed, Device, DeviceKey, Event, Identity, Software};
+use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::{Credential, DeviceId, Fingerprint, Gateway, RegistrationKey};
-use duet_protocol::initiator::{DeviceKey, Identity};
 use duet_protocol::profile::{Mode, Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX};
 
@@ -139,7 +138,7 @@ impl Scratch {
     ) -> Device<Software> {
         let (identity, gateway) = (self.identity(seed, profile), self.gateway());
         let config = Config { identity, gateway, profile, transport, fresh: 1 };
-        Device::new(Software, config, [seed; 32])
+        Device::seeded(config, [seed; 32]).unwrap()
     }
 
     /// The same; what the device knows of itself.

@@ -4,8 +4,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
-use duet_protocol::device::Device;
-use duet_protocol::ec::Software;
+use duet_device::{Device, Software};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::MESSAGE_MAX;
 use loadgen::local::{LocalGateway, Wanted};
@@ -165,7 +164,7 @@ fn a_train_for_several_shards_reaches_them_all() {
     let program = std::path::Path::new(DUET);
     let (gateway, members) = LocalGateway::start(program, dir.path(), 2, &wanted).unwrap();
     let mut devices: Vec<Device<Software>> =
-        members.into_iter().map(|it| Device::new(Software, it.config, it.seed)).collect();
+        members.into_iter().map(|it| Device::seeded(it.config, it.seed).unwrap()).collect();
     let mut out = [0; MESSAGE_MAX];
     let mut hellos: Vec<Vec<u8>> = devices
         .iter_mut()

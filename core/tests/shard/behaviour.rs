@@ -4,8 +4,7 @@ use std::net::SocketAddr;
 
 use duet_core::testing;
 use duet_core::{CommandFailure, Handler as _, Mail, Path, Settings, StreamId};
-use duet_protocol::device::{Config, Device, Event};
-use duet_protocol::ec::Software;
+use duet_device::{Config, Device, Error, Event, Software};
 use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::reason::DropReason;
@@ -92,7 +91,7 @@ fn a_device_that_forgot_its_counter_answers_a_challenge() {
     let (identity, _) = testing::identity(DeviceId([1; 8]), PROFILE.mode);
     let transport = Transport::Datagram;
     let config = Config { identity, gateway: world.gateway, profile: PROFILE, transport, fresh: 0 };
-    let mut again = Device::<Software>::new(Software, config, [9; 32]);
+    let mut again = Device::<Software>::seeded(config, [9; 32]).unwrap();
     again.open(world.now.mono_us);
     assert_eq!(world.settle(&mut again), ["Opened"]);
     assert!(again.fresh() > 1);
@@ -254,11 +253,14 @@ fn a_reset_is_believed_only_for_a_record_that_was_sent() {
     let mut world = World::new();
     let mut device = world.opened();
     let session = device.session().unwrap();
-    for mac in [[0; 16], [0xff; 16]] {
+    let mut tell = |mac| {
         let mut forged = Reset { session, mac }.encode();
-        let told = device.handle_message(world.now.mono_us, &mut forged);
-        assert_eq!(told, Err(DropReason::Unexpected));
-    }
+        device.handle_message(world.now.mono_us, &mut forged).map(|event| format!("{event:?}"))
+    };
+    assert_eq!(tell([0; 16]).as_deref(), Ok("Doubted"), "the device asks, and goes on");
+    assert_eq!(tell([0xff; 16]), Err(Error::Discarded(DropReason::Unexpected)));
+    assert_eq!(world.settle(&mut device), [""; 0]);
+    assert_eq!(device.session(), Some(session));
 }
 
 #[test]

@@ -6,8 +6,7 @@ use std::net::SocketAddr;
 
 use duet_core::testing;
 use duet_core::{Handler as _, Path, Settings, StreamId};
-use duet_protocol::device::Device;
-use duet_protocol::ec::Software;
+use duet_device::{Device, Software};
 use duet_protocol::profile::{Profile, Transport};
 use duet_protocol::reason::DropReason;
 use duet_protocol::wire::{COOKIE, HELLO_MAX, MESSAGE_MAX};

@@ -6,8 +6,7 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::SocketAddr;
 
 use duet_core::{Handler as _, Mail, Path};
-use duet_protocol::device::{Device, Event};
-use duet_protocol::ec::Software;
+use duet_device::{Device, Event, Software};
 use duet_protocol::profile::{Profile, Transport};
 use duet_protocol::wire::MESSAGE_MAX;
 

@@ -9,8 +9,7 @@ use duet_core::engine::Batched;
 use duet_core::testing::{self, Devices};
 use duet_core::{Command, CommandFailure, Event as ShardEvent};
 use duet_core::{Handler, Mail, Now, Path, Reading, Settings, Shard, Sink};
-use duet_protocol::device::{Config, Device, Event};
-use duet_protocol::ec::Software;
+use duet_device::{Config, Device, Event, Software};
 use duet_protocol::identity::{DeviceId, Gateway};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX, SessionId};
@@ -84,7 +83,7 @@ impl World {
         let name = format!("device-{seed}");
         let identity = self.devices.enrol(&name, DeviceId([seed; 8]), profile);
         let config = Config { identity, gateway: self.gateway, profile, transport, fresh: 1 };
-        Device::new(Software, config, [seed; 32])
+        Device::seeded(config, [seed; 32]).unwrap()
     }
 
     /// Gives the first device a command.

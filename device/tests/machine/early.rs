@@ -164,8 +164,8 @@ fn readings_that_come_again_wait_for_each_other() {
     }
     assert_eq!(held.said(&mut device, 0).len(), 2);
     // The session is closed by the gateway before it has acknowledged them.
-    let closed = device.handle_message(0, &mut held.seal(&Down::Close));
-    assert_eq!(closed, Ok(Event::Closed));
+    let mut close = held.seal(&Down::Close);
+    assert_eq!(device.handle_message(0, &mut close), Ok(Event::Closed));
     device.send_reading(0, 1, b"c", true).unwrap();
     device.open(0);
     let second = hello(&mut device, 0);

@@ -5,8 +5,7 @@ use std::net::{SocketAddrV4, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use duet_protocol::device::Device;
-use duet_protocol::ec::Software;
+use duet_device::{Device, Software};
 use duet_protocol::profile::Transport;
 use duet_protocol::wire::MESSAGE_MAX;
 
@@ -109,7 +108,7 @@ impl Socket {
 /// # Errors
 /// When that cannot be had within the road's time.
 pub(super) fn job(member: &mut Member, transport: Transport, road: &Road<'_>) -> Result<Job> {
-    let mut device = Device::<Software>::new(Software, member.next_config(), member.next_seed());
+    let mut device = Device::<Software>::seeded(member.next_config(), member.next_seed())?;
     let (cpu, began) = (thread_cpu(), Instant::now());
     let now = || u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     let (mut socket, local) = Socket::open(road, transport)?;

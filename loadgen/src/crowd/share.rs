@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use duet_device::fast::Fast;
-use duet_device::{Device, Event};
+use duet_device::{Device, Event, Volatile};
 use duet_protocol::profile::Transport;
 use duet_protocol::wire::MESSAGE_MAX;
 
@@ -80,10 +80,9 @@ impl Share {
         seed: u64,
     ) -> Result<Self> {
         let transport = members.first().map_or(Transport::Datagram, |one| one.config.transport);
-        let devices: Vec<_> = members
-            .into_iter()
-            .map(|Member { config, seed, .. }| One {
-                device: quick(config, seed),
+        let one = |Member { config, seed, .. }| -> Result<_> {
+            Ok(One {
+                device: Device::new(Fast::seeded(seed), Volatile, config)?,
                 backlog: VecDeque::new(),
                 window: Vec::new(),
                 next_us: u64::MAX,
@@ -91,7 +90,8 @@ impl Share {
                 opening: None,
                 due_us: u64::MAX,
             })
-            .collect();
+        };
+        let devices = members.into_iter().map(one).collect::<Result<Vec<_>>>()?;
         let road = Road::new(transport, gateway, first, devices.len())?;
         let heap = BinaryHeap::with_capacity(2 * devices.len());
         let random = fastrand::Rng::with_seed(seed);

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use duet_protocol::device::{Config, Device};
+use duet_device::fast::Fast;
+use duet_device::{Config, Device, DeviceKey, Identity, Volatile};
 use duet_protocol::identity::{DeviceId, Fingerprint, Gateway, RegistrationKey};
-use duet_protocol::initiator::{DeviceKey, Identity};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::MESSAGE_MAX;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Phase;
-use crate::crowd::{Overheard, Quick};
+use crate::crowd::Overheard;
 use crate::hosts::Hosts;
 
 /// The number of the first hostile host: far above the devices'.
@@ -188,7 +188,8 @@ impl Stranger {
         let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
         let (gateway, transport) = (self.gateway, Transport::Datagram);
         let config = Config { identity, gateway, profile, transport, fresh: 1 };
-        let mut device: Device<Quick> = Device::new(Quick, config, seed.try_into().ok()?);
+        let crypto = Fast::seeded(seed.try_into().ok()?);
+        let mut device: Device<_> = Device::new(crypto, Volatile, config).ok()?;
         device.open(0);
         let mut out = [0; MESSAGE_MAX];
         device.poll_transmit(0, &mut out).map(|len| out[..len].to_vec())
