@@ -18,10 +18,17 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+pub mod certificate;
+#[cfg(feature = "std")]
+pub mod client;
+#[cfg(feature = "std")]
+pub mod credentials;
 pub mod crypto;
 mod error;
 #[cfg(feature = "fast")]
 pub mod fast;
+#[cfg(feature = "std")]
+pub mod file_store;
 mod hello;
 mod identity;
 mod machine;

@@ -24,7 +24,7 @@ mod report;
 mod road;
 mod sweep;
 
-pub use contender::{CATALOGUE, Entry, Kind};
+pub use contender::{CATALOGUE, Entry, Kind, Way};
 pub use page::page;
 #[cfg(test)]
 pub(crate) use report::sample;
@@ -114,7 +114,7 @@ impl Settings {
     pub fn wanted(&self) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         for Entry { key, kind, .. } in &self.contenders {
-            let Kind::Duet(profile, transport) = *kind else { continue };
+            let Kind::Duet(profile, transport, _) = *kind else { continue };
             for number in 0..self.pool() {
                 wanted.push(Wanted { name: format!("compare-{key}-{number}"), profile, transport });
             }

@@ -19,11 +19,22 @@ use super::{Job, Road, dtls, duet};
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// Duet, in one profile.
-    Duet(Profile, Transport),
+    Duet(Profile, Transport, Way),
     /// TLS by rustls.
     Tls(Variant),
     /// DTLS 1.2 by OpenSSL.
     Dtls,
+}
+
+/// How Duet's device goes about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The reading is a record; portable code.
+    Plain,
+    /// The same with the curve and the cipher of the gateway.
+    Fast,
+    /// The reading is inside HELLO. The gateway has met the device before: that is not counted.
+    Early,
 }
 
 /// One who can take part.
@@ -51,15 +62,19 @@ const UDP: Transport = Transport::Datagram;
 const TCP: Transport = Transport::Stream;
 
 /// All who can take part.
-pub const CATALOGUE: [Entry; 14] = [
-    entry("ephemeral-udp", "Duet ephemeral, UDP", Kind::Duet(EPHEMERAL, UDP)),
-    entry("xor-udp", "Duet xor, UDP", Kind::Duet(XOR, UDP)),
-    entry("client-udp", "Duet client, UDP", Kind::Duet(CLIENT, UDP)),
-    entry("registered-id-udp", "Duet registered-id, UDP", Kind::Duet(REGISTERED, UDP)),
-    entry("ephemeral-tcp", "Duet ephemeral, TCP", Kind::Duet(EPHEMERAL, TCP)),
-    entry("xor-tcp", "Duet xor, TCP", Kind::Duet(XOR, TCP)),
-    entry("client-tcp", "Duet client, TCP", Kind::Duet(CLIENT, TCP)),
-    entry("registered-id-tcp", "Duet registered-id, TCP", Kind::Duet(REGISTERED, TCP)),
+pub const CATALOGUE: [Entry; 18] = [
+    entry("ephemeral-udp", "Duet ephemeral, UDP", Kind::Duet(EPHEMERAL, UDP, Way::Plain)),
+    entry("xor-udp", "Duet xor, UDP", Kind::Duet(XOR, UDP, Way::Plain)),
+    entry("client-udp", "Duet client, UDP", Kind::Duet(CLIENT, UDP, Way::Plain)),
+    entry("registered-id-udp", "Duet registered-id, UDP", Kind::Duet(REGISTERED, UDP, Way::Plain)),
+    entry("ephemeral-tcp", "Duet ephemeral, TCP", Kind::Duet(EPHEMERAL, TCP, Way::Plain)),
+    entry("xor-tcp", "Duet xor, TCP", Kind::Duet(XOR, TCP, Way::Plain)),
+    entry("client-tcp", "Duet client, TCP", Kind::Duet(CLIENT, TCP, Way::Plain)),
+    entry("registered-id-tcp", "Duet registered-id, TCP", Kind::Duet(REGISTERED, TCP, Way::Plain)),
+    entry("early-udp", "Duet early reading, UDP", Kind::Duet(EPHEMERAL, UDP, Way::Early)),
+    entry("early-registered-id-udp", "Duet early reading, registered-id, UDP", Kind::Duet(REGISTERED, UDP, Way::Early)),
+    entry("early-tcp", "Duet early reading, TCP", Kind::Duet(EPHEMERAL, TCP, Way::Early)),
+    entry("fast-udp", "Duet ephemeral, UDP, the device with the gateway's curve", Kind::Duet(EPHEMERAL, UDP, Way::Fast)),
     entry("tls12", "TLS 1.2 full, TCP", Kind::Tls(Variant::V12)),
     entry("tls13", "TLS 1.3 full, TCP", Kind::Tls(Variant::V13)),
     entry("tls13-raw-keys", "TLS 1.3 raw public keys, TCP", Kind::Tls(Variant::V13Raw)),
@@ -72,7 +87,7 @@ impl Entry {
     /// Whether it goes over TCP.
     #[must_use]
     pub const fn over_tcp(&self) -> bool {
-        !matches!(self.kind, Kind::Dtls | Kind::Duet(_, Transport::Datagram))
+        !matches!(self.kind, Kind::Dtls | Kind::Duet(_, Transport::Datagram, _))
     }
 
     /// Which protocol it is an example of.
@@ -92,8 +107,14 @@ pub(super) struct Contender {
     peer: Peer,
 }
 
+/// Devices, and how many of them, at the end, the gateway has met.
+struct Members {
+    all: Vec<Member>,
+    strangers: usize,
+}
+
 enum Peer {
-    Duet { transport: Transport, members: Mutex<Vec<Member>> },
+    Duet { transport: Transport, way: Way, members: Mutex<Members> },
     Tls { client: Box<Client>, server: Server },
     Dtls { keys: PathBuf },
 }
@@ -102,9 +123,11 @@ impl Contender {
     /// Starts its server, except Duet's, which is the gateway, and DTLS's, of which each job has its own.
     pub(super) fn new(entry: Entry, members: Vec<Member>, host: &Host, dir: &Path) -> Result<Self> {
         let peer = match entry.kind {
-            Kind::Duet(_, transport) => {
+            Kind::Duet(_, transport, way) => {
                 ensure!(!members.is_empty(), "the devices are not those that were wanted");
-                Peer::Duet { transport, members: Mutex::new(members) }
+                let strangers = if way == Way::Early { members.len() } else { 0 };
+                let members = Mutex::new(Members { all: members, strangers });
+                Peer::Duet { transport, way, members }
             }
             Kind::Tls(variant) => {
                 let server = Server::start(dir, variant, host)?;
@@ -140,7 +163,20 @@ impl Contender {
     pub(super) fn prepare(&self, before: &Road<'_>) -> Result<Option<Prepared>> {
         match &self.peer {
             Peer::Tls { client, .. } => client.prepare(before).map(Some),
-            Peer::Duet { .. } | Peer::Dtls { .. } => Ok(None),
+            Peer::Duet { transport, members, .. } => {
+                let lock = || members.lock().unwrap_or_else(PoisonError::into_inner);
+                let stranger = {
+                    let mut members = lock();
+                    let Some(last) = members.strangers.checked_sub(1) else { return Ok(None) };
+                    members.strangers = last;
+                    members.all.remove(last)
+                };
+                let mut member = stranger;
+                let met = duet::job(&mut member, *transport, Way::Plain, before);
+                lock().all.push(member);
+                met.map(|_| None)
+            }
+            Peer::Dtls { .. } => Ok(None),
         }
     }
 
@@ -152,12 +188,16 @@ impl Contender {
         road: &Road<'_>,
     ) -> Result<(Job, Option<Duration>)> {
         match &self.peer {
-            Peer::Duet { transport, members } => {
+            Peer::Duet { transport, way, members } => {
                 let lock = || members.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut member = lock().pop().context("too few devices are registered")?;
-                let job = duet::job(&mut member, *transport, road);
-                // A session that stays is its device's only one: to the end of the queue.
-                lock().insert(0, member);
+                let mut member = lock().all.pop().context("too few devices are registered")?;
+                let job = duet::job(&mut member, *transport, *way, road);
+                // A session that stays is its device's only one: to the end of the queue, behind those that the
+                // gateway has not met.
+                let mut members = lock();
+                let place = members.strangers;
+                members.all.insert(place, member);
+                drop(members);
                 job.map(|job| (job, None))
             }
             Peer::Tls { client, .. } => {

@@ -5,13 +5,15 @@ use std::net::{SocketAddrV4, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use duet_device::{Device, Software};
+use duet_device::fast::Fast;
+use duet_device::{Crypto, Device, Early, Software, Volatile};
 use duet_protocol::profile::Transport;
 use duet_protocol::wire::MESSAGE_MAX;
 
 use crate::exchange::{Seen, Watched, Way, segments, thread_cpu};
 use crate::fleet::Member;
 
+use super::contender::Way as How;
 use super::{Job, READING, Road};
 
 enum Socket {
@@ -107,8 +109,34 @@ impl Socket {
 ///
 /// # Errors
 /// When that cannot be had within the road's time.
-pub(super) fn job(member: &mut Member, transport: Transport, road: &Road<'_>) -> Result<Job> {
-    let mut device = Device::<Software>::seeded(member.next_config(), member.next_seed())?;
+pub(super) fn job(
+    member: &mut Member,
+    transport: Transport,
+    how: How,
+    road: &Road<'_>,
+) -> Result<Job> {
+    let (config, seed) = (member.next_config(), member.next_seed());
+    let name = &member.name;
+    match how {
+        How::Plain => live(Device::seeded(config, seed)?, name, transport, road),
+        How::Fast => {
+            let device: Device<_> = Device::new(Fast::seeded(seed), Volatile, config)?;
+            live(device, name, transport, road)
+        }
+        How::Early => {
+            let mut device: Device<Software> = Device::seeded(config, seed)?;
+            device.set_early(if road.keep { Early::Stay } else { Early::Leave });
+            live(device, name, transport, road)
+        }
+    }
+}
+
+fn live(
+    mut device: Device<impl Crypto>,
+    name: &str,
+    transport: Transport,
+    road: &Road<'_>,
+) -> Result<Job> {
     let (cpu, began) = (thread_cpu(), Instant::now());
     let now = || u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     let (mut socket, local) = Socket::open(road, transport)?;
@@ -120,7 +148,7 @@ pub(super) fn job(member: &mut Member, transport: Transport, road: &Road<'_>) ->
         while let Some(len) = device.poll_transmit(now(), &mut out) {
             socket.send(&out[..len])?;
         }
-        let left = road.left().with_context(|| member.name.clone())?;
+        let left = road.left().with_context(|| name.to_owned())?;
         let due_us = device.poll_timeout().map_or(u64::MAX, |due| due.saturating_sub(now()));
         let wait = left.min(Duration::from_micros(due_us));
         if let Some(len) = socket.receive(wait, &mut out)? {
@@ -134,6 +162,8 @@ pub(super) fn job(member: &mut Member, transport: Transport, road: &Road<'_>) ->
             continue;
         }
         let (confirmed, all) = (Instant::now(), socket.seen());
+        // A reading inside HELLO is confirmed by ACCEPT: then the handshake is all there is.
+        let handshake = handshake.unwrap_or(all);
         let device_cpu = thread_cpu().saturating_sub(cpu);
         let segments = match &socket {
             Socket::Udp(..) => None,
@@ -149,7 +179,7 @@ pub(super) fn job(member: &mut Member, transport: Transport, road: &Road<'_>) ->
             began,
             confirmed,
             device_cpu,
-            handshake: handshake.context("confirmed without a session")?,
+            handshake,
             all,
             segments,
             local,

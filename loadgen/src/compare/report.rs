@@ -341,7 +341,8 @@ pub(super) fn sum_up(settings: &Settings, link: Option<&Emulator>, contenders: V
     let lateness = link.map(Emulator::lateness);
     let mut remarks = vec![
         "Duet's gateway writes the reading to disk and syncs before it confirms; the TLS and DTLS servers only answer.".to_owned(),
-        "Duet's device computes with portable Rust (p256), the TLS device with assembly (aws-lc-rs), OpenSSL with its own.".to_owned(),
+        "Duet's device computes with portable Rust (p256), but for the one that says otherwise; the TLS device with assembly (aws-lc-rs), OpenSSL with its own.".to_owned(),
+        "A device with an early reading has talked to its gateway before; at the very first contact it needs the round trips of the one without.".to_owned(),
         "Resumed sessions need an earlier full handshake, which is not counted, and early data can be replayed.".to_owned(),
     ];
     if contenders.iter().any(|row| row.family == "dtls") {

@@ -1,0 +1,350 @@
+//! A device for Linux and prototypes: it blocks, over UDP or TCP, connects again by itself, and keeps its
+//! counter in a file. Everything that it knows of the protocol is in [`Device`].
+
+mod link;
+
+use std::{
+    boxed::Box,
+    io,
+    path::{Path, PathBuf},
+    string::String,
+    time::{Duration, Instant},
+    vec::Vec,
+};
+
+use duet_protocol::{
+    profile::Transport,
+    reading::ReadingId,
+    wire::{MESSAGE_MAX, SessionId},
+};
+
+use crate::{
+    credentials::{CredentialError, Credentials},
+    error::{Failure, SendError, SetupError},
+    file_store::FileStore,
+    machine::{Confirmed, Device, Early, Event, Reading},
+    software::System,
+};
+
+use self::link::{Heard, Link};
+
+#[cfg(feature = "fast")]
+type Engine = crate::fast::Fast<System>;
+#[cfg(not(feature = "fast"))]
+type Engine = crate::software::Software<System>;
+
+/// Readings that wait to be confirmed at once.
+const WINDOW: usize = 8;
+/// The longest payload.
+const PAYLOAD: usize = 1_024;
+
+/// Why a call did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The credential file is not what it should be.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    /// The counter's file could not be read, or key and profile do not belong together.
+    #[error("{path}: {source}")]
+    Setup {
+        /// The counter's file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SetupError,
+    },
+    /// The network could not be used at all.
+    #[error("cannot reach {address}: {source}")]
+    Network {
+        /// The gateway's address.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The reading was not taken.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// Keys or the counter failed.
+    #[error(transparent)]
+    Device(#[from] Failure),
+    /// The gateway did not answer in time. A reading that was to be confirmed is kept, and goes on with the
+    /// next call.
+    #[error("{address} did not answer within {} ms: is it running, and is this device registered there?", .waited.as_millis())]
+    Timeout {
+        /// The gateway's address.
+        address: String,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+}
+
+/// What came of a command.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// 0 is success; other values are the device's own.
+    pub status: u8,
+    /// What the gateway's operator sees, at most 1,024 bytes.
+    pub output: Vec<u8>,
+}
+
+impl Outcome {
+    /// Success.
+    #[must_use]
+    pub fn done(output: impl Into<Vec<u8>>) -> Self {
+        Self { status: 0, output: output.into() }
+    }
+}
+
+/// How a client behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// UDP or TCP.
+    pub transport: Transport,
+    /// Where the gateway listens; `None` is: where the credential file says.
+    pub address: Option<String>,
+    /// Whether the first reading goes inside HELLO.
+    pub early: Early,
+    /// How long a call may wait for the gateway.
+    pub timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let (transport, timeout) = (Transport::Datagram, Duration::from_secs(60));
+        Self { transport, address: None, early: Early::Stay, timeout }
+    }
+}
+
+type OnCommand = Box<dyn FnMut(&[u8]) -> Outcome + Send>;
+
+/// A device and its connection.
+pub struct Client {
+    device: Device<Engine, FileStore, WINDOW, PAYLOAD>,
+    link: Link,
+    began: Instant,
+    timeout: Duration,
+    on_command: Option<OnCommand>,
+}
+
+impl Client {
+    /// The device of this credential file, over UDP. Its counter is kept in a file beside it, whose name ends
+    /// in `.counter`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ClientError> {
+        let path = path.as_ref();
+        Self::new(&Credentials::read(path)?, path.with_extension("counter"), Options::default())
+    }
+
+    /// The device with these credentials, whose counter is kept in this file.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn new(
+        credentials: &Credentials,
+        counter: impl Into<PathBuf>,
+        options: Options,
+    ) -> Result<Self, ClientError> {
+        let Options { transport, address, early, timeout } = options;
+        let address = address.unwrap_or_else(|| credentials.address.clone());
+        let path = counter.into();
+        let store = FileStore::new(path.clone());
+        let mut device = Device::new(Engine::new(System), store, credentials.config(transport))
+            .map_err(|source| ClientError::Setup { path, source })?;
+        device.set_early(early);
+        let link = Link::new(transport, address)?;
+        Ok(Self { device, link, began: Instant::now(), timeout, on_command: None })
+    }
+
+    /// What is done with commands; without it each is answered with status 255.
+    pub fn on_command(&mut self, act: impl FnMut(&[u8]) -> Outcome + Send + 'static) {
+        self.on_command = Some(Box::new(act));
+    }
+
+    /// Sends a reading and waits until the gateway has stored it.
+    ///
+    /// # Errors
+    /// [`ClientError`]; after [`ClientError::Timeout`] the reading is kept and goes on with the next call.
+    pub fn send(&mut self, channel: u16, payload: &[u8]) -> Result<Confirmed, ClientError> {
+        let (confirm, measured_us, again) = (true, None, None);
+        self.send_reading(Reading { channel, payload, confirm, measured_us, again })
+    }
+
+    /// Sends once more a reading that was sent in another life of this device, under its first name.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_again(
+        &mut self,
+        id: ReadingId,
+        channel: u16,
+        payload: &[u8],
+    ) -> Result<Confirmed, ClientError> {
+        let (confirm, measured_us, again) = (true, None, Some(id));
+        self.send_reading(Reading { channel, payload, confirm, measured_us, again })
+    }
+
+    fn send_reading(&mut self, reading: Reading<'_>) -> Result<Confirmed, ClientError> {
+        // What the last calls left is confirmed first, if the window is full.
+        let token = match self.device.send(self.now(), reading) {
+            Err(SendError::Full) => {
+                self.ensure_open();
+                self.drive(|device| device.poll_confirmed().map(drop))?;
+                self.device.send(self.now(), reading)?
+            }
+            other => other?,
+        };
+        self.ensure_open();
+        self.drive(|device| {
+            core::iter::from_fn(|| device.poll_confirmed()).find(|done| done.token == token)
+        })
+    }
+
+    /// Sends a reading without waiting: whether it arrives nobody knows.
+    ///
+    /// # Errors
+    /// [`ClientError`], also when no channel could be opened.
+    pub fn post(&mut self, channel: u16, payload: &[u8]) -> Result<(), ClientError> {
+        self.connect()?;
+        self.device.send_reading(self.now(), channel, payload, false)?;
+        self.transmit()
+    }
+
+    /// Opens the channel, unless one stands.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn connect(&mut self) -> Result<SessionId, ClientError> {
+        self.ensure_open();
+        self.drive(|device| device.session())
+    }
+
+    /// Waits for commands, and carries them out.
+    ///
+    /// # Errors
+    /// [`ClientError`], but no [`ClientError::Timeout`].
+    pub fn wait(&mut self, time: Duration) -> Result<(), ClientError> {
+        self.ensure_open();
+        self.drive_for(time, |_| None::<()>).map(drop)
+    }
+
+    /// Waits until nothing waits for the device at its gateway any more: whoever sleeps then misses nothing.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn rest(&mut self) -> Result<(), ClientError> {
+        self.device.rest(self.now());
+        let began = self.began;
+        let now = move || u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.drive(move |device| device.may_sleep(now()).then_some(()))
+    }
+
+    /// The device, for what this client has no word for.
+    pub const fn device(&mut self) -> &mut Device<Engine, FileStore, WINDOW, PAYLOAD> {
+        &mut self.device
+    }
+
+    /// Ends the session.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn close(mut self) -> Result<(), ClientError> {
+        self.device.close();
+        self.transmit()
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn ensure_open(&mut self) {
+        if !self.device.is_open() {
+            let now = self.now();
+            self.device.open(now);
+        }
+    }
+
+    /// Sends what is due.
+    fn transmit(&mut self) -> Result<(), ClientError> {
+        let mut out = [0; MESSAGE_MAX];
+        loop {
+            let now = self.now();
+            if self.device.poll_timeout().is_none_or(|due| due > now) {
+                return Ok(());
+            }
+            if !self.link.is_ready(now) {
+                return Ok(());
+            }
+            if self.link.was_renewed() {
+                self.device.reconnected(now);
+            }
+            let Some(len) = self.device.poll_transmit(now, &mut out) else {
+                return match self.device.poll_failure() {
+                    Some(failure) => Err(failure.into()),
+                    None => Ok(()),
+                };
+            };
+            self.link.send(&out[..len]);
+        }
+    }
+
+    /// Drives the device until `done` has something to say, or the time for a call is over.
+    fn drive<T>(
+        &mut self,
+        done: impl FnMut(&mut Device<Engine, FileStore, WINDOW, PAYLOAD>) -> Option<T>,
+    ) -> Result<T, ClientError> {
+        let waited = self.timeout;
+        let address = self.link.address().clone();
+        self.drive_for(waited, done)?.ok_or(ClientError::Timeout { address, waited })
+    }
+
+    fn drive_for<T>(
+        &mut self,
+        time: Duration,
+        mut done: impl FnMut(&mut Device<Engine, FileStore, WINDOW, PAYLOAD>) -> Option<T>,
+    ) -> Result<Option<T>, ClientError> {
+        let until = Instant::now() + time;
+        let mut bytes = [0; MESSAGE_MAX];
+        loop {
+            self.transmit()?;
+            if let Some(value) = done(&mut self.device) {
+                return Ok(Some(value));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let now = self.now();
+            let due = self.device.poll_timeout().map(|due| due.max(self.link.ready_at()));
+            let wait = due.map_or(left, |due| Duration::from_micros(due.saturating_sub(now)));
+            match self.link.hear(left.min(wait), &mut bytes) {
+                Heard::Nothing => {}
+                Heard::Ended => {
+                    let (now, waits) = (self.now(), self.device.is_waiting());
+                    self.link.note_end(now, waits);
+                }
+                Heard::Message(len) => self.handle(&mut bytes[..len]),
+            }
+        }
+    }
+
+    fn handle(&mut self, message: &mut [u8]) {
+        let now = self.now();
+        let mut command = None;
+        match self.device.handle_message(now, message) {
+            Ok(Event::Command { command: number, payload }) => {
+                command = Some((number, payload.to_vec()));
+            }
+            Ok(Event::Doubted) => self.link.renew(),
+            // What is not for us is not answered.
+            Ok(_) | Err(_) => {}
+        }
+        if let Some((number, payload)) = command {
+            let outcome = match &mut self.on_command {
+                Some(act) => act(&payload),
+                None => Outcome { status: u8::MAX, output: b"no commands here".to_vec() },
+            };
+            self.device.send_result(number, outcome.status, &outcome.output);
+        }
+    }
+}
