@@ -57,9 +57,8 @@ fn start(dir: &Path, shards: usize, devices: usize) -> (LocalGateway, Vec<Device
     let program = PathBuf::from(env!("CARGO_BIN_EXE_duet"));
     let (gateway, members) = LocalGateway::start(&program, dir, shards, &wanted).unwrap();
     support::pin(0);
-    let device = |member: loadgen::fleet::Member| {
-        Device::seeded(member.config, member.seed).unwrap()
-    };
+    let device =
+        |member: loadgen::fleet::Member| Device::seeded(member.config, member.seed).unwrap();
     (gateway, members.into_iter().map(device).collect())
 }
 

@@ -252,7 +252,10 @@ mod tests {
     #[test]
     fn what_the_file_says_is_what_the_device_gets() {
         let made = read(&good()).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!((made.name.as_str(), made.address.as_str()), ("boiler-1", "gateway.example:4433"));
+        assert_eq!(
+            (made.name.as_str(), made.address.as_str()),
+            ("boiler-1", "gateway.example:4433")
+        );
         assert_eq!(made.identity.id, DeviceId([7; 8]));
         let config = made.config(Transport::Stream);
         assert_eq!((config.profile.name(), config.fresh), ("registered-id/xor-key", 2));
@@ -260,8 +263,12 @@ mod tests {
         // The same certificate as PEM.
         let mut pem = good();
         let der = pem["gateway"]["certificate"].as_str().unwrap().to_string();
-        pem["gateway"]["certificate"] =
-            format!("-----BEGIN CERTIFICATE-----\n{}\n{}\n-----END CERTIFICATE-----\n", &der[..64], &der[64..]).into();
+        pem["gateway"]["certificate"] = format!(
+            "-----BEGIN CERTIFICATE-----\n{}\n{}\n-----END CERTIFICATE-----\n",
+            &der[..64],
+            &der[64..]
+        )
+        .into();
         let again = read(&pem).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(again.gateway, made.gateway);
     }
@@ -277,11 +284,15 @@ mod tests {
             }
         };
         assert!(change("/id", "07".into()).contains("id: 8 bytes in hex"));
-        assert!(change("/registration_key", "zz".repeat(32).into()).contains("registration_key: 32"));
+        assert!(
+            change("/registration_key", "zz".repeat(32).into()).contains("registration_key: 32")
+        );
         assert!(change("/mode", "none".into()).contains("mode: certificate,"));
         assert!(change("/mode", "certificate".into()).contains("private_key: the file"));
         assert!(change("/gateway/certificate", "AAAA".into()).contains("gateway.certificate"));
-        assert!(change("/key_sources", serde_json::json!(["x"])).contains("key_sources: ephemeral"));
+        assert!(
+            change("/key_sources", serde_json::json!(["x"])).contains("key_sources: ephemeral")
+        );
         assert!(change("/first_fresh", 0.into()).contains("first_fresh: 1 to"));
         assert!(change("/gateway", serde_json::json!({})).contains("no credential of a device"));
     }

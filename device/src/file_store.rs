@@ -92,11 +92,17 @@ mod tests {
         }
         // What a power cut left half written beside it changes nothing.
         fs::write(dir.path().join("counter.new"), b"half").unwrap();
-        assert_eq!(FileStore::new(&path).load().map(|kept| kept.map(|kept| kept.fresh)), Ok(Some(900)));
+        assert_eq!(
+            FileStore::new(&path).load().map(|kept| kept.map(|kept| kept.fresh)),
+            Ok(Some(900))
+        );
         let mut bytes = fs::read(&path).unwrap();
         bytes[9] ^= 1;
         fs::write(&path, bytes).unwrap();
         assert_eq!(FileStore::new(&path).load(), Err(StoreError));
-        assert_eq!(FileStore::new(dir.path().join("none/counter")).save(&Kept::default()), Err(StoreError));
+        assert_eq!(
+            FileStore::new(dir.path().join("none/counter")).save(&Kept::default()),
+            Err(StoreError)
+        );
     }
 }

@@ -447,7 +447,11 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
     pub fn is_waiting(&self) -> bool {
         let owed = self.readings.iter().flatten().any(|reading| reading.confirmed.is_none());
         let asked = self.session.as_ref().is_some_and(|session| session.ping.is_some());
-        self.handshake.is_some() || self.begin.is_some() || owed || asked || self.answer.resend.is_some()
+        self.handshake.is_some()
+            || self.begin.is_some()
+            || owed
+            || asked
+            || self.answer.resend.is_some()
     }
 
     /// Why nothing was sent although something was due; asked once, then forgotten.
@@ -484,9 +488,10 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             let rest = rest.map(|since| since.saturating_add(session.patience_us()));
             rest.into_iter().for_each(&mut earlier);
             let again = self.said_again(session);
-            let waiting = self.readings.iter().flatten().filter(|reading| {
-                reading.confirmed.is_none() && reading.may_go(session, again)
-            });
+            let waiting =
+                self.readings.iter().flatten().filter(|reading| {
+                    reading.confirmed.is_none() && reading.may_go(session, again)
+                });
             waiting.for_each(|reading| earlier(reading.resend.due));
             if self.handshake.is_none() && self.begin.is_none() {
                 earlier(if session.is_worn(0) { 0 } else { session.renew });

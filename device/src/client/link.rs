@@ -190,7 +190,8 @@ impl Link {
                     return heard;
                 }
                 let mut bytes = [0; 2 * MESSAGE_MAX];
-                let read = stream.set_read_timeout(Some(wait)).and_then(|()| stream.read(&mut bytes));
+                let read =
+                    stream.set_read_timeout(Some(wait)).and_then(|()| stream.read(&mut bytes));
                 match read {
                     Ok(len) if len > 0 => {
                         kept.extend_from_slice(&bytes[..len]);
