@@ -1,0 +1,173 @@
+//! Where each upstream stands, on disk: `<name>.cursor`.
+//!
+//! Two slots of 64 bytes, written in turn, so that a power cut on the way leaves the other. An old
+//! cursor does no harm, readings are only sent again; so what is written each second need not be
+//! synced for safety. It is synced all the same before the spool hears of it, since the spool lets
+//! go of what lies behind.
+//!
+//! ```text
+//! slot  0  magic "duetcur1"     24  next u64             48  number of the write u64
+//!       8  spool id, 16 bytes   32  previous last + 1    56  zeros
+//!                               40  flags: 1 required    60  CRC-32C of bytes 0..60
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::source::SpoolId;
+use crate::window::Cursor;
+
+const SLOT: usize = 64;
+const MAGIC: [u8; 8] = *b"duetcur1";
+const EXTENSION: &str = "cursor";
+
+/// What a cursor's file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) spool: SpoolId,
+    pub(crate) cursor: Cursor,
+    pub(crate) required: bool,
+}
+
+/// A cursor's file, open.
+#[derive(Debug)]
+pub(crate) struct CursorFile {
+    file: File,
+    number: u64,
+}
+
+impl CursorFile {
+    /// Opens it, or makes one. `None` where nothing was written yet.
+    ///
+    /// # Errors
+    /// The system's, or [`io::ErrorKind::InvalidData`] where neither slot can be read.
+    pub(crate) fn open(path: &Path) -> io::Result<(Self, Option<Kept>)> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        let (number, kept) = read(&file)?.map_or((0, None), |(number, kept)| (number, Some(kept)));
+        if kept.is_none() && let Some(dir) = path.parent() {
+            File::open(dir)?.sync_all()?;
+        }
+        Ok((Self { file, number }, kept))
+    }
+
+    /// Writes and syncs.
+    pub(crate) fn save(&mut self, kept: &Kept) -> io::Result<()> {
+        self.number += 1;
+        let mut slot = [0; SLOT];
+        slot[..8].copy_from_slice(&MAGIC);
+        slot[8..24].copy_from_slice(&kept.spool.0);
+        slot[24..32].copy_from_slice(&kept.cursor.next.to_le_bytes());
+        let previous = kept.cursor.previous_last.map_or(0, |last| last.saturating_add(1));
+        slot[32..40].copy_from_slice(&previous.to_le_bytes());
+        slot[40] = u8::from(kept.required);
+        slot[48..56].copy_from_slice(&self.number.to_le_bytes());
+        let crc = crc32c::crc32c(&slot[..60]);
+        slot[60..].copy_from_slice(&crc.to_le_bytes());
+        self.file.write_all_at(&slot, (self.number % 2) * SLOT as u64)?;
+        self.file.sync_data()
+    }
+}
+
+fn read(file: &File) -> io::Result<Option<(u64, Kept)>> {
+    let mut bytes = [0; 2 * SLOT];
+    let mut length = 0;
+    while length < bytes.len() {
+        match file.read_at(&mut bytes[length..], length as u64)? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    if bytes[..length].iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let slots = bytes.chunks_exact(SLOT).filter_map(decode);
+    let newest = slots.max_by_key(|(number, _)| *number);
+    newest.map(Some).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "not a cursor; remove it to have everything sent again that the spool still keeps",
+        )
+    })
+}
+
+fn decode(slot: &[u8]) -> Option<(u64, Kept)> {
+    let (covered, crc) = slot.split_last_chunk::<4>()?;
+    if crc32c::crc32c(covered) != u32::from_le_bytes(*crc) || !slot.starts_with(&MAGIC) {
+        return None;
+    }
+    let number = |at: usize| Some(u64::from_le_bytes(*slot.get(at..)?.first_chunk()?));
+    let cursor = Cursor { next: number(24)?, previous_last: number(32)?.checked_sub(1) };
+    let spool = SpoolId(*slot.get(8..)?.first_chunk()?);
+    Some((number(48)?, Kept { spool, cursor, required: slot.get(40)? & 1 != 0 }))
+}
+
+/// The cursors in a directory, by name. A directory that is not there has none.
+pub(crate) fn list(dir: &Path) -> io::Result<Vec<(String, Kept)>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == EXTENSION)
+            && let Some(name) = path.file_stem().and_then(|name| name.to_str())
+            && let Some((_, kept)) = read(&File::open(&path)?)?
+        {
+            found.push((name.to_owned(), kept));
+        }
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(found)
+}
+
+/// Where the cursor of this name lies.
+pub(crate) fn path(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.{EXTENSION}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(next: u64) -> Kept {
+        let cursor = Cursor { next, previous_last: next.checked_sub(1) };
+        Kept { spool: SpoolId([7; 16]), cursor, required: true }
+    }
+
+    #[test]
+    fn the_newest_whole_slot_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = path(dir.path(), "cloud");
+        let (mut file, found) = CursorFile::open(&path).unwrap();
+        assert_eq!(found, None);
+        for next in [0, 256, 300] {
+            file.save(&kept(next)).unwrap();
+            assert_eq!(CursorFile::open(&path).unwrap().1, Some(kept(next)));
+        }
+        assert_eq!(list(dir.path()).unwrap(), [("cloud".to_owned(), kept(300))]);
+        // The third write is in the second slot; whatever happens to it leaves the one before.
+        let whole = fs::read(&path).unwrap();
+        for bit in SLOT * 8..2 * SLOT * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, &bytes).unwrap();
+            assert_eq!(CursorFile::open(&path).unwrap().1, Some(kept(256)), "bit {bit}");
+        }
+        fs::write(&path, b"rubbish").unwrap();
+        assert!(CursorFile::open(&path).unwrap_err().to_string().contains("remove it"));
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_has_no_cursors() {
+        assert!(list(Path::new("/nonexistent/upstream")).unwrap().is_empty());
+    }
+}

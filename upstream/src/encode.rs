@@ -1,0 +1,120 @@
+//! A batch as bytes, in the format that an upstream is to get.
+//!
+//! Owns the formats. An encoder takes readings one after the other and appends to one buffer; what
+//! it has to close at the end it closes in `finish`. Encoding never fails: whatever a device sent has
+//! a form in every format.
+
+mod cloudevents;
+mod influx;
+mod ndjson;
+mod otlp;
+mod protobuf;
+mod text;
+
+use serde::Deserialize;
+
+use crate::batch::Range;
+use crate::source::{Reading, SpoolId};
+
+/// What an upstream is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// One JSON object a line; `docs/reading.schema.json` describes it.
+    #[default]
+    Ndjson,
+    /// `duet.v1.Batch` of `duet.proto`.
+    Protobuf,
+    /// A batch of CloudEvents 1.0 in JSON.
+    CloudEvents,
+    /// InfluxDB's line protocol.
+    Influx,
+    /// OpenTelemetry log records, the JSON of OTLP/HTTP.
+    Otlp,
+}
+
+impl Format {
+    /// The media type of a whole batch.
+    #[must_use]
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Ndjson => "application/x-ndjson",
+            Self::Protobuf => "application/x-protobuf",
+            Self::CloudEvents => "application/cloudevents-batch+json",
+            Self::Influx => "text/plain; charset=utf-8",
+            Self::Otlp => "application/json",
+        }
+    }
+}
+
+/// How a payload stands in text formats. What does not fit, that is no JSON or no UTF-8, stands as
+/// base64, under a key of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Payload {
+    /// JSON as it is, without a change.
+    Json,
+    /// A string.
+    #[default]
+    Text,
+    /// Hexadecimal digits.
+    Hex,
+    /// Base64.
+    Base64,
+}
+
+/// Appends readings to a buffer, in a format.
+pub struct Encoder {
+    format: Format,
+    payload: Payload,
+    out: Vec<u8>,
+    /// What every NDJSON line begins with.
+    line: Vec<u8>,
+    spool: SpoolId,
+    empty: bool,
+}
+
+impl Encoder {
+    /// For batches of this spool.
+    #[must_use]
+    pub fn new(format: Format, payload: Payload, spool: SpoolId) -> Self {
+        let line = ndjson::line_head(spool);
+        Self { format, payload, out: Vec::new(), line, spool, empty: true }
+    }
+
+    /// Appends a reading.
+    pub fn push(&mut self, index: u64, reading: &Reading<'_>) {
+        let (out, payload, first) = (&mut self.out, self.payload, self.empty);
+        match self.format {
+            Format::Ndjson => ndjson::push(out, &self.line, payload, index, reading),
+            Format::Protobuf => protobuf::push(out, index, reading),
+            Format::CloudEvents => cloudevents::push(out, first, self.spool, payload, index, reading),
+            Format::Influx => influx::push(out, index, reading),
+            Format::Otlp => otlp::push(out, first, self.spool, index, reading),
+        }
+        self.empty = false;
+    }
+
+    /// Whether nothing was appended since the last batch.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.empty
+    }
+
+    /// Ends the batch and gives its bytes away.
+    pub fn finish(&mut self, range: Range, previous_last: Option<u64>) -> Vec<u8> {
+        match self.format {
+            Format::Protobuf => protobuf::finish(&mut self.out, self.spool, range, previous_last),
+            Format::CloudEvents => cloudevents::finish(&mut self.out),
+            Format::Otlp => otlp::finish(&mut self.out),
+            Format::Ndjson | Format::Influx => {}
+        }
+        self.empty = true;
+        // The next batch is about as long.
+        let room = Vec::with_capacity(self.out.len() + self.out.len() / 8);
+        std::mem::replace(&mut self.out, room)
+    }
+}
+
+#[cfg(test)]
+mod tests;

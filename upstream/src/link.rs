@@ -1,0 +1,176 @@
+//! A connection to an upstream, and what it answers.
+//!
+//! Owns the words that all kinds share. A link sends what it is given in the order in which it is
+//! given it, keeps nothing for later, repeats nothing and never reconnects: a link that fails is
+//! dropped with all that was on its way, and the window says what is sent over the next one.
+
+pub(crate) mod file;
+pub(crate) mod mqtt;
+pub(crate) mod nats;
+pub(crate) mod net;
+pub(crate) mod webhook;
+
+use std::borrow::Cow;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::batch::BatchId;
+use crate::settings::{Target, Upstream};
+
+/// A future without a name, on this thread.
+pub(crate) type Local<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// A batch, or the part of one that goes to one address.
+#[derive(Clone, Debug)]
+pub(crate) struct Message {
+    /// The batch that it is of.
+    pub(crate) id: BatchId,
+    /// Readings in it.
+    pub(crate) count: usize,
+    /// The last index before the batch that this upstream has.
+    pub(crate) previous_last: Option<u64>,
+    /// Subject or topic; empty where the upstream has but one place.
+    pub(crate) address: String,
+    /// Whether other messages of this batch go elsewhere.
+    pub(crate) part: bool,
+    pub(crate) body: Bytes,
+}
+
+impl Message {
+    /// A name under which an upstream may know that it has this already.
+    pub(crate) fn name(&self) -> String {
+        if self.part { format!("{}:{}", self.id, self.address) } else { self.id.to_string() }
+    }
+
+    /// What the batch says of itself, beside the readings.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let range = self.id.range;
+        [
+            ("Duet-Spool", Some(self.id.spool.to_string())),
+            ("Duet-First", Some(range.first.to_string())),
+            ("Duet-Last", Some(range.last.to_string())),
+            ("Duet-Count", Some(self.count.to_string())),
+            ("Duet-Previous-Last", self.previous_last.map(|last| last.to_string())),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| value.map(|value| (name, value)))
+    }
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// The upstream has it.
+    Delivered,
+    /// The upstream had it before.
+    Duplicate,
+    /// It will not take this, however often it comes; what it said.
+    Refused(String),
+    /// It may have it or not.
+    Failed(Failure),
+}
+
+/// Why readings do not leave, by kind, for the counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Nobody answers there, or the connection broke.
+    Connection,
+    /// The other side is not who it should be, or does not believe us.
+    Tls,
+    /// It does not know us, or does not let us.
+    Credentials,
+    /// It did not answer in time.
+    Timeout,
+    /// It is there and cannot now.
+    Busy,
+    /// It does not understand us: a setting is wrong.
+    Setting,
+    /// A file of ours.
+    File,
+}
+
+impl Cause {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Connection,
+        Self::Tls,
+        Self::Credentials,
+        Self::Timeout,
+        Self::Busy,
+        Self::Setting,
+        Self::File,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Tls => "tls",
+            Self::Credentials => "credentials",
+            Self::Timeout => "timeout",
+            Self::Busy => "busy",
+            Self::Setting => "setting",
+            Self::File => "file",
+        }
+    }
+}
+
+/// Why a link ended, or was not made.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) cause: Cause,
+    /// For people: where, what, and what to do where that is known.
+    pub(crate) text: Cow<'static, str>,
+    /// Not to be tried again before.
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl Failure {
+    pub(crate) fn new(cause: Cause, text: impl Into<Cow<'static, str>>) -> Self {
+        Self { cause, text: text.into(), retry_after: None }
+    }
+}
+
+/// A connection.
+pub(crate) trait Link {
+    /// Puts a message on its way. The outer future ends when it is (which takes as long as the
+    /// upstream lets us wait), the inner one with the answer.
+    fn submit(&mut self, message: Message) -> Local<'_, Result<Local<'static, Answer>, Failure>>;
+
+    /// What an answer of this upstream is worth, as far as it can be known.
+    fn worth(&self) -> String;
+
+    /// The index after the last one that the upstream is known to have, where it can tell.
+    fn resume(&self) -> Option<u64> {
+        None
+    }
+
+    /// The most bytes that one message may have.
+    fn message_max(&self) -> usize {
+        usize::MAX
+    }
+}
+
+/// Makes a connection to an upstream.
+pub(crate) async fn connect(
+    upstream: &Upstream,
+    spool: crate::SpoolId,
+) -> Result<Box<dyn Link>, Failure> {
+    match &upstream.target {
+        Target::File { dir, bytes, age } => {
+            let link = file::FileLink::open(&upstream.name, dir, *bytes, *age, spool).await?;
+            Ok(Box::new(link))
+        }
+        Target::Webhook { address } => {
+            Ok(Box::new(webhook::Webhook::connect(upstream, address.clone()).await?))
+        }
+        Target::Nats { address, subject } => {
+            Ok(Box::new(nats::Nats::connect(upstream, address, subject).await?))
+        }
+        Target::Mqtt { address, client_id, accept_no_subscriber, .. } => {
+            let link = mqtt::Mqtt::connect(upstream, address, client_id, *accept_no_subscriber);
+            Ok(Box::new(link.await?))
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Connections: TCP, and TLS on top by rustls with aws-lc-rs. Secrets are read from their files
+//! for each connection, so that a new one counts without a restart.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use zeroize::Zeroizing;
+
+use super::{Cause, Failure};
+use crate::settings::{Address, Tls};
+
+/// The most that a file with a secret holds.
+const SECRET_MAX: u64 = 64 * 1024;
+
+/// A stream of bytes, protected or not.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+/// A secret from its file, without the line's end.
+pub(crate) fn secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new(Cause::Credentials, format!("{}: {error}", path.display()))
+    };
+    let length = std::fs::metadata(path).map_err(|error| failed(&error))?.len();
+    if length > SECRET_MAX {
+        return Err(failed(&"longer than any secret"));
+    }
+    let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| failed(&error))?;
+    let trimmed = Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned());
+    if trimmed.is_empty() || trimmed.contains(['\r', '\n']) {
+        return Err(failed(&"must hold one line"));
+    }
+    Ok(trimmed)
+}
+
+/// Opens the connection.
+pub(crate) async fn connect(address: &Address, tls: &Tls) -> Result<Box<dyn Stream>, Failure> {
+    let at = address.authority();
+    let stream = TcpStream::connect((address.host.as_str(), address.port))
+        .await
+        .map_err(|error| Failure::new(Cause::Connection, format!("{at}: {error}")))?;
+    stream
+        .set_nodelay(true)
+        .map_err(|error| Failure::new(Cause::Connection, format!("{at}: {error}")))?;
+    if !address.secure {
+        return Ok(Box::new(stream));
+    }
+    let config = client_config(tls)?;
+    let name = ServerName::try_from(address.host.clone())
+        .map_err(|_| Failure::new(Cause::Setting, format!("{at}: not a host's name")))?;
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = connector.connect(name, stream).await.map_err(|error| {
+        let cause = if error.get_ref().is_some() { Cause::Tls } else { Cause::Connection };
+        Failure::new(cause, format!("{at}: TLS: {error}"))
+    })?;
+    Ok(Box::new(stream))
+}
+
+/// What we believe and who we are.
+pub(crate) fn client_config(tls: &Tls) -> Result<ClientConfig, Failure> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let failed = |text: String| Failure::new(Cause::Tls, text);
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| failed(error.to_string()))?;
+    let mut roots = rustls::RootCertStore::empty();
+    match &tls.ca {
+        Some(path) => {
+            for certificate in certificates(path)? {
+                roots
+                    .add(certificate)
+                    .map_err(|error| failed(format!("{}: {error}", path.display())))?;
+            }
+        }
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(found.certs);
+            if roots.is_empty() {
+                return Err(failed(
+                    "this system knows no authorities: install ca-certificates, or set ca".into(),
+                ));
+            }
+        }
+    }
+    let builder = builder.with_root_certificates(roots);
+    match &tls.identity {
+        None => Ok(builder.with_no_client_auth()),
+        Some((certificate, key)) => {
+            let chain = certificates(certificate)?;
+            let secret = PrivateKeyDer::from_pem_file(key)
+                .map_err(|error| failed(format!("{}: {error}", key.display())))?;
+            builder.with_client_auth_cert(chain, secret).map_err(|error| {
+                failed(format!("{} with {}: {error}", certificate.display(), key.display()))
+            })
+        }
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new(Cause::Tls, format!("{}: {error}", path.display()))
+    };
+    let found = CertificateDer::pem_file_iter(path)
+        .map_err(|error| failed(&error))?
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| failed(&error))?;
+    if found.is_empty() {
+        return Err(failed(&"no certificate in it (PEM is expected)"));
+    }
+    Ok(found)
+}
+
+/// A connection that ended while it was used.
+pub(crate) fn broken(at: &str, error: &io::Error) -> Failure {
+    Failure::new(Cause::Connection, format!("{at}: {error}"))
+}

@@ -1,0 +1,232 @@
+//! How an upstream is: the one place that metrics, `status` and `/ready` are filled from.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
+use serde::{Deserialize, Serialize};
+
+use crate::link::{Cause, Failure};
+use crate::settings::Upstream;
+
+/// How an upstream is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Its name.
+    pub name: String,
+    /// `file`, `webhook`, `nats` or `mqtt`.
+    pub kind: String,
+    /// Whether the spool keeps readings until it has them.
+    pub required: bool,
+    /// The oldest reading that it does not have has waited longer than `late_after_s`.
+    pub late: bool,
+    /// How long that one has waited, in milliseconds; 0 where it has everything.
+    pub oldest_ms: u64,
+    /// Readings that it does not have.
+    pub backlog: u64,
+    /// Batches whose answer is awaited.
+    pub in_flight: u64,
+    /// Readings that it has taken since the start.
+    pub delivered: u64,
+    /// Readings that it will not take, put aside since the start.
+    pub parked: u64,
+    /// Readings that the spool let go before it had them, since the start.
+    pub lost: u64,
+    /// The first index that it does not have.
+    pub next: u64,
+    /// What its acknowledgement is worth, as far as it is known.
+    pub worth: String,
+    /// What is wrong, while something is.
+    pub problem: Option<String>,
+}
+
+/// Milliseconds since 1970 UTC.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Where an upstream stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) next: u64,
+    pub(crate) durable: u64,
+    pub(crate) in_flight: usize,
+    pub(crate) waits: Option<Waits>,
+}
+
+/// Since when the oldest reading waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waits {
+    /// When the gateway received it, by the clock of the day.
+    pub(crate) received_ms: u64,
+    /// Since when nothing has moved, by a clock that nobody sets.
+    pub(crate) since: Instant,
+}
+
+impl Waits {
+    fn age_ms(self) -> u64 {
+        let still_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        now_ms().saturating_sub(self.received_ms).max(still_ms)
+    }
+}
+
+struct Inner {
+    report: Report,
+    waits: Option<Waits>,
+    late_after: Duration,
+}
+
+/// A report that others may look at while its upstream does whatever it does.
+#[derive(Clone)]
+pub(crate) struct Shared(Arc<Mutex<Inner>>);
+
+impl Shared {
+    /// As it is at this moment: an upstream that hangs grows late here all the same.
+    pub(crate) fn look(&self) -> Report {
+        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut report = inner.report.clone();
+        report.oldest_ms = inner.waits.map_or(0, Waits::age_ms);
+        report.late = u128::from(report.oldest_ms) > inner.late_after.as_millis();
+        report
+    }
+}
+
+/// A report, and the metrics beside it.
+pub(crate) struct Board {
+    shared: Shared,
+    oldest: Gauge,
+    backlog: Gauge,
+    in_flight: Gauge,
+    delivered: Counter,
+    duplicates: Counter,
+    parked: Counter,
+    lost: Counter,
+    errors: Vec<Counter>,
+}
+
+const OLDEST: &str = "duet_upstream_oldest_seconds";
+const BACKLOG: &str = "duet_upstream_backlog_readings";
+const IN_FLIGHT: &str = "duet_upstream_in_flight_batches";
+const DELIVERED: &str = "duet_upstream_delivered_readings_total";
+const DUPLICATES: &str = "duet_upstream_duplicate_batches_total";
+const PARKED: &str = "duet_upstream_parked_readings_total";
+const LOST: &str = "duet_upstream_lost_readings_total";
+const ERRORS: &str = "duet_upstream_errors_total";
+
+fn describe() {
+    describe_gauge!(OLDEST, Unit::Seconds, "how long the oldest undelivered reading has waited");
+    describe_gauge!(BACKLOG, Unit::Count, "readings that the upstream does not have");
+    describe_gauge!(IN_FLIGHT, Unit::Count, "batches whose answer is awaited");
+    describe_counter!(DELIVERED, Unit::Count, "readings that the upstream has acknowledged");
+    describe_counter!(DUPLICATES, Unit::Count, "batches that the upstream had before");
+    describe_counter!(PARKED, Unit::Count, "readings that the upstream will not take, put aside");
+    describe_counter!(LOST, Unit::Count, "readings that the spool let go before the upstream had them");
+    describe_counter!(ERRORS, Unit::Count, "failures to deliver, by cause");
+}
+
+impl Board {
+    pub(crate) fn new(upstream: &Upstream) -> Self {
+        describe();
+        let name = upstream.name.clone();
+        let report = Report {
+            name: name.clone(),
+            kind: upstream.kind.name().to_owned(),
+            required: upstream.required,
+            worth: "not connected yet".to_owned(),
+            ..Report::default()
+        };
+        let label = || name.clone();
+        let errors = Cause::ALL
+            .map(|cause| counter!(ERRORS, "upstream" => label(), "cause" => cause.name()))
+            .into_iter()
+            .inspect(|counter| counter.increment(0))
+            .collect();
+        let counters = [DELIVERED, DUPLICATES, PARKED, LOST]
+            .map(|metric| counter!(metric, "upstream" => label()));
+        counters.iter().for_each(|counter| counter.increment(0));
+        let [delivered, duplicates, parked, lost] = counters;
+        Self {
+            shared: Shared(Arc::new(Mutex::new(Inner {
+                report,
+                waits: None,
+                late_after: upstream.late_after,
+            }))),
+            oldest: gauge!(OLDEST, "upstream" => label()),
+            backlog: gauge!(BACKLOG, "upstream" => label()),
+            in_flight: gauge!(IN_FLIGHT, "upstream" => label()),
+            delivered,
+            duplicates,
+            parked,
+            lost,
+            errors,
+        }
+    }
+
+    /// What others may look at.
+    pub(crate) fn shared(&self) -> Shared {
+        self.shared.clone()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        change(&mut self.shared.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn delivered(&self, readings: u64) {
+        self.delivered.increment(readings);
+        self.change(|inner| inner.report.delivered += readings);
+    }
+
+    pub(crate) fn duplicate(&self) {
+        self.duplicates.increment(1);
+    }
+
+    pub(crate) fn parked(&self) {
+        self.parked.increment(1);
+        self.change(|inner| inner.report.parked += 1);
+    }
+
+    pub(crate) fn lost(&self, readings: u64) {
+        self.lost.increment(readings);
+        self.change(|inner| inner.report.lost += readings);
+    }
+
+    pub(crate) fn connected(&self, worth: String) {
+        self.change(|inner| inner.report.worth = worth);
+    }
+
+    /// Counts a failure; true where it is another one than the one that is shown.
+    pub(crate) fn failed(&self, failure: &Failure) -> bool {
+        self.errors[failure.cause as usize].increment(1);
+        self.change(|inner| {
+            let told = inner.report.problem.as_deref() == Some(&failure.text);
+            inner.report.problem = Some(failure.text.to_string());
+            !told
+        })
+    }
+
+    /// Something was taken; true where a problem was shown until now.
+    pub(crate) fn works(&self) -> bool {
+        self.change(|inner| inner.report.problem.take().is_some())
+    }
+
+    /// Where it stands: the first index that it does not have, the end of the spool, and since when
+    /// that reading waits (as the gateway received it, and as long as nothing moved).
+    pub(crate) fn place(&self, place: Place) {
+        let Place { next, durable, in_flight, waits } = place;
+        let (backlog, in_flight) = (durable.saturating_sub(next), in_flight as u64);
+        let oldest_ms = waits.map_or(0, Waits::age_ms);
+        #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+        {
+            self.oldest.set(oldest_ms as f64 / 1_000.0);
+            self.backlog.set(backlog as f64);
+            self.in_flight.set(in_flight as f64);
+        }
+        self.change(|inner| {
+            inner.waits = waits;
+            inner.report.next = next;
+            inner.report.backlog = backlog;
+            inner.report.in_flight = in_flight;
+        });
+    }
+}

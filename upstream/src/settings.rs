@@ -1,0 +1,458 @@
+//! One `[[upstream]]` of the settings: as it is written, and what it says after it was checked.
+//!
+//! Checked is what can be known without asking anybody. Whether a host answers, a certificate is
+//! believed or a password is right is found out by connecting, and told by `status`; the gateway
+//! runs on meanwhile.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::encode::{Format, Payload};
+use crate::template::Template;
+
+/// What kind of upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Files of NDJSON in a directory.
+    File,
+    /// HTTP POST.
+    Webhook,
+    /// A NATS JetStream.
+    Nats,
+    /// An MQTT 5 broker.
+    Mqtt,
+}
+
+impl Kind {
+    /// As the settings name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Webhook => "webhook",
+            Self::Nats => "nats",
+            Self::Mqtt => "mqtt",
+        }
+    }
+}
+
+/// Compression of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// None.
+    #[default]
+    None,
+    /// Zstandard, level 1. It takes several times as long as the encoding: for lines that are paid for by the byte.
+    Zstd,
+}
+
+/// `[[upstream]]` as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Names it: its cursor, its parked readings, its metrics.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Whether the spool keeps readings until this upstream has them; without it, true.
+    pub required: Option<bool>,
+    /// What it is given; without it, NDJSON.
+    pub format: Option<Format>,
+    /// How payloads stand in text formats; without it, text.
+    pub payload: Option<Payload>,
+    /// Compression of each batch; without it, none.
+    pub compression: Option<Compression>,
+    /// `http://`, `https://`, `nats://`, `tls://`, `mqtt://` or `mqtts://`, host, port, path.
+    pub url: Option<String>,
+    /// Where files are made; relative to the state directory.
+    pub dir: Option<PathBuf>,
+    /// A file is ended after this many bytes; without it, 64 MiB.
+    pub file_bytes: Option<u64>,
+    /// A file is ended after this time; without it, 3600.
+    pub file_age_s: Option<u32>,
+    /// Where NATS is to put a batch; may hold `{device}` and `{channel}`.
+    pub subject: Option<String>,
+    /// Where MQTT is to put a batch; may hold `{device}` and `{channel}`.
+    pub topic: Option<String>,
+    /// The client's name at an MQTT broker; without it, `duet-` and the upstream's name.
+    pub client_id: Option<String>,
+    /// PEM file of the authorities to believe instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// PEM file of our own certificate.
+    pub certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    pub key: Option<PathBuf>,
+    /// User's name.
+    pub user: Option<String>,
+    /// File that holds the user's password.
+    pub password_file: Option<PathBuf>,
+    /// File that holds a token: NATS' own, or what a web hook gets as `Authorization: Bearer`.
+    pub token_file: Option<PathBuf>,
+    /// NATS' credentials file (`.creds`).
+    pub credentials_file: Option<PathBuf>,
+    /// Batches that may wait for their answer at a time; without it, 64, for a web hook 1.
+    pub in_flight: Option<usize>,
+    /// An answer that takes longer is no answer; without it, 5000.
+    pub answer_timeout_ms: Option<u32>,
+    /// A fault is shown when the oldest reading has waited this long; without it, 8.
+    pub late_after_s: Option<u32>,
+    /// Whether a message that an MQTT broker had nobody to give to (0x10) counts as delivered; without it, false.
+    pub accept_no_subscriber: Option<bool>,
+}
+
+/// Who we are to the other side. Secrets stay in their files until they are used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    pub(crate) user: Option<String>,
+    pub(crate) password_file: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
+    pub(crate) credentials_file: Option<PathBuf>,
+}
+
+/// How a connection is protected.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tls {
+    pub(crate) ca: Option<PathBuf>,
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// Where an upstream is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    pub(crate) secure: bool,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// Path and query; at least `/`.
+    pub(crate) path: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    File { dir: PathBuf, bytes: u64, age: Duration },
+    Webhook { address: Address },
+    Nats { address: Address, subject: Template },
+    Mqtt { address: Address, topic: Template, client_id: String, accept_no_subscriber: bool },
+}
+
+/// Checked settings of one upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    pub(crate) required: bool,
+    pub(crate) format: Format,
+    pub(crate) payload: Payload,
+    pub(crate) compression: Compression,
+    pub(crate) target: Target,
+    pub(crate) credentials: Credentials,
+    pub(crate) tls: Tls,
+    pub(crate) in_flight: usize,
+    pub(crate) answer_timeout: Duration,
+    pub(crate) late_after: Duration,
+}
+
+/// One key at fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key, within `[[upstream]]`.
+    pub key: &'static str,
+    /// What it must be.
+    pub must: &'static str,
+}
+
+impl Upstream {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the spool waits for it.
+    #[must_use]
+    pub fn required(&self) -> bool {
+        self.required
+    }
+
+    /// How messages are addressed, where they are.
+    pub(crate) fn template(&self) -> Option<&Template> {
+        match &self.target {
+            Target::Nats { subject, .. } => Some(subject),
+            Target::Mqtt { topic, .. } => Some(topic),
+            Target::File { .. } | Target::Webhook { .. } => None,
+        }
+    }
+}
+
+/// Collects what is wrong instead of stopping at the first.
+struct Check(Vec<Problem>);
+
+impl Check {
+    fn that(&mut self, holds: bool, key: &'static str, must: &'static str) {
+        if !holds {
+            self.0.push(Problem { key, must });
+        }
+    }
+
+    /// A key that this kind has no use for would be believed to do something.
+    fn unused<T>(&mut self, value: Option<&T>, used: bool, key: &'static str) {
+        self.that(value.is_none() || used, key, "must be absent: this kind of upstream has no use for it");
+    }
+}
+
+/// A file's name, a metric's label and a word in messages at once.
+fn is_name(name: &str) -> bool {
+    (1..=32).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !name.starts_with('-')
+}
+
+impl Settings {
+    /// Checks one upstream; its relative paths begin at `state`.
+    ///
+    /// # Errors
+    /// Every key at fault.
+    pub fn check(&self, state: &Path) -> Result<Upstream, Vec<Problem>> {
+        let mut check = Check(Vec::new());
+        check.that(is_name(&self.name), "name", "must be 1 to 32 of a-z, 0-9 and -, not beginning with -");
+        self.check_use(&mut check);
+        let format = self.format.unwrap_or_default();
+        check.that(
+            self.kind == Kind::Webhook || matches!(format, Format::Ndjson | Format::Protobuf),
+            "format",
+            "must be ndjson or protobuf; cloudevents, influx and otlp are for kind webhook",
+        );
+        check.that(
+            self.kind != Kind::File || format == Format::Ndjson,
+            "format",
+            "must be ndjson for kind file: its files are read by the line",
+        );
+        let compression = self.compression.unwrap_or_default();
+        check.that(
+            self.kind != Kind::File || compression == Compression::None,
+            "compression",
+            "must be none for kind file: compress files when they have their name",
+        );
+        let in_flight = self.in_flight.unwrap_or(if self.kind == Kind::Webhook { 1 } else { 64 });
+        check.that((1..=256).contains(&in_flight), "in_flight", "must be 1 to 256");
+        let answer_ms = self.answer_timeout_ms.unwrap_or(5_000);
+        check.that((100..=600_000).contains(&answer_ms), "answer_timeout_ms", "must be 100 to 600000");
+        let late_s = self.late_after_s.unwrap_or(8);
+        check.that((1..=86_400).contains(&late_s), "late_after_s", "must be 1 to 86400");
+        check.that(
+            self.certificate.is_some() == self.key.is_some(),
+            "certificate",
+            "must come with key, and key with it",
+        );
+        check.that(
+            self.user.is_some() == self.password_file.is_some(),
+            "user",
+            "must come with password_file, and password_file with it",
+        );
+        let target = self.target(state, &mut check);
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| state.join(path));
+        let upstream = target.map(|target| Upstream {
+            name: self.name.clone(),
+            kind: self.kind,
+            required: self.required.unwrap_or(true),
+            format,
+            payload: self.payload.unwrap_or_default(),
+            compression,
+            target,
+            credentials: Credentials {
+                user: self.user.clone(),
+                password_file: path(&self.password_file),
+                token_file: path(&self.token_file),
+                credentials_file: path(&self.credentials_file),
+            },
+            tls: Tls { ca: path(&self.ca), identity: path(&self.certificate).zip(path(&self.key)) },
+            in_flight,
+            answer_timeout: Duration::from_millis(answer_ms.into()),
+            late_after: Duration::from_secs(late_s.into()),
+        });
+        match upstream {
+            Some(upstream) if check.0.is_empty() => Ok(upstream),
+            _ => Err(check.0),
+        }
+    }
+
+    fn check_use(&self, check: &mut Check) {
+        let (file, nats, mqtt) =
+            (self.kind == Kind::File, self.kind == Kind::Nats, self.kind == Kind::Mqtt);
+        check.unused(self.url.as_ref(), !file, "url");
+        check.unused(self.dir.as_ref(), file, "dir");
+        check.unused(self.file_bytes.as_ref(), file, "file_bytes");
+        check.unused(self.file_age_s.as_ref(), file, "file_age_s");
+        check.unused(self.subject.as_ref(), nats, "subject");
+        check.unused(self.topic.as_ref(), mqtt, "topic");
+        check.unused(self.client_id.as_ref(), mqtt, "client_id");
+        check.unused(self.accept_no_subscriber.as_ref(), mqtt, "accept_no_subscriber");
+        check.unused(self.credentials_file.as_ref(), nats, "credentials_file");
+        check.unused(self.token_file.as_ref(), nats || self.kind == Kind::Webhook, "token_file");
+        check.unused(self.user.as_ref(), !file, "user");
+        check.unused(self.ca.as_ref(), !file, "ca");
+        check.unused(self.certificate.as_ref(), !file, "certificate");
+    }
+
+    fn target(&self, state: &Path, check: &mut Check) -> Option<Target> {
+        match self.kind {
+            Kind::File => {
+                check.that(self.dir.is_some(), "dir", "must be given: where the files are made");
+                let bytes = self.file_bytes.unwrap_or(64 << 20);
+                check.that(bytes >= 1 << 16, "file_bytes", "must be at least 65536");
+                let age_s = self.file_age_s.unwrap_or(3_600);
+                check.that(age_s >= 1, "file_age_s", "must be at least 1");
+                let age = Duration::from_secs(age_s.into());
+                self.dir.as_ref().map(|dir| Target::File { dir: state.join(dir), bytes, age })
+            }
+            Kind::Webhook => {
+                let address = self.address(&[("http", false, 80), ("https", true, 443)]);
+                check.that(address.is_some(), "url", "must be http:// or https://, a host and a path");
+                address.map(|address| Target::Webhook { address })
+            }
+            Kind::Nats => {
+                let address = self.address(&[("nats", false, 4222), ("tls", true, 4222)]);
+                check.that(
+                    address.as_ref().is_some_and(|address| address.path == "/"),
+                    "url",
+                    "must be nats:// or tls://, a host and a port",
+                );
+                let subject = self.subject.as_deref().and_then(Template::subject);
+                check.that(
+                    subject.is_some(),
+                    "subject",
+                    "must be given: words with dots between, without spaces and wildcards; {device} and {channel} are replaced",
+                );
+                address.zip(subject).map(|(address, subject)| Target::Nats { address, subject })
+            }
+            Kind::Mqtt => {
+                let address = self.address(&[("mqtt", false, 1883), ("mqtts", true, 8883)]);
+                check.that(
+                    address.as_ref().is_some_and(|address| address.path == "/"),
+                    "url",
+                    "must be mqtt:// or mqtts://, a host and a port",
+                );
+                let topic = self.topic.as_deref().and_then(Template::topic);
+                check.that(
+                    topic.is_some(),
+                    "topic",
+                    "must be given, without + and #; {device} and {channel} are replaced",
+                );
+                let client_id = self.client_id.clone().unwrap_or_else(|| format!("duet-{}", self.name));
+                check.that((1..=128).contains(&client_id.len()), "client_id", "must be 1 to 128 bytes");
+                let accept_no_subscriber = self.accept_no_subscriber.unwrap_or(false);
+                address.zip(topic).map(|(address, topic)| Target::Mqtt {
+                    address,
+                    topic,
+                    client_id,
+                    accept_no_subscriber,
+                })
+            }
+        }
+    }
+
+    /// The url in its parts, if its scheme is one of these. Secrets have no place in it: they would
+    /// end up in logs.
+    fn address(&self, schemes: &[(&str, bool, u16)]) -> Option<Address> {
+        let (scheme, rest) = self.url.as_deref()?.split_once("://")?;
+        let (_, secure, port) = schemes.iter().copied().find(|known| known.0 == scheme)?;
+        let (authority, path) = match rest.find('/') {
+            Some(at) => rest.split_at(at),
+            None => (rest, "/"),
+        };
+        let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+        if authority.contains(['@', '?']) || !plain(authority) || !plain(path) {
+            return None;
+        }
+        let (host, port) = match authority.strip_prefix('[') {
+            Some(literal) => {
+                let (host, after) = literal.split_once(']')?;
+                host.parse::<std::net::Ipv6Addr>().ok()?;
+                match after.strip_prefix(':') {
+                    Some(port) => (host, port.parse().ok()?),
+                    None if after.is_empty() => (host, port),
+                    None => return None,
+                }
+            }
+            None => match authority.rsplit_once(':') {
+                Some((host, port)) => (host, port.parse().ok()?),
+                None => (authority, port),
+            },
+        };
+        let valid = !host.is_empty() && port != 0;
+        valid.then(|| Address { secure, host: host.to_owned(), port, path: path.to_owned() })
+    }
+}
+
+impl Address {
+    /// Host and port as one text; an IPv6 address in its brackets.
+    pub(crate) fn authority(&self) -> String {
+        let Self { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Upstream, Vec<Problem>> {
+        toml::from_str::<Settings>(text).unwrap().check(Path::new("/state"))
+    }
+
+    fn keys(text: &str) -> Vec<&'static str> {
+        read(text).unwrap_err().into_iter().map(|problem| problem.key).collect()
+    }
+
+    #[test]
+    fn each_kind_has_a_shortest_form() {
+        let file = read("name = \"archive\"\nkind = \"file\"\ndir = \"out\"").unwrap();
+        let dir = PathBuf::from("/state/out");
+        assert_eq!(file.target, Target::File { dir, bytes: 64 << 20, age: Duration::from_secs(3_600) });
+        let hook = read("name = \"h\"\nkind = \"webhook\"\nurl = \"https://[::1]/a?b=c\"").unwrap();
+        let address = Address { secure: true, host: "::1".into(), port: 443, path: "/a?b=c".into() };
+        assert_eq!((hook.target, hook.in_flight), (Target::Webhook { address }, 1));
+        let nats = read("name = \"n\"\nkind = \"nats\"\nurl = \"nats://h\"\nsubject = \"duet.{device}\"");
+        assert!(nats.unwrap().required);
+        read("name = \"m\"\nkind = \"mqtt\"\nurl = \"mqtts://h:9\"\ntopic = \"a/b\"").unwrap();
+    }
+
+    #[test]
+    fn every_key_at_fault_is_named() {
+        let nats = "kind = \"nats\"\nurl = \"nats://h\"\nsubject = \"s\"\n";
+        for (text, key) in [
+            ("name = \"\"", "name"),
+            ("name = \"../x\"", "name"),
+            ("name = \"n\"\nformat = \"otlp\"", "format"),
+            ("name = \"n\"\nin_flight = 0", "in_flight"),
+            ("name = \"n\"\nanswer_timeout_ms = 1", "answer_timeout_ms"),
+            ("name = \"n\"\nlate_after_s = 0", "late_after_s"),
+            ("name = \"n\"\nkey = \"k.pem\"", "certificate"),
+            ("name = \"n\"\nuser = \"u\"", "user"),
+            ("name = \"n\"\ntopic = \"t\"", "topic"),
+            ("name = \"n\"\ndir = \"d\"", "dir"),
+        ] {
+            assert_eq!(keys(&format!("{nats}{text}")), [key], "{text}");
+        }
+        let kind = "name = \"n\"\nkind = ";
+        for (text, key) in [
+            ("\"file\"", "dir"),
+            ("\"file\"\ndir = \"d\"\nformat = \"protobuf\"", "format"),
+            ("\"file\"\ndir = \"d\"\ncompression = \"zstd\"", "compression"),
+            ("\"webhook\"", "url"),
+            ("\"webhook\"\nurl = \"ftp://h/\"", "url"),
+            ("\"webhook\"\nurl = \"http://u:p@h/\"", "url"),
+            ("\"webhook\"\nurl = \"http://h:0/\"", "url"),
+            ("\"webhook\"\nurl = \"http:// h/\"", "url"),
+            ("\"nats\"\nurl = \"nats://h/x\"\nsubject = \"s\"", "url"),
+            ("\"nats\"\nurl = \"nats://h\"\nsubject = \"a.*\"", "subject"),
+            ("\"mqtt\"\nurl = \"mqtt://h\"\ntopic = \"a/#\"", "topic"),
+            ("\"mqtt\"\nurl = \"mqtt://h\"\ntopic = \"a\"\nclient_id = \"\"", "client_id"),
+        ] {
+            assert_eq!(keys(&format!("{kind}{text}")), [key], "{text}");
+        }
+    }
+}
