@@ -86,7 +86,11 @@ pub(crate) fn cut(
         let first = range.map_or(index, |range| range.first);
         range = Some(Range { first, last: index });
         take(index, reading);
-        if index + 1 >= boundary(first) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if index + 1 >= boundary(first) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     })?;
     Ok(range)
 }
@@ -116,7 +120,11 @@ mod tests {
     use super::*;
     use crate::testing::{Memory, Rng};
 
-    fn walk(source: &mut Memory, mut next: u64, seen: &mut HashMap<String, Vec<Vec<u8>>>) -> Vec<Range> {
+    fn walk(
+        source: &mut Memory,
+        mut next: u64,
+        seen: &mut HashMap<String, Vec<Vec<u8>>>,
+    ) -> Vec<Range> {
         let mut ranges = Vec::new();
         loop {
             let mut contents = Vec::new();
@@ -158,7 +166,9 @@ mod tests {
                 assert_eq!(range.first, next);
                 assert!(range.last < boundary(range.first));
                 let mut bytes = 0;
-                assert!(again(&mut source, range, &mut |_, reading| bytes += weight(reading)).unwrap());
+                assert!(
+                    again(&mut source, range, &mut |_, reading| bytes += weight(reading)).unwrap()
+                );
                 assert!(bytes <= BYTES_MAX || range.count() == 1);
                 next = range.last + 1;
             }

@@ -52,7 +52,9 @@ impl CursorFile {
             .mode(0o600)
             .open(path)?;
         let (number, kept) = read(&file)?.map_or((0, None), |(number, kept)| (number, Some(kept)));
-        if kept.is_none() && let Some(dir) = path.parent() {
+        if kept.is_none()
+            && let Some(dir) = path.parent()
+        {
             File::open(dir)?.sync_all()?;
         }
         Ok((Self { file, number }, kept))

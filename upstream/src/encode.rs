@@ -88,7 +88,9 @@ impl Encoder {
         match self.format {
             Format::Ndjson => ndjson::push(out, &self.line, payload, index, reading),
             Format::Protobuf => protobuf::push(out, index, reading),
-            Format::CloudEvents => cloudevents::push(out, first, self.spool, payload, index, reading),
+            Format::CloudEvents => {
+                cloudevents::push(out, first, self.spool, payload, index, reading)
+            }
             Format::Influx => influx::push(out, index, reading),
             Format::Otlp => otlp::push(out, first, self.spool, index, reading),
         }

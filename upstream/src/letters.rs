@@ -39,7 +39,8 @@ impl Letters {
             places: HashMap::new(),
         };
         if !letters.varies() {
-            let address = letters.template.as_ref().map_or_else(String::new, |one| one.text().to_owned());
+            let address =
+                letters.template.as_ref().map_or_else(String::new, |one| one.text().to_owned());
             letters.encoders.push((address, letters.encoder(), 0));
         }
         letters

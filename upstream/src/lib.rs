@@ -101,8 +101,7 @@ pub fn vanished(
     upstreams: &[Upstream],
     source: &dyn Source,
 ) -> Result<Vec<Vanished>, StartError> {
-    let kept = cursor::list(dir)
-        .map_err(|error| StartError::Io { path: dir.to_owned(), error })?;
+    let kept = cursor::list(dir).map_err(|error| StartError::Io { path: dir.to_owned(), error })?;
     let gone = kept.into_iter().filter(|(name, kept)| {
         kept.required
             && kept.spool == source.spool_id()

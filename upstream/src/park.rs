@@ -79,7 +79,10 @@ mod tests {
         for (index, line) in text.lines().enumerate() {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
             assert_eq!(line["index"], index);
-            assert_eq!((&line["answer"], &line["payload_base64"]), (&"413: \"too\nlarge\"".into(), &"/w==".into()));
+            assert_eq!(
+                (&line["answer"], &line["payload_base64"]),
+                (&"413: \"too\nlarge\"".into(), &"/w==".into())
+            );
         }
         assert_eq!(text.lines().count(), 2);
     }

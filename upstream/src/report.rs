@@ -121,7 +121,11 @@ fn describe() {
     describe_counter!(DELIVERED, Unit::Count, "readings that the upstream has acknowledged");
     describe_counter!(DUPLICATES, Unit::Count, "batches that the upstream had before");
     describe_counter!(PARKED, Unit::Count, "readings that the upstream will not take, put aside");
-    describe_counter!(LOST, Unit::Count, "readings that the spool let go before the upstream had them");
+    describe_counter!(
+        LOST,
+        Unit::Count,
+        "readings that the spool let go before the upstream had them"
+    );
     describe_counter!(ERRORS, Unit::Count, "failures to deliver, by cause");
 }
 

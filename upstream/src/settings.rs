@@ -199,14 +199,20 @@ impl Check {
 
     /// A key that this kind has no use for would be believed to do something.
     fn unused<T>(&mut self, value: Option<&T>, used: bool, key: &'static str) {
-        self.that(value.is_none() || used, key, "must be absent: this kind of upstream has no use for it");
+        self.that(
+            value.is_none() || used,
+            key,
+            "must be absent: this kind of upstream has no use for it",
+        );
     }
 }
 
 /// A file's name, a metric's label and a word in messages at once.
 fn is_name(name: &str) -> bool {
     (1..=32).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && !name.starts_with('-')
 }
 
@@ -217,7 +223,11 @@ impl Settings {
     /// Every key at fault.
     pub fn check(&self, state: &Path) -> Result<Upstream, Vec<Problem>> {
         let mut check = Check(Vec::new());
-        check.that(is_name(&self.name), "name", "must be 1 to 32 of a-z, 0-9 and -, not beginning with -");
+        check.that(
+            is_name(&self.name),
+            "name",
+            "must be 1 to 32 of a-z, 0-9 and -, not beginning with -",
+        );
         self.check_use(&mut check);
         let format = self.format.unwrap_or_default();
         check.that(
@@ -239,7 +249,11 @@ impl Settings {
         let in_flight = self.in_flight.unwrap_or(if self.kind == Kind::Webhook { 1 } else { 64 });
         check.that((1..=256).contains(&in_flight), "in_flight", "must be 1 to 256");
         let answer_ms = self.answer_timeout_ms.unwrap_or(5_000);
-        check.that((100..=600_000).contains(&answer_ms), "answer_timeout_ms", "must be 100 to 600000");
+        check.that(
+            (100..=600_000).contains(&answer_ms),
+            "answer_timeout_ms",
+            "must be 100 to 600000",
+        );
         let late_s = self.late_after_s.unwrap_or(8);
         check.that((1..=86_400).contains(&late_s), "late_after_s", "must be 1 to 86400");
         check.that(
@@ -310,7 +324,11 @@ impl Settings {
             }
             Kind::Webhook => {
                 let address = self.address(&[("http", false, 80), ("https", true, 443)]);
-                check.that(address.is_some(), "url", "must be http:// or https://, a host and a path");
+                check.that(
+                    address.is_some(),
+                    "url",
+                    "must be http:// or https://, a host and a path",
+                );
                 address.map(|address| Target::Webhook { address })
             }
             Kind::Nats => {
@@ -341,8 +359,13 @@ impl Settings {
                     "topic",
                     "must be given, without + and #; {device} and {channel} are replaced",
                 );
-                let client_id = self.client_id.clone().unwrap_or_else(|| format!("duet-{}", self.name));
-                check.that((1..=128).contains(&client_id.len()), "client_id", "must be 1 to 128 bytes");
+                let client_id =
+                    self.client_id.clone().unwrap_or_else(|| format!("duet-{}", self.name));
+                check.that(
+                    (1..=128).contains(&client_id.len()),
+                    "client_id",
+                    "must be 1 to 128 bytes",
+                );
                 let accept_no_subscriber = self.accept_no_subscriber.unwrap_or(false);
                 address.zip(topic).map(|(address, topic)| Target::Mqtt {
                     address,
@@ -411,11 +434,16 @@ mod tests {
     fn each_kind_has_a_shortest_form() {
         let file = read("name = \"archive\"\nkind = \"file\"\ndir = \"out\"").unwrap();
         let dir = PathBuf::from("/state/out");
-        assert_eq!(file.target, Target::File { dir, bytes: 64 << 20, age: Duration::from_secs(3_600) });
+        assert_eq!(
+            file.target,
+            Target::File { dir, bytes: 64 << 20, age: Duration::from_secs(3_600) }
+        );
         let hook = read("name = \"h\"\nkind = \"webhook\"\nurl = \"https://[::1]/a?b=c\"").unwrap();
-        let address = Address { secure: true, host: "::1".into(), port: 443, path: "/a?b=c".into() };
+        let address =
+            Address { secure: true, host: "::1".into(), port: 443, path: "/a?b=c".into() };
         assert_eq!((hook.target, hook.in_flight), (Target::Webhook { address }, 1));
-        let nats = read("name = \"n\"\nkind = \"nats\"\nurl = \"nats://h\"\nsubject = \"duet.{device}\"");
+        let nats =
+            read("name = \"n\"\nkind = \"nats\"\nurl = \"nats://h\"\nsubject = \"duet.{device}\"");
         assert!(nats.unwrap().required);
         read("name = \"m\"\nkind = \"mqtt\"\nurl = \"mqtts://h:9\"\ntopic = \"a/b\"").unwrap();
     }

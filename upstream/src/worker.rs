@@ -268,7 +268,9 @@ impl Worker {
     ) -> Result<(), Failure> {
         while let Some((range, messages)) = self.next(progress, hurry)? {
             let token = progress.window.sent(range);
-            if let Some(large) = messages.iter().find(|message| message.body.len() > link.message_max()) {
+            if let Some(large) =
+                messages.iter().find(|message| message.body.len() > link.message_max())
+            {
                 let (length, max) = (large.body.len(), link.message_max());
                 let answer = format!("a message of {length} bytes, and the upstream takes {max}");
                 self.answered(progress, token, Answer::Refused(answer))?;
@@ -337,7 +339,12 @@ impl Worker {
         Ok(Some((range, progress.letters.finish(range, previous))))
     }
 
-    fn answered(&mut self, progress: &mut Progress, token: u64, answer: Answer) -> Result<(), Failure> {
+    fn answered(
+        &mut self,
+        progress: &mut Progress,
+        token: u64,
+        answer: Answer,
+    ) -> Result<(), Failure> {
         match answer {
             Answer::Delivered | Answer::Duplicate => {
                 let count = progress.window.done(token);
@@ -366,7 +373,9 @@ impl Worker {
         let in_row = if progress.accepted { PARKED_IN_ROW } else { 0 };
         if progress.parked_in_row >= in_row && progress.paused_for != Some(index) {
             progress.paused_for = Some(index);
-            let text = format!("one reading after the other is refused, so something is set wrong: {said}");
+            let text = format!(
+                "one reading after the other is refused, so something is set wrong: {said}"
+            );
             return Err(Failure::new(Cause::Setting, text));
         }
         let range = Range { first: index, last: index };
@@ -377,7 +386,9 @@ impl Worker {
         });
         let failed = |error: &dyn std::fmt::Display| Failure::new(Cause::File, error.to_string());
         let found = read.map_err(|error| failed(&error))?;
-        added.map_err(|error| failed(&format_args!("{}: {error}", progress.parked.path().display())))?;
+        added.map_err(|error| {
+            failed(&format_args!("{}: {error}", progress.parked.path().display()))
+        })?;
         progress.window.give_up(range);
         if !found {
             self.board.lost(1);
@@ -468,7 +479,9 @@ fn all(answers: Vec<Answer>) -> Answer {
     let mut whole = Answer::Duplicate;
     for answer in answers {
         whole = match (whole, answer) {
-            (Answer::Failed(failure), _) | (_, Answer::Failed(failure)) => return Answer::Failed(failure),
+            (Answer::Failed(failure), _) | (_, Answer::Failed(failure)) => {
+                return Answer::Failed(failure);
+            }
             (Answer::Refused(said), _) | (_, Answer::Refused(said)) => Answer::Refused(said),
             (Answer::Delivered, _) | (_, Answer::Delivered) => Answer::Delivered,
             (Answer::Duplicate, Answer::Duplicate) => Answer::Duplicate,

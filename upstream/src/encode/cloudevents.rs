@@ -13,7 +13,9 @@ pub(super) fn push(
     reading: &Reading<'_>,
 ) {
     out.push(if first { b'[' } else { b',' });
-    out.extend_from_slice(b"{\"specversion\":\"1.0\",\"type\":\"duet.reading.v1\",\"source\":\"/duet/");
+    out.extend_from_slice(
+        b"{\"specversion\":\"1.0\",\"type\":\"duet.reading.v1\",\"source\":\"/duet/",
+    );
     text::hex(out, &spool.0);
     out.extend_from_slice(b"\",\"id\":\"");
     text::number(out, index);

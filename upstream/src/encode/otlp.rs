@@ -39,7 +39,9 @@ pub(super) fn push(
             out.push(b'"');
         }
     }
-    out.extend_from_slice(b"},\"attributes\":[{\"key\":\"duet.device\",\"value\":{\"stringValue\":");
+    out.extend_from_slice(
+        b"},\"attributes\":[{\"key\":\"duet.device\",\"value\":{\"stringValue\":",
+    );
     text::string(out, reading.device);
     out.extend_from_slice(b"}},{\"key\":\"duet.channel\",\"value\":{\"intValue\":\"");
     text::number(out, reading.channel.into());

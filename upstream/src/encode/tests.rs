@@ -100,7 +100,13 @@ impl Any {
     }
 }
 
-fn encode(format: Format, payload: Payload, first: u64, all: &[Any], previous: Option<u64>) -> Vec<u8> {
+fn encode(
+    format: Format,
+    payload: Payload,
+    first: u64,
+    all: &[Any],
+    previous: Option<u64>,
+) -> Vec<u8> {
     let mut encoder = Encoder::new(format, payload, SPOOL);
     for (index, any) in (first..).zip(all) {
         encoder.push(index, &any.reading());
@@ -176,7 +182,10 @@ fn every_line_is_json_and_has_what_was_sent() {
                 if let Err(error) = schema.validate(&line) {
                     panic!("{error}: {line}");
                 }
-                assert_eq!((&line["index"], &line["device"]), (&index.into(), &any.device.as_str().into()));
+                assert_eq!(
+                    (&line["index"], &line["device"]),
+                    (&index.into(), &any.device.as_str().into())
+                );
                 assert_eq!(line["channel"], any.channel);
                 assert_eq!(line["received_ms"], any.received_ms);
                 let measured_ms = line["measured_ms"].as_u64().unwrap_or(any.received_ms);
@@ -202,7 +211,10 @@ fn cloud_events_are_a_list_of_objects_with_the_required_attributes() {
             let events: Vec<Value> = serde_json::from_slice(&bytes).unwrap();
             assert_eq!(events.len(), all.len());
             for ((index, any), event) in (first..).zip(all).zip(&events) {
-                assert_eq!((&event["specversion"], &event["type"]), (&"1.0".into(), &"duet.reading.v1".into()));
+                assert_eq!(
+                    (&event["specversion"], &event["type"]),
+                    (&"1.0".into(), &"duet.reading.v1".into())
+                );
                 assert_eq!(event["id"], index.to_string());
                 assert_eq!(event["source"], format!("/duet/{SPOOL}"));
                 assert_eq!(event["subject"], any.device);
@@ -259,8 +271,14 @@ fn the_line_protocol_is_as_its_documents_say() {
         (b"\xff", "base64=\"/w==\""),
         (b"", "text=\"\""),
     ] {
-        assert_eq!(line(payload, "pump-7", 7), format!("duet,channel=3,device=pump-7 {field} 5000007\n"));
+        assert_eq!(
+            line(payload, "pump-7", 7),
+            format!("duet,channel=3,device=pump-7 {field} 5000007\n")
+        );
     }
-    assert_eq!(line(b"1", "a b,c=d\\\n", 0), "duet,channel=3,device=a\\ b\\,c\\=d__ value=1 5000000\n");
+    assert_eq!(
+        line(b"1", "a b,c=d\\\n", 0),
+        "duet,channel=3,device=a\\ b\\,c\\=d__ value=1 5000000\n"
+    );
     assert_ne!(line(b"1", "p", 0), line(b"1", "p", 1), "readings of one millisecond stay two");
 }

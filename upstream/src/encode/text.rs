@@ -43,10 +43,7 @@ pub(super) fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
     const DIGITS: [u8; 16] = *b"0123456789abcdef";
     out.reserve(2 * bytes.len());
     for byte in bytes {
-        out.extend_from_slice(&[
-            DIGITS[usize::from(byte >> 4)],
-            DIGITS[usize::from(byte & 15)],
-        ]);
+        out.extend_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
     }
 }
 

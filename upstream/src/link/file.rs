@@ -80,9 +80,8 @@ impl Link for FileLink {
         Box::pin(async move {
             let ended = || Failure::new(Cause::File, "the thread that writes files has ended");
             sent.map_err(|_| ended())?;
-            let answer: Local<'static, Answer> = Box::pin(async move {
-                answered.await.unwrap_or_else(|_| Answer::Failed(ended()))
-            });
+            let answer: Local<'static, Answer> =
+                Box::pin(async move { answered.await.unwrap_or_else(|_| Answer::Failed(ended())) });
             Ok(answer)
         })
     }
@@ -127,7 +126,9 @@ impl Files {
             let until = self.part.as_ref().map(|part| part.began + self.age);
             let job = match until {
                 None => waiting.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
-                Some(until) => waiting.recv_timeout(until.saturating_duration_since(Instant::now())),
+                Some(until) => {
+                    waiting.recv_timeout(until.saturating_duration_since(Instant::now()))
+                }
             };
             let outcome = match job {
                 Ok(job) => self.group(job, waiting),
@@ -219,7 +220,8 @@ impl Files {
             _ => {}
         }
         let mut files = Vec::new();
-        let entries = fs::read_dir(&self.dir).map_err(|error| failed("listing", &self.dir, &error))?;
+        let entries =
+            fs::read_dir(&self.dir).map_err(|error| failed("listing", &self.dir, &error))?;
         for entry in entries {
             let entry = entry.map_err(|error| failed("listing", &self.dir, &error))?;
             let name = entry.file_name();

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Mutex, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
-use self::packet::{Connack, Incoming, INCOMING_MAX, PINGREQ, reason};
+use self::packet::{Connack, INCOMING_MAX, Incoming, PINGREQ, reason};
 use super::{Answer, Cause, Failure, Link, Local, Message, net};
 use crate::encode::Format;
 use crate::settings::{Address, Compression, Upstream};
@@ -75,7 +75,8 @@ impl Mqtt {
             _ => return Err(not_mqtt(&at)),
         };
         terms(&at, &connack)?;
-        let keep_alive = Duration::from_secs(connack.keep_alive_s.unwrap_or(KEEP_ALIVE_S).max(2).into());
+        let keep_alive =
+            Duration::from_secs(connack.keep_alive_s.unwrap_or(KEEP_ALIVE_S).max(2).into());
         let (reader, writer) = tokio::io::split(stream);
         let shared = Rc::new(Shared {
             writer: Mutex::new(writer),
@@ -159,7 +160,10 @@ async fn next_packet(
         }
         let count = stream.read_buf(bytes).await.map_err(|error| net::broken(at, &error))?;
         if count == 0 {
-            return Err(Failure::new(Cause::Connection, format!("{at}: the broker closed the connection")));
+            return Err(Failure::new(
+                Cause::Connection,
+                format!("{at}: the broker closed the connection"),
+            ));
         }
     }
 }
@@ -204,7 +208,8 @@ async fn ping(shared: Rc<Shared>, every: Duration, at: String) {
         shared.heard.set(false);
         tokio::time::sleep(every).await;
         if !shared.heard.get() {
-            return shared.end(Failure::new(Cause::Timeout, format!("{at}: the broker answers no ping")));
+            return shared
+                .end(Failure::new(Cause::Timeout, format!("{at}: the broker answers no ping")));
         }
     }
 }
@@ -218,7 +223,9 @@ impl Shared {
 
     fn why(&self, at: &str) -> Failure {
         let ended = self.ended.borrow().clone();
-        ended.unwrap_or_else(|| Failure::new(Cause::Connection, format!("{at}: the connection ended")))
+        ended.unwrap_or_else(|| {
+            Failure::new(Cause::Connection, format!("{at}: the connection ended"))
+        })
     }
 }
 
@@ -235,7 +242,8 @@ impl Link for Mqtt {
                 headers.push(("Content-Encoding", "zstd".to_owned()));
             }
             let media_type = self.format.media_type();
-            let bytes = packet::publish(number, &message.address, media_type, &headers, &message.body);
+            let bytes =
+                packet::publish(number, &message.address, media_type, &headers, &message.body);
             let (answer, answered) = oneshot::channel();
             self.shared.waiting.borrow_mut().insert(number, answer);
             let written = self.shared.writer.lock().await.write_all(&bytes).await;
@@ -257,7 +265,10 @@ impl Link for Mqtt {
     }
 
     fn worth(&self) -> String {
-        format!("{} (MQTT 5): what a PUBACK survives is the broker's business; many keep messages in memory only", self.at)
+        format!(
+            "{} (MQTT 5): what a PUBACK survives is the broker's business; many keep messages in memory only",
+            self.at
+        )
     }
 
     fn message_max(&self) -> usize {
@@ -279,7 +290,9 @@ impl Judge {
             reason::SUCCESS => Answer::Delivered,
             reason::NO_SUBSCRIBERS if self.accept_no_subscriber => Answer::Delivered,
             reason::NO_SUBSCRIBERS => Answer::Failed(Failure::new(Cause::Busy, said())),
-            reason::TOPIC_INVALID | reason::PAYLOAD_INVALID | reason::TOO_LARGE => Answer::Refused(said()),
+            reason::TOPIC_INVALID | reason::PAYLOAD_INVALID | reason::TOO_LARGE => {
+                Answer::Refused(said())
+            }
             // What one device's topic may not, another's may.
             reason::NOT_AUTHORIZED if self.varies => Answer::Refused(said()),
             reason::NOT_AUTHORIZED => Answer::Failed(Failure::new(Cause::Credentials, said())),

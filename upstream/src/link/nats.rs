@@ -13,7 +13,9 @@ use async_nats::jetstream::context::{ContextBuilder, PublishError, PublishErrorK
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, PersistenceMode, StorageType};
 use async_nats::jetstream::{Context, ErrorCode};
-use async_nats::{ConnectError, ConnectErrorKind, ConnectOptions, HeaderMap, ReconnectToServer, ServerAddr};
+use async_nats::{
+    ConnectError, ConnectErrorKind, ConnectOptions, HeaderMap, ReconnectToServer, ServerAddr,
+};
 
 use super::{Answer, Cause, Failure, Link, Local, Message, net};
 use crate::encode::Format;
@@ -56,8 +58,7 @@ impl Nats {
         };
         let scheme = if address.secure { "tls" } else { "nats" };
         let servers = [server(&format!("{scheme}://{at}"))?, server(NOWHERE)?];
-        let client =
-            options.connect(&servers[..]).await.map_err(|error| refused(&at, &error))?;
+        let client = options.connect(&servers[..]).await.map_err(|error| refused(&at, &error))?;
         connected.store(true, Ordering::Relaxed);
         let version = client.server_info().version;
         let context = ContextBuilder::new()
@@ -70,25 +71,29 @@ impl Nats {
     }
 }
 
-async fn options(upstream: &Upstream, connected: Arc<AtomicBool>) -> Result<ConnectOptions, Failure> {
-    let mut options = ConnectOptions::new()
-        .name(format!("duet {}", upstream.name))
-        .no_echo()
-        .client_capacity(QUEUE)
-        .connection_timeout(upstream.answer_timeout)
-        .request_timeout(Some(upstream.answer_timeout))
-        .ping_interval(Duration::from_secs(10))
-        .max_reconnects(1)
-        .ignore_discovered_servers()
-        .retain_servers_order()
-        .reconnect_to_server_callback(move |servers, _| {
-            let place = usize::from(connected.load(Ordering::Relaxed));
-            let server = servers.into_iter().nth(place);
-            std::future::ready(server.map(|server| ReconnectToServer {
-                addr: server.addr,
-                delay: Some(Duration::ZERO),
-            }))
-        });
+async fn options(
+    upstream: &Upstream,
+    connected: Arc<AtomicBool>,
+) -> Result<ConnectOptions, Failure> {
+    let mut options =
+        ConnectOptions::new()
+            .name(format!("duet {}", upstream.name))
+            .no_echo()
+            .client_capacity(QUEUE)
+            .connection_timeout(upstream.answer_timeout)
+            .request_timeout(Some(upstream.answer_timeout))
+            .ping_interval(Duration::from_secs(10))
+            .max_reconnects(1)
+            .ignore_discovered_servers()
+            .retain_servers_order()
+            .reconnect_to_server_callback(move |servers, _| {
+                let place = usize::from(connected.load(Ordering::Relaxed));
+                let server = servers.into_iter().nth(place);
+                std::future::ready(server.map(|server| ReconnectToServer {
+                    addr: server.addr,
+                    delay: Some(Duration::ZERO),
+                }))
+            });
     let credentials = &upstream.credentials;
     if let Some(path) = &credentials.credentials_file {
         options = options.credentials_file(path).await.map_err(|error| {
@@ -107,9 +112,12 @@ async fn options(upstream: &Upstream, connected: Arc<AtomicBool>) -> Result<Conn
 /// Why the first connection was not made.
 fn refused(at: &str, error: &ConnectError) -> Failure {
     use std::error::Error;
-    let reason = error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+    let reason =
+        error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
     let cause = match error.kind() {
-        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => Cause::Credentials,
+        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+            Cause::Credentials
+        }
         ConnectErrorKind::Tls => Cause::Tls,
         ConnectErrorKind::TimedOut => Cause::Timeout,
         ConnectErrorKind::ServerParse => Cause::Setting,
@@ -130,18 +138,23 @@ async fn worth(
     use async_nats::jetstream::context::GetStreamByNameErrorKind as Kind;
     let sample = subject.fill("device", 0);
     let unknown = || {
-        Ok(format!("{at} (nats-server {version}): the stream's settings cannot be read, so what an acknowledgement survives is not known"))
+        Ok(format!(
+            "{at} (nats-server {version}): the stream's settings cannot be read, so what an acknowledgement survives is not known"
+        ))
     };
     let name = match context.stream_by_subject(sample.as_str()).await {
         Ok(name) => name,
         Err(error) if error.kind() == Kind::NotFound => {
-            let text = format!("{at}: no stream takes subject {sample}; make one, as `nats stream add --subjects '{sample}'` does");
+            let text = format!(
+                "{at}: no stream takes subject {sample}; make one, as `nats stream add --subjects '{sample}'` does"
+            );
             return Err(Failure::new(Cause::Setting, text));
         }
         // Not allowed to ask: publishing may be allowed all the same.
         Err(error) if error.to_string().contains("timed out") => return unknown(),
         Err(error) => {
-            let text = format!("{at}: asking for the stream of {sample}: {error}; is JetStream enabled?");
+            let text =
+                format!("{at}: asking for the stream of {sample}: {error}; is JetStream enabled?");
             return Err(Failure::new(Cause::Setting, text));
         }
     };
@@ -169,9 +182,12 @@ fn promises(config: &Config) -> String {
     } else {
         said.push("survives a crash of the server; a power cut may take the last two minutes unless it has sync_interval: always".to_owned());
     }
-    let limited = config.max_bytes > 0 || config.max_messages > 0 || config.max_messages_per_subject > 0;
+    let limited =
+        config.max_bytes > 0 || config.max_messages > 0 || config.max_messages_per_subject > 0;
     if limited && config.discard == DiscardPolicy::Old {
-        said.push("its limits remove the oldest messages, delivered or not (discard: old)".to_owned());
+        said.push(
+            "its limits remove the oldest messages, delivered or not (discard: old)".to_owned(),
+        );
     }
     if !config.max_age.is_zero() {
         said.push(format!("it removes messages after {} s", config.max_age.as_secs()));
@@ -221,7 +237,8 @@ impl Link for Nats {
 /// What a refusal means.
 fn judge(at: &str, error: &PublishError) -> Answer {
     use std::error::Error;
-    let coded = error.source().and_then(|source| source.downcast_ref::<async_nats::jetstream::Error>());
+    let coded =
+        error.source().and_then(|source| source.downcast_ref::<async_nats::jetstream::Error>());
     let said = match coded {
         Some(coded) => format!("{at}: {}", text::printable(coded.to_string().as_bytes())),
         None => format!("{at}: {error}"),

@@ -10,7 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER,
+};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
@@ -52,7 +54,10 @@ impl Webhook {
             None => None,
             Some(text) => {
                 let mut value = HeaderValue::from_str(&text).map_err(|_| {
-                    Failure::new(Cause::Credentials, "the secret has characters that HTTP does not take")
+                    Failure::new(
+                        Cause::Credentials,
+                        "the secret has characters that HTTP does not take",
+                    )
                 })?;
                 value.set_sensitive(true);
                 Some(value)
@@ -74,9 +79,9 @@ impl Webhook {
     async fn open(&self) -> Result<Sender, Failure> {
         let stream = net::connect(&self.address, &self.tls).await?;
         let at = self.address.authority();
-        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| {
-            Failure::new(Cause::Connection, format!("{at}: {error}"))
-        })?;
+        let (sender, connection) = handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Failure::new(Cause::Connection, format!("{at}: {error}")))?;
         // Ends when its sender is gone, and tells errors to whoever waits for an answer.
         tokio::task::spawn_local(async move {
             let _ = connection.await;
@@ -145,7 +150,10 @@ impl Link for Webhook {
     }
 
     fn worth(&self) -> String {
-        format!("{} answers 2xx: what that survives is the receiver's business", self.address.authority())
+        format!(
+            "{} answers 2xx: what that survives is the receiver's business",
+            self.address.authority()
+        )
     }
 }
 
@@ -181,7 +189,8 @@ fn judge(
 fn rejected(body: &[u8]) -> Option<u64> {
     let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
     let partial = answer.get("partialSuccess").or_else(|| answer.get("partial_success"))?;
-    let count = partial.get("rejectedLogRecords").or_else(|| partial.get("rejected_log_records"))?;
+    let count =
+        partial.get("rejectedLogRecords").or_else(|| partial.get("rejected_log_records"))?;
     count.as_u64().or_else(|| count.as_str()?.parse().ok()).filter(|count| *count > 0)
 }
 

@@ -52,9 +52,14 @@ pub(super) const INCOMING_MAX: usize = 64 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Incoming {
     Connack(Connack),
-    Puback { packet: u16, reason: u8 },
+    Puback {
+        packet: u16,
+        reason: u8,
+    },
     Pingresp,
-    Disconnect { reason: u8 },
+    Disconnect {
+        reason: u8,
+    },
     /// Something that a broker may send and that means nothing to us.
     Other,
 }
@@ -224,7 +229,8 @@ pub(super) fn connect(
     let mut body = zeroize::Zeroizing::new(Vec::with_capacity(1024));
     text(&mut body, b"MQTT");
     body.push(5);
-    let flags = 0x02 | if user.is_some() { 0x80 } else { 0 } | if password.is_some() { 0x40 } else { 0 };
+    let flags =
+        0x02 | if user.is_some() { 0x80 } else { 0 } | if password.is_some() { 0x40 } else { 0 };
     body.push(flags);
     body.extend_from_slice(&keep_alive_s.to_be_bytes());
     // No properties: the session expires at once.
@@ -297,12 +303,19 @@ mod tests {
         let puback = |bytes: &[u8]| decode(bytes).unwrap().unwrap().0;
         assert_eq!(puback(&[0x40, 2, 1, 2]), Incoming::Puback { packet: 258, reason: 0 });
         assert_eq!(puback(&[0x40, 3, 1, 2, 0x10]), Incoming::Puback { packet: 258, reason: 0x10 });
-        assert_eq!(puback(&[0x40, 4, 1, 2, 0x99, 0]), Incoming::Puback { packet: 258, reason: 0x99 });
+        assert_eq!(
+            puback(&[0x40, 4, 1, 2, 0x99, 0]),
+            Incoming::Puback { packet: 258, reason: 0x99 }
+        );
         assert_eq!(puback(&[0xd0, 0]), Incoming::Pingresp);
         assert_eq!(puback(&[0xe0, 1, 0x8b]), Incoming::Disconnect { reason: 0x8b });
         assert_eq!(decode(&[0x40, 1, 1]), Err(Malformed));
         assert_eq!(decode(&[0x40, 0xff, 0xff, 0xff, 0xff]), Err(Malformed));
-        assert_eq!(decode(&[0x30, 0xff, 0xff, 0x7f]), Err(Malformed), "longer than anything for us");
+        assert_eq!(
+            decode(&[0x30, 0xff, 0xff, 0x7f]),
+            Err(Malformed),
+            "longer than anything for us"
+        );
         assert_eq!(decode(&[]), Ok(None));
     }
 
