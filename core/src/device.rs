@@ -1,16 +1,18 @@
 //! A device as a shard knows it, and the place where a shard looks devices up.
 //!
 //! Whoever keeps the devices (the registry, a test) makes a [`Device`] for each one that may connect and shares it with
-//! the shards. A shard changes one thing in it, the freshness mark; the owner changes one, that the device was revoked.
+//! the shards. A shard changes two things in it, the freshness mark and the id of the newest early reading; the owner
+//! changes one, that the device was revoked.
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use duet_protocol::identity::{Credential, DeviceId};
+use duet_protocol::mark::Mark;
 use duet_protocol::reading::ReadingId;
 
-use crate::SourceSet;
+use crate::{Now, SourceSet};
 
 /// Where shards look devices up. Many threads ask at once, so an answer must not wait for anything.
 pub trait Directory: Send + Sync {
@@ -85,6 +87,18 @@ impl Device {
         self.mark.fetch_max(value, Ordering::AcqRel) < value
     }
 
+    /// The mark, for its rules.
+    #[must_use]
+    pub fn freshness(&self) -> Mark {
+        Mark::new(self.mark())
+    }
+
+    /// Such a reading is durable: the mark rises to what it stands for (R41), and it is the newest.
+    pub fn committed(&self, mark: u64, id: ReadingId) {
+        self.mark.fetch_max(Mark::new(mark).get(), Ordering::AcqRel);
+        self.set_last(id);
+    }
+
     /// Claims the device's place in the list of marks to save; false if it is listed already.
     #[must_use]
     pub fn enlist(&self) -> bool {
@@ -112,6 +126,17 @@ impl Device {
     #[must_use]
     pub fn may_connect(&self, unix_s: i64) -> bool {
         !self.is_revoked() && self.valid_s.as_ref().is_none_or(|valid| valid.contains(&unix_s))
+    }
+}
+
+impl Device {
+    /// How long a session that is granted now may live, seconds: not beyond the end of the certificate (R120).
+    #[must_use]
+    pub(crate) fn lifetime_s(&self, now: Now, most: u32) -> u32 {
+        let Some(valid_s) = &self.valid_s else { return most };
+        let now_s = i64::try_from(now.unix_ms / 1_000).unwrap_or(i64::MAX);
+        let left = valid_s.end().saturating_sub(now_s).max(0);
+        u32::try_from(left).unwrap_or(u32::MAX).min(most)
     }
 }
 

@@ -15,6 +15,7 @@
 //! | `shard` | a shard: its turn, its mail; in its folder the way of a HELLO, of a record and of a command |
 //! | `sessions` | the session table: every index of sessions, behind few verbs |
 //! | `hello_queue` | which hellos may wait for elliptic-curve work |
+//! | `early` | readings from HELLOs that are on their way to storage, and the handshakes that wait for them |
 //! | `engine` | that work, as batches |
 //! | `records`, `unsealed`, `keys` | the record layer's batches |
 //! | `streams` | when streams are to be closed |
@@ -23,6 +24,7 @@
 mod destinations;
 mod device;
 mod drive;
+mod early;
 pub mod engine;
 mod hello_queue;
 mod keys;
@@ -42,7 +44,7 @@ pub use self::device::{Device, Directory};
 pub use self::drive::{Handler, MESSAGE_MAX, Now, Path, StreamId, Transmit, shard_of};
 pub use self::random::Random;
 pub use self::shard::{
-    BATCH_MAX, Command, CommandFailure, Counts, Event, GatewayKey, Mail, Reading, Settings, Shard,
+    BATCH_MAX, Command, CommandFailure, Commit, Counts, Event, GatewayKey, Mail, Reading, Settings, Shard,
     Sink,
 };
 pub use self::sources::{SourceSet, UnknownSource};

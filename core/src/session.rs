@@ -7,12 +7,16 @@ use duet_protocol::message::{Down, RANGES_MAX, Range, TEXT_MAX};
 use duet_protocol::replay::ReplayWindow;
 use duet_protocol::responder::Accept;
 use duet_protocol::schedule::SessionKeys;
-use duet_protocol::wire::{DOWN_HEADER, DownHeader, SessionId, TAG};
+use duet_protocol::reading::ReadingId;
+use duet_protocol::wire::{DOWN_HEADER, DownHeader, HELLO_NAME, SessionId, TAG};
 use zeroize::Zeroizing;
 
 use crate::destinations::Destinations;
 use crate::unsealed::Unsealed;
 use crate::{Device, Path, StreamId};
+
+/// The length of an acknowledgement of one record, bytes.
+const ACK_LEN: usize = DOWN_HEADER + 7 + TAG;
 
 /// What a session keeps until its first valid record.
 pub(crate) struct Pending {
@@ -29,6 +33,10 @@ pub(crate) struct Pending {
 pub(crate) struct Session {
     pub(crate) device: Arc<Device>,
     pub(crate) keys: SessionKeys,
+    /// What its readings are named by: the head of its HELLO's digest (R96).
+    pub(crate) hello: [u8; HELLO_NAME],
+    /// The counter of its HELLO.
+    pub(crate) fresh: u64,
     next_down: u32,
     pub(crate) window: ReplayWindow,
     /// Which of the readings that want confirmation are durable.
@@ -55,6 +63,8 @@ impl Session {
         Self {
             device,
             keys,
+            hello: ReadingId::early(&pending.hello).hello,
+            fresh: pending.fresh,
             next_down: 0,
             window: ReplayWindow::new(),
             stored: ReplayWindow::new(),
@@ -79,11 +89,47 @@ impl Session {
         }
     }
 
-    /// Something that only its receiver could know came back from where it was sent.
+    /// The first record of the session came, so that whoever sent it has ACCEPT (R71).
     pub(crate) fn prove_path(&mut self, sent_to: Destinations) {
         if sent_to.reached_only(self.path) {
             self.credit = None;
         }
+    }
+
+    /// Whoever sends from here has answered what was sent here (R110): this is the path now, for messages of any length.
+    pub(crate) fn proved(&mut self, path: Path) {
+        self.path = path;
+        self.credit = None;
+    }
+
+    /// Whether a message of this length has to wait until the path is proven (R71). Room for an acknowledgement is always
+    /// left: it is what the device waits for.
+    pub(crate) fn holds_back(&self, len: usize) -> bool {
+        self.credit.is_some_and(|credit| (credit as usize) < len + ACK_LEN)
+    }
+
+    /// Whether the gateway may send any length there.
+    pub(crate) fn is_proven(&self, path: Path) -> bool {
+        matches!(path, Path::Stream(_)) || (self.path == path && self.credit.is_none())
+    }
+
+    /// Adds a message that goes where a record came from, out of the bytes that it brought (R111); false when they do not
+    /// suffice or the sequence numbers are used up.
+    pub(crate) fn prepare_there(
+        &mut self,
+        id: SessionId,
+        path: Path,
+        budget: &mut usize,
+        message: Down<'_>,
+        unsealed: &mut Unsealed,
+    ) -> bool {
+        let mut text = Zeroizing::new([0; TEXT_MAX]);
+        let len = message.encode(text.as_mut_slice());
+        let Some(rest) = budget.checked_sub(DOWN_HEADER + len + TAG) else { return false };
+        let Some(header) = self.next_sequence() else { return false };
+        *budget = rest;
+        unsealed.push(id, path, header, &text[..len]);
+        true
     }
 
     /// Adds a message for the session's path to those of this turn; false when the path may get no more bytes or the
@@ -106,6 +152,10 @@ impl Session {
         if let Some(credit) = &mut self.credit {
             *credit = credit.checked_sub(u32::try_from(len).ok()?)?;
         }
+        self.next_sequence()
+    }
+
+    fn next_sequence(&mut self) -> Option<DownHeader> {
         let sequence = self.next_down;
         self.next_down = sequence.checked_add(1)?;
         Some(DownHeader { sequence })
@@ -116,6 +166,7 @@ impl Session {
         &mut self,
         id: SessionId,
         numbers: impl Iterator<Item = u32>,
+        nothing_waits: bool,
         unsealed: &mut Unsealed,
     ) {
         let mut ranges: ArrayVec<Range, RANGES_MAX> = ArrayVec::new();
@@ -129,15 +180,15 @@ impl Session {
                 }
                 _ => {
                     if ranges.is_full() {
-                        self.prepare(id, Down::ack(&ranges, false, &mut encoded), unsealed);
+                        self.prepare(id, Down::ack(&ranges, nothing_waits, &mut encoded), unsealed);
                         ranges.clear();
                     }
                     ranges.push(Range { first: number, count: 1 });
                 }
             }
         }
-        self.prepare(id, Down::ack(&ranges, false, &mut encoded), unsealed);
+        self.prepare(id, Down::ack(&ranges, nothing_waits, &mut encoded), unsealed);
     }
 }
 
-const _: () = assert!(size_of::<Session>() <= 192, "a session at rest is to be small");
+const _: () = assert!(size_of::<Session>() <= 216, "a session at rest is to be small");

@@ -6,6 +6,7 @@
 //!
 //! - each session is its device's live one, and confirmed, or its device's pending one, and is found by its HELLO;
 //! - nothing else is in either index;
+//! - of a device's last session that ended, what is needed when it sends a reading *again* is kept, and its id not reused;
 //! - the count of pending sessions is right.
 //!
 //! Nothing outside this file adds, removes or confirms a session. What a session says and hears is not its business.
@@ -14,7 +15,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use duet_protocol::identity::DeviceId;
-use duet_protocol::wire::SessionId;
+use duet_protocol::reading::ReadingId;
+use duet_protocol::replay::{Place, ReplayWindow};
+use duet_protocol::wire::{HELLO_NAME, SessionId};
 use rustc_hash::FxHashMap;
 
 use crate::random::Random;
@@ -33,6 +36,29 @@ struct Contact {
     live: Option<SessionId>,
     pending: Option<SessionId>,
     challenge: Option<Box<Challenge>>,
+    /// The session that was live before.
+    previous: Option<Box<Previous>>,
+}
+
+/// What is kept of a session that has ended: which of its readings came, in case the device sends one of them *again* in
+/// its next session (R76).
+pub(crate) struct Previous {
+    session: SessionId,
+    hello: [u8; HELLO_NAME],
+    window: ReplayWindow,
+    stored: ReplayWindow,
+    ended_us: u64,
+}
+
+/// What is known of a reading that a device sends again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// It is durable.
+    Stored,
+    /// It came, and storage has not answered yet.
+    OnItsWay,
+    /// It did not come, or so long ago that nobody remembers.
+    No,
 }
 
 /// All sessions of a shard.
@@ -43,6 +69,9 @@ pub(crate) struct Sessions {
     contacts: HashMap<DeviceId, Contact>,
     /// Pending sessions by their HELLO's digest and path kind, for repeated HELLOs (R50).
     by_hello: HashMap<[u8; 32], SessionId>,
+    /// Whose session before the live one this was. Its id is not given to another one meanwhile: what storage answers late
+    /// must not be taken for somebody else's.
+    ended: FxHashMap<SessionId, DeviceId>,
 }
 
 /// What ended, and what it leaves to be done.
@@ -101,10 +130,23 @@ impl Sessions {
             self.by_hello.remove(&pending.hello);
         }
         if let Entry::Occupied(mut contact) = self.contacts.entry(session.device.credential.id) {
-            let Contact { live, pending, challenge } = contact.get_mut();
+            let Contact { live, pending, challenge, previous } = contact.get_mut();
             *live = live.filter(|live| *live != id);
             *pending = pending.filter(|pending| *pending != id);
-            if live.is_none() && pending.is_none() && challenge.is_none() {
+            if session.pending.is_none() {
+                let Session { hello, window, stored, last_record_us, .. } = *session;
+                let ended =
+                    Previous { session: id, hello, window, stored, ended_us: last_record_us };
+                if let Some(before) = previous.replace(Box::new(ended)) {
+                    self.ended.remove(&before.session);
+                }
+                self.ended.insert(id, session.device.credential.id);
+            }
+            if live.is_none()
+                && pending.is_none()
+                && challenge.is_none()
+                && previous.is_none()
+            {
                 contact.remove();
             }
         }
@@ -161,8 +203,46 @@ impl Sessions {
         (0..64).find_map(|_| {
             let [a, b, c] = random.bytes();
             let id = SessionId(u32::from_be_bytes([slot, a, b, c]));
-            (!self.all.contains_key(&id) && !taken(id)).then_some(id)
+            let free = !self.all.contains_key(&id) && !self.ended.contains_key(&id) && !taken(id);
+            free.then_some(id)
         })
+    }
+
+    // ---- readings that are sent again
+
+    /// What the device's live session and the one before know of a reading.
+    pub(crate) fn known(&self, device: &DeviceId, id: ReadingId) -> Known {
+        let Some(contact) = self.contacts.get(device) else { return Known::No };
+        let live = contact.live.and_then(|live| self.all.get(&live));
+        let live = live.map(|live| (live.hello, live.window, live.stored));
+        let before = contact.previous.as_ref();
+        let before = before.map(|before| (before.hello, before.window, before.stored));
+        let found = live.into_iter().chain(before).find(|(hello, ..)| *hello == id.hello);
+        match found {
+            Some((_, _, stored)) if stored.place(id.sequence) == Place::Repeated => Known::Stored,
+            Some((_, window, _)) if window.place(id.sequence) == Place::Repeated => Known::OnItsWay,
+            _ => Known::No,
+        }
+    }
+
+    /// Storage has answered for a reading. Whether its session is to acknowledge it: it is there, and the reading durable.
+    pub(crate) fn settle(&mut self, id: SessionId, sequence: u32, durable: bool) -> bool {
+        let (window, stored, there) = if let Some(session) = self.all.get_mut(&id) {
+            (&mut session.window, &mut session.stored, true)
+        } else if let Some(previous) = self.ended.get(&id).and_then(|device| {
+            let previous = self.contacts.get_mut(device)?.previous.as_deref_mut();
+            previous.filter(|previous| previous.session == id)
+        }) {
+            (&mut previous.window, &mut previous.stored, false)
+        } else {
+            return false;
+        };
+        if durable {
+            stored.take(sequence);
+        } else {
+            window.give_back(sequence);
+        }
+        there && durable
     }
 
     // ---- challenges
@@ -188,8 +268,11 @@ impl Sessions {
 
     /// Forgets what is known of a device that has no session.
     pub(crate) fn forget(&mut self, device: &DeviceId) {
-        if self.of(device).next().is_none() {
-            self.contacts.remove(device);
+        if self.of(device).next().is_none()
+            && let Some(contact) = self.contacts.remove(device)
+            && let Some(previous) = contact.previous
+        {
+            self.ended.remove(&previous.session);
         }
     }
 
@@ -213,6 +296,20 @@ impl Sessions {
                 .is_some_and(|session| now.mono_us.saturating_sub(session.created_us) >= pending_us)
         };
         self.by_hello.values().filter(old).copied().collect()
+    }
+
+    /// Forgets what is kept of sessions that ended this long ago. Looks at every device.
+    pub(crate) fn forget_previous(&mut self, now: Now, after_us: u64) {
+        self.contacts.retain(|_, contact| {
+            let old = |one: &mut Box<Previous>| now.mono_us.saturating_sub(one.ended_us) >= after_us;
+            if let Some(old) = contact.previous.take_if(old) {
+                self.ended.remove(&old.session);
+            }
+            contact.live.is_some()
+                || contact.pending.is_some()
+                || contact.challenge.is_some()
+                || contact.previous.is_some()
+        });
     }
 
     /// The confirmed sessions that are over: silent for too long (R82), or too old. Looks at all of them.
@@ -256,5 +353,14 @@ impl Sessions {
             }
         }
         assert_eq!(listed, self.all.len(), "each session is named once");
+        let mut before = 0;
+        for (device, contact) in &self.contacts {
+            if let Some(previous) = &contact.previous {
+                assert_eq!(self.ended.get(&previous.session), Some(device), "found by its id");
+                assert!(!self.all.contains_key(&previous.session), "what has ended is not there");
+                before += 1;
+            }
+        }
+        assert_eq!(before, self.ended.len(), "each session before is named once");
     }
 }

@@ -16,12 +16,14 @@ use duet_aead::Gcm;
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::{DeviceId, Gateway};
 use duet_protocol::message::Down;
+use duet_protocol::reading::{EARLY_SEQUENCE, ReadingId};
 use duet_protocol::reason::DropReason;
 use duet_protocol::record::scrub_stack;
 use duet_protocol::wire::{Kind, SessionId};
 
 use self::commands::Commands;
 pub use self::commands::{Command, CommandFailure};
+use crate::early::Early;
 use crate::engine::Engine;
 use crate::hello_queue::HelloQueue;
 use crate::keys::Expanded;
@@ -30,12 +32,8 @@ use crate::records::Records;
 use crate::sessions::Sessions;
 use crate::streams::Streams;
 use crate::unsealed::Unsealed;
-use crate::{Directory, Handler, Now, Path, Random, StreamId, Transmit, shard_of};
+use crate::{Device, Directory, Handler, Now, Path, Random, StreamId, Transmit, shard_of};
 
-/// The highest `fresh` of a device that the gateway has not met (R42).
-const FIRST_FRESH_MAX: u64 = 1 << 48;
-/// The furthest that `fresh` may jump without a challenge (R42).
-const FRESH_JUMP_MAX: u64 = 1 << 40;
 /// The most hellos that are answered in one turn: larger batches gain little and keep records
 /// waiting.
 pub const BATCH_MAX: usize = 64;
@@ -84,18 +82,43 @@ pub struct Settings {
 pub struct Reading<'a> {
     /// The device's registered name.
     pub device: &'a str,
-    /// Its session.
+    /// The session that it came in, or that the HELLO around it would open. With `sequence` storage's answer names it.
     pub session: SessionId,
-    /// The record's number in the session.
+    /// The record's number in the session; [`EARLY_SEQUENCE`] inside a HELLO.
     pub sequence: u32,
+    /// Names the reading for ever among its device's (R96).
+    pub id: ReadingId,
+    /// Whether the device says that it sent it before, under `id`.
+    pub again: bool,
+    /// What becomes true of the device once the reading is durable, and must be stored with it (R101).
+    pub commit: Option<Commit>,
     /// Which of the device's sources.
     pub channel: u16,
-    /// When it was measured, milliseconds since 1970: arrival less the age that the device gave.
-    pub time_ms: u64,
+    /// When it came, milliseconds since 1970.
+    pub received_ms: u64,
+    /// When it was measured: the same, less the age that the device gave.
+    pub measured_ms: u64,
     /// The measurement.
     pub payload: &'a [u8],
     /// Whether the device waits until it is durable.
     pub confirm: bool,
+}
+
+/// What a reading that came inside a HELLO, or *again*, commits to beside itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The first bytes of the fingerprint of the device's credential.
+    pub credential: [u8; 8],
+    /// The mark that the device has once the reading is durable.
+    pub mark: u64,
+}
+
+impl Commit {
+    pub(crate) fn of(device: &Device, mark: u64) -> Self {
+        let mut credential = [0; 8];
+        credential.copy_from_slice(&device.credential.fingerprint.0[..8]);
+        Self { credential, mark }
+    }
 }
 
 /// Takes readings towards durable storage.
@@ -116,8 +139,13 @@ pub enum Mail {
     NotStored(Vec<(SessionId, u32)>),
     /// This device may no longer be connected.
     Revoked(DeviceId),
-    /// A connected device is to do something.
+    /// A device is to do something.
     Command(Command),
+    /// The command with this token, which this device was given, is not wanted any more.
+    WithdrawCommand(DeviceId, u64),
+    /// Whether commands may be queued outside that this shard has not been told of: then no device is told that nothing
+    /// waits for it.
+    CommandsBehind(bool),
     /// End every session and finish.
     Drain,
 }
@@ -125,12 +153,36 @@ pub enum Mail {
 /// What a shard has to tell whoever drives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// A [`Command`] went out in a record, whose token this is.
+    CommandSent {
+        /// The command's.
+        token: u64,
+        /// How often it has gone out by now.
+        times: u32,
+    },
     /// A [`Command`] has come to its end, whose token this is.
     CommandResult {
         /// The command's.
         token: u64,
         /// What the device answered, or why there is no answer.
         result: Result<Vec<u8>, CommandFailure>,
+        /// The record that brought the answer. Once the answer is recorded, [`Mail::Durable`] must name it: the device
+        /// repeats it until then.
+        record: Option<(SessionId, u32)>,
+    },
+    /// A device answers a command that is not open here: it was answered, is over, or somebody else gave it. This, too,
+    /// is to be met with [`Mail::Durable`] (R119).
+    UnexpectedResult {
+        /// The device.
+        device: DeviceId,
+        /// The command's number.
+        number: u32,
+        /// Zero for success; other values are the device's own.
+        status: u8,
+        /// What the device answered.
+        output: Vec<u8>,
+        /// The record that brought it.
+        record: (SessionId, u32),
     },
     /// This turn answered a batch of hellos.
     HellosAnswered {
@@ -146,14 +198,22 @@ pub enum Event {
 pub struct Counts {
     /// Discarded inputs, at the place of their reason in [`DropReason::ALL`].
     pub drops: [u64; DropReason::ALL.len()],
+    /// HELLOs whose proof verified.
+    pub proven: u64,
+    /// CHALLENGEs sent.
+    pub challenges: u64,
     /// ACCEPTs made (not repeated ones).
     pub accepts: u64,
     /// Those of them to devices that hold the certificate that is being retired.
     pub accepts_retiring: u64,
     /// Sessions confirmed by their first valid record.
     pub confirmed: u64,
-    /// Readings taken.
+    /// Readings taken, those inside HELLOs included.
     pub readings: u64,
+    /// Readings taken that came inside HELLOs.
+    pub readings_early: u64,
+    /// Readings that came *again* and were acknowledged without being stored once more.
+    pub readings_known: u64,
     /// RESETs sent.
     pub resets: u64,
     /// Messages that were not sent, since too many waited already.
@@ -165,7 +225,7 @@ pub struct Counts {
 /// Messages, closed streams and mail go in by the `handle_*` methods of [`Handler`]; after the input of a turn
 /// [`handle_turn`](Handler::handle_turn) answers it. Then whoever drives it asks `poll_transmit`, `poll_close` and
 /// [`poll_event`](Self::poll_event) until each has nothing more. Nothing in here blocks, and no input makes it panic.
-pub struct Shard<E, S> {
+pub struct Shard<E: Engine, S> {
     settings: Settings,
     directory: Arc<dyn Directory>,
     engine: E,
@@ -174,6 +234,8 @@ pub struct Shard<E, S> {
     sessions: Sessions,
     /// Hellos that wait for the next batch.
     hellos: HelloQueue,
+    /// Readings from HELLOs on their way to storage, and the handshakes that wait for them.
+    early: Early<E::PointTable>,
     /// Records of this turn, opened at its end as one batch.
     records: Records,
     /// Room for the keys of a batch of records.
@@ -208,7 +270,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         directory: Arc<dyn Directory>,
         engine: E,
         sink: S,
-        mut random: Random,
+        random: Random,
     ) -> Self {
         Self {
             settings,
@@ -217,11 +279,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             sink,
             sessions: Sessions::default(),
             hellos: HelloQueue::default(),
+            early: Early::default(),
             records: Records::default(),
             expanded: Expanded::default(),
             acking: Vec::new(),
             unsealed: Unsealed::default(),
-            commands: Commands::new(u32::from_be_bytes(random.bytes())),
+            commands: Commands::default(),
             random,
             out: Outbox::default(),
             events: VecDeque::new(),
@@ -272,6 +335,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     #[cfg(any(test, feature = "testing"))]
     pub fn check(&self) {
         self.sessions.check();
+        self.early.check();
     }
 
     /// R91: one reason for each input. R88, R89: its stream is closed, always after the same time,
@@ -326,8 +390,24 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             self.next_idle_scan_us = now.mono_us + (idle_us / 60).clamp(1_000_000, 60_000_000);
             let lifetime_us = u64::from(lifetime_s) * 1_000_000;
             over.extend(self.sessions.idle_for(now, idle_us, lifetime_us));
+            self.sessions.forget_previous(now, idle_us);
         }
         over.into_iter().for_each(|id| self.end(id));
+    }
+
+    /// Storage has answered for a reading.
+    fn settle(&mut self, token: (SessionId, u32), durable: bool) {
+        // R101: the stored reading itself says what becomes true of its device.
+        if let Some(commit) = self.early.settle(token, durable)
+            && durable
+        {
+            commit.device.committed(commit.mark, commit.id);
+            self.directory.save_later(&commit.device);
+        }
+        let (id, sequence) = token;
+        if sequence != EARLY_SEQUENCE && self.sessions.settle(id, sequence, durable) {
+            self.acking.push(token);
+        }
     }
 
     /// Acknowledges what has become durable, session by session.
@@ -338,7 +418,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let id = durable[0].0;
             if let Some(session) = self.sessions.find_mut(id) {
                 let numbers = durable.iter().map(|(_, sequence)| *sequence);
-                session.prepare_acks(id, numbers, &mut self.unsealed);
+                let nothing_waits = self.commands.nothing_waits(&session.device.credential.id);
+                session.prepare_acks(id, numbers, nothing_waits, &mut self.unsealed);
             }
         }
         self.acking.clear();
@@ -373,27 +454,20 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
 
     fn handle_mail(&mut self, now: Now, mail: Mail) {
         match mail {
+            // R74: only what is durable is acknowledged.
             Mail::Durable(readings) => {
-                // R74: only what is durable is acknowledged.
-                for (id, sequence) in readings {
-                    if let Some(session) = self.sessions.find_mut(id) {
-                        session.stored.take(sequence);
-                        self.acking.push((id, sequence));
-                    }
-                }
+                readings.into_iter().for_each(|token| self.settle(token, true));
             }
             Mail::NotStored(readings) => {
-                for (id, sequence) in readings {
-                    if let Some(session) = self.sessions.find_mut(id) {
-                        session.window.give_back(sequence);
-                    }
-                }
+                readings.into_iter().for_each(|token| self.settle(token, false));
             }
             Mail::Revoked(device) => {
                 self.sessions.of(&device).for_each(|id| self.close_session(id));
                 self.sessions.forget(&device);
             }
             Mail::Command(command) => self.handle_command(now, command),
+            Mail::WithdrawCommand(device, token) => self.withdraw_command(&device, token),
+            Mail::CommandsBehind(behind) => self.commands.set_behind(behind),
             Mail::Drain => {
                 self.draining = true;
                 self.sessions.ids().into_iter().for_each(|id| self.close_session(id));
@@ -432,11 +506,15 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     }
 
     fn poll_timeout(&self) -> Option<u64> {
-        if !self.hellos.is_empty() {
+        if !self.hellos.is_empty() || !self.acking.is_empty() {
             return Some(0);
         }
         let close = self.streams.next_us();
-        [Some(self.next_second_us), self.commands.next_us(), close].into_iter().flatten().min()
+        let early = self.early.next_us();
+        [Some(self.next_second_us), self.commands.next_us(), close, early]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn is_finished(&self) -> bool {

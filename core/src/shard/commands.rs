@@ -1,31 +1,44 @@
-//! Commands: to a connected device, again until its result comes or the time is over.
+//! Commands on their way to devices: each goes out when its device has a session, and again until its result comes or its
+//! time is over.
+//!
+//! Whoever queues commands lies outside and gives a shard at most one for each device (R80), whether the device is connected
+//! or asleep. What becomes of it comes back as an [`Event`]. Nothing here outlives the process.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use duet_protocol::identity::DeviceId;
 use duet_protocol::message::{Down, PAYLOAD_MAX};
+use duet_protocol::wire::{DOWN_HEADER, SessionId, TAG};
 use thiserror::Error;
 
 use super::{Event, Shard, Sink};
 use crate::Now;
-use crate::destinations::Destinations;
 use crate::engine::Engine;
 
-/// The most commands that wait for their results.
-const COMMANDS_MAX: usize = 4_096;
+/// The most commands that a shard holds.
+const COMMANDS_MAX: usize = 1 << 20;
+/// After how long a command goes out again, µs (R79).
+const RESEND_US: u64 = 1_000_000;
+/// What a command's record costs beside the payload: header, type, number, tag.
+const OVERHEAD: usize = DOWN_HEADER + 1 + 4 + TAG;
 
-/// A command on its way to a connected device.
+/// A command for a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
-    /// Chosen by whoever gives the command, to know its [result](Event::CommandResult) by.
+    /// Chosen by whoever gives the command, to know its [result](Event::CommandResult) by. A command with the token of
+    /// one that is open takes its place.
     pub token: u64,
     /// To whom.
     pub device: DeviceId,
+    /// Its number, given once, when it was queued: higher than that of any command before for this device (R116).
+    pub number: u32,
     /// What to do, at most [`PAYLOAD_MAX`] bytes.
     pub payload: Vec<u8>,
     /// How long to wait for the result.
     pub timeout: Duration,
+    /// Whether it waits for a device that has no session now.
+    pub patient: bool,
 }
 
 /// Why a command has no result.
@@ -48,89 +61,182 @@ pub enum CommandFailure {
     Reported(u8),
 }
 
-/// A command that its device has not answered. A device has at most one (R80).
-pub(super) struct OpenCommand {
-    pub(super) command: Command,
-    pub(super) sent_to: Destinations,
+/// A command that its device has not answered.
+struct OpenCommand {
+    command: Command,
     until_us: u64,
-    resend_us: u64,
+    /// When it goes out next; `None` while it waits for a record of its device.
+    send_us: Option<u64>,
+    times: u32,
 }
 
-/// The open commands of a shard, by the numbers that devices know them by.
+impl OpenCommand {
+    fn due_us(&self) -> u64 {
+        self.send_us.map_or(self.until_us, |send_us| send_us.min(self.until_us))
+    }
+}
+
+/// The open commands of a shard, by the devices that they are for.
+#[derive(Default)]
 pub(super) struct Commands {
-    open: HashMap<u32, OpenCommand>,
-    next: u32,
+    open: HashMap<DeviceId, OpenCommand>,
+    /// When each is to be looked at, the earliest first.
+    due: BTreeSet<(u64, DeviceId)>,
+    /// Whether commands may be queued outside that this shard has not been told of.
+    behind: bool,
 }
 
 impl Commands {
-    /// None yet; the first number is to be random, since devices remember numbers across restarts of the gateway.
-    pub(super) fn new(first: u32) -> Self {
-        Self { open: HashMap::new(), next: first }
-    }
-
     /// When to look at them next, µs.
     pub(super) fn next_us(&self) -> Option<u64> {
-        self.open.values().map(|open| open.resend_us.min(open.until_us)).min()
+        self.due.first().map(|(due_us, _)| *due_us)
     }
 
-    /// Takes out the command that this device was given under this number.
-    pub(super) fn take(&mut self, number: u32, device: DeviceId) -> Option<OpenCommand> {
-        self.open.get(&number).filter(|open| open.command.device == device)?;
-        self.open.remove(&number)
+    /// Whether a device may be told that no command waits for it (R113).
+    pub(super) fn nothing_waits(&self, device: &DeviceId) -> bool {
+        !self.behind && !self.open.contains_key(device)
+    }
+
+    pub(super) fn set_behind(&mut self, behind: bool) {
+        self.behind = behind;
+    }
+
+    /// How long the record of the device's open command is, if there is one.
+    pub(super) fn record_len(&self, device: &DeviceId) -> Option<usize> {
+        self.open.get(device).map(|open| OVERHEAD + open.command.payload.len())
+    }
+
+    /// The device was heard: its command goes out in this turn. One that has gone out already waits for its time, unless
+    /// it is to go `anew`, over a session or a path that it has not gone over.
+    pub(super) fn wake(&mut self, now: Now, device: &DeviceId, anew: bool) {
+        self.change(device, |open| {
+            if anew || open.send_us.is_none() {
+                open.send_us = Some(now.mono_us);
+            }
+        });
+    }
+
+    fn change(&mut self, device: &DeviceId, change: impl FnOnce(&mut OpenCommand)) {
+        if let Some(open) = self.open.get_mut(device) {
+            self.due.remove(&(open.due_us(), *device));
+            change(open);
+            self.due.insert((open.due_us(), *device));
+        }
+    }
+
+    fn insert(&mut self, open: OpenCommand) {
+        let device = open.command.device;
+        self.remove(&device);
+        self.due.insert((open.due_us(), device));
+        self.open.insert(device, open);
+    }
+
+    fn remove(&mut self, device: &DeviceId) -> Option<OpenCommand> {
+        let open = self.open.remove(device)?;
+        self.due.remove(&(open.due_us(), *device));
+        Some(open)
     }
 }
 
 impl<E: Engine, S: Sink> Shard<E, S> {
     pub(super) fn handle_command(&mut self, now: Now, command: Command) {
-        let Commands { open, next } = &mut self.commands;
+        let open = self.commands.open.get(&command.device);
         let failure = if command.payload.len() > PAYLOAD_MAX {
             Some(CommandFailure::TooLong)
-        } else if self.sessions.live_of(&command.device).is_none() {
+        } else if !command.patient && self.sessions.live_of(&command.device).is_none() {
             // R48: nothing is sent in a session that no record has confirmed.
             Some(CommandFailure::NotConnected)
-        } else if open.len() >= COMMANDS_MAX
-            // R80: the device remembers one command only.
-            || open.values().any(|open| open.command.device == command.device)
+        } else if open.is_some_and(|open| open.command.token != command.token)
+            || self.commands.open.len() >= COMMANDS_MAX
         {
             Some(CommandFailure::Busy)
         } else {
             None
         };
         if let Some(failure) = failure {
-            return self.end_command(command.token, Err(failure));
+            return self.end_command(command.token, Err(failure), None);
         }
         let timeout = u64::try_from(command.timeout.as_micros()).unwrap_or(u64::MAX);
         let until_us = now.mono_us.saturating_add(timeout);
-        let sent_to = Destinations::default();
-        open.insert(*next, OpenCommand { command, sent_to, until_us, resend_us: now.mono_us });
-        *next = next.wrapping_add(1);
+        let times = open.map_or(0, |open| open.times);
+        let send_us = Some(now.mono_us);
+        self.commands.insert(OpenCommand { command, until_us, send_us, times });
     }
 
-    pub(super) fn end_command(&mut self, token: u64, result: Result<Vec<u8>, CommandFailure>) {
-        self.events.push_back(Event::CommandResult { token, result });
+    /// Nobody waits for this command any more.
+    pub(super) fn withdraw_command(&mut self, device: &DeviceId, token: u64) {
+        if self.commands.open.get(device).is_some_and(|open| open.command.token == token) {
+            self.commands.remove(device);
+        }
+    }
+
+    fn end_command(
+        &mut self,
+        token: u64,
+        result: Result<Vec<u8>, CommandFailure>,
+        record: Option<(SessionId, u32)>,
+    ) {
+        self.events.push_back(Event::CommandResult { token, result, record });
+    }
+
+    /// A device says what came of a command.
+    pub(super) fn handle_result(
+        &mut self,
+        device: DeviceId,
+        number: u32,
+        status: u8,
+        payload: &[u8],
+        record: (SessionId, u32),
+    ) {
+        let open = self.commands.open.get(&device);
+        if open.is_some_and(|open| open.command.number == number)
+            && let Some(open) = self.commands.remove(&device)
+        {
+            let result = match status {
+                0 => Ok(payload.to_vec()),
+                status => Err(CommandFailure::Reported(status)),
+            };
+            self.end_command(open.command.token, result, Some(record));
+        } else {
+            let output = payload.to_vec();
+            self.events.push_back(Event::UnexpectedResult {
+                device,
+                number,
+                status,
+                output,
+                record,
+            });
+        }
     }
 
     /// Sends what is due, and again each second until its result or its time is there (R79).
     pub(super) fn send_commands(&mut self, now: Now) {
-        let over = self.commands.open.extract_if(|_, open| open.until_us <= now.mono_us);
-        self.events.extend(over.map(|(_, open)| Event::CommandResult {
-            token: open.command.token,
-            result: Err(CommandFailure::TimedOut),
-        }));
-        for (number, open) in &mut self.commands.open {
-            if open.resend_us > now.mono_us {
+        while let Some((due_us, device)) = self.commands.due.first().copied() {
+            if due_us > now.mono_us {
+                break;
+            }
+            let Some(mut open) = self.commands.remove(&device) else { break };
+            let token = open.command.token;
+            if open.until_us <= now.mono_us {
+                self.end_command(token, Err(CommandFailure::TimedOut), None);
                 continue;
             }
-            open.resend_us = now.mono_us + 1_000_000;
-            // The session may be another one than when the command was given.
-            if let Some(id) = self.sessions.live_of(&open.command.device)
+            // The session may be another one than when the command was given. Without one, or where the path may not
+            // get it yet, it waits for the device's next record.
+            open.send_us = None;
+            if let Some(id) = self.sessions.live_of(&device)
                 && let Some(session) = self.sessions.find_mut(id)
+                && !session.holds_back(OVERHEAD + open.command.payload.len())
             {
-                let down = Down::Command { command: *number, payload: &open.command.payload };
+                let Command { number, payload, .. } = &open.command;
+                let down = Down::Command { command: *number, payload };
                 if session.prepare(id, down, &mut self.unsealed) {
-                    open.sent_to.add(session.path);
+                    open.send_us = Some(now.mono_us + RESEND_US);
+                    open.times = open.times.saturating_add(1);
+                    self.events.push_back(Event::CommandSent { token, times: open.times });
                 }
             }
+            self.commands.insert(open);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use duet_protocol::ec::{SecretScalar, Signature};
 use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::Transport;
+use duet_protocol::reading::EARLY_SEQUENCE;
 use duet_protocol::reason::DropReason;
 use duet_protocol::responder::{Claim, Opened, Proven, Responding, Signing};
 use duet_protocol::schedule::{self, Grant};
@@ -13,12 +14,13 @@ use duet_protocol::wire::{Hello, SessionId};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use super::{BATCH_MAX, Event, FIRST_FRESH_MAX, FRESH_JUMP_MAX, GatewayKey, Shard, Sink};
+use super::{BATCH_MAX, Commit, Event, GatewayKey, Reading, Shard, Sink};
 use crate::destinations::Destinations;
+use crate::early::{InFlight, Paths, Waiting};
 use crate::engine::Engine;
 use crate::hello_queue::{Policy, Refusal};
 use crate::session::{Pending, Session};
-use crate::sessions::Challenge;
+use crate::sessions::{Challenge, Known};
 use crate::{Device, Now, Path};
 
 /// How long a challenge may be answered, µs.
@@ -46,24 +48,43 @@ struct Claimed {
     table: TableIndex,
 }
 
-/// A HELLO that a device made, which may have a session. Made by `verify_proofs`, taken by `agree`.
-struct Authorised {
-    path: Path,
+/// A HELLO that a device made, which may have a session. Made by `verify_proofs` or, where ACCEPT waited for a reading to
+/// be stored, by `go_on`; taken by `agree`.
+struct Authorised<T> {
+    paths: Paths,
     responding: Responding,
     granted: Granted,
     device: Arc<Device>,
     key: KeyIndex,
-    table: TableIndex,
+    table: Option<T>,
 }
 
 /// A HELLO whose answer lacks nothing but its signature. Made by `agree`, signed by `sign`, taken by `accept`.
 struct Answered {
-    path: Path,
+    paths: Paths,
     signing: Signing,
     signature: Signature,
     granted: Granted,
     device: Arc<Device>,
     key: KeyIndex,
+}
+
+/// What becomes of a proven HELLO.
+enum Verdict {
+    /// It is granted: this device may have a session.
+    Grant(Arc<Device>),
+    /// It is met with a challenge: it proves who made it, but not when.
+    Challenge(Arc<Device>),
+}
+
+/// What becomes of the reading in a granted HELLO.
+enum EarlyVerdict {
+    /// It is durable, from before.
+    Stored,
+    /// It goes to storage now, and ACCEPT waits for the answer.
+    Store,
+    /// There is none, or it is to come as a record.
+    Leave,
 }
 
 impl<E: Engine, S: Sink> Shard<E, S> {
@@ -84,6 +105,10 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             self.out.push(path, pending.accept.as_slice());
             return Ok(());
         }
+        // R98: it is answered when its reading is.
+        if self.early.came_again(&hello.digest, path) {
+            return Ok(());
+        }
         let policy = Policy {
             node_key: &self.settings.node_key,
             retry_from: self.settings.retry_from,
@@ -98,26 +123,51 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// Answers the oldest hellos: decapsulate, open, look up, verify, agree, sign, each as one
-    /// batch. What is left over has its turn after the records that came meanwhile.
+    /// batch. What is left over has its turn after the records that came meanwhile. Those whose readings
+    /// storage has answered join the second half.
     pub(super) fn answer_hellos(&mut self, now: Now) {
-        let Some(oldest_us) = self.hellos.oldest_us() else { return };
-        let waited_us = now.mono_us.saturating_sub(oldest_us);
-        let hellos = self.hellos.take(now, BATCH_MAX);
-        let count = hellos.len();
-        let unproven = |(path, hello): &&(Path, Hello)| {
-            matches!(path, Path::Datagram(_)) && hello.cookie().is_none()
-        };
-        let unproven = hellos.iter().filter(unproven).count() as u64;
-        let before = self.counts.accepts;
-        let (claims, tables) = self.open_hellos(now, hellos);
-        let authorised = self.verify_proofs(now, claims);
-        let mut answered = self.agree(now, authorised, &tables);
+        let mut authorised = self.go_on(now);
+        if let Some(oldest_us) = self.hellos.oldest_us() {
+            let waited_us = now.mono_us.saturating_sub(oldest_us);
+            let hellos = self.hellos.take(now, BATCH_MAX);
+            let count = hellos.len();
+            let unproven = |(path, hello): &&(Path, Hello)| {
+                matches!(path, Path::Datagram(_)) && hello.cookie().is_none()
+            };
+            let unproven = hellos.iter().filter(unproven).count() as u64;
+            let proven_before = self.counts.proven;
+            let (claims, tables) = self.open_hellos(now, hellos);
+            authorised.extend(self.verify_proofs(now, claims, tables));
+            // Whoever proved himself was worth the work, whatever he is answered.
+            let proven = self.counts.proven - proven_before;
+            self.hellos.count_worthless(now, unproven.min(count as u64 - proven));
+            self.events.push_back(Event::HellosAnswered { count, waited_us });
+        } else if authorised.is_empty() {
+            return;
+        }
+        let mut answered = self.agree(now, authorised);
         self.sign(&mut answered);
         self.accept(now, answered);
-        let accepted = self.counts.accepts - before;
-        self.hellos.count_worthless(now, unproven.min(count as u64 - accepted));
         self.scrub = true;
-        self.events.push_back(Event::HellosAnswered { count, waited_us });
+    }
+
+    /// The handshakes that have waited for their readings, and go on with what storage said, or without.
+    fn go_on(&mut self, now: Now) -> Vec<Authorised<E::PointTable>> {
+        let mut authorised = Vec::new();
+        for waiting in self.early.take_due(now.mono_us) {
+            let Waiting { paths, proven, device, key, table, session, stored } = *waiting;
+            let Some(path) = paths.first().copied() else { continue };
+            // What happened while it waited may have overtaken it.
+            if device.is_revoked() {
+                self.discard(now, path, DropReason::Proof);
+            } else if self.is_overtaken(&proven) {
+                self.challenge(now, path, &proven, device.mark());
+            } else {
+                let (responding, granted) = self.grant(now, *proven, &device, session, stored);
+                authorised.push(Authorised { paths, responding, granted, device, key, table });
+            }
+        }
+        authorised
     }
 
     /// Decapsulates and opens, and looks up who each one claims to be.
@@ -164,65 +214,134 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// Verifies every proof, and authorises who may enter. Before, a HELLO changes nothing (R40).
-    fn verify_proofs(&mut self, now: Now, claims: Vec<Claimed>) -> Vec<Authorised> {
+    fn verify_proofs(
+        &mut self,
+        now: Now,
+        claims: Vec<Claimed>,
+        tables: Vec<E::PointTable>,
+    ) -> Vec<Authorised<E::PointTable>> {
+        let mut tables: Vec<_> = tables.into_iter().map(Some).collect();
         let tasks: Vec<_> = claims.iter().filter_map(|one| one.claim.verify_task()).collect();
         let mut verdicts = self.engine.verify(&tasks).into_iter();
         let mut authorised = Vec::with_capacity(claims.len());
         let mut met = Vec::new();
-        let mut batch = HashMap::new();
-        let mut taken = HashSet::new();
+        let mut batch = Batch::default();
         for Claimed { path, claim, device, key, table } in claims {
             let signer = claim.verify_task().map(|task| task.key);
             let verdict = signer.is_none() || verdicts.next().unwrap_or(false);
-            let proven = claim.verified(verdict);
-            match proven.and_then(|proven| self.authorise(now, path, proven, device, &batch)) {
-                Ok(Some((proven, device))) => {
-                    met.extend(signer);
-                    batch.insert(proven.id(), proven.fresh());
-                    match self.grant(proven, &mut taken) {
-                        Some((responding, granted)) => authorised.push(Authorised {
-                            path,
-                            responding,
-                            granted,
-                            device,
-                            key,
-                            table,
-                        }),
-                        None => self.discard(now, path, DropReason::SessionsFull),
-                    }
+            let verdict = claim.verified(verdict).and_then(|proven| {
+                self.counts.proven += 1;
+                Ok((self.authorise(now, &proven, device, &batch)?, proven))
+            });
+            let (device, proven) = match verdict {
+                Ok((Verdict::Grant(device), proven)) => (device, proven),
+                Ok((Verdict::Challenge(device), proven)) => {
+                    self.challenge(now, path, &proven, device.mark());
+                    continue;
                 }
-                Ok(None) => {}
-                Err(reason) => self.discard(now, path, reason),
-            }
+                Err(reason) => {
+                    self.discard(now, path, reason);
+                    continue;
+                }
+            };
+            let taken = |id| batch.sessions.contains(&id) || self.early.will_open(id);
+            let slot = proven.hello().slot();
+            let Some(session) = self.sessions.vacant_id(slot, &mut self.random, taken) else {
+                self.discard(now, path, DropReason::SessionsFull);
+                continue;
+            };
+            met.extend(signer);
+            let mut paths = Paths::new();
+            paths.push(path);
+            let table = tables[table].take();
+            let stored = match self.early_verdict(&proven, &device) {
+                EarlyVerdict::Store => {
+                    self.store_early(now, &proven, &device, session);
+                    let proven = Box::new(proven);
+                    let stored = false;
+                    let waiting = Waiting { paths, proven, device, key, table, session, stored };
+                    self.early.wait(now.mono_us, waiting);
+                    continue;
+                }
+                EarlyVerdict::Stored => true,
+                EarlyVerdict::Leave => false,
+            };
+            batch.sessions.insert(session);
+            batch.granted.insert(proven.id(), (proven.fresh(), proven.challenge().is_some()));
+            let (responding, granted) = self.grant(now, proven, &device, session, stored);
+            authorised.push(Authorised { paths, responding, granted, device, key, table });
         }
         self.engine.remember(&met);
         authorised
+    }
+
+    /// What becomes of the reading in a HELLO that is granted.
+    fn early_verdict(&mut self, proven: &Proven, device: &Device) -> EarlyVerdict {
+        let Some(reading) = proven.reading() else { return EarlyVerdict::Leave };
+        let id = device.credential.id;
+        let known = reading.again && self.sessions.known(&id, reading.id) == Known::Stored;
+        // R99.
+        if device.last() == Some(reading.id) || known {
+            self.counts.readings_known += 1;
+            return EarlyVerdict::Stored;
+        }
+        // R97, R98.
+        let answered = proven.challenge().is_some();
+        let taken = device.freshness().takes_reading(proven.fresh(), answered);
+        let room = self.sessions.pending() + self.early.waiting() < self.settings.pending_max;
+        if taken && room && self.early.of(&id).is_none() {
+            EarlyVerdict::Store
+        } else {
+            EarlyVerdict::Leave
+        }
+    }
+
+    /// Hands the reading of a HELLO to storage, with what it commits to (R95, R101).
+    fn store_early(&mut self, now: Now, proven: &Proven, device: &Arc<Device>, session: SessionId) {
+        let Some(reading) = proven.reading() else { return };
+        let mark = device.freshness().raised(proven.fresh()).get();
+        self.counts.readings += 1;
+        self.counts.readings_early += 1;
+        self.sink.take(&Reading {
+            device: &device.name,
+            session,
+            sequence: EARLY_SEQUENCE,
+            id: reading.id,
+            again: reading.again,
+            commit: Some(Commit::of(device, mark)),
+            channel: reading.channel,
+            received_ms: now.unix_ms,
+            measured_ms: now.unix_ms.saturating_sub(reading.age_ms.unwrap_or(0).into()),
+            payload: reading.payload,
+            confirm: true,
+        });
+        let (token, device) = ((session, EARLY_SEQUENCE), Arc::clone(device));
+        self.early.begin(InFlight { token, device, id: reading.id, mark });
     }
 
     /// Draws each answer's ephemeral key, where its profile has one, and derives the session's keys.
     fn agree(
         &mut self,
         now: Now,
-        authorised: Vec<Authorised>,
-        tables: &[E::PointTable],
+        authorised: Vec<Authorised<E::PointTable>>,
     ) -> Vec<Answered> {
         let tasks: Vec<_> = authorised
             .iter()
             .filter_map(|one| {
-                let table = one.responding.peer_is_hello().then(|| &tables[one.table]);
+                let table = one.table.as_ref().filter(|_| one.responding.peer_is_hello());
                 Some((one.responding.task()?, table))
             })
             .collect();
         let mut answers = self.engine.encapsulate(&tasks).into_iter();
         let mut answered = Vec::with_capacity(authorised.len());
-        for Authorised { path, responding, granted, device, key, .. } in authorised {
+        for Authorised { paths, responding, granted, device, key, .. } in authorised {
             let answer = responding.task().and_then(|_| answers.next().flatten());
             if responding.task().is_some() && answer.is_none() {
-                self.discard(now, path, DropReason::Point);
+                paths.into_iter().for_each(|path| self.discard(now, path, DropReason::Point));
                 continue;
             }
             let signing = responding.agreed(answer);
-            answered.push(Answered { path, signing, signature: [0; 64], granted, device, key });
+            answered.push(Answered { paths, signing, signature: [0; 64], granted, device, key });
         }
         answered
     }
@@ -249,31 +368,33 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 
     /// Makes the sessions and sends their ACCEPTs: the answer to a granted HELLO alone (R32).
     fn accept(&mut self, now: Now, answered: Vec<Answered>) {
-        for Answered { path, signing, signature, granted, device, key } in answered {
+        for Answered { paths, signing, signature, granted, device, key } in answered {
             let (accept, keys) = signing.signed(&signature);
-            self.out.push(path, accept.as_slice());
+            let Some(first) = paths.first().copied() else { continue };
             self.counts.accepts += 1;
             self.counts.accepts_retiring += u64::from(key > 0);
             let Granted { session: id, hello, fresh, challenged } = granted;
             let mut sent_to = Destinations::default();
-            sent_to.add(path);
+            for path in paths {
+                self.out.push(path, accept.as_slice());
+                sent_to.add(path);
+            }
             let pending = Pending { hello, accept, fresh, challenged, sent_to };
             // Two hellos of one device in one batch: the later one stands.
-            let session = Box::new(Session::new(device, keys, pending, path, now.mono_us));
+            let session = Box::new(Session::new(device, keys, pending, first, now.mono_us));
             self.sessions.grant(id, session);
         }
     }
 
     /// Profile, validity and freshness of a proven HELLO; `batch` holds what was authorised in this
-    /// batch before it. `None` when it was met with a challenge.
+    /// batch before it.
     fn authorise(
         &mut self,
         now: Now,
-        path: Path,
-        proven: Proven,
+        proven: &Proven,
         device: Option<Arc<Device>>,
-        batch: &HashMap<DeviceId, u64>,
-    ) -> Result<Option<(Proven, Arc<Device>)>, DropReason> {
+        batch: &Batch,
+    ) -> Result<Verdict, DropReason> {
         let device = device.ok_or(DropReason::Proof)?;
         let now_s = i64::try_from(now.unix_ms / 1_000).unwrap_or(i64::MAX);
         if !device.may_connect(now_s) {
@@ -284,35 +405,34 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             return Err(DropReason::NotAllowed);
         }
         let id = device.credential.id;
-        // R43: a challenged HELLO passes whatever its `fresh` is.
-        if let Some(answer) = proven.challenge() {
-            let expected = self.sessions.challenge(now, &id).ok_or(DropReason::Challenge)?;
-            if !bool::from(expected.value.ct_eq(answer)) {
-                return Err(DropReason::Challenge);
-            }
+        // R42, R43: a HELLO that answers the challenge passes whatever its `fresh` is.
+        let passes = if let Some(answer) = proven.challenge() {
+            let expected = self.sessions.challenge(now, &id);
+            expected.is_some_and(|expected| bool::from(expected.value.ct_eq(answer)))
         } else {
-            // R42; the mark is the credential's (R45).
-            let (fresh, mark) = (proven.fresh(), device.mark());
-            let reach =
-                if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
-            if fresh <= mark || fresh > reach {
-                self.challenge(now, path, &proven, mark);
-                return Ok(None);
-            }
-            // R46: only a greater `fresh` replaces a pending session.
-            let older = self.sessions.pending_of(&id).is_some_and(|pending| pending.fresh >= fresh);
-            if older || batch.get(&id).is_some_and(|earlier| *earlier >= fresh) {
-                return Err(DropReason::Stale);
-            }
+            device.freshness().passes(proven.fresh())
+        };
+        let in_batch = batch.granted.get(&id);
+        let overtaken = in_batch.is_some_and(|earlier| !replaces(proven, *earlier));
+        // R102: whoever has proved himself never meets silence for his counter.
+        if !passes || overtaken || self.is_overtaken(proven) {
+            return Ok(Verdict::Challenge(device));
         }
-        if self.sessions.len() + batch.len() >= self.settings.sessions_max {
+        let coming = batch.granted.len() + self.early.waiting();
+        if self.sessions.len() + coming >= self.settings.sessions_max {
             return Err(DropReason::SessionsFull);
         }
-        let replaces = self.sessions.pending_of(&id).is_some();
-        if self.sessions.pending() + batch.len() >= self.settings.pending_max && !replaces {
+        let replaced = self.sessions.pending_of(&id).is_some();
+        if self.sessions.pending() + coming >= self.settings.pending_max && !replaced {
             return Err(DropReason::PendingFull);
         }
-        Ok(Some((proven, device)))
+        Ok(Verdict::Grant(device))
+    }
+
+    /// R46: whether the device's pending session stands in the way of this HELLO.
+    fn is_overtaken(&self, proven: &Proven) -> bool {
+        let pending = self.sessions.pending_of(&proven.id());
+        pending.is_some_and(|pending| !replaces(proven, (pending.fresh, pending.challenged)))
     }
 
     /// Meets a HELLO with a challenge, which is given once and repeated (R57): whatever a stranger plays back, the device
@@ -325,19 +445,19 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             until_us: now.mono_us + CHALLENGE_US,
         });
         let message = proven.challenge_message(&challenge.value, mark, &self.random.bytes());
+        self.counts.challenges += 1;
         self.out.push(path, &message);
     }
 
-    /// Chooses the session's id and draws the secrets of its ACCEPT. `taken` holds the ids that were given in this batch:
-    /// their sessions do not exist yet.
+    /// Draws the secrets of an ACCEPT that opens this session.
     fn grant(
         &mut self,
+        now: Now,
         proven: Proven,
-        taken: &mut HashSet<SessionId>,
-    ) -> Option<(Responding, Granted)> {
-        let slot = proven.hello().slot();
-        let session = self.sessions.vacant_id(slot, &mut self.random, |id| taken.contains(&id))?;
-        taken.insert(session);
+        device: &Device,
+        session: SessionId,
+        stored: bool,
+    ) -> (Responding, Granted) {
         let granted = Granted {
             session,
             hello: proven.hello().digest,
@@ -346,9 +466,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         };
         let grant = Grant {
             session,
-            lifetime_s: self.settings.lifetime_s,
-            stored: false,
-            nothing_waits: false,
+            lifetime_s: device.lifetime_s(now, self.settings.lifetime_s),
+            stored,
+            nothing_waits: self.commands.nothing_waits(&device.credential.id),
             reset_token: schedule::reset_token(&self.settings.node_key, session),
         };
         // R30: fresh for each ACCEPT. Of all 32-byte strings, one in 2³² is no scalar.
@@ -357,6 +477,19 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 break scalar;
             }
         };
-        Some((proven.respond(grant, scalar, self.random.bytes()), granted))
+        (proven.respond(grant, scalar, self.random.bytes()), granted)
     }
+}
+
+/// What was granted in a batch so far: these sessions do not exist yet.
+#[derive(Default)]
+struct Batch {
+    sessions: HashSet<SessionId>,
+    /// For each device `fresh`, and whether it answered a challenge.
+    granted: HashMap<DeviceId, (u64, bool)>,
+}
+
+/// R46: whether a HELLO replaces a pending session with this `fresh`, which answered a challenge or not.
+fn replaces(proven: &Proven, (fresh, challenged): (u64, bool)) -> bool {
+    proven.challenge().is_some() || (!challenged && proven.fresh() > fresh)
 }

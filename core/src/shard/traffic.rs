@@ -1,19 +1,61 @@
 //! Records: opened as one batch a turn, then acted on in order of arrival.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use duet_protocol::message::{Down, Up};
+use duet_protocol::message::{Down, RANGES_MAX, Range, Up};
+use duet_protocol::reading::ReadingId;
 use duet_protocol::reason::DropReason;
 use duet_protocol::replay::Place;
 use duet_protocol::schedule;
 use duet_protocol::wire::{Reset, SessionId, TAG, UP_HEADER, UpHeader};
 
-use super::{CommandFailure, FIRST_FRESH_MAX, FRESH_JUMP_MAX, Reading, Shard, Sink};
+use super::{Commit, Reading, Shard, Sink};
+use crate::early::InFlight;
 use crate::engine::Engine;
+use crate::sessions::Known;
 use crate::{Now, Path};
+use subtle::ConstantTimeEq as _;
 
 /// What a record costs beside its text.
 const OVERHEAD: usize = UP_HEADER + TAG;
+/// How long a question to an address is asked in the same words, µs; the answer is good for as long again (R109).
+const PATH_EPOCH_US: u64 = 30_000_000;
+
+/// The question that shows whether a device receives at an address (R109); `ago` epochs ago.
+fn path_challenge(
+    node_key: &[u8; 32],
+    now: Now,
+    ago: u64,
+    session: SessionId,
+    address: SocketAddr,
+) -> [u8; 4] {
+    let epoch = (now.mono_us / PATH_EPOCH_US).wrapping_sub(ago);
+    let epoch = u32::try_from(epoch & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let mut place = [0; 18];
+    place[..16].copy_from_slice(&ip.octets());
+    place[16..].copy_from_slice(&address.port().to_be_bytes());
+    schedule::path_challenge(node_key, epoch, session, &place)
+}
+
+/// Whether this is what the gateway asked, in this epoch or the one before (R110).
+fn is_path_challenge(
+    node_key: &[u8; 32],
+    now: Now,
+    session: SessionId,
+    path: Path,
+    answer: [u8; 4],
+) -> bool {
+    let Path::Datagram(address) = path else { return false };
+    [0, 1].iter().fold(false, |found, ago| {
+        let asked = path_challenge(node_key, now, *ago, session, address);
+        found | bool::from(asked.ct_eq(&answer))
+    })
+}
 
 impl<E: Engine, S: Sink> Shard<E, S> {
     /// Takes a record for this turn's batch.
@@ -66,10 +108,19 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             return Err(DropReason::Proof);
         }
         let up = Up::decode(text);
+        let len = text.len() + OVERHEAD;
+        let device = session.device.credential.id;
+        let here = matches!(up, Ok(Up::Here { challenge }) if is_path_challenge(
+            &self.settings.node_key, now, id, path, challenge,
+        ));
         match session.window.place(header.sequence) {
             // R70.
             Place::Newest => {
-                session.arrive(path, text.len() + OVERHEAD);
+                let (from, confirmed) = (session.path, session.pending.is_none());
+                session.arrive(path, len);
+                if here {
+                    session.proved(path);
+                }
                 let stream = match path {
                     Path::Stream(stream) => Some(stream),
                     Path::Datagram(_) => None,
@@ -79,54 +130,134 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                     left.into_iter().for_each(|left| self.streams.leave(left));
                     stream.into_iter().for_each(|joined| self.streams.join(joined));
                 }
+                self.commands.wake(now, &device, here || from != path || !confirmed);
             }
             Place::Late => {}
             Place::TooOld => return Err(DropReason::Replay),
+            // R110: a copy of this record may have been faster.
+            Place::Repeated
+                if here && session.window.place(header.sequence + 1) == Place::Newest =>
+            {
+                session.proved(path);
+                self.commands.wake(now, &device, true);
+                return Ok(());
+            }
             Place::Repeated => {
                 // Its acknowledgement may have been lost: it is given again, the reading is not (R75).
                 let durable = session.stored.place(header.sequence) == Place::Repeated;
-                if durable && let Ok(Up::Reading { confirm: true, .. }) = up {
-                    self.acking.push((id, header.sequence));
-                }
+                let waits =
+                    matches!(up, Ok(Up::Reading { confirm: true, .. } | Up::Result { .. }));
+                self.answer_there(now, id, path, len, Some(header.sequence).filter(|_| durable && waits));
                 return Err(DropReason::Replay);
             }
         }
+        let newest = session.window.place(header.sequence) == Place::Newest;
         session.window.take(header.sequence);
         session.last_record_us = now.mono_us;
         self.confirm(id);
+        if !newest {
+            self.answer_there(now, id, path, len, None);
+        } else if let Some(session) = self.sessions.find_mut(id)
+            && let Path::Datagram(address) = path
+            && self.commands.record_len(&device).is_some_and(|len| session.holds_back(len))
+        {
+            // R111: once for each record, from the bytes that came.
+            let challenge = path_challenge(&self.settings.node_key, now, 0, id, address);
+            session.prepare(id, Down::Prove { challenge }, &mut self.unsealed);
+        }
         let Some(session) = self.sessions.find_mut(id) else { return Err(DropReason::Proof) };
         match up? {
-            Up::Reading { confirm, channel, age_ms, again: _, payload } => {
+            Up::Reading { confirm, channel, age_ms, again, payload } => {
+                let commit = if let Some(first) = again {
+                    // R100: a newer one was stored meanwhile.
+                    if session.fresh < session.device.mark() {
+                        return Err(DropReason::Stale);
+                    }
+                    let known = session.device.last() == Some(first);
+                    let known = if known { Known::Stored } else { self.sessions.known(&device, first) };
+                    if known == Known::Stored {
+                        self.counts.readings_known += 1;
+                        self.settle((id, header.sequence), true);
+                        return Ok(());
+                    }
+                    let Some(session) = self.sessions.find_mut(id) else { return Ok(()) };
+                    if known == Known::OnItsWay || self.early.of(&device).is_some() {
+                        // It counts as not come: the device repeats it.
+                        session.window.give_back(header.sequence);
+                        return Ok(());
+                    }
+                    let mark = session.device.mark();
+                    let (token, owner) = ((id, header.sequence), Arc::clone(&session.device));
+                    let commit = Commit::of(&owner, mark);
+                    self.early.begin(InFlight { token, device: owner, id: first, mark });
+                    Some(commit)
+                } else {
+                    None
+                };
+                let Some(session) = self.sessions.find_mut(id) else { return Ok(()) };
                 self.counts.readings += 1;
                 self.sink.take(&Reading {
                     device: &session.device.name,
                     session: id,
                     sequence: header.sequence,
+                    id: again
+                        .unwrap_or(ReadingId { hello: session.hello, sequence: header.sequence }),
+                    again: again.is_some(),
+                    commit,
                     channel,
-                    time_ms: now.unix_ms.saturating_sub(age_ms.unwrap_or(0).into()),
+                    received_ms: now.unix_ms,
+                    measured_ms: now.unix_ms.saturating_sub(age_ms.unwrap_or(0).into()),
                     payload,
                     confirm,
                 });
             }
             // R77.
             Up::Ping => {
-                session.prepare(id, Down::Pong { nothing_waits: None }, &mut self.unsealed);
+                let idle = self.commands.nothing_waits(&device);
+                let nothing_waits = idle.then_some(header.sequence);
+                session.prepare(id, Down::Pong { nothing_waits }, &mut self.unsealed);
             }
             Up::Result { command, status, payload } => {
-                let device = session.device.credential.id;
-                if let Some(open) = self.commands.take(command, device) {
-                    session.prove_path(open.sent_to);
-                    let result = match status {
-                        0 => Ok(payload.to_vec()),
-                        status => Err(CommandFailure::Reported(status)),
-                    };
-                    self.end_command(open.command.token, result);
-                }
+                self.handle_result(device, command, status, payload, (id, header.sequence));
             }
+            // What it proves is done above.
             Up::Here { .. } => {}
             Up::Close => self.end(id),
         }
         Ok(())
+    }
+
+    /// Answers a record that came again, or late, where it came from and out of the bytes that it brought: with the
+    /// acknowledgement of `durable`, and with the question whether the device receives there, if a command has to wait for
+    /// that (R111).
+    fn answer_there(
+        &mut self,
+        now: Now,
+        id: SessionId,
+        path: Path,
+        len: usize,
+        durable: Option<u32>,
+    ) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        if session.is_proven(path) && session.path == path {
+            self.acking.extend(durable.map(|sequence| (id, sequence)));
+            return;
+        }
+        let device = session.device.credential.id;
+        let mut budget = if matches!(path, Path::Stream(_)) { usize::MAX } else { len };
+        if let Some(first) = durable {
+            let nothing_waits = self.commands.nothing_waits(&device);
+            let (ranges, mut encoded) = ([Range { first, count: 1 }], [0; RANGES_MAX * 6]);
+            let ack = Down::ack(&ranges, nothing_waits, &mut encoded);
+            session.prepare_there(id, path, &mut budget, ack, &mut self.unsealed);
+        }
+        if let Path::Datagram(address) = path
+            && self.commands.record_len(&device).is_some()
+        {
+            let challenge = path_challenge(&self.settings.node_key, now, 0, id, address);
+            let prove = Down::Prove { challenge };
+            session.prepare_there(id, path, &mut budget, prove, &mut self.unsealed);
+        }
     }
 
     fn reset(&mut self, path: Path, id: SessionId, record: &[u8]) -> DropReason {
@@ -164,9 +295,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
         self.counts.confirmed += 1;
         // R44: as far as an unchallenged HELLO could, and no further.
-        let mark = device.mark();
-        let reach = if mark == 0 { FIRST_FRESH_MAX } else { mark.saturating_add(FRESH_JUMP_MAX) };
-        if device.raise_mark(confirmed.pending.fresh.min(reach)) {
+        if device.raise_mark(device.freshness().raised(confirmed.pending.fresh).get()) {
             self.directory.save_later(&device);
         }
     }

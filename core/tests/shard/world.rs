@@ -90,15 +90,15 @@ impl World {
     pub(crate) fn command(&mut self, token: u64, payload: &[u8], timeout_s: u64) {
         let timeout = std::time::Duration::from_secs(timeout_s);
         let command =
-            Command { token, device: DeviceId([1; 8]), payload: payload.to_vec(), timeout };
+            Command { token, device: DeviceId([1; 8]), number: u32::try_from(token).unwrap(), payload: payload.to_vec(), timeout, patient: false };
         self.shard.handle_mail(self.now, Mail::Command(command));
     }
 
     /// The next command that ended, and how.
     pub(crate) fn command_result(&mut self) -> Option<(u64, Result<Vec<u8>, CommandFailure>)> {
         std::iter::from_fn(|| self.shard.poll_event()).find_map(|event| match event {
-            ShardEvent::CommandResult { token, result } => Some((token, result)),
-            ShardEvent::HellosAnswered { .. } => None,
+            ShardEvent::CommandResult { token, result, .. } => Some((token, result)),
+            _ => None,
         })
     }
 
