@@ -2,6 +2,7 @@
 //! itself.
 
 mod host;
+mod marks;
 mod node_key;
 mod sink;
 
@@ -9,9 +10,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use duet_aead::Gcm;
 use duet_core::engine::Batched;
@@ -22,12 +24,13 @@ use duet_protocol::wire::Kind;
 use tokio::sync::{Notify, oneshot, watch};
 
 use self::host::{CommandResult, Gauges, Host, Waiting};
-pub use self::sink::reading_id;
+use self::marks::Marks;
+pub use self::marks::MarksError;
 use crate::admin::{CommandError, Driver, Fault, Gateway, Phase, Status};
 use crate::config::{self, Config};
 use crate::delivery::{Health, Retention, Spool, SpoolConfig, SpoolError, WhenFull};
 use crate::driver;
-use crate::registry::View;
+use crate::registry::{Registry, RegistryError, View};
 use crate::transport::{self, Bound, MailSender, TransportError, run_shard};
 
 /// Why the data plane could not start, or ended badly.
@@ -39,6 +42,12 @@ pub enum ServerError {
     /// The spool.
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// What readings in the spool say of their devices could not be read, or not be kept.
+    #[error("what stored readings say of their devices: {0}")]
+    Marks(#[from] MarksError),
     /// The node's own secret.
     #[error("{}: the node key cannot be used: {error}. With another key devices take longer to come back: restore the file from a backup if there is one", path.display())]
     NodeKey {
@@ -68,11 +77,15 @@ pub struct Server {
     stop: transport::Stop,
     ended: Arc<Notify>,
     spool: Spool,
+    /// The thread that copies marks from the spool, and what stops it.
+    marks: (mpsc::Sender<()>, JoinHandle<()>),
     control: Arc<Control>,
 }
 
 /// The data plane as the control plane sees it.
 pub struct Control {
+    /// The number of the next command: it rises over restarts, since the clock does.
+    numbers: AtomicU32,
     mail: Vec<MailSender<Mail>>,
     listen: SocketAddr,
     driver: Driver,
@@ -111,7 +124,7 @@ impl Server {
     pub fn start(
         config: &Config,
         keys: &[GatewayKey],
-        view: &Arc<View>,
+        registry: &Arc<Registry>,
     ) -> Result<Self, ServerError> {
         let (gcm, curve) = (Gcm::select()?, Backend::select()?);
         allow_descriptors(config.limits.max_streams);
@@ -152,6 +165,9 @@ impl Server {
                 },
             },
         })?;
+        let view = &registry.view()?;
+        // R101: before the first HELLO is answered.
+        let marks = Marks::restore(&config.spool.dir, Arc::clone(registry), spool.source())?;
         // A limit below the number of shards still lets each of them work.
         let sessions_max = (config.limits.max_sessions as usize / config.shards).max(1);
         metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
@@ -196,6 +212,7 @@ impl Server {
             threads.push(thread);
         }
         let control = Arc::new(Control {
+            numbers: AtomicU32::new(first_number()),
             mail,
             listen: local,
             driver: match kind {
@@ -213,7 +230,13 @@ impl Server {
         });
         let mut warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
         warnings.extend(spool.recovery.told(&config.spool.dir));
-        Ok(Self { local, warnings, threads, stop, ended, spool, control })
+        let (stop_marks, stopped) = mpsc::channel();
+        let marks = std::thread::Builder::new()
+            .name("marks".into())
+            .spawn(move || marks.keep(&stopped))
+            .map_err(|_| ServerError::System("a thread"))?;
+        let marks = (stop_marks, marks);
+        Ok(Self { local, warnings, threads, stop, ended, spool, marks, control })
     }
 
     /// Completes when a shard ends by itself: then the gateway must end, for a supervisor to
@@ -260,9 +283,22 @@ impl Server {
                 Err(_) => result = Err(ServerError::System("a shard to go on: it panicked")),
             }
         }
+        let (stop, marks) = self.marks;
+        // Dropped, it tells the thread to copy once more and end.
+        drop(stop);
+        if marks.join().is_err() {
+            result = Err(ServerError::System("the copying of marks to go on: it panicked"));
+        }
         self.spool.shutdown()?;
         result
     }
+}
+
+/// Seconds since 2020: with fewer than one command a second for each device, numbers rise over restarts.
+fn first_number() -> u32 {
+    const YEAR_2020_S: u64 = 1_577_836_800;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u32::try_from(now.as_secs().saturating_sub(YEAR_2020_S)).unwrap_or(1).max(1)
 }
 
 /// Tells that a shard's thread ends, also by a panic.
@@ -322,7 +358,10 @@ impl Gateway for Control {
     ) -> oneshot::Receiver<CommandResult> {
         let shard = usize::from(device.slot()) % self.waiting.len();
         let (token, waiting) = self.waiting[shard].wait();
-        let command = Mail::Command(Command { token, device, payload, timeout });
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let patient = false;
+        let command = Command { token, device, number, payload, timeout, patient };
+        let command = Mail::Command(command);
         let sent = self.mail[shard].try_send(command).is_ok();
         if !sent {
             self.waiting[shard].answer(token, Err(CommandError::Busy));

@@ -44,8 +44,8 @@ pub use self::device::{Device, Directory};
 pub use self::drive::{Handler, MESSAGE_MAX, Now, Path, StreamId, Transmit, shard_of};
 pub use self::random::Random;
 pub use self::shard::{
-    BATCH_MAX, Command, CommandFailure, Commit, Counts, Event, GatewayKey, Mail, Reading, Settings, Shard,
-    Sink,
+    BATCH_MAX, Command, CommandFailure, Commit, Counts, Event, GatewayKey, Mail, Reading, Settings,
+    Shard, Sink,
 };
 pub use self::sources::{SourceSet, UnknownSource};
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use duet_protocol::message::{Down, RANGES_MAX, Range, TEXT_MAX};
+use duet_protocol::reading::ReadingId;
 use duet_protocol::replay::ReplayWindow;
 use duet_protocol::responder::Accept;
 use duet_protocol::schedule::SessionKeys;
-use duet_protocol::reading::ReadingId;
 use duet_protocol::wire::{DOWN_HEADER, DownHeader, HELLO_NAME, SessionId, TAG};
 use zeroize::Zeroizing;
 

@@ -142,11 +142,7 @@ impl Sessions {
                 }
                 self.ended.insert(id, session.device.credential.id);
             }
-            if live.is_none()
-                && pending.is_none()
-                && challenge.is_none()
-                && previous.is_none()
-            {
+            if live.is_none() && pending.is_none() && challenge.is_none() && previous.is_none() {
                 contact.remove();
             }
         }
@@ -301,7 +297,8 @@ impl Sessions {
     /// Forgets what is kept of sessions that ended this long ago. Looks at every device.
     pub(crate) fn forget_previous(&mut self, now: Now, after_us: u64) {
         self.contacts.retain(|_, contact| {
-            let old = |one: &mut Box<Previous>| now.mono_us.saturating_sub(one.ended_us) >= after_us;
+            let old =
+                |one: &mut Box<Previous>| now.mono_us.saturating_sub(one.ended_us) >= after_us;
             if let Some(old) = contact.previous.take_if(old) {
                 self.ended.remove(&old.session);
             }

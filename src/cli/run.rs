@@ -73,7 +73,7 @@ fn serve(prepared: Prepared) -> Result<()> {
         };
         keys.push(GatewayKey { gateway, secret });
     }
-    let server = Server::start(&config, &keys, &view)?;
+    let server = Server::start(&config, &keys, &registry)?;
     drop(keys);
     let options = Options::new(&config);
     let admin = match admin::start(options, Arc::clone(&registry), server.control(), telemetry) {

@@ -110,12 +110,17 @@ impl<E: Engine, S: Sink> Host<E, S> {
         Self { shard, gauges, waiting, publish_at_us: 0 }
     }
 
-    fn take_events(&mut self, turn_took: Duration) {
+    fn take_events(&mut self, now: Now, turn_took: Duration) {
+        let mut recorded = Vec::new();
         while let Some(event) = self.shard.poll_event() {
             match event {
-                Event::CommandResult { token, result } => {
+                // Whoever waits has it then, and nobody else wants it.
+                Event::CommandResult { token, result, record } => {
                     self.waiting.answer(token, result.map_err(told));
+                    recorded.extend(record);
                 }
+                Event::UnexpectedResult { record, .. } => recorded.push(record),
+                Event::CommandSent { .. } => {}
                 Event::HellosAnswered { count, waited_us } => {
                     #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
                     metrics::histogram!("duet_hello_batch").record(count as f64);
@@ -124,6 +129,9 @@ impl<E: Engine, S: Sink> Host<E, S> {
                     metrics::histogram!("duet_hello_batch_seconds").record(turn_took.as_secs_f64());
                 }
             }
+        }
+        if !recorded.is_empty() {
+            self.shard.handle_mail(now, Mail::Durable(recorded));
         }
     }
 
@@ -139,8 +147,19 @@ impl<E: Engine, S: Sink> Host<E, S> {
             metrics::gauge!("duet_sessions", "shard" => shard.clone()).set(live as f64);
             metrics::gauge!("duet_sessions_pending", "shard" => shard.clone()).set(pending as f64);
         }
-        let Counts { drops, accepts, accepts_retiring, confirmed, readings, resets, unsent } =
-            &self.shard.counts;
+        let Counts {
+            drops,
+            proven: _,
+            challenges,
+            accepts,
+            accepts_retiring,
+            confirmed,
+            readings,
+            readings_early,
+            readings_known,
+            resets,
+            unsent,
+        } = &self.shard.counts;
         for (reason, count) in DropReason::ALL.iter().zip(drops) {
             if *count > 0 {
                 let labels = [("reason", reason.label().to_owned()), ("shard", shard.clone())];
@@ -156,6 +175,11 @@ impl<E: Engine, S: Sink> Host<E, S> {
         metrics::counter!("duet_sessions_confirmed_total", "shard" => shard.clone())
             .absolute(*confirmed);
         metrics::counter!("duet_readings_total", "shard" => shard.clone()).absolute(*readings);
+        metrics::counter!("duet_readings_early_total", "shard" => shard.clone())
+            .absolute(*readings_early);
+        metrics::counter!("duet_readings_known_total", "shard" => shard.clone())
+            .absolute(*readings_known);
+        metrics::counter!("duet_challenges_total", "shard" => shard.clone()).absolute(*challenges);
         metrics::counter!("duet_resets_total", "shard" => shard.clone()).absolute(*resets);
         metrics::counter!("duet_slow_verifications_total", "shard" => shard.clone())
             .absolute(self.shard.slow_verifications());
@@ -185,7 +209,7 @@ impl<E: Engine, S: Sink> Handler for Host<E, S> {
     fn handle_turn(&mut self, now: Now) {
         let began = Instant::now();
         self.shard.handle_turn(now);
-        self.take_events(began.elapsed());
+        self.take_events(now, began.elapsed());
         if now.mono_us >= self.publish_at_us || self.shard.is_finished() {
             self.publish_at_us = now.mono_us + PUBLISH_EVERY_US;
             self.publish();

@@ -5,24 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crossbeam_queue::ArrayQueue;
 use duet_core::{Mail, Reading, Sink};
 use duet_protocol::message::PAYLOAD_MAX;
-use duet_protocol::reading::ReadingId;
 use duet_protocol::wire::SessionId;
 
-use crate::delivery::{Batch, Durability, MAX_PAYLOAD, ReadingRef, Submitter, Urgency};
+use crate::delivery::{Batch, Commit, Durability, MAX_PAYLOAD, ReadingRef, Submitter, Urgency};
 use crate::transport::MailSender;
 
 const _: () = assert!(PAYLOAD_MAX <= MAX_PAYLOAD, "the spool takes whatever a device can send");
 
 /// The most batches whose memory a shard keeps for the next ones.
 const SPARE_BATCHES: usize = 64;
-
-/// The identity of a reading that came in this session.
-#[must_use]
-pub fn reading_id(session: SessionId, sequence: u32) -> ReadingId {
-    let mut hello = [0; 12];
-    hello[..4].copy_from_slice(&session.0.to_be_bytes());
-    ReadingId { hello, sequence }
-}
 
 /// Hands a shard's readings to the spool.
 pub(super) struct SpoolSink {
@@ -65,12 +56,14 @@ impl Sink for SpoolSink {
     fn take(&mut self, reading: &Reading<'_>) {
         let record = ReadingRef {
             device: reading.device,
-            id: reading_id(reading.session, reading.sequence),
-            again: false,
+            id: reading.id,
+            again: reading.again,
             channel: reading.channel,
-            received_ms: reading.time_ms,
-            measured_ms: reading.time_ms,
-            commit: None,
+            received_ms: reading.received_ms,
+            measured_ms: reading.measured_ms,
+            commit: reading
+                .commit
+                .map(|duet_core::Commit { credential, mark }| Commit { credential, mark }),
             payload: reading.payload,
         };
         if !self.batch.push(&record) {

@@ -320,11 +320,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// Draws each answer's ephemeral key, where its profile has one, and derives the session's keys.
-    fn agree(
-        &mut self,
-        now: Now,
-        authorised: Vec<Authorised<E::PointTable>>,
-    ) -> Vec<Answered> {
+    fn agree(&mut self, now: Now, authorised: Vec<Authorised<E::PointTable>>) -> Vec<Answered> {
         let tasks: Vec<_> = authorised
             .iter()
             .filter_map(|one| {

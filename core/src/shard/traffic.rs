@@ -145,9 +145,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             Place::Repeated => {
                 // Its acknowledgement may have been lost: it is given again, the reading is not (R75).
                 let durable = session.stored.place(header.sequence) == Place::Repeated;
-                let waits =
-                    matches!(up, Ok(Up::Reading { confirm: true, .. } | Up::Result { .. }));
-                self.answer_there(now, id, path, len, Some(header.sequence).filter(|_| durable && waits));
+                let waits = matches!(up, Ok(Up::Reading { confirm: true, .. } | Up::Result { .. }));
+                self.answer_there(
+                    now,
+                    id,
+                    path,
+                    len,
+                    Some(header.sequence).filter(|_| durable && waits),
+                );
                 return Err(DropReason::Replay);
             }
         }
@@ -174,7 +179,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                         return Err(DropReason::Stale);
                     }
                     let known = session.device.last() == Some(first);
-                    let known = if known { Known::Stored } else { self.sessions.known(&device, first) };
+                    let known =
+                        if known { Known::Stored } else { self.sessions.known(&device, first) };
                     if known == Known::Stored {
                         self.counts.readings_known += 1;
                         self.settle((id, header.sequence), true);

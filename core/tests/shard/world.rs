@@ -89,8 +89,14 @@ impl World {
     /// Gives the first device a command.
     pub(crate) fn command(&mut self, token: u64, payload: &[u8], timeout_s: u64) {
         let timeout = std::time::Duration::from_secs(timeout_s);
-        let command =
-            Command { token, device: DeviceId([1; 8]), number: u32::try_from(token).unwrap(), payload: payload.to_vec(), timeout, patient: false };
+        let command = Command {
+            token,
+            device: DeviceId([1; 8]),
+            number: u32::try_from(token).unwrap(),
+            payload: payload.to_vec(),
+            timeout,
+            patient: false,
+        };
         self.shard.handle_mail(self.now, Mail::Command(command));
     }
 
