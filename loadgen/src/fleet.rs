@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use duet_device::{Config, Device, Event, Software};
 use duet_protocol::profile::{Profile, Transport};
+use duet_protocol::reading::ReadingId;
 use duet_protocol::wire::{Kind, MESSAGE_MAX};
 use mio::net::{TcpStream, UdpSocket};
 use mio::{Events, Interest, Poll, Token};
@@ -66,10 +67,8 @@ pub struct Job {
 pub struct Confirmed {
     /// The device's name.
     pub device: String,
-    /// Its session.
-    pub session: u32,
-    /// The record's number.
-    pub sequence: u32,
+    /// What names it for ever among its device's readings.
+    pub id: ReadingId,
     /// The reading's channel.
     pub channel: u16,
     /// Its payload.
@@ -273,8 +272,7 @@ impl Active {
             self.outcome.first_confirmed.get_or_insert(Duration::from_micros(now - began));
             self.outcome.confirmed.push(Confirmed {
                 device: self.outcome.device.clone(),
-                session: done.session.0,
-                sequence: done.sequence,
+                id: done.id,
                 channel,
                 payload,
             });

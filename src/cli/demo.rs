@@ -15,7 +15,6 @@ use clap::Args;
 use duet::config::{Config, Overrides};
 use duet::delivery::Reader;
 use duet_protocol::profile::{Profile, Transport};
-use duet_protocol::wire::SessionId;
 use loadgen::compare::{self, Place, Settings};
 use loadgen::fleet::{self, Job, Outcome};
 use loadgen::interruption;
@@ -156,8 +155,7 @@ fn compare(state: &Path, outcomes: &[Outcome]) -> Result<(usize, usize)> {
     }
     let (mut found, mut missing) = (0, 0);
     for one in outcomes.iter().flat_map(|outcome| &outcome.confirmed) {
-        let id = duet::server::reading_id(SessionId(one.session), one.sequence);
-        let key = (one.device.clone(), id, one.channel, one.payload.clone());
+        let key = (one.device.clone(), one.id, one.channel, one.payload.clone());
         if stored.contains(&key) { found += 1 } else { missing += 1 }
     }
     Ok((found, missing))
