@@ -96,7 +96,7 @@ fn address(device: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1], u16::try_from(device).unwrap() + 1))
 }
 
-struct Duet<E> {
+struct Duet<E: Engine> {
     shard: Shard<Timed<E>, Forget>,
     /// Time in the engine so far.
     curve: Rc<Cell<Duration>>,

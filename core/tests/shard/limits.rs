@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use duet_core::testing;
-use duet_core::{Handler as _, Path, Settings, StreamId};
-use duet_device::{Device, Event, Software};
+use duet_core::{Handler as _, Settings, StreamId};
+use duet_device::{Device, Software};
 use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
 use duet_protocol::wire::MESSAGE_MAX;
