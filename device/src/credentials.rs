@@ -57,12 +57,13 @@ pub enum CredentialError {
 
 #[derive(serde::Deserialize)]
 struct File {
+    version: u32,
     name: String,
     mode: String,
     id: String,
     registration_key: Option<Zeroizing<String>>,
-    private_key: Option<PathBuf>,
-    fingerprint: Option<String>,
+    certificate_pem: Option<String>,
+    private_key_file: Option<PathBuf>,
     #[serde(default)]
     key_sources: Vec<String>,
     #[serde(default = "one")]
@@ -72,7 +73,7 @@ struct File {
 
 #[derive(serde::Deserialize)]
 struct GatewayFacts {
-    certificate: String,
+    certificate_pem: String,
     key_id: u8,
     address: Option<String>,
 }
@@ -109,12 +110,10 @@ fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(out)
 }
 
-/// A certificate, as PEM or as base64 of its DER.
+/// The DER of a certificate in PEM.
 fn der(text: &str) -> Option<Vec<u8>> {
-    let body = match text.split_once("-----BEGIN CERTIFICATE-----") {
-        Some((_, rest)) => rest.split_once("-----END CERTIFICATE-----")?.0,
-        None => text,
-    };
+    let (_, rest) = text.split_once("-----BEGIN CERTIFICATE-----")?;
+    let (body, _) = rest.split_once("-----END CERTIFICATE-----")?;
     let body: String = body.chars().filter(|char| !char.is_ascii_whitespace()).collect();
     BASE64_STANDARD.decode(body).ok()
 }
@@ -138,6 +137,9 @@ impl Credentials {
         })?;
         let field = |field, wanted| CredentialError::Field { path: path.to_owned(), field, wanted };
 
+        if file.version != 1 {
+            return Err(field("version", "1; this program knows no other"));
+        }
         let id = hex(&file.id).ok_or_else(|| field("id", "8 bytes in hex"))?;
         let id = DeviceId(id);
         let (mode, fingerprint, secret) = if file.mode == "registered-id" {
@@ -154,10 +156,12 @@ impl Credentials {
                     return Err(field("mode", wanted));
                 }
             };
-            let fingerprint = file.fingerprint.as_ref().and_then(|text| hex(text));
-            let wanted = || field("fingerprint", "SHA-256 of the device's certificate, in hex");
+            let wanted = || field("certificate_pem", "the device's own certificate, PEM");
+            let certificate = file.certificate_pem.as_ref().and_then(|text| der(text));
+            let fingerprint = Fingerprint::of_certificate(&certificate.ok_or_else(wanted)?);
             let wanted_key = "the file with the device's private key (PEM, PKCS #8, P-256)";
-            let name = file.private_key.as_ref().ok_or_else(|| field("private_key", wanted_key))?;
+            let wanted_key = || field("private_key_file", wanted_key);
+            let name = file.private_key_file.as_ref().ok_or_else(wanted_key)?;
             // A name stands for a file beside this one.
             let pem = read(&path.parent().unwrap_or(Path::new("")).join(name))?;
             let secret = p256::SecretKey::from_pkcs8_pem(&pem).ok();
@@ -167,15 +171,13 @@ impl Credentials {
                 bytes.zeroize();
                 scalar
             });
-            let scalar = scalar.ok_or_else(|| field("private_key", wanted_key))?;
-            (mode, Fingerprint(fingerprint.ok_or_else(wanted)?), DeviceKey::Private(scalar))
+            (mode, fingerprint, DeviceKey::Private(scalar.ok_or_else(wanted_key)?))
         };
 
-        let wanted = "the gateway's certificate, PEM or base64 of its DER, with a P-256 key";
-        let certificate =
-            der(&file.gateway.certificate).ok_or_else(|| field("gateway.certificate", wanted))?;
-        let key = certificate::public_key(&certificate)
-            .map_err(|_| field("gateway.certificate", wanted))?;
+        let wanted = "the gateway's certificate, PEM, with a P-256 key";
+        let wanted = || field("gateway.certificate_pem", wanted);
+        let certificate = der(&file.gateway.certificate_pem).ok_or_else(wanted)?;
+        let key = certificate::public_key(&certificate).map_err(|_| wanted())?;
         let fingerprint_of_gateway = Fingerprint::of_certificate(&certificate);
         let gateway =
             Gateway { key_id: file.gateway.key_id, fingerprint: fingerprint_of_gateway, key };
@@ -227,7 +229,12 @@ mod tests {
         let certificate = include_str!("../tests/data/certificate.hex").trim();
         let pair = |at: usize| u8::from_str_radix(&certificate[at..at + 2], 16).unwrap();
         let der: Vec<u8> = (0..certificate.len()).step_by(2).map(pair).collect();
+        let body = BASE64_STANDARD.encode(der);
+        let (head, tail) = body.split_at(64);
+        let pem =
+            format!("-----BEGIN CERTIFICATE-----\n{head}\n{tail}\n-----END CERTIFICATE-----\n");
         serde_json::json!({
+            "version": 1,
             "name": "boiler-1",
             "mode": "registered-id",
             "id": "0707070707070707",
@@ -235,7 +242,7 @@ mod tests {
             "key_sources": ["xor-key", "ephemeral"],
             "first_fresh": 2,
             "gateway": {
-                "certificate": BASE64_STANDARD.encode(der),
+                "certificate_pem": pem,
                 "key_id": 3,
                 "address": "gateway.example:4433",
             },
@@ -260,17 +267,30 @@ mod tests {
         let config = made.config(Transport::Stream);
         assert_eq!((config.profile.name(), config.fresh), ("registered-id/xor-key", 2));
         assert_eq!(config.gateway.key_id, 3);
-        // The same certificate as PEM.
-        let mut pem = good();
-        let der = pem["gateway"]["certificate"].as_str().unwrap().to_string();
-        pem["gateway"]["certificate"] = format!(
-            "-----BEGIN CERTIFICATE-----\n{}\n{}\n-----END CERTIFICATE-----\n",
-            &der[..64],
-            &der[64..]
-        )
-        .into();
-        let again = read(&pem).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(again.gateway, made.gateway);
+    }
+
+    #[test]
+    fn a_private_key_lies_where_the_file_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = p256::SecretKey::from_slice(&[7; 32]).unwrap();
+        let key = p256::pkcs8::EncodePrivateKey::to_pkcs8_pem(&secret, Default::default()).unwrap();
+        fs::write(dir.path().join("device.key"), key.as_bytes()).unwrap();
+        let mut file = good();
+        file["mode"] = "certificate".into();
+        file["certificate_pem"] = file["gateway"]["certificate_pem"].clone();
+        let path = dir.path().join("boiler-1.json");
+        let read = |file: &serde_json::Value| {
+            fs::write(&path, file.to_string()).unwrap();
+            Credentials::read(&path)
+        };
+        assert!(read(&file).is_err_and(|error| error.to_string().contains("private_key_file")));
+        file["private_key_file"] = "device.key".into();
+        let made = read(&file).unwrap_or_else(|error| panic!("{error}"));
+        let key = &made.identity.key;
+        assert!(matches!(key, DeviceKey::Private(scalar) if scalar.expose() == &[7; 32]));
+        assert_eq!(made.config(Transport::Datagram).profile.name(), "certificate/xor-key");
+        file["private_key_file"] = "none.key".into();
+        assert!(read(&file).is_err_and(|error| error.to_string().contains("none.key")));
     }
 
     #[test]
@@ -288,8 +308,8 @@ mod tests {
             change("/registration_key", "zz".repeat(32).into()).contains("registration_key: 32")
         );
         assert!(change("/mode", "none".into()).contains("mode: certificate,"));
-        assert!(change("/mode", "certificate".into()).contains("private_key: the file"));
-        assert!(change("/gateway/certificate", "AAAA".into()).contains("gateway.certificate"));
+        assert!(change("/mode", "certificate".into()).contains("certificate_pem: the device"));
+        assert!(change("/gateway/certificate_pem", "AAAA".into()).contains("gateway.certificate_pem"));
         assert!(
             change("/key_sources", serde_json::json!(["x"])).contains("key_sources: ephemeral")
         );

@@ -99,6 +99,7 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
         let Saying { identity, gateway, fresh, challenge, reading, .. } = *saying;
         let early = !reading.is_empty();
         let offer = Offer { challenged: challenge.is_some(), early, ..saying.offer };
+        // The hedge's salt, S (R23), and what the signature's nonce takes in.
         let mut random = Zeroizing::new([0; 32 + RANDOM + 32]);
         c.random(random.as_mut_slice())?;
         let (salt, rest) = random.split_first_chunk::<32>().ok_or(CryptoError::Random)?;

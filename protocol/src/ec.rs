@@ -1,8 +1,8 @@
 //! The elliptic-curve operations that the handshake asks for, and answers to them one at a time.
 //!
-//! [`initiator`](crate::initiator) and [`responder`](crate::responder) only ever hold a *task* and
-//! are resumed with its answer. A gateway answers tasks in batches with an engine of its own; a
-//! device or a test uses the functions here, which call the `p256` crate.
+//! [`responder`](crate::responder) only ever holds a *task* and is resumed with its answer. A gateway
+//! answers tasks in batches with an engine of its own; a device or a test uses the functions here,
+//! which call the `p256` crate.
 //!
 //! On the wire a point is its x-coordinate and stands for the point with even y (R18). Only
 //! x-coordinates enter the key schedule, and x(k·P) = x(−k·P): whether a scalar or its negative
@@ -71,38 +71,6 @@ pub struct VerifyTask {
     pub digest: [u8; 32],
     /// r ‖ s.
     pub signature: Signature,
-}
-
-/// Answers a device's tasks one at a time. [`Software`] is always there; a device with an
-/// accelerator brings its own.
-pub trait Engine {
-    /// See [`agree`].
-    fn agree(&self, scalar: &SecretScalar, x: &[u8; 32]) -> Option<Agreed>;
-    /// See [`encapsulate`].
-    fn encapsulate(&self, task: &EncapsulateTask) -> Option<Encapsulated>;
-    /// See [`sign`].
-    fn sign(&self, key: &SecretScalar, digest: &[u8; 32], extra: &[u8; 32]) -> Option<Signature>;
-    /// See [`verify`].
-    fn verify(&self, task: &VerifyTask) -> bool;
-}
-
-/// The `p256` crate.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Software;
-
-impl Engine for Software {
-    fn agree(&self, scalar: &SecretScalar, x: &[u8; 32]) -> Option<Agreed> {
-        agree(scalar, x)
-    }
-    fn encapsulate(&self, task: &EncapsulateTask) -> Option<Encapsulated> {
-        encapsulate(task)
-    }
-    fn sign(&self, key: &SecretScalar, digest: &[u8; 32], extra: &[u8; 32]) -> Option<Signature> {
-        sign(key, digest, extra)
-    }
-    fn verify(&self, task: &VerifyTask) -> bool {
-        verify(task)
-    }
 }
 
 /// n − 1, the modulus of [`SecretScalar::from_wide`].

@@ -1,16 +1,16 @@
 //! Duet's two messages and its record layer.
 //!
-//! This crate is the whole of what a device links, and the part of the gateway that knows the
-//! protocol. It is sans-IO: bytes, time and randomness are arguments, messages are results. It
+//! This crate is what both sides share, and the gateway's half of the handshake; a device's half and its
+//! state machine are the crate `duet-device`. It is sans-IO: bytes, time and randomness are arguments, messages are results. It
 //! never allocates, never reads a clock, and contains no `unsafe`.
 //!
 //! `docs/protocol.md` specifies every byte; comments cite its requirements as R1, R2, ….
 //!
 //! * [`wire`]: what stands where in a message; decoding without secrets.
 //! * [`profile`], [`identity`]: what a device is registered with.
-//! * [`initiator`]: the device's half of the handshake; [`responder`]: the gateway's.
-//!   Neither performs an elliptic-curve operation itself: it asks for one and is resumed with the
-//!   answer, so that a gateway can answer a crowd in batches. [`ec`] answers one at a time.
+//! * [`responder`]: the gateway's half of the handshake. It performs no elliptic-curve operation
+//!   itself: it asks for one and is resumed with the answer, so that a gateway can answer a crowd in
+//!   batches. [`ec`] answers one at a time.
 //! * [`mark`]: what a gateway concludes from a device's counter.
 //! * [`record`]: sealing and opening after the handshake; [`replay`]: the receiver's window.
 //! * [`message`]: what a record carries (readings, acknowledgements, commands); [`reading`]: what
@@ -22,13 +22,11 @@
 extern crate std;
 
 pub mod aead;
-pub mod device;
 pub mod ec;
 #[cfg(feature = "hazmat")]
 pub mod hazmat;
 pub mod hpke;
 pub mod identity;
-pub mod initiator;
 pub mod mark;
 pub mod message;
 pub mod profile;

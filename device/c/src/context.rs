@@ -1,0 +1,109 @@
+//! What lies in a `duet_device`, and how it is reached.
+
+use core::{cell::Cell, ffi::c_int, ptr};
+
+use machine::{Config, Device, Early, SetupError, Software, software::WithElement};
+use zeroize::Zeroize as _;
+
+use crate::{
+    DUET_ERROR_ARGUMENT, DUET_ERROR_STATE, DUET_OK, DUET_PAYLOAD_MAX, DUET_WINDOW, duet_device,
+    port::{Port, PortStore, duet_port},
+};
+
+/// The word with which a context begins while it is there.
+const MAGIC: u64 = 0x6475_6574_2064_6576;
+
+pub(crate) type Machine =
+    Device<WithElement<Software<Port>, Port>, PortStore, DUET_WINDOW, DUET_PAYLOAD_MAX>;
+
+#[repr(C)]
+pub(crate) struct Context {
+    magic: Cell<u64>,
+    busy: Cell<bool>,
+    port: Port,
+    pub(crate) machine: Machine,
+}
+
+impl Context {
+    pub(crate) fn new(port: duet_port, config: Config, early: Early) -> Result<Self, SetupError> {
+        let port = Port(port);
+        let crypto = WithElement { crypto: Software::new(port), element: port };
+        let mut machine = Device::new(crypto, PortStore::new(port), config)?;
+        machine.set_early(early);
+        Ok(Self { magic: Cell::new(MAGIC), busy: Cell::new(false), port, machine })
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.port.now_us()
+    }
+}
+
+/// Overwrites what moving a context has left on the stack.
+#[inline(never)]
+pub(crate) fn scrub() {
+    let mut below = [0u8; 2 * size_of::<Context>()];
+    below.zeroize();
+    core::hint::black_box(&mut below);
+}
+
+/// The context in `device`, if one is there and free.
+///
+/// # Safety
+/// `device` is null or points to a `duet_device` that was zeroed or made.
+unsafe fn claim(device: *mut duet_device) -> Result<*mut Context, c_int> {
+    if device.is_null() || !device.is_aligned() {
+        return Err(DUET_ERROR_ARGUMENT);
+    }
+    let context = device.cast::<Context>();
+    // SAFETY: the storage is there, and both fields are plain values at fixed places, whatever the rest is;
+    // no reference to the whole is made before both were looked at.
+    unsafe {
+        if (*ptr::addr_of!((*context).magic)).get() != MAGIC {
+            return Err(DUET_ERROR_STATE);
+        }
+        if ptr::read(ptr::addr_of!((*context).busy).cast::<u8>()) != 0 {
+            return Err(DUET_ERROR_STATE);
+        }
+        ptr::write(ptr::addr_of_mut!((*context).busy).cast::<u8>(), 1);
+    }
+    Ok(context)
+}
+
+/// Does something with the context in `device`, which nobody else uses meanwhile.
+///
+/// # Safety
+/// `device` is null or points to a `duet_device` that was zeroed or made.
+pub(crate) unsafe fn with(
+    device: *mut duet_device,
+    act: impl FnOnce(&mut Context) -> c_int,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let context = match unsafe { claim(device) } {
+        Ok(context) => context,
+        Err(error) => return error,
+    };
+    // SAFETY: claimed, so this is the only reference until it is released below.
+    let result = act(unsafe { &mut *context });
+    // SAFETY: still there; the reference has ended.
+    unsafe { ptr::write(ptr::addr_of_mut!((*context).busy).cast::<u8>(), 0) };
+    result
+}
+
+/// Drops the context in `device` and overwrites the storage.
+///
+/// # Safety
+/// `device` is null or points to a `duet_device` that was zeroed or made.
+pub(crate) unsafe fn end(device: *mut duet_device) -> c_int {
+    // SAFETY: the caller's promise.
+    let context = match unsafe { claim(device) } {
+        Ok(context) => context,
+        Err(error) => return error,
+    };
+    // SAFETY: claimed, and never used again: its first word is overwritten with all others.
+    unsafe {
+        ptr::drop_in_place(context);
+        (*device).opaque.zeroize();
+    }
+    scrub();
+    DUET_OK
+}

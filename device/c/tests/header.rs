@@ -1,0 +1,54 @@
+//! `include/duet.h` is what the sources say; `DUET_WRITE_HEADER=1` in the environment writes it anew.
+
+use std::{fs, path::Path};
+
+/// What stands before everything else in the header.
+const HEAD: &str = "/* Duet on a device: made from device/c/src, do not edit. docs/device.md shows how it is used. */";
+
+/// What no Rust says: how the macros of a credential header become a `duet_credentials`.
+const TAIL: &str = "\
+/* The initializer of a duet_credentials from the macros that `duet device add --registered-id --format c` writes;
+ * `certificate` is an array of DUET_CREDENTIAL_GATEWAY_CERTIFICATE. */
+#define DUET_CREDENTIALS(certificate) { \\
+    .profile = DUET_CREDENTIAL_MODE, \\
+    .gateway_key_id = DUET_CREDENTIAL_GATEWAY_KEY_ID, \\
+    .id = DUET_CREDENTIAL_ID, \\
+    .key = DUET_CREDENTIAL_REGISTRATION_KEY, \\
+    .gateway_certificate = certificate, \\
+    .gateway_certificate_len = sizeof certificate, \\
+    .first_fresh = DUET_CREDENTIAL_FIRST_FRESH }";
+
+#[test]
+fn the_header_is_what_the_sources_say() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let config = cbindgen::Config {
+        language: cbindgen::Language::C,
+        include_guard: Some("DUET_H".to_owned()),
+        header: Some(HEAD.to_owned()),
+        trailer: Some(TAIL.to_owned()),
+        cpp_compat: true,
+        usize_is_size_t: true,
+        documentation_style: cbindgen::DocumentationStyle::C99,
+        style: cbindgen::Style::Both,
+        line_length: 110,
+        ..cbindgen::Config::default()
+    };
+    let bindings = cbindgen::Builder::new()
+        .with_config(config)
+        .with_src(folder.join("src/lib.rs"))
+        .with_src(folder.join("src/port.rs"))
+        .generate()
+        .unwrap_or_else(|error| panic!("{error}"));
+    let mut made = Vec::new();
+    bindings.write(&mut made);
+    let made = String::from_utf8(made).unwrap_or_default();
+    let path = folder.join("include/duet.h");
+    if std::env::var_os("DUET_WRITE_HEADER").is_some() {
+        fs::write(&path, &made).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let kept = fs::read_to_string(&path).unwrap_or_default();
+    assert!(made == kept, "include/duet.h is stale: DUET_WRITE_HEADER=1 writes it anew");
+    for name in ["duet_init", "duet_receive", "duet_transmit", "duet_port", "DUET_ERROR_CREDENTIALS"] {
+        assert!(kept.contains(name), "{name} is missing");
+    }
+}
