@@ -309,7 +309,9 @@ mod tests {
         );
         assert!(change("/mode", "none".into()).contains("mode: certificate,"));
         assert!(change("/mode", "certificate".into()).contains("certificate_pem: the device"));
-        assert!(change("/gateway/certificate_pem", "AAAA".into()).contains("gateway.certificate_pem"));
+        assert!(
+            change("/gateway/certificate_pem", "AAAA".into()).contains("gateway.certificate_pem")
+        );
         assert!(
             change("/key_sources", serde_json::json!(["x"])).contains("key_sources: ephemeral")
         );

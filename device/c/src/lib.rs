@@ -21,12 +21,11 @@ mod port;
 use core::{ffi::c_int, ptr, slice};
 
 use machine::{
-    Early, Error, Event, Failure, SendError, SetupError,
+    Early, Error, Event, Failure, SendError, SetupError, certificate,
     protocol::{
         identity::{DeviceId, Fingerprint, Gateway, RegistrationKey},
         profile::{Mode, Offer, Transport},
     },
-    certificate,
 };
 
 use crate::context::{Context, with};
@@ -190,7 +189,8 @@ pub unsafe extern "C" fn duet_init(
     early: u8,
 ) -> c_int {
     // SAFETY: null is sorted out here; what is not null is what its type says.
-    let (Some(port), Some(credentials)) = (unsafe { port.as_ref() }, unsafe { credentials.as_ref() })
+    let (Some(port), Some(credentials)) =
+        (unsafe { port.as_ref() }, unsafe { credentials.as_ref() })
     else {
         return DUET_ERROR_ARGUMENT;
     };
@@ -354,7 +354,8 @@ pub unsafe extern "C" fn duet_receive(
     len: usize,
     event: *mut duet_event,
 ) -> c_int {
-    if event.is_null() || !event.is_aligned() || message.is_null() || isize::try_from(len).is_err() {
+    if event.is_null() || !event.is_aligned() || message.is_null() || isize::try_from(len).is_err()
+    {
         return DUET_ERROR_ARGUMENT;
     }
     let told = |kind| duet_event { kind, command: 0, payload: ptr::null(), payload_len: 0 };
@@ -396,7 +397,11 @@ pub unsafe extern "C" fn duet_receive(
 /// # Safety
 /// Pointers are null or point to what their types say, `out` to `size` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn duet_transmit(device: *mut duet_device, out: *mut u8, size: usize) -> c_int {
+pub unsafe extern "C" fn duet_transmit(
+    device: *mut duet_device,
+    out: *mut u8,
+    size: usize,
+) -> c_int {
     if out.is_null() || isize::try_from(size).is_err() {
         return DUET_ERROR_ARGUMENT;
     }

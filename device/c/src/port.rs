@@ -30,17 +30,17 @@ pub struct duet_port {
     >,
     /// Reads page 0 or 1; 1 if it is there, 0 if it was never written, anything else for a failure. Without
     /// `store` and `load` the counter is lost with the power, and each start costs a challenge.
-    pub load:
-        Option<unsafe extern "C" fn(user: *mut c_void, page: u8, out: *mut u8, len: usize) -> c_int>,
+    pub load: Option<
+        unsafe extern "C" fn(user: *mut c_void, page: u8, out: *mut u8, len: usize) -> c_int,
+    >,
     /// Signs a SHA-256 digest of 32 bytes with the device's key: r and s, 64 bytes; 0 on success.
     pub sign: Option<
         unsafe extern "C" fn(user: *mut c_void, digest: *const u8, signature: *mut u8) -> c_int,
     >,
     /// x of the product of a point (65 bytes) with the device's key, 32 bytes; 0 on success. Needed where
     /// `sign` is and the key source is not `ephemeral`.
-    pub agree: Option<
-        unsafe extern "C" fn(user: *mut c_void, point: *const u8, shared: *mut u8) -> c_int,
-    >,
+    pub agree:
+        Option<unsafe extern "C" fn(user: *mut c_void, point: *const u8, shared: *mut u8) -> c_int>,
 }
 
 impl duet_port {

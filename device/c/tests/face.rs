@@ -9,11 +9,11 @@ use std::{
     ptr,
 };
 
+use duet_device_c::*;
 use machine::protocol::{
     ec::{self, SecretScalar},
     wire::Kind,
 };
-use duet_device_c::*;
 
 /// What the port of a test remembers.
 #[derive(Default)]
@@ -114,7 +114,10 @@ fn a_device_lives_and_leaves_nothing_behind() {
             let len = duet_transmit(device, out.as_mut_ptr(), out.len());
             assert_eq!(Kind::of(&out[..usize::try_from(len).unwrap()]), Ok(Kind::Hello));
             assert_eq!(duet_transmit(device, out.as_mut_ptr(), out.len()), 0);
-            assert!(bytes(device).windows(32).any(|window| window == [0x4b; 32]), "the key is in it");
+            assert!(
+                bytes(device).windows(32).any(|window| window == [0x4b; 32]),
+                "the key is in it"
+            );
             assert_eq!(duet_end(device), DUET_OK);
             assert!(bytes(device).iter().all(|byte| *byte == 0), "and nowhere after the end");
             assert_eq!(duet_end(device), DUET_ERROR_STATE);

@@ -48,7 +48,9 @@ fn the_header_is_what_the_sources_say() {
     }
     let kept = fs::read_to_string(&path).unwrap_or_default();
     assert!(made == kept, "include/duet.h is stale: DUET_WRITE_HEADER=1 writes it anew");
-    for name in ["duet_init", "duet_receive", "duet_transmit", "duet_port", "DUET_ERROR_CREDENTIALS"] {
+    for name in
+        ["duet_init", "duet_receive", "duet_transmit", "duet_port", "DUET_ERROR_CREDENTIALS"]
+    {
         assert!(kept.contains(name), "{name} is missing");
     }
 }
