@@ -3,5 +3,8 @@
 //! state, and mutants of them, in each of which it must find what is wrong.
 #![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
+mod doubt;
 mod early;
+mod idle;
+mod paths;
 mod search;
