@@ -185,6 +185,8 @@ pub struct Device<C, S = Volatile, const WINDOW: usize = 4, const PAYLOAD: usize
     /// A handshake is to begin at this time.
     begin: Option<u64>,
     challenge: Option<[u8; 16]>,
+    /// How many CHALLENGEs came in a row.
+    challenges: u8,
     /// The counter of the newest HELLO.
     newest: u64,
     session: Option<Session>,
@@ -242,6 +244,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             handshake: None,
             begin: None,
             challenge: None,
+            challenges: 0,
             newest: 0,
             session: None,
             readings: [const { None }; WINDOW],
@@ -385,6 +388,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
     pub fn close(&mut self) {
         self.handshake = None;
         self.begin = None;
+        self.challenges = 0;
         self.closing = self.session.is_some();
     }
 

@@ -1,4 +1,5 @@
-//! The receiver's window over sequence numbers (R69): each number is taken once.
+//! The receiver's window over sequence numbers (R69): each number is taken once, which is what makes a record
+//! valid that is authentic (R122).
 
 /// How far behind the newest record a late one may arrive.
 pub const WINDOW: u32 = 128;

@@ -16,8 +16,10 @@ use crate::{
     store::Store,
 };
 
-use super::{Confirmed, Device, Early, Event, RETRANSMIT_MAX_US};
+use super::{Confirmed, Device, Early, Event, RETRANSMIT_MAX_US, pause};
 
+/// How many CHALLENGEs in a row a device answers at once (R60).
+const CHALLENGES_AT_ONCE: u8 = 3;
 /// The highest mark of a gateway that a device believes (R59).
 const MARK_MAX: u64 = 1 << 62;
 /// The longest pause after a RESET, µs: devices of a restarted gateway spread over it (R64).
@@ -71,7 +73,13 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         self.memory.raise(mark);
         self.challenge = Some(challenge);
         self.handshake = None;
-        self.begin = Some(now_us);
+        // Each may come from another gateway, to which a balancer sent the answer.
+        self.challenges = self.challenges.saturating_add(1);
+        let wait_us = match self.challenges.checked_sub(CHALLENGES_AT_ONCE + 1) {
+            Some(more) => pause(self.config.transport, more),
+            None => 0,
+        };
+        self.begin = Some(now_us.saturating_add(wait_us));
         Ok(Event::Nothing)
     }
 
@@ -92,6 +100,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         let stored = carried.is_some();
         let hello = (*waiting.digest(), waiting.fresh());
         self.handshake = None;
+        self.challenges = 0;
         // R76: what is not acknowledged goes out again under numbers of the new session.
         for reading in self.readings.iter_mut().flatten() {
             if carried == Some(reading.token) {

@@ -213,6 +213,36 @@ fn a_challenge_makes_a_new_hello_above_the_mark() {
     assert_eq!(device.fresh(), 79);
 }
 
+/// A balancer that sends each answer to another gateway does not keep the device busy (R60).
+#[test]
+fn the_fourth_challenge_in_a_row_is_answered_after_a_pause() {
+    let mut peer = Peer::new(Mode::RegisteredId);
+    let mut device = peer.device(profile("registered-id/ephemeral"));
+    device.open(0);
+    let mut now = 0;
+    let mut waits = Vec::new();
+    let mut last = hello(&mut device, now);
+    for round in 1u8..=6 {
+        let proven = peer.proven(&last).unwrap();
+        let mut challenge = proven.challenge_message(&[round; 16], 0, &[round; 16]);
+        device.handle_message(now, &mut challenge).unwrap();
+        let due = device.poll_timeout().unwrap();
+        waits.push(due - now);
+        now = due;
+        last = hello(&mut device, now);
+        assert_eq!(peer.proven(&last).unwrap().challenge(), Some(&[round; 16]));
+    }
+    assert_eq!(waits, [0, 0, 0, 1_000_000, 2_000_000, 4_000_000]);
+    // An ACCEPT ends the row.
+    let (mut accept, _) = peer.accept(&last, Says::default());
+    assert_eq!(device.handle_message(now, &mut accept), Ok(Event::Opened));
+    device.open(now);
+    let proven = peer.proven(&hello(&mut device, now)).unwrap();
+    let mut challenge = proven.challenge_message(&[9; 16], 0, &[9; 16]);
+    device.handle_message(now, &mut challenge).unwrap();
+    let _ = hello(&mut device, now);
+}
+
 /// A store that fails when it is told to.
 #[derive(Default)]
 struct Broken {
