@@ -1,7 +1,7 @@
 //! What a gateway remembers of a device's counter, and what it concludes from that: which HELLOs
 //! pass, and whose reading may be stored. Nothing here does I/O or remembers anything.
 //!
-//! A *mark* belongs to a device under one credential. It is the highest counter value of a session
+//! A *mark* belongs to a device under one credential (R45). It is the highest counter value of a session
 //! that was confirmed, or of a HELLO whose reading became durable.
 
 /// The first value that a mark may have and no device sends: nothing is known of this device.
