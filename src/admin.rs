@@ -33,7 +33,7 @@ mod wire;
 
 pub use client::{Client, ClientError};
 pub use problem::Problem;
-pub use status::{Driver, Fault, Phase, Status};
+pub use status::{Driver, Fault, Phase, Status, UpstreamStatus};
 pub use telemetry::{Telemetry, install as install_telemetry};
 pub use wire::{BadLine, DeviceInfo, DeviceLine, MAX_COMMAND_TIMEOUT_MS, MAX_IMPORT, MAX_LINE_LEN};
 

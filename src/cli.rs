@@ -90,6 +90,9 @@ struct Run {
     /// Data-plane threads
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=256))]
     shards: Option<usize>,
+    /// Give up what an upstream that the settings no longer have did not get
+    #[arg(long, value_name = "NAME")]
+    forget: Vec<String>,
 }
 
 /// How results are shown.
@@ -131,8 +134,8 @@ pub(crate) fn run() -> Result<ExitCode> {
     match command {
         Command::Demo(demo) => demo.run(),
         Command::Init(init) => init.run(&place.chosen()),
-        Command::Run(Run { listen, metrics, shards }) => {
-            run::run(place.load(&Overrides { listen, metrics, shards })?)
+        Command::Run(Run { listen, metrics, shards, forget }) => {
+            run::run(place.load(&Overrides { listen, metrics, shards })?, &forget)
         }
         Command::Device(device) => device.run(&place),
         Command::Send(command) => command.run(&place.state()?),

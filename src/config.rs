@@ -4,11 +4,13 @@
 //! to its default in silence. Paths in the file are relative to the state directory. This module
 //! reads files and nothing else: whether an address can be bound is found out by binding it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use duet_upstream::Upstream;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -57,6 +59,8 @@ pub struct Config {
     pub retiring: Option<KeyFiles>,
     /// Durable store of readings.
     pub spool: Spool,
+    /// Where readings go on to.
+    pub upstreams: Vec<Upstream>,
     /// Metrics and health over HTTP.
     pub metrics: Metrics,
     /// Lives of sessions.
@@ -150,10 +154,10 @@ pub enum ConfigError {
 }
 
 /// One setting that cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The key, with its table.
-    pub key: &'static str,
+    pub key: Cow<'static, str>,
     /// What it must be.
     pub must: &'static str,
 }
@@ -178,6 +182,7 @@ struct File {
     gather_us: Option<u32>,
     gateway: FileGateway,
     spool: FileSpool,
+    upstream: Vec<duet_upstream::Settings>,
     metrics: FileMetrics,
     session: FileSession,
     limits: FileLimits,
@@ -296,7 +301,9 @@ impl Config {
             "gateway.retiring.key_id",
             "must differ from gateway.key_id: HELLO names the certificate by it",
         );
+        let upstreams = upstreams(&file.upstream, &state, &mut check);
         let config = Self {
+            upstreams,
             listen,
             shards,
             pin: file.pin.unwrap_or(true),
@@ -371,6 +378,29 @@ impl Config {
     }
 }
 
+/// Checks each `[[upstream]]`, by its name where it has one.
+fn upstreams(
+    written: &[duet_upstream::Settings],
+    state: &Path,
+    check: &mut Check,
+) -> Vec<Upstream> {
+    let mut upstreams: Vec<Upstream> = Vec::new();
+    for settings in written {
+        match settings.check(state) {
+            Ok(upstream) => {
+                let known = upstreams.iter().any(|other| other.name() == upstream.name());
+                check.that(!known, "upstream.name", "must differ from those of other upstreams");
+                upstreams.push(upstream);
+            }
+            Err(problems) => check.0.extend(problems.into_iter().map(|problem| Problem {
+                key: format!("upstream {:?}: {}", settings.name, problem.key).into(),
+                must: problem.must,
+            })),
+        }
+    }
+    upstreams
+}
+
 /// Collects what is wrong instead of stopping at the first.
 #[derive(Default)]
 struct Check(Vec<Problem>);
@@ -378,7 +408,7 @@ struct Check(Vec<Problem>);
 impl Check {
     fn that(&mut self, holds: bool, key: &'static str, must: &'static str) {
         if !holds {
-            self.0.push(Problem { key, must });
+            self.0.push(Problem { key: key.into(), must });
         }
     }
 }

@@ -5,6 +5,7 @@ mod host;
 mod marks;
 mod node_key;
 mod sink;
+mod upstreams;
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,11 +22,13 @@ use duet_core::{BATCH_MAX, Command, Directory, GatewayKey, Mail, Random, Setting
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::Kind;
+use duet_upstream::{Reports, Upstreams};
 use tokio::sync::{Notify, oneshot, watch};
 
 use self::host::{CommandResult, Gauges, Host, Waiting};
 use self::marks::Marks;
 pub use self::marks::MarksError;
+pub use self::upstreams::{UpstreamError, forget};
 use crate::admin::{CommandError, Driver, Fault, Gateway, Phase, Status};
 use crate::config::{self, Config};
 use crate::delivery::{Health, Retention, Spool, SpoolConfig, SpoolError, WhenFull};
@@ -48,6 +51,9 @@ pub enum ServerError {
     /// What readings in the spool say of their devices could not be read, or not be kept.
     #[error("what stored readings say of their devices: {0}")]
     Marks(#[from] MarksError),
+    /// What readings go on to.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
     /// The node's own secret.
     #[error("{}: the node key cannot be used: {error}. With another key devices take longer to come back: restore the file from a backup if there is one", path.display())]
     NodeKey {
@@ -79,6 +85,7 @@ pub struct Server {
     spool: Spool,
     /// The thread that copies marks from the spool, and what stops it.
     marks: (mpsc::Sender<()>, JoinHandle<()>),
+    upstreams: Upstreams,
     control: Arc<Control>,
 }
 
@@ -94,6 +101,7 @@ pub struct Control {
     view: Arc<View>,
     draining: AtomicBool,
     spool: watch::Receiver<Health>,
+    upstreams: Reports,
     damage: watch::Receiver<Option<String>>,
     gauges: Vec<Arc<Gauges>>,
     waiting: Vec<Arc<Waiting>>,
@@ -168,6 +176,13 @@ impl Server {
         let view = &registry.view()?;
         // R101: before the first HELLO is answered.
         let marks = Marks::restore(&config.spool.dir, Arc::clone(registry), spool.source())?;
+        let upstreams = match upstreams::start(config, &spool) {
+            Ok(upstreams) => upstreams,
+            Err(error) => {
+                spool.shutdown()?;
+                return Err(error.into());
+            }
+        };
         // A limit below the number of shards still lets each of them work.
         let sessions_max = (config.limits.max_sessions as usize / config.shards).max(1);
         metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
@@ -224,6 +239,7 @@ impl Server {
             view: Arc::clone(view),
             draining: AtomicBool::new(false),
             spool: spool.health(),
+            upstreams: upstreams.reports(),
             damage: spool.damage(),
             gauges,
             waiting,
@@ -236,7 +252,7 @@ impl Server {
             .spawn(move || marks.keep(&stopped))
             .map_err(|_| ServerError::System("a thread"))?;
         let marks = (stop_marks, marks);
-        Ok(Self { local, warnings, threads, stop, ended, spool, marks, control })
+        Ok(Self { local, warnings, threads, stop, ended, spool, marks, upstreams, control })
     }
 
     /// Completes when a shard ends by itself: then the gateway must end, for a supervisor to
@@ -289,7 +305,10 @@ impl Server {
         if marks.join().is_err() {
             result = Err(ServerError::System("the copying of marks to go on: it panicked"));
         }
-        self.spool.shutdown()?;
+        let stored = self.spool.shutdown();
+        // What was stored last may still arrive.
+        self.upstreams.shutdown();
+        stored?;
         result
     }
 }
@@ -379,6 +398,8 @@ impl Gateway for Control {
             Health::Failed(_) => Some(Fault::SpoolFailed),
         };
         let damaged = self.damage.borrow().as_ref().map(|_| Fault::SpoolDamaged);
+        let upstreams = self.upstreams.look();
+        let late = upstreams.iter().any(|upstream| upstream.late).then_some(Fault::Delivering);
         Status {
             phase,
             uptime_s: self.started.elapsed().as_secs(),
@@ -388,7 +409,8 @@ impl Gateway for Control {
             sessions: sum(&self.gauges, |gauges| &gauges.sessions),
             pending: sum(&self.gauges, |gauges| &gauges.pending),
             devices: self.view.len() as u64,
-            faults: fault.into_iter().chain(damaged).collect(),
+            upstreams: upstreams.into_iter().map(Into::into).collect(),
+            faults: fault.into_iter().chain(damaged).chain(late).collect(),
         }
     }
 }

@@ -27,6 +27,53 @@ pub struct Status {
     pub sessions: u64,
     /// Sessions that wait for their first record.
     pub pending: u64,
+    /// Where readings go on to.
+    pub upstreams: Vec<UpstreamStatus>,
+}
+
+/// How an upstream is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UpstreamStatus {
+    /// Its name.
+    pub name: String,
+    /// `file`, `webhook`, `nats` or `mqtt`.
+    pub kind: String,
+    /// Whether the spool keeps readings until it has them.
+    pub required: bool,
+    /// Whether the oldest reading that it does not have has waited too long.
+    pub late: bool,
+    /// How long that one has waited, in milliseconds; 0 where it has everything.
+    pub oldest_ms: u64,
+    /// Readings that it does not have.
+    pub backlog: u64,
+    /// Readings that it has taken since the start.
+    pub delivered: u64,
+    /// Readings that it will not take, put aside since the start.
+    pub parked: u64,
+    /// Readings that the spool let go before it had them, since the start.
+    pub lost: u64,
+    /// What its acknowledgement is worth, as far as it is known.
+    pub worth: String,
+    /// What is wrong, while something is.
+    pub problem: Option<String>,
+}
+
+impl From<duet_upstream::Report> for UpstreamStatus {
+    fn from(report: duet_upstream::Report) -> Self {
+        Self {
+            name: report.name,
+            kind: report.kind,
+            required: report.required,
+            late: report.late,
+            oldest_ms: report.oldest_ms,
+            backlog: report.backlog,
+            delivered: report.delivered,
+            parked: report.parked,
+            lost: report.lost,
+            worth: report.worth,
+            problem: report.problem,
+        }
+    }
 }
 
 /// Where in its life a gateway is.
@@ -53,6 +100,8 @@ pub enum Fault {
     SpoolDamaged,
     /// Freshness marks could not be saved.
     MarksUnsaved,
+    /// An upstream does not have readings that have waited too long.
+    Delivering,
 }
 
 /// How shards do I/O.

@@ -63,6 +63,7 @@ fn running() -> Running {
         devices: 0,
         sessions: 0,
         pending: 0,
+        upstreams: Vec::new(),
     });
     let gateway = Arc::new(Echo { revoked: Mutex::default(), status });
     let options = Options {

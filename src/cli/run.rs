@@ -30,9 +30,24 @@ struct Prepared {
     identities: Vec<(u8, GatewayIdentity)>,
 }
 
-pub(super) fn run(config: Config) -> Result<ExitCode> {
-    serve(prepare(config)?)?;
+pub(super) fn run(config: Config, forget: &[String]) -> Result<ExitCode> {
+    let prepared = prepare(config)?;
+    give_up(&prepared.config, forget)?;
+    serve(prepared)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Forgets upstreams that the settings no longer have. The registry is open, so no other gateway runs here.
+fn give_up(config: &Config, names: &[String]) -> Result<()> {
+    for name in names {
+        if config.upstreams.iter().any(|upstream| upstream.name() == name) {
+            bail!("--forget {name}: the settings have this upstream; remove it from them first");
+        }
+        if !duet::server::forget(config, name)? {
+            bail!("--forget {name}: there is no upstream of this name to forget");
+        }
+    }
+    Ok(())
 }
 
 fn prepare(config: Config) -> Result<Prepared> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use duet::admin::{Client, MAX_COMMAND_TIMEOUT_MS, Status};
+use duet::admin::{Client, MAX_COMMAND_TIMEOUT_MS, Status, UpstreamStatus};
 use duet::hex::{self, Hex};
 
 use serde_json::Value;
@@ -77,6 +77,8 @@ fn table(status: &Status) -> Result<String> {
     let serde_json::Value::Object(mut fields) = serde_json::to_value(status)? else {
         bail!("a status is an object");
     };
+    // They have lines of their own.
+    fields.remove("upstreams");
     let first = ["phase", "faults"].map(|key| (key.to_owned(), fields.remove(key)));
     let rest = fields.into_iter().map(|(key, value)| (key, Some(value)));
     let mut text = String::new();
@@ -92,7 +94,26 @@ fn table(status: &Status) -> Result<String> {
         };
         text.push_str(&format!("{field:<12} {value}\n"));
     }
+    status.upstreams.iter().for_each(|upstream| text.push_str(&line(upstream)));
     Ok(text)
+}
+
+/// One upstream: how far it is, then what is wrong or what its acknowledgement is worth.
+fn line(upstream: &UpstreamStatus) -> String {
+    let UpstreamStatus { name, kind, backlog, oldest_ms, delivered, parked, lost, .. } = upstream;
+    let mut line = format!("upstream     {name} ({kind}): {delivered} delivered, {backlog} waiting");
+    if *backlog > 0 {
+        let tenths = oldest_ms % 1_000 / 100;
+        line.push_str(&format!(", the oldest for {}.{tenths} s", oldest_ms / 1_000));
+    }
+    for (count, what) in [(parked, "put aside"), (lost, "lost")] {
+        if *count > 0 {
+            line.push_str(&format!(", {count} {what}"));
+        }
+    }
+    let more = upstream.problem.as_ref().unwrap_or(&upstream.worth);
+    line.push_str(&format!("\n             {more}\n"));
+    line
 }
 
 /// The running gateway.

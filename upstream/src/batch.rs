@@ -78,7 +78,9 @@ pub(crate) fn cut(
     let mut bytes = 0;
     source.read(next, &mut |index, reading| {
         if let Some(range) = &range
-            && (index >= boundary(range.first) || bytes + weight(reading) > BYTES_MAX)
+            && (index != range.last + 1
+                || index >= boundary(range.first)
+                || bytes + weight(reading) > BYTES_MAX)
         {
             return ControlFlow::Break(());
         }

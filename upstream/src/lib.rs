@@ -134,7 +134,7 @@ pub fn forget(dir: &Path, name: &str) -> Result<bool, StartError> {
 /// [`StartError`]; nothing runs then.
 pub fn start(
     options: Options,
-    open: &mut dyn FnMut() -> Result<Box<dyn Source>, SourceError>,
+    open: &mut dyn FnMut(&Upstream) -> Result<Box<dyn Source>, SourceError>,
 ) -> Result<Upstreams, StartError> {
     let Options { dir, upstreams, tell } = options;
     let io = |error| StartError::Io { path: dir.clone(), error };
@@ -148,7 +148,7 @@ pub fn start(
         let board = Board::new(upstream);
         boards.push(board.shared());
         let (tell, stopped) = (Arc::clone(&tell), stopped.clone());
-        workers.push(Worker::new(upstream.clone(), open()?, &dir, board, tell, stopped));
+        workers.push(Worker::new(upstream.clone(), open(upstream)?, &dir, board, tell, stopped));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io)?;
     let thread = std::thread::Builder::new()

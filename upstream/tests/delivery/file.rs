@@ -1,0 +1,94 @@
+use std::fs;
+use std::path::PathBuf;
+
+use duet_upstream::testing::Rng;
+
+use crate::world::{World, indices};
+
+const SETTINGS: &str = "name = \"archive\"\nkind = \"file\"\ndir = \"out\"\nfile_bytes = 65536\n";
+
+fn files(world: &World) -> Vec<PathBuf> {
+    let entries = fs::read_dir(world.state().join("out")).unwrap();
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn lines(world: &World) -> String {
+    files(world).iter().map(|path| fs::read_to_string(path).unwrap()).collect()
+}
+
+#[test]
+fn files_are_ended_by_size_and_hold_everything_once() {
+    let mut world = World::new(3_000, SETTINGS);
+    world.start();
+    world.until_empty();
+    world.stop();
+    assert_eq!(indices(&lines(&world)), (0..3_000).collect::<Vec<_>>());
+    let files = files(&world);
+    let (ended, open): (Vec<_>, Vec<_>) =
+        files.iter().partition(|path| path.extension().unwrap() == "ndjson");
+    assert!(ended.len() > 3 && open.len() <= 1, "{files:?}");
+    assert!(ended.iter().all(|path| fs::metadata(path).unwrap().len() >= 65_536));
+}
+
+#[test]
+fn a_file_is_ended_by_age_also_when_nothing_comes() {
+    let mut world = World::new(10, &format!("{SETTINGS}file_age_s = 1\n"));
+    world.start();
+    world.until_empty();
+    for _ in 0..500 {
+        if files(&world)[0].extension().unwrap() == "ndjson" {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("the file kept its name: {:?}", files(&world));
+}
+
+/// Whatever a kill leaves at the end of a file, and however old the cursor is: every reading is there once.
+#[test]
+fn after_a_kill_nothing_is_missing_or_there_twice() {
+    let mut rng = Rng::new(17);
+    let mut world = World::new(0, SETTINGS);
+    let cursor = world.state().join("upstream/archive.cursor");
+    let mut count = 0;
+    for _ in 0..12 {
+        let old = fs::read(&cursor).ok();
+        let more = 1 + u32::try_from(rng.below(700)).unwrap();
+        world.push(count..count + more);
+        count += more;
+        world.start();
+        world.until("all", |report| report.next == count.into());
+        world.stop();
+        if let Some(old) = old.filter(|_| rng.below(2) == 0) {
+            fs::write(&cursor, old).unwrap();
+        }
+        let part = files(&world).into_iter().find(|path| path.extension().unwrap() == "part");
+        if let Some(part) = part {
+            let mut bytes = fs::read(&part).unwrap();
+            match rng.below(3) {
+                0 => bytes.truncate(usize::try_from(rng.below(bytes.len() as u64)).unwrap()),
+                1 => bytes.extend_from_slice(b"{\"v\":1,\"spool\":\"c4c4"),
+                _ => {}
+            }
+            fs::write(&part, bytes).unwrap();
+            // What was cut off was never synced, so the cursor cannot have been beyond it.
+            fs::remove_file(&cursor).unwrap();
+        }
+    }
+    world.start();
+    world.until("all", |report| report.next == count.into());
+    world.stop();
+    assert_eq!(indices(&lines(&world)), (0..count.into()).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_told_and_waited_for() {
+    let mut world = World::new(10, "name = \"a\"\nkind = \"file\"\ndir = \"mount/out\"\n");
+    world.start();
+    let report = world.until("the problem", |report| report.problem.is_some());
+    assert!(report.problem.unwrap().contains("mount/out"));
+    fs::create_dir(world.state().join("mount")).unwrap();
+    world.until_empty();
+}

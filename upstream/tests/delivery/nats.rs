@@ -1,0 +1,177 @@
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::stream::{Config, PersistenceMode};
+use async_nats::jetstream::{self, Context};
+
+use crate::servers::Server;
+use crate::world::{World, indices, whole_and_in_order};
+
+/// Looks at a server from outside.
+struct Eye {
+    runtime: tokio::runtime::Runtime,
+    context: Context,
+}
+
+impl Eye {
+    fn new(port: u16) -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let context = runtime.block_on(async {
+            jetstream::new(async_nats::connect(format!("127.0.0.1:{port}")).await.unwrap())
+        });
+        Self { runtime, context }
+    }
+
+    fn make(&self, config: Config) {
+        self.runtime.block_on(self.context.create_stream(config)).unwrap();
+    }
+
+    /// The messages of a stream: subject, name and text, in order.
+    fn messages(&self, stream: &str) -> Vec<(String, String, String)> {
+        self.runtime.block_on(async {
+            let stream = self.context.get_stream(stream).await.unwrap();
+            let mut found = Vec::new();
+            for sequence in 1..=stream.get_info().await.unwrap().state.last_sequence {
+                let message = stream.get_raw_message(sequence).await.unwrap();
+                let name = message.headers.get("Nats-Msg-Id").unwrap().to_string();
+                let text = String::from_utf8(message.payload.to_vec()).unwrap();
+                found.push((message.subject.to_string(), name, text));
+            }
+            found
+        })
+    }
+
+    fn lines(&self, stream: &str) -> String {
+        self.messages(stream).into_iter().map(|(_, _, text)| text).collect()
+    }
+}
+
+fn stream(subjects: &str) -> Config {
+    Config { name: "DUET".to_owned(), subjects: vec![subjects.to_owned()], ..Config::default() }
+}
+
+fn settings(port: u16, more: &str) -> String {
+    let url = format!("url = \"nats://127.0.0.1:{port}\"");
+    format!("name = \"cloud\"\nkind = \"nats\"\n{url}\n{more}\n")
+}
+
+#[test]
+fn everything_arrives_once_and_the_stream_says_what_that_is_worth() {
+    let Some(server) = Server::nats("") else { return };
+    let eye = Eye::new(server.port);
+    eye.make(stream("readings"));
+    let mut world = World::new(5_000, &settings(server.port, "subject = \"readings\""));
+    world.start();
+    let report = world.until_empty();
+    assert_eq!(indices(&eye.lines("DUET")), (0..5_000).collect::<Vec<_>>());
+    assert!(report.worth.contains("stream DUET: survives a crash"), "{}", report.worth);
+    assert!(report.worth.contains("sync_interval: always"), "{}", report.worth);
+    // A cursor that is lost costs repetitions, which the stream knows by their names.
+    world.stop();
+    duet_upstream::forget(&world.state().join("upstream"), "cloud").unwrap();
+    world.start();
+    world.until("all again", |report| report.delivered == 5_000);
+    assert_eq!(indices(&eye.lines("DUET")), (0..5_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_stream_that_acknowledges_before_it_writes_is_told() {
+    let Some(server) = Server::nats("") else { return };
+    let eye = Eye::new(server.port);
+    eye.make(Config { persist_mode: Some(PersistenceMode::Async), ..stream("readings") });
+    let mut world = World::new(10, &settings(server.port, "subject = \"readings\""));
+    world.start();
+    let report = world.until_empty();
+    assert!(report.worth.contains("survives nothing"), "{}", report.worth);
+}
+
+#[test]
+fn a_subject_for_each_device() {
+    let Some(server) = Server::nats("") else { return };
+    let eye = Eye::new(server.port);
+    eye.make(stream("site.>"));
+    let mut world = World::new(600, &settings(server.port, "subject = \"site.{device}.{channel}\""));
+    world.start();
+    world.until_empty();
+    let mut by_subject: HashMap<String, String> = HashMap::new();
+    for (subject, name, text) in eye.messages("DUET") {
+        assert!(name.ends_with(&format!(":{subject}")), "{name}");
+        *by_subject.entry(subject).or_default() += &text;
+    }
+    assert_eq!(by_subject.len(), 3);
+    for (at, device) in ["pump-7", "pump-8", "valve"].iter().enumerate() {
+        let got = indices(&by_subject[&format!("site.{device}.1")]);
+        assert_eq!(got, (at as u64..600).step_by(3).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_and_one_that_is_paused_lose_nothing() {
+    let Some(mut server) = Server::nats("") else { return };
+    Eye::new(server.port).make(stream("readings"));
+    let more = "subject = \"readings\"\nanswer_timeout_ms = 1000\nlate_after_s = 2";
+    let mut world = World::new(0, &settings(server.port, more));
+    world.start();
+    let mut count = 0;
+    for round in 0..4 {
+        world.push(count..count + 20_000);
+        count += 20_000;
+        world.until("some", |report| report.next > u64::from(count) - 20_000);
+        let began = Instant::now();
+        if round % 2 == 0 {
+            server.kill();
+        } else {
+            server.pause();
+        }
+        world.push(count..count + 10);
+        count += 10;
+        let report = world.until("lateness", |report| report.late);
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        assert!(report.backlog >= 10);
+        if round % 2 == 0 {
+            server.restart();
+        } else {
+            server.go_on();
+        }
+        world.until("all", |report| report.next == count.into());
+    }
+    whole_and_in_order(&indices(&Eye::new(server.port).lines("DUET")), count.into());
+}
+
+#[test]
+fn each_setting_that_is_wrong_gives_a_clear_message_and_the_backlog_waits() {
+    let Some(server) = Server::nats("authorization { user: duet, password: right }\n") else { return };
+    let port = server.port;
+    let password = "user = \"duet\"\npassword_file = ";
+    for (more, expected) in [
+        ("subject = \"s\"".to_owned(), "authorization violation"),
+        (format!("subject = \"s\"\n{password}\"wrong\""), "authorization violation"),
+        (format!("subject = \"s\"\n{password}\"none\""), "none: No such file"),
+        (format!("subject = \"s\"\n{password}\"right\""), "no stream takes subject s"),
+        ("subject = \"s\"\ncredentials_file = \"right\"".to_owned(), "right"),
+    ] {
+        let mut world = World::new(10, &settings(port, &more));
+        std::fs::write(world.state().join("right"), "right\n").unwrap();
+        std::fs::write(world.state().join("wrong"), "wrong\n").unwrap();
+        world.start();
+        let report = world.until(expected, |report| report.problem.is_some());
+        let problem = report.problem.unwrap();
+        assert!(problem.contains(expected), "{more}: {problem}");
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(world.report().backlog, 10);
+    }
+}
+
+#[test]
+fn a_message_that_is_too_large_is_halved() {
+    let Some(server) = Server::nats("max_payload: 8192\n") else { return };
+    let eye = Eye::new(server.port);
+    eye.make(stream("readings"));
+    let mut world = World::new(1_000, &settings(server.port, "subject = \"readings\""));
+    world.start();
+    let report = world.until_empty();
+    assert_eq!(report.parked, 0);
+    let mut arrived = indices(&eye.lines("DUET"));
+    arrived.sort_unstable();
+    assert_eq!(arrived, (0..1_000).collect::<Vec<_>>());
+}

@@ -1,0 +1,100 @@
+//! Servers that a test starts on a free port and stops by their id.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Where `scripts/install-servers` puts what Debian does not have, or else wherever it is.
+fn program(name: &str) -> Option<PathBuf> {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/servers").join(name);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places = std::env::split_paths(&path).map(|dir| dir.join(name)).collect::<Vec<_>>();
+    places.insert(0, installed);
+    places.push(Path::new("/usr/sbin").join(name));
+    let found = places.into_iter().find(|place| place.is_file());
+    if found.is_none() {
+        println!("SKIP: {name} is not installed; scripts/install-servers does it");
+    }
+    found
+}
+
+pub(crate) struct Server {
+    program: PathBuf,
+    arguments: Vec<String>,
+    pub(crate) port: u16,
+    child: Child,
+    /// Its files go with it.
+    _dir: tempfile::TempDir,
+}
+
+impl Server {
+    /// NATS with JetStream; `None` where it is not installed. `more` goes into its configuration.
+    pub(crate) fn nats(more: &str) -> Option<Self> {
+        Self::start("nats-server", |dir, port| {
+            format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: \"{}\" }}\n{more}", dir.display())
+        })
+    }
+
+    /// mosquitto; `None` where it is not installed.
+    pub(crate) fn mosquitto(more: &str) -> Option<Self> {
+        Self::start("mosquitto", |_, port| {
+            format!("listener {port} 127.0.0.1\nmax_inflight_messages 0\nmax_queued_messages 0\n{more}")
+        })
+    }
+
+    fn start(name: &str, configuration: impl Fn(&Path, u16) -> String) -> Option<Self> {
+        let program = program(name)?;
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let path = dir.path().join("conf");
+        fs::write(&path, configuration(dir.path(), port)).unwrap();
+        let arguments = vec!["-c".to_owned(), path.display().to_string()];
+        let child = spawn(&program, &arguments, port);
+        Some(Self { program, arguments, port, child, _dir: dir })
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    pub(crate) fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.signal("-CONT");
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn restart(&mut self) {
+        self.child = spawn(&self.program, &self.arguments, self.port);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // One that was killed before is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(program: &Path, arguments: &[String], port: u16) -> Child {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let began = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(child.try_wait().unwrap().is_none(), "{} ended at once", program.display());
+        assert!(began.elapsed() < Duration::from_secs(30), "{} does not listen", program.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child
+}
