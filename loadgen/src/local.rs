@@ -68,6 +68,20 @@ impl LocalGateway {
         Self::start_at(Ipv4Addr::LOCALHOST, program, dir, shards, wanted)
     }
 
+    /// The same, with more settings at the end of `duet.toml`.
+    ///
+    /// # Errors
+    /// What the program said, when it refused.
+    pub fn start_with(
+        settings: &str,
+        program: &Path,
+        dir: &Path,
+        shards: usize,
+        wanted: &[Wanted],
+    ) -> Result<(Self, Vec<Member>)> {
+        Self::begin(Ipv4Addr::LOCALHOST, settings, program, dir, shards, wanted)
+    }
+
     /// The same, on free ports of another address: of a network namespace, when the calling thread is in one.
     ///
     /// # Errors
@@ -79,8 +93,21 @@ impl LocalGateway {
         shards: usize,
         wanted: &[Wanted],
     ) -> Result<(Self, Vec<Member>)> {
+        Self::begin(address, "", program, dir, shards, wanted)
+    }
+
+    fn begin(
+        address: Ipv4Addr,
+        settings: &str,
+        program: &Path,
+        dir: &Path,
+        shards: usize,
+        wanted: &[Wanted],
+    ) -> Result<(Self, Vec<Member>)> {
         let state = dir.join("state");
         duet(program, &state, &["init"])?;
+        let mut file = fs::OpenOptions::new().append(true).open(state.join("duet.toml"))?;
+        file.write_all(settings.as_bytes())?;
         let gateway = read_certificate(&state.join("gateway.pem"), KEY_ID)?;
         let list = dir.join("devices.ndjson");
         let mut out = fs::File::create(&list)?;
@@ -98,11 +125,25 @@ impl LocalGateway {
         }
         fs::remove_file(&list)?;
 
-        let shards = shards.to_string();
+        Ok((Self::run(program, state, shards, SocketAddr::from((address, 0)))?, members))
+    }
+
+    /// Kills it as a power cut would, and starts it again at the same address.
+    ///
+    /// # Errors
+    /// What the program said, when it refused.
+    pub fn crash(&mut self, program: &Path, shards: usize) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        *self = Self::run(program, self.state.clone(), shards, self.address)?;
+        Ok(())
+    }
+
+    fn run(program: &Path, state: PathBuf, shards: usize, listen: SocketAddr) -> Result<Self> {
         let mut child = Command::new(program)
             .arg("--state")
             .arg(&state)
-            .args(["run", "--shards", &shards, "--listen", &format!("{address}:0")])
+            .args(["run", "--shards", &shards.to_string(), "--listen", &listen.to_string()])
             .args(["--metrics", "127.0.0.1:0"])
             .stdout(Stdio::piped())
             .spawn()
@@ -121,7 +162,7 @@ impl LocalGateway {
                 this.metrics = text.parse().context("the metrics' address")?;
             }
             if line == "running" {
-                return Ok((this, members));
+                return Ok(this);
             }
         }
         bail!("the gateway ended before it was running");

@@ -14,13 +14,27 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use duet::config::{Config, Overrides};
 use duet::delivery::Reader;
+use duet::hex::{self, Hex};
 use duet_protocol::profile::{Profile, Transport};
+use duet_protocol::reading::ReadingId;
 use loadgen::compare::{self, Place, Settings};
 use loadgen::fleet::{self, Job, Outcome};
 use loadgen::interruption;
 use loadgen::local::{LocalGateway, Wanted};
 use loadgen::table;
 use loadgen::tls::Host;
+use serde::Deserialize;
+
+/// The gateway passes everything on to files here, in its state directory.
+const DELIVERED: &str = "delivered";
+/// What makes it do so.
+const UPSTREAM: &str = "
+[[upstream]]
+name = \"files\"
+kind = \"file\"
+dir = \"delivered\"
+payload = \"hex\"
+";
 
 /// Readings that each device sends.
 const READINGS: u16 = 3;
@@ -30,7 +44,7 @@ const LIMIT: Duration = Duration::from_secs(45);
 #[derive(Args)]
 #[command(after_help = "Everything happens in a new directory, on loopback, on free ports, and \
     ends by itself. Exit code 0 only if every device did its job and every confirmed reading was \
-    found in the spool, with its content.")]
+    found with its content in the spool and in the files that the gateway passed it on to.")]
 pub(super) struct Demo {
     /// How many devices, over all profiles and both transports
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(1..=5_000))]
@@ -62,7 +76,8 @@ impl Demo {
         let mut wanted = fleet_of(self.devices);
         wanted.extend(settings.wanted());
         let began = Instant::now();
-        let (gateway, mut members) = LocalGateway::start(&program, &dir, 2, &wanted)?;
+        let (gateway, mut members) =
+            LocalGateway::start_with(UPSTREAM, &program, &dir, 2, &wanted)?;
         let state = gateway.state.clone();
         println!("state        {}", state.display());
         println!("registered   {} devices, in {:.1?}", members.len(), began.elapsed());
@@ -80,16 +95,24 @@ impl Demo {
         gateway.stop()?;
 
         print_profiles(&outcomes);
-        let (found, missing) = compare(&state, &outcomes)?;
+        let (found, missing) = compare(&spooled(&state)?, &outcomes);
+        let (arrived, absent) = compare(&delivered(&state.join(DELIVERED))?, &outcomes);
         let incomplete = outcomes.iter().filter(|outcome| !outcome.complete).count();
         println!("\nFour against two: the same job by Duet and by TLS, in one run\n");
         print!("{}", table::render(&report));
         println!(
             "\nspool        {found} confirmed readings found with their content, {missing} missing"
         );
+        println!(
+            "upstream     {arrived} of them found in its files with their content, {absent} missing"
+        );
         println!("look at it   duet --state {} spool cat", state.display());
-        if missing > 0 || incomplete > 0 {
-            bail!("{incomplete} devices did not finish, {missing} confirmed readings are missing");
+        println!("             cat {}/*", state.join(DELIVERED).display());
+        if missing > 0 || absent > 0 || incomplete > 0 {
+            bail!(
+                "{incomplete} devices did not finish, {missing} confirmed readings are missing in the spool and \
+                 {absent} in the upstream's files"
+            );
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -144,19 +167,51 @@ fn print_profiles(outcomes: &[Outcome]) {
     );
 }
 
-/// How many confirmed readings the spool has exactly as they were sent, and how many it lacks.
-fn compare(state: &Path, outcomes: &[Outcome]) -> Result<(usize, usize)> {
+/// A reading as it was sent: device, identity, channel and payload, the last in hexadecimal digits.
+type Sent = (String, ReadingId, u16, String);
+
+/// What the spool has.
+fn spooled(state: &Path) -> Result<HashSet<Sent>> {
     let dir = Config::load(Some(state), None, &Overrides::default())?.spool.dir;
     let mut reader = Reader::open(&dir)?;
-    let mut stored = HashSet::new();
+    let mut found = HashSet::new();
     while let Some(record) = reader.read()? {
         let r = record.reading;
-        stored.insert((r.device.to_owned(), r.id, r.channel, r.payload.to_vec()));
+        found.insert((r.device.to_owned(), r.id, r.channel, Hex(r.payload).to_string()));
     }
+    Ok(found)
+}
+
+/// One line of an upstream's file.
+#[derive(Deserialize)]
+struct Line {
+    device: String,
+    id: String,
+    channel: u16,
+    payload_hex: String,
+}
+
+/// What has arrived in an upstream's files.
+fn delivered(dir: &Path) -> Result<HashSet<Sent>> {
+    let mut found = HashSet::new();
+    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let path = entry?.path();
+        for line in fs::read_to_string(&path)?.lines() {
+            let line: Line =
+                serde_json::from_str(line).with_context(|| path.display().to_string())?;
+            let id = hex::decode_array(&line.id).context("a reading's id")?;
+            found.insert((line.device, ReadingId::decode(&id), line.channel, line.payload_hex));
+        }
+    }
+    Ok(found)
+}
+
+/// How many confirmed readings are there exactly as they were sent, and how many are not.
+fn compare(there: &HashSet<Sent>, outcomes: &[Outcome]) -> (usize, usize) {
     let (mut found, mut missing) = (0, 0);
     for one in outcomes.iter().flat_map(|outcome| &outcome.confirmed) {
-        let key = (one.device.clone(), one.id, one.channel, one.payload.clone());
-        if stored.contains(&key) { found += 1 } else { missing += 1 }
+        let sent = (one.device.clone(), one.id, one.channel, Hex(&one.payload).to_string());
+        if there.contains(&sent) { found += 1 } else { missing += 1 }
     }
-    Ok((found, missing))
+    (found, missing)
 }

@@ -101,7 +101,8 @@ fn table(status: &Status) -> Result<String> {
 /// One upstream: how far it is, then what is wrong or what its acknowledgement is worth.
 fn line(upstream: &UpstreamStatus) -> String {
     let UpstreamStatus { name, kind, backlog, oldest_ms, delivered, parked, lost, .. } = upstream;
-    let mut line = format!("upstream     {name} ({kind}): {delivered} delivered, {backlog} waiting");
+    let mut line =
+        format!("upstream     {name} ({kind}): {delivered} delivered, {backlog} waiting");
     if *backlog > 0 {
         let tenths = oldest_ms % 1_000 / 100;
         line.push_str(&format!(", the oldest for {}.{tenths} s", oldest_ms / 1_000));

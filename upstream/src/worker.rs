@@ -376,7 +376,8 @@ impl Worker {
             let text = format!(
                 "one reading after the other is refused, so something is set wrong: {said}"
             );
-            return Err(Failure::new(Cause::Setting, text));
+            let failure = Failure::new(Cause::Setting, text);
+            return Err(Failure { retry_after: Some(PAUSE_MAX), ..failure });
         }
         let range = Range { first: index, last: index };
         let (parked, spool) = (&mut progress.parked, self.spool);

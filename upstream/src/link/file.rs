@@ -146,7 +146,10 @@ impl Files {
     fn group(&mut self, first: Job, waiting: &mpsc::Receiver<Job>) -> Result<(), Failure> {
         let mut jobs = vec![first];
         let mut bytes = jobs[0].body.len();
-        while bytes < GROUP_MAX
+        // A file ends with the group that fills it.
+        let written = self.part.as_ref().map_or(0, |part| part.synced);
+        let room = usize::try_from(self.bytes.saturating_sub(written)).unwrap_or(usize::MAX);
+        while bytes < room.min(GROUP_MAX)
             && let Ok(job) = waiting.try_recv()
         {
             bytes += job.body.len();

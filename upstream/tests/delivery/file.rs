@@ -59,7 +59,7 @@ fn after_a_kill_nothing_is_missing_or_there_twice() {
         world.push(count..count + more);
         count += more;
         world.start();
-        world.until("all", |report| report.next == count.into());
+        world.until("all", |report| report.next == u64::from(count));
         world.stop();
         if let Some(old) = old.filter(|_| rng.below(2) == 0) {
             fs::write(&cursor, old).unwrap();
@@ -78,7 +78,7 @@ fn after_a_kill_nothing_is_missing_or_there_twice() {
         }
     }
     world.start();
-    world.until("all", |report| report.next == count.into());
+    world.until("all", |report| report.next == u64::from(count));
     world.stop();
     assert_eq!(indices(&lines(&world)), (0..count.into()).collect::<Vec<_>>());
 }

@@ -64,7 +64,10 @@ impl Hook {
     }
 
     pub(crate) fn settings(&self, more: &str) -> String {
-        format!("name = \"hook\"\nkind = \"webhook\"\nurl = \"http://{}/in?a=b\"\n{more}", self.address)
+        format!(
+            "name = \"hook\"\nkind = \"webhook\"\nurl = \"http://{}/in?a=b\"\n{more}",
+            self.address
+        )
     }
 
     pub(crate) fn taken(&self) -> Vec<Post> {
@@ -86,7 +89,9 @@ fn serve(stream: TcpStream, rule: &Mutex<Rule>, taken: &Mutex<Vec<Post>>) {
                     taken.lock().unwrap().push(post);
                 }
                 let length = body.len();
-                let answer = format!("HTTP/1.1 {status} x\r\n{header}content-length: {length}\r\n\r\n{body}");
+                let answer = format!(
+                    "HTTP/1.1 {status} x\r\n{header}content-length: {length}\r\n\r\n{body}"
+                );
                 if (&stream).write_all(answer.as_bytes()).is_err() {
                     return;
                 }

@@ -21,10 +21,16 @@ impl Subscriber {
     fn new(port: u16) -> Self {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         // CONNECT: MQTT 5, clean start, no keep-alive, no properties, client "eye".
-        stream.write_all(&[0x10, 16, 0, 4, b'M', b'Q', b'T', b'T', 5, 2, 0, 0, 0, 0, 3, b'e', b'y', b'e']).unwrap();
+        stream
+            .write_all(&[
+                0x10, 16, 0, 4, b'M', b'Q', b'T', b'T', 5, 2, 0, 0, 0, 0, 3, b'e', b'y', b'e',
+            ])
+            .unwrap();
         assert_eq!(packet(&mut stream).unwrap().0 >> 4, 2);
         // SUBSCRIBE 1: no properties, "site/#", QoS 0.
-        stream.write_all(&[0x82, 12, 0, 1, 0, 0, 6, b's', b'i', b't', b'e', b'/', b'#', 0]).unwrap();
+        stream
+            .write_all(&[0x82, 12, 0, 1, 0, 0, 6, b's', b'i', b't', b'e', b'/', b'#', 0])
+            .unwrap();
         assert_eq!(packet(&mut stream).unwrap().0 >> 4, 9);
         let text = Arc::new(Mutex::new(String::new()));
         let (own, mut reader) = (Arc::clone(&text), stream.try_clone().unwrap());
@@ -143,7 +149,7 @@ fn a_broker_that_is_killed_or_paused_is_found_again() {
         let subscriber = Subscriber::new(server.port);
         world.push(count..count + 1_000);
         count += 1_000;
-        world.until("all", |report| report.next == count.into());
+        world.until("all", |report| report.next == u64::from(count));
         text += &subscriber.text();
         drop(subscriber);
         if round % 2 == 0 {
@@ -161,7 +167,7 @@ fn a_broker_that_is_killed_or_paused_is_found_again() {
         }
     }
     let subscriber = Subscriber::new(server.port);
-    world.until("all", |report| report.next == count.into());
+    world.until("all", |report| report.next == u64::from(count));
     std::thread::sleep(Duration::from_millis(200));
     text += &subscriber.text();
     // What a broker acknowledges it may lose when it is killed before its subscriber has it; here they have all.

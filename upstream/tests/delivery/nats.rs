@@ -15,7 +15,7 @@ struct Eye {
 
 impl Eye {
     fn new(port: u16) -> Self {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let context = runtime.block_on(async {
             jetstream::new(async_nats::connect(format!("127.0.0.1:{port}")).await.unwrap())
         });
@@ -90,7 +90,8 @@ fn a_subject_for_each_device() {
     let Some(server) = Server::nats("") else { return };
     let eye = Eye::new(server.port);
     eye.make(stream("site.>"));
-    let mut world = World::new(600, &settings(server.port, "subject = \"site.{device}.{channel}\""));
+    let mut world =
+        World::new(600, &settings(server.port, "subject = \"site.{device}.{channel}\""));
     world.start();
     world.until_empty();
     let mut by_subject: HashMap<String, String> = HashMap::new();
@@ -133,14 +134,16 @@ fn a_server_that_is_killed_and_one_that_is_paused_lose_nothing() {
         } else {
             server.go_on();
         }
-        world.until("all", |report| report.next == count.into());
+        world.until("all", |report| report.next == u64::from(count));
     }
     whole_and_in_order(&indices(&Eye::new(server.port).lines("DUET")), count.into());
 }
 
 #[test]
 fn each_setting_that_is_wrong_gives_a_clear_message_and_the_backlog_waits() {
-    let Some(server) = Server::nats("authorization { user: duet, password: right }\n") else { return };
+    let Some(server) = Server::nats("authorization { user: duet, password: right }\n") else {
+        return;
+    };
     let port = server.port;
     let password = "user = \"duet\"\npassword_file = ";
     for (more, expected) in [

@@ -33,14 +33,19 @@ impl Server {
     /// NATS with JetStream; `None` where it is not installed. `more` goes into its configuration.
     pub(crate) fn nats(more: &str) -> Option<Self> {
         Self::start("nats-server", |dir, port| {
-            format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: \"{}\" }}\n{more}", dir.display())
+            format!(
+                "listen: 127.0.0.1:{port}\njetstream {{ store_dir: \"{}\" }}\n{more}",
+                dir.display()
+            )
         })
     }
 
     /// mosquitto; `None` where it is not installed.
     pub(crate) fn mosquitto(more: &str) -> Option<Self> {
         Self::start("mosquitto", |_, port| {
-            format!("listener {port} 127.0.0.1\nmax_inflight_messages 0\nmax_queued_messages 0\n{more}")
+            format!(
+                "listener {port} 127.0.0.1\nmax_inflight_messages 0\nmax_queued_messages 0\n{more}"
+            )
         })
     }
 

@@ -63,7 +63,8 @@ fn a_connection_that_ends_in_mid_answer_repeats_batches_under_the_same_name() {
 #[test]
 fn one_poisonous_reading_is_put_aside_and_all_others_arrive() {
     let hook = Hook::new(|post| {
-        let poison = post.text().contains("\"index\":300,") || post.text().contains("\"index\":301,");
+        let poison =
+            post.text().contains("\"index\":300,") || post.text().contains("\"index\":301,");
         if poison { Reply::Status(422, "", "no \"300\"") } else { OK }
     });
     let mut world = World::new(700, &hook.settings("in_flight = 4\n"));
@@ -141,7 +142,11 @@ fn a_busy_receiver_is_given_the_time_that_it_asks_for() {
 fn a_collector_that_rejects_records_with_200_has_not_taken_them() {
     let rejects = r#"{"partialSuccess":{"rejectedLogRecords":"1","errorMessage":"no"}}"#;
     let hook = Hook::new(move |post| {
-        Reply::Status(200, "", if post.text().contains("\"stringValue\":\"7\"") { rejects } else { "{}" })
+        Reply::Status(
+            200,
+            "",
+            if post.text().contains("\"stringValue\":\"7\"") { rejects } else { "{}" },
+        )
     });
     let mut world = World::new(64, &hook.settings("format = \"otlp\"\n"));
     world.start();
@@ -211,11 +216,15 @@ fn each_setting_that_is_wrong_gives_one_clear_message_and_the_backlog_waits() {
         (format!("url = \"http://{free}/\""), "refused"),
         ("url = \"http://duet.invalid/\"".to_owned(), "duet.invalid:80"),
         (format!("url = \"http://127.0.0.1:{port}/\""), "check the credentials"),
-        (format!("url = \"http://127.0.0.1:{port}/\"\ntoken_file = \"none\""), "none: No such file"),
+        (
+            format!("url = \"http://127.0.0.1:{port}/\"\ntoken_file = \"none\""),
+            "none: No such file",
+        ),
         (format!("url = \"https://127.0.0.1:{port}/\""), "TLS"),
         (format!("url = \"https://127.0.0.1:{port}/\"\nca = \"ca.pem\""), "ca.pem: no certificate"),
     ] {
-        let mut world = World::new(20, &format!("name = \"hook\"\nkind = \"webhook\"\n{settings}\n"));
+        let mut world =
+            World::new(20, &format!("name = \"hook\"\nkind = \"webhook\"\n{settings}\n"));
         fs::write(world.state().join("ca.pem"), "rubbish").unwrap();
         world.start();
         let report = world.until(expected, |report| report.problem.is_some());

@@ -78,7 +78,11 @@ impl World {
             if wished(&report) {
                 return report;
             }
-            assert!(began.elapsed() < PATIENCE, "{what} never came: {report:?} {:?}", self.said.lock().unwrap());
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{what} never came: {report:?} {:?}",
+                self.said.lock().unwrap()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -92,7 +96,8 @@ impl World {
 /// The indices of the lines, after each line was compared with what was sent.
 pub(crate) fn indices(lines: &str) -> Vec<u64> {
     let index = |line: &str| {
-        let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let line: Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         let index = line["index"].as_u64().unwrap();
         assert_eq!(line["payload"], index.to_string());
         index
