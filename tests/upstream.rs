@@ -48,18 +48,19 @@ fn compare(lines: &[Value], outcomes: &[Outcome]) {
         let (device, id) = (text(line, "device"), text(line, "id"));
         // The reading inside HELLO is the first one of its session.
         let number = u32::from_str_radix(&id[24..], 16).unwrap().wrapping_add(1);
-        let new = there.insert((device.clone(), id.clone(), line["channel"].as_u64().unwrap(), text(line, "payload_hex")));
+        let new = there.insert((
+            device.clone(),
+            id.clone(),
+            line["channel"].as_u64().unwrap(),
+            text(line, "payload_hex"),
+        ));
         if !new {
             // The device sent it again, since it saw no confirmation.
             continue;
         }
         // Of one session, in the order in which it was sent; a reading that came again keeps its place.
-        let before = last.insert((device.clone(), id[..24].to_owned()), sequence);
-        assert!(
-            before.is_none_or(|before| before < sequence),
-            "{device}: {before:?}, then {sequence}"
-        );
-        there.insert((device, id, line["channel"].as_u64().unwrap(), text(line, "payload_hex")));
+        let before = last.insert((device.clone(), id[..24].to_owned()), number);
+        assert!(before.is_none_or(|before| before < number), "{device}: {before:?}, then {number}");
     }
     let mut confirmed = 0;
     for one in outcomes.iter().flat_map(|outcome| &outcome.confirmed) {

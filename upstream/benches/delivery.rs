@@ -99,7 +99,11 @@ fn nats(runtime: &tokio::runtime::Runtime) -> Option<Nats> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let conf = dir.path().join("conf");
     let store = dir.path().display();
-    std::fs::write(&conf, format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: \"{store}\" }}\n")).unwrap();
+    std::fs::write(
+        &conf,
+        format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: \"{store}\" }}\n"),
+    )
+    .unwrap();
     let child = Command::new(program).arg("-c").arg(&conf).stderr(Stdio::null()).spawn().unwrap();
     let server = Nats(child, port, dir);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -118,7 +122,8 @@ fn nats(runtime: &tokio::runtime::Runtime) -> Option<Nats> {
 }
 
 fn main() {
-    let readings = std::env::args().filter_map(|text| text.parse().ok()).next().unwrap_or(1_000_000);
+    let readings =
+        std::env::args().filter_map(|text| text.parse().ok()).next().unwrap_or(1_000_000);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let memory = Memory::new();
     (0..readings).for_each(|_| memory.push("device-00001", 1, &PAYLOAD));
@@ -133,7 +138,9 @@ fn main() {
         let mut done = vec![drain("file, ndjson, synced", &memory, &file)];
         if let Some(Nats(_, port, _)) = &server {
             let nats = |more: &str| {
-                format!("name = \"n\"\nkind = \"nats\"\nurl = \"nats://127.0.0.1:{port}\"\nsubject = \"bench.duet\"\n{more}")
+                format!(
+                    "name = \"n\"\nkind = \"nats\"\nurl = \"nats://127.0.0.1:{port}\"\nsubject = \"bench.duet\"\n{more}"
+                )
             };
             done.push(drain("nats, protobuf", &memory, &nats("format = \"protobuf\"\n")));
             // The same batches under the same names would be thrown away by the stream.
