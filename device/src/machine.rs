@@ -8,7 +8,7 @@ use duet_protocol::{
     identity::Gateway,
     profile::{Profile, Transport},
     reading::ReadingId,
-    wire::{COOKIE, SessionId},
+    wire::{COOKIE, MESSAGE_MAX, SessionId},
 };
 
 use crate::{
@@ -215,7 +215,8 @@ fn pause(transport: Transport, attempts: u8) -> u64 {
 
 impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S, WINDOW, PAYLOAD> {
     /// How long a buffer for [`poll_transmit`](Self::poll_transmit) must be.
-    pub const TRANSMIT_MAX: usize = OVERHEAD + PAYLOAD;
+    pub const TRANSMIT_MAX: usize =
+        if OVERHEAD + PAYLOAD < MESSAGE_MAX { OVERHEAD + PAYLOAD } else { MESSAGE_MAX };
 
     /// A closed device.
     ///

@@ -335,3 +335,19 @@ fn the_longest_hello_fits_the_buffer_in_every_profile() {
         assert_eq!(Kind::of(&longest), Ok(Kind::Hello));
     }
 }
+
+#[test]
+fn a_device_of_the_longest_payloads_needs_no_buffer_longer_than_a_message() {
+    let mut peer = Peer::new(Mode::RegisteredId);
+    let config = peer.config(profile("registered-id/ephemeral"));
+    let software = Software::seeded([4; 32]);
+    let mut device: Device<_, _, 2, 1_024> = Device::new(software, Volatile, config).unwrap();
+    device.send_reading(0, 1, &[1; 1_024], true).unwrap();
+    device.open(0);
+    let mut out = [0; MESSAGE_MAX];
+    let len = device.poll_transmit(0, &mut out).unwrap();
+    let (mut accept, held) = peer.accept(&out[..len], Says::default());
+    device.handle_message(0, &mut accept).unwrap();
+    let len = device.poll_transmit(0, &mut out).unwrap();
+    assert!(matches!(held.read(&out[..len]), (0, Said::Reading { payload, .. }) if payload.len() == 1_024));
+}
