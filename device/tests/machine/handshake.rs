@@ -349,5 +349,7 @@ fn a_device_of_the_longest_payloads_needs_no_buffer_longer_than_a_message() {
     let (mut accept, held) = peer.accept(&out[..len], Says::default());
     device.handle_message(0, &mut accept).unwrap();
     let len = device.poll_transmit(0, &mut out).unwrap();
-    assert!(matches!(held.read(&out[..len]), (0, Said::Reading { payload, .. }) if payload.len() == 1_024));
+    assert!(
+        matches!(held.read(&out[..len]), (0, Said::Reading { payload, .. }) if payload.len() == 1_024)
+    );
 }
