@@ -35,7 +35,10 @@ pub use client::{Client, ClientError};
 pub use problem::Problem;
 pub use status::{Driver, Fault, Phase, Status, UpstreamStatus};
 pub use telemetry::{Telemetry, install as install_telemetry};
-pub use wire::{BadLine, DeviceInfo, DeviceLine, MAX_COMMAND_TIMEOUT_MS, MAX_IMPORT, MAX_LINE_LEN};
+pub use wire::{
+    BadLine, DeviceInfo, DeviceLine, GatewayFacts, MAX_COMMAND_TIMEOUT_MS, MAX_IMPORT,
+    MAX_LINE_LEN, Refused,
+};
 
 use crate::registry::{Registry, RegistryError};
 use api::Plane;
@@ -129,6 +132,8 @@ pub struct Options {
     pub http: SocketAddr,
     /// How often marks are saved.
     pub save_marks_every: Duration,
+    /// What devices need to know of the gateway.
+    pub facts: Option<GatewayFacts>,
 }
 
 impl Options {
@@ -136,7 +141,7 @@ impl Options {
     #[must_use]
     pub fn new(config: &crate::config::Config) -> Self {
         let (state, http) = (config.state.clone(), config.metrics.listen);
-        Self { state, http, save_marks_every: Duration::from_secs(5) }
+        Self { state, http, save_marks_every: Duration::from_secs(5), facts: None }
     }
 }
 
@@ -170,7 +175,7 @@ pub fn start(
 
     let (stop, stopping) = watch::channel(false);
     let view = registry.view().map_err(AdminError::Registry)?;
-    let plane = Arc::new(Plane::new(registry, view, gateway, telemetry));
+    let plane = Arc::new(Plane::new(registry, view, gateway, telemetry, options.facts));
     let every = options.save_marks_every;
     let (ready, started) = std::sync::mpsc::channel();
     let thread = thread::Builder::new()

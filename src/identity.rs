@@ -25,7 +25,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 mod certificate;
 mod create;
 
-pub use certificate::{Certificate, MAX_CERTIFICATE_LEN, Role};
+pub use certificate::{Certificate, MAX_CERTIFICATE_LEN, Role, pem};
 pub use create::{Created, create};
 
 /// No certificate or key file is larger.

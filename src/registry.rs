@@ -153,6 +153,35 @@ impl Registry {
         })
     }
 
+    /// At most `limit` devices that may connect, from after `after`, with all that it takes to register them
+    /// elsewhere, and where to go on. Fewer than `limit` are no sign of the end.
+    ///
+    /// # Errors
+    /// [`RegistryError::Damaged`] if a record cannot be read.
+    pub fn export(
+        &self,
+        after: Option<&Name>,
+        limit: usize,
+    ) -> Result<(Vec<NewDevice>, Option<Name>), RegistryError> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.read(|database| {
+            let devices = database.begin_read()?.open_table(DEVICES)?;
+            let from = after.map_or(Unbounded, |name| Excluded(name.as_str()));
+            let (mut page, mut last) = (Vec::new(), None);
+            for row in devices.range::<&str>((from, Unbounded))?.take(limit) {
+                let (name, bytes) = row?;
+                let (name, record) = self.decode(name.value(), bytes.value())?;
+                let enrolment = record.enrolment().filter(|_| record.revoked_s.is_none());
+                if let Some(enrolment) = enrolment {
+                    let (name, sources) = (name.clone(), record.sources);
+                    page.push(NewDevice { name, enrolment, sources, made: false });
+                }
+                last = Some(name);
+            }
+            Ok((page, last))
+        })
+    }
+
     /// How many devices are on disk, revoked ones included.
     ///
     /// # Errors

@@ -204,7 +204,7 @@ fn neither_process_holds_a_session_key_after_close() {
         let enrolment = Enrolment::RegisteredId { id, key: RegistrationKey([0x4b; 32]) };
         let sources = SourceSet::of([PROFILE.source]);
         registry
-            .add(NewDevice { name: "one".parse().unwrap(), enrolment, sources }, now_s)
+            .add(NewDevice { name: "one".parse().unwrap(), enrolment, sources, made: false }, now_s)
             .unwrap();
     }
     let config = duet::config::Config::load(Some(&state), None, &Default::default()).unwrap();

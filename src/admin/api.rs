@@ -22,10 +22,10 @@ mod input;
 mod probes;
 
 use super::access::{self, Role};
-use super::{Gateway, Problem, Telemetry, door};
+use super::{Gateway, GatewayFacts, Problem, Telemetry, door};
 use crate::registry::{Registry, View};
 
-pub(crate) use devices::{Added, CommandRequest, CommandResult, Ended};
+pub(crate) use devices::{Added, CommandRequest, CommandResult, Ended, EndedAll};
 
 /// Requests that may be under way at once, beside the probes: fewer than a door has places, so that one is left for
 /// whoever asks how the gateway is.
@@ -39,6 +39,8 @@ pub(super) struct Plane {
     pub(super) gateway: Arc<dyn Gateway>,
     pub(super) telemetry: Telemetry,
     pub(super) requests: Semaphore,
+    /// What devices need to know of this gateway.
+    pub(super) facts: Option<GatewayFacts>,
 }
 
 #[derive(OpenApi)]
@@ -61,8 +63,9 @@ impl Plane {
         view: Arc<View>,
         gateway: Arc<dyn Gateway>,
         telemetry: Telemetry,
+        facts: Option<GatewayFacts>,
     ) -> Self {
-        Self { registry, view, gateway, telemetry, requests: Semaphore::new(REQUESTS) }
+        Self { registry, view, gateway, telemetry, requests: Semaphore::new(REQUESTS), facts }
     }
 
     /// Runs work that waits for the disk on a thread of its own.
@@ -89,8 +92,16 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
                 .routes(routes!(devices::list, devices::add))
                 .routes(routes!(devices::show, devices::remove))
                 .routes(routes!(devices::revoke))
+                .routes(routes!(devices::revoke_all))
+                .routes(routes!(devices::remove_all))
                 .routes(routes!(devices::command))
                 .route_layer(middleware::from_fn_with_state(Role::Operator, access::require))
+                .layer(middleware::from_fn_with_state(Arc::clone(plane), bounded)),
+        )
+        .merge(
+            OpenApiRouter::new()
+                .routes(routes!(devices::export))
+                .route_layer(middleware::from_fn_with_state(Role::Admin, access::require))
                 .layer(middleware::from_fn_with_state(Arc::clone(plane), bounded)),
         )
         .split_for_parts();
@@ -125,6 +136,7 @@ fn probes() -> OpenApiRouter<Arc<Plane>> {
         .routes(routes!(probes::health))
         .routes(routes!(probes::ready))
         .routes(routes!(probes::status))
+        .routes(routes!(probes::gateway))
 }
 
 /// Refuses more requests at once than there is room for, and counts the others.

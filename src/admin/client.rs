@@ -7,9 +7,9 @@ use duet_control::{Method, segment};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use super::api::{Added, CommandRequest, CommandResult, Ended};
+use super::api::{Added, CommandRequest, CommandResult, Ended, EndedAll};
 use super::devices::End;
-use super::wire::{DeviceInfo, DeviceLine};
+use super::wire::{DeviceInfo, DeviceLine, GatewayFacts, Refused};
 use super::{Problem, Status};
 
 /// How long the gateway may take to say how it is; it answers from memory.
@@ -61,14 +61,54 @@ impl Client {
     /// # Errors
     /// [`ClientError::Refused`] names the device at fault.
     pub fn add(&mut self, lines: &[DeviceLine]) -> Result<usize, ClientError> {
-        // Sized beforehand: a vector that grows leaves copies of keys behind.
-        let mut body = Vec::with_capacity(lines.iter().map(size).sum());
-        for line in lines {
-            serde_json::to_writer(&mut body, line).map_err(|_| ClientError::Answer)?;
-            body.push(b'\n');
-        }
-        let Added { count } = self.ask(Method::POST, "/v1/devices", body, IMPORT_LIMIT)?;
+        let body = ndjson(lines)?;
+        let Added { count, .. } = self.ask(Method::POST, "/v1/devices", body, IMPORT_LIMIT)?;
         Ok(count)
+    }
+
+    /// Finds out which devices would be refused; registers none.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn check(&mut self, lines: &[DeviceLine]) -> Result<Vec<Refused>, ClientError> {
+        let body = ndjson(lines)?;
+        let added: Added =
+            self.ask(Method::POST, "/v1/devices?dry_run=true", body, IMPORT_LIMIT)?;
+        Ok(added.refused)
+    }
+
+    /// What devices need to know of the gateway.
+    ///
+    /// # Errors
+    /// [`ClientError`], within seconds.
+    pub fn facts(&mut self) -> Result<GatewayFacts, ClientError> {
+        self.ask(Method::GET, "/v1/gateway", Vec::new(), STATUS_LIMIT)
+    }
+
+    /// Ends the right to connect of several devices, all or none. Returns how many.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] names the device at fault.
+    pub fn end_all(&mut self, names: &[String], how: End) -> Result<usize, ClientError> {
+        let target = match how {
+            End::Revoke => "/v1/revocations",
+            End::Remove => "/v1/removals",
+        };
+        let body = names.join("\n").into_bytes();
+        let EndedAll { count } = self.ask(Method::POST, target, body, IMPORT_LIMIT)?;
+        Ok(count)
+    }
+
+    /// Hands on the lines that register all devices elsewhere.
+    ///
+    /// # Errors
+    /// [`ClientError`], or the first error of `each`.
+    pub fn export<E: From<ClientError>>(
+        &mut self,
+        with_keys: bool,
+        each: impl FnMut(DeviceLine) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.lines(&format!("/v1/export?with_keys={with_keys}"), each)
     }
 
     /// Hands all devices on, in the order of their names.
@@ -77,11 +117,19 @@ impl Client {
     /// [`ClientError`], or the first error of `each`.
     pub fn list<E: From<ClientError>>(
         &mut self,
-        mut each: impl FnMut(DeviceInfo) -> Result<(), E>,
+        each: impl FnMut(DeviceInfo) -> Result<(), E>,
     ) -> Result<(), E> {
-        let refused = self.0.lines("/v1/devices", CHANGE_LIMIT, |line| {
-            let device = serde_json::from_slice(line);
-            each(device.map_err(|_| ClientError::Answer)?).map_err(Listing::Ours)
+        self.lines("/v1/devices", each)
+    }
+
+    fn lines<T: DeserializeOwned, E: From<ClientError>>(
+        &mut self,
+        target: &str,
+        mut each: impl FnMut(T) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let refused = self.0.lines(target, CHANGE_LIMIT, |line| {
+            let value = serde_json::from_slice(line);
+            each(value.map_err(|_| Listing::Client(ClientError::Answer))?).map_err(Listing::Ours)
         });
         match refused {
             Ok(None) => Ok(()),
@@ -175,10 +223,20 @@ fn refusal(answer: &duet_control::Answer) -> ClientError {
     }
 }
 
+fn ndjson(lines: &[DeviceLine]) -> Result<Vec<u8>, ClientError> {
+    // Sized beforehand: a vector that grows leaves copies of keys behind.
+    let mut body = Vec::with_capacity(lines.iter().map(size).sum());
+    for line in lines {
+        serde_json::to_writer(&mut body, line).map_err(|_| ClientError::Answer)?;
+        body.push(b'\n');
+    }
+    Ok(body)
+}
+
 /// The most that a line takes as JSON: every character of a certificate in PEM may be escaped.
 fn size(line: &DeviceLine) -> usize {
     let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    let DeviceLine { name, mode, certificate, id, key, profile } = line;
-    let fields = name.len() + mode.len() + optional(id) + optional(key) + optional(profile);
+    let DeviceLine { name, mode, certificate, id, key, key_sources, made: _ } = line;
+    let fields = name.len() + mode.len() + optional(id) + optional(key) + optional(key_sources);
     128 + 6 * fields + 2 * optional(certificate)
 }

@@ -4,7 +4,7 @@
 use axum::http::StatusCode;
 use duet_protocol::identity::DeviceId;
 
-use super::wire::{DeviceInfo, DeviceLine};
+use super::wire::{DeviceInfo, DeviceLine, Refused};
 use super::{Gateway, Problem};
 use crate::identity::now_s;
 use crate::registry::{Name, NewDevice, Registry, RegistryError};
@@ -32,6 +32,44 @@ pub fn add(registry: &Registry, lines: &[DeviceLine]) -> Result<usize, Problem> 
         devices.push(read.map_err(|bad| Problem::of_line(index, &line.name, &bad))?);
     }
     Ok(registry.add_all(devices, now_s())?)
+}
+
+/// Finds out which of these devices [`add`] would refuse.
+///
+/// # Errors
+/// Those of the registry.
+pub fn check(registry: &Registry, lines: &[DeviceLine]) -> Result<Vec<Refused>, Problem> {
+    let (mut devices, mut places, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, line) in lines.iter().enumerate() {
+        match line.read() {
+            Ok(device) => {
+                devices.push(device);
+                places.push(index);
+            }
+            Err(bad) => {
+                let error = Problem::of_line(index, &line.name, &bad).error;
+                refused.push(Refused { device: index, error });
+            }
+        }
+    }
+    for (index, error) in registry.check_all(devices, now_s())? {
+        refused.push(Refused { device: places[index], error: error.to_string() });
+    }
+    refused.sort_by_key(|refused| refused.device);
+    Ok(refused)
+}
+
+/// Lines that register some devices elsewhere, from after `after`, and where to go on; that is nothing at the end.
+///
+/// # Errors
+/// Those of the registry.
+pub fn export(
+    registry: &Registry,
+    after: Option<&Name>,
+    with_keys: bool,
+) -> Result<(Vec<DeviceLine>, Option<Name>), Problem> {
+    let (devices, last) = registry.export(after, PAGE)?;
+    Ok((devices.iter().map(|device| DeviceLine::of(device, with_keys)).collect(), last))
 }
 
 /// Some devices in the order of their names, from after `after`; none at the end of the list.
@@ -70,6 +108,27 @@ pub fn end(
         gateway.revoked(id);
     }
     Ok(id)
+}
+
+/// Ends the right to connect of several devices, all or none, and their sessions. Returns how many.
+///
+/// # Errors
+/// When one is not there, or was revoked before.
+pub fn end_all(
+    registry: &Registry,
+    gateway: Option<&dyn Gateway>,
+    names: &[String],
+    how: End,
+) -> Result<usize, Problem> {
+    let names = names.iter().map(|name| name.parse()).collect::<Result<Vec<Name>, _>>()?;
+    let ids = match how {
+        End::Revoke => registry.revoke_all(&names, now_s())?,
+        End::Remove => registry.remove_all(&names)?,
+    };
+    if let Some(gateway) = gateway {
+        ids.iter().for_each(|id| gateway.revoked(*id));
+    }
+    Ok(ids.len())
 }
 
 /// The id of a device that may be given commands.

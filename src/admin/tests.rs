@@ -70,6 +70,7 @@ fn running() -> Running {
         state: dir.path().into(),
         http: "127.0.0.1:0".parse().unwrap(),
         save_marks_every: Duration::from_millis(50),
+        facts: None,
     };
     let (registry_, gateway_) = (Arc::clone(&registry), Arc::clone(&gateway));
     let admin = start(options, registry_, gateway_, install_telemetry()).unwrap();
@@ -96,7 +97,8 @@ fn line(name: &str, id: u64) -> DeviceLine {
         certificate: None,
         id: Some(format!("{id:016x}")),
         key: Some(format!("{id:064x}")),
-        profile: None,
+        key_sources: None,
+        made: false,
     }
 }
 

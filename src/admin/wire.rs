@@ -1,5 +1,8 @@
 //! Devices as they travel over the API and stand in import files.
 
+use std::net::SocketAddr;
+use std::path::Path;
+
 use duet_protocol::identity::{DeviceId, RegistrationKey};
 use duet_protocol::profile::Mode;
 use serde::{Deserialize, Serialize};
@@ -40,8 +43,11 @@ pub struct DeviceLine {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// The key sources it may use, separated by commas; without it, `ephemeral`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub profile: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", alias = "profile")]
+    pub key_sources: Option<String>,
+    /// Whether its registration key was made for this very registration, so that no HELLO under it can exist.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made: bool,
 }
 
 impl Drop for DeviceLine {
@@ -59,8 +65,8 @@ pub enum BadLine {
     /// `mode`
     #[error("mode must be certificate, registered-certificate or registered-id")]
     Mode,
-    /// `profile`
-    #[error("profile: {0}")]
+    /// `key_sources`
+    #[error("key_sources: {0}")]
     Sources(#[from] UnknownSource),
     /// `certificate`
     #[error("certificate: {0}")]
@@ -83,7 +89,7 @@ impl DeviceLine {
     /// [`BadLine`], naming the field.
     pub fn read(&self) -> Result<NewDevice, BadLine> {
         let name = self.name.parse()?;
-        let sources = match &self.profile {
+        let sources = match &self.key_sources {
             None => SourceSet::default(),
             Some(text) => text.parse()?,
         };
@@ -106,7 +112,7 @@ impl DeviceLine {
             ("registered-id", _) => return Err(BadLine::Fields("id and key")),
             _ => return Err(BadLine::Mode),
         };
-        Ok(NewDevice { name, enrolment, sources })
+        Ok(NewDevice { name, enrolment, sources, made: self.made })
     }
 }
 
@@ -124,6 +130,77 @@ fn registration_key(text: &str) -> Result<RegistrationKey, BadLine> {
     bytes.as_slice().try_into().map(RegistrationKey).map_err(|_| BadLine::Key)
 }
 
+impl DeviceLine {
+    /// The line that registers this device elsewhere; without keys, one that has a registration key gets another.
+    #[must_use]
+    pub fn of(device: &NewDevice, with_keys: bool) -> Self {
+        let hex = |bytes: &[u8]| Some(Hex(bytes).to_string());
+        let (mode, certificate, id, key) = match &device.enrolment {
+            Enrolment::Certificate { der } => (Mode::Certificate, hex(der), None, None),
+            Enrolment::RegisteredCertificate { id, der } => {
+                (Mode::RegisteredCertificate, hex(der), Some(id.to_string()), None)
+            }
+            Enrolment::RegisteredId { id, key } => {
+                let key = hex(&key.0).filter(|_| with_keys);
+                (Mode::RegisteredId, None, Some(id.to_string()), key)
+            }
+        };
+        Self {
+            name: device.name.to_string(),
+            mode: mode_name(mode).to_owned(),
+            certificate,
+            id,
+            key,
+            key_sources: Some(device.sources.to_string()),
+            made: false,
+        }
+    }
+}
+
+/// A device that would not be registered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Refused {
+    /// Which of the devices that were sent, the first being 0.
+    pub device: usize,
+    /// Why, for people.
+    pub error: String,
+}
+
+/// What a device needs to know of its gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GatewayFacts {
+    /// Where it is reached, host and port, if it listens on one address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// The byte by which HELLO names its certificate.
+    pub key_id: u8,
+    /// SHA-256 of the certificate, hexadecimal.
+    pub fingerprint: String,
+    /// The key in it, an uncompressed point, hexadecimal.
+    pub public_key: String,
+    /// The certificate itself, PEM.
+    pub certificate_pem: String,
+    /// Where the gateway keeps it.
+    pub certificate: String,
+}
+
+impl GatewayFacts {
+    /// The facts of a gateway that names this certificate by `key_id` and listens here.
+    #[must_use]
+    pub fn of(key_id: u8, certificate: &Certificate, path: &Path, listen: SocketAddr) -> Self {
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        Self {
+            address: (!listen.ip().is_unspecified() && listen.port() != 0)
+                .then(|| listen.to_string()),
+            key_id,
+            fingerprint: Hex(&certificate.fingerprint.0).to_string(),
+            public_key: Hex(&certificate.key.0).to_string(),
+            certificate_pem: crate::identity::pem(&certificate.der),
+            certificate: path.display().to_string(),
+        }
+    }
+}
+
 /// A device as commands show it. No secrets; times are Unix seconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceInfo {
@@ -136,7 +213,7 @@ pub struct DeviceInfo {
     /// SHA-256 of its certificate (or what stands in its place), hexadecimal.
     pub fingerprint: String,
     /// The key sources it may use.
-    pub profile: String,
+    pub key_sources: String,
     /// When it was registered.
     pub created_s: i64,
     /// When it was revoked.
@@ -156,7 +233,7 @@ impl From<Entry> for DeviceInfo {
             mode: mode_name(entry.mode).to_owned(),
             id: entry.id.to_string(),
             fingerprint: Hex(&entry.fingerprint.0).to_string(),
-            profile: entry.sources.to_string(),
+            key_sources: entry.sources.to_string(),
             created_s: entry.created_s,
             revoked_s: entry.revoked_s,
             not_before_s: entry.validity.map(|validity| validity.not_before_s),

@@ -6,8 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use duet::admin::devices::{self, End};
-use duet::admin::{Client, ClientError, DeviceInfo, DeviceLine, Problem};
+use duet::admin::{Client, ClientError, DeviceInfo, DeviceLine, GatewayFacts, Problem, Refused};
+use duet::config::{KeyFiles, Overrides};
+use duet::identity::{self, Role, now_s};
 use duet::registry::{self, Registry, RegistryError};
+
+use super::Place;
 
 /// How long to wait for another command to let go of the registry.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,6 +61,54 @@ impl Control {
                 }
             }
             added => Ok(added?),
+        }
+    }
+
+    /// Finds out which devices would be refused; registers none.
+    pub(super) fn check(&mut self, lines: &[DeviceLine]) -> Result<Vec<Refused>> {
+        Ok(match self {
+            Self::Gateway(client) => client.check(lines)?,
+            Self::Direct(registry) => devices::check(registry, lines)?,
+        })
+    }
+
+    /// What devices need to know of the gateway: as it runs, or else as it would with the settings of now.
+    pub(super) fn facts(&mut self, place: &Place) -> Result<GatewayFacts> {
+        if let Self::Gateway(client) = self {
+            return Ok(client.facts()?);
+        }
+        let config = place.load(&Overrides::default())?;
+        let KeyFiles { key_id, certificate: path, .. } = &config.gateway;
+        let certificate = identity::load_certificate(path, Role::Gateway, now_s())?;
+        Ok(GatewayFacts::of(*key_id, &certificate, path, config.listen))
+    }
+
+    /// Ends the right to connect of several devices, all or none. Returns how many.
+    pub(super) fn end_all(&mut self, names: &[String], how: End) -> Result<usize> {
+        Ok(match self {
+            Self::Gateway(client) => client.end_all(names, how)?,
+            Self::Direct(registry) => devices::end_all(registry, None, names, how)?,
+        })
+    }
+
+    /// Hands on the lines that register all devices elsewhere.
+    pub(super) fn export(
+        &mut self,
+        with_keys: bool,
+        mut each: impl FnMut(DeviceLine) -> Result<()>,
+    ) -> Result<()> {
+        let registry = match self {
+            Self::Gateway(client) => return client.export(with_keys, each),
+            Self::Direct(registry) => registry,
+        };
+        let mut after = None;
+        loop {
+            let (lines, last) = devices::export(registry, after.as_ref(), with_keys)?;
+            if last.is_none() {
+                return Ok(());
+            }
+            after = last;
+            lines.into_iter().try_for_each(&mut each)?;
         }
     }
 

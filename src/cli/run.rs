@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use duet::admin::{self, Options};
+use duet::admin::{self, GatewayFacts, Options};
 use duet::config::Config;
 use duet::delivery::Health;
 use duet::identity::GatewayIdentity;
@@ -90,7 +90,9 @@ fn serve(prepared: Prepared) -> Result<()> {
     }
     let server = Server::start(&config, &keys, &registry)?;
     drop(keys);
-    let options = Options::new(&config);
+    let mut options = Options::new(&config);
+    let (current, files) = (&identities[0].1.certificate, &config.gateway);
+    options.facts = Some(GatewayFacts::of(files.key_id, current, &files.certificate, server.local));
     let admin = match admin::start(options, Arc::clone(&registry), server.control(), telemetry) {
         Ok(admin) => admin,
         Err(error) => {

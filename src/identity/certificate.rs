@@ -1,5 +1,6 @@
 //! What Duet reads out of an X.509 certificate.
 
+use base64ct::{Base64, Encoding as _};
 use duet_protocol::identity::{Fingerprint, PublicKey};
 use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY};
 use x509_parser::pem::Pem;
@@ -137,6 +138,21 @@ impl Certificate {
         }
         Ok(())
     }
+}
+
+/// A certificate, DER, as PEM.
+#[must_use]
+pub fn pem(der: &[u8]) -> String {
+    let text = Base64::encode_string(der);
+    let mut pem = String::with_capacity(text.len() + text.len() / 64 + 64);
+    pem.push_str("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        // Base64 is ASCII.
+        pem.extend(line.iter().map(|byte| char::from(*byte)));
+        pem.push('\n');
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
 }
 
 /// What a PEM block holds that somebody may take for a certificate.

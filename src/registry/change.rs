@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use duet_protocol::identity::DeviceId;
+use duet_protocol::mark::Mark;
 use duet_protocol::reading::ReadingId;
 use redb::ReadableTable;
 
@@ -37,10 +38,13 @@ impl Registry {
             let mut added = Vec::new();
             for (index, device) in devices.into_iter().enumerate() {
                 at_fault = Some(index);
-                let name = device.name.clone();
+                let (name, made) = (device.name.clone(), device.made);
                 let record = Record::new(device, now_s)
                     .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })?;
                 self.insert(tables, &name, &record)?;
+                if made {
+                    Self::meet(tables, &record)?;
+                }
                 // A credential that was removed and comes back resumes its mark.
                 let kept = Self::kept(&record, &tables.marks, &tables.last)?;
                 added.push(Arc::new(kept.put_in(self.device(&name, &record)?)));
@@ -54,6 +58,33 @@ impl Registry {
             added.into_iter().for_each(|device| view.insert(device));
         }
         Ok(count)
+    }
+
+    /// Finds out which of these devices [`add_all`](Self::add_all) would refuse, each with its place; nothing is
+    /// changed. A device that would be refused is as if it were not among them.
+    ///
+    /// # Errors
+    /// Those of the storage engine.
+    pub fn check_all(
+        &self,
+        devices: impl IntoIterator<Item = NewDevice>,
+        now_s: i64,
+    ) -> Result<Vec<(usize, RegistryError)>, RegistryError> {
+        let database = self.ready()?;
+        self.store.attempt(&database, |tables| {
+            let mut refused = Vec::new();
+            for (index, device) in devices.into_iter().enumerate() {
+                let name = device.name.clone();
+                let inserted = Record::new(device, now_s)
+                    .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })
+                    .and_then(|record| self.insert(tables, &name, &record));
+                match inserted {
+                    Err(error) if error.is_refusal() => refused.push((index, error)),
+                    inserted => inserted?,
+                }
+            }
+            Ok(refused)
+        })
     }
 
     /// Ends a device's right to connect, for ever under this credential. Returns its id: the
@@ -172,21 +203,29 @@ impl Registry {
             Err(RegistryError::Unknown(_)) => None,
             Err(error) => return Err(error),
         };
-        if let Some(before) = before {
-            if before.revoked_s.is_none() {
-                return Err(RegistryError::NameTaken(name.clone()));
-            }
-            self.forget(tables, name, &before)?;
+        if before.as_ref().is_some_and(|before| before.revoked_s.is_none()) {
+            return Err(RegistryError::NameTaken(name.clone()));
         }
-        if let Some(owner) = tables.ids.get(record.id.0)? {
+        // What belongs to the revoked device of this name, whose place this one takes, is free.
+        if let Some(owner) = tables.ids.get(record.id.0)?
+            && owner.value() != name.as_str()
+        {
             let owner = self.name(owner.value())?;
             return Err(RegistryError::IdTaken { name: name.clone(), id: record.id, owner });
         }
-        for credential in credentials {
-            if let Some(owner) = tables.credentials.get(credential)? {
+        for credential in &credentials {
+            if let Some(owner) = tables.credentials.get(credential)?
+                && owner.value() != name.as_str()
+            {
                 let owner = self.name(owner.value())?;
                 return Err(RegistryError::CredentialTaken { name: name.clone(), owner });
             }
+        }
+        // From here on nothing is refused, so a device is written whole or not at all.
+        if let Some(before) = before {
+            self.forget(tables, name, &before)?;
+        }
+        for credential in credentials {
             tables.credentials.insert(credential, name.as_str())?;
         }
         tables.ids.insert(record.id.0, name.as_str())?;
@@ -207,6 +246,15 @@ impl Registry {
             tables.credentials.remove(credential)?;
         }
         tables.devices.remove(name.as_str())?;
+        Ok(())
+    }
+
+    /// Gives a credential that the registration itself has made its first mark (R123).
+    fn meet(tables: &mut Tables<'_>, record: &Record) -> Result<(), RegistryError> {
+        let key = mark_key(record);
+        if tables.marks.get(key)?.is_none() {
+            tables.marks.insert(key, Mark::MADE.get())?;
+        }
         Ok(())
     }
 

@@ -129,6 +129,18 @@ pub enum Damage {
 }
 
 impl RegistryError {
+    /// Whether a device was refused, and nothing else is wrong.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::NameTaken(_)
+                | Self::IdTaken { .. }
+                | Self::CredentialTaken { .. }
+                | Self::Refused { .. }
+                | Self::Certificate { .. }
+        )
+    }
+
     /// Whether the disk has no room.
     pub(super) fn is_no_room(&self) -> bool {
         let error = match self {

@@ -95,6 +95,8 @@ pub struct NewDevice {
     pub enrolment: Enrolment,
     /// The key sources it may use.
     pub sources: SourceSet,
+    /// Whether this very registration has made its secret, so that no HELLO under it can exist (R123).
+    pub made: bool,
 }
 
 /// What is stored under a device's name.
@@ -149,6 +151,19 @@ impl Record {
             self.secret = Stored::RevokedId(digest);
         }
         gone
+    }
+
+    /// What the device is known by, to be registered elsewhere; nothing of a key that was revoked.
+    pub(super) fn enrolment(&self) -> Option<Enrolment> {
+        let id = self.id;
+        Some(match &self.secret {
+            Stored::Certificate(der) => Enrolment::Certificate { der: der.clone() },
+            Stored::RegisteredCertificate(der) => {
+                Enrolment::RegisteredCertificate { id, der: der.clone() }
+            }
+            Stored::RegisteredId(key) => Enrolment::RegisteredId { id, key: key.clone() },
+            Stored::RevokedId(_) => return None,
+        })
     }
 
     /// The row on disk, if it holds a registration key.
@@ -290,7 +305,7 @@ mod tests {
         let key = RegistrationKey([7; 32]);
         let enrolment = Enrolment::RegisteredId { id: DeviceId([3; 8]), key };
         let name: Name = "d".parse().unwrap();
-        let device = NewDevice { name, enrolment, sources: SourceSet::ALL };
+        let device = NewDevice { name, enrolment, sources: SourceSet::ALL, made: false };
         let mut record = Record::new(device, 55).ok().unwrap();
         let before = record.encode();
         assert!(*record.revoke(0).unwrap() == *before && record.with_key().is_none());

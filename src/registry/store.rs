@@ -152,6 +152,21 @@ impl Store {
         self.noted(change(database, false, run))
     }
 
+    /// Runs a change and undoes it.
+    pub(super) fn attempt<T>(
+        &self,
+        database: &Database,
+        run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let attempted = || {
+            let write = database.begin_write()?;
+            let value = Tables::open(&write).and_then(|mut tables| run(&mut tables));
+            write.abort()?;
+            value
+        };
+        self.noted(attempted())
+    }
+
     /// Overwrites what is left in the file of the keys in rows that no table holds any more. Call it after
     /// [`change`](Self::change) has removed them: then neither of the commits that the engine keeps refers to a
     /// page with them. They must not come back meanwhile.

@@ -21,18 +21,18 @@ fn keyed(text: &str, id: u64) -> NewDevice {
     key.0[..8].copy_from_slice(&id.to_be_bytes());
     let id = DeviceId(id.to_be_bytes());
     let enrolment = Enrolment::RegisteredId { id, key };
-    NewDevice { name: name(text), enrolment, sources: SourceSet::default() }
+    NewDevice { name: name(text), enrolment, sources: SourceSet::default(), made: false }
 }
 
 fn certified(text: &str, der: &[u8]) -> NewDevice {
     let enrolment = Enrolment::Certificate { der: der.to_vec() };
-    NewDevice { name: name(text), enrolment, sources: SourceSet::default() }
+    NewDevice { name: name(text), enrolment, sources: SourceSet::default(), made: false }
 }
 
 fn with_key(text: &str, id: u8, key: u8) -> NewDevice {
     let (id, key) = (DeviceId([id; 8]), RegistrationKey([key; 32]));
     let enrolment = Enrolment::RegisteredId { id, key };
-    NewDevice { name: name(text), enrolment, sources: SourceSet::default() }
+    NewDevice { name: name(text), enrolment, sources: SourceSet::default(), made: false }
 }
 
 /// Two certificates over the same key.
@@ -101,7 +101,7 @@ fn duplicates_are_refused_whole() {
     assert!(matches!(add(vec![keyed("a", 1)]), RegistryError::NameTaken(_)));
     assert!(matches!(add(vec![certified("b", &der)]), RegistryError::IdTaken { .. }));
     let enrolment = Enrolment::RegisteredCertificate { id: DeviceId([5; 8]), der };
-    let again = NewDevice { name: name("b"), enrolment, sources: SourceSet::ALL };
+    let again = NewDevice { name: name("b"), enrolment, sources: SourceSet::ALL, made: false };
     assert!(matches!(add(vec![again]), RegistryError::CredentialTaken { .. }));
     let refused = registry.add_all([keyed("x", 2), keyed("y", 3), keyed("z", 7)], NOW_S);
     let NotAdded { index, error } = refused.unwrap_err();
@@ -329,7 +329,12 @@ fn a_key_that_was_revoked_or_removed_is_in_the_file_no_more() {
     let device = |i: u8| {
         let (id, key) = (DeviceId([i; 8]), RegistrationKey(key(i)));
         let enrolment = Enrolment::RegisteredId { id, key };
-        NewDevice { name: name(&format!("d{i}")), enrolment, sources: SourceSet::default() }
+        NewDevice {
+            name: name(&format!("d{i}")),
+            enrolment,
+            sources: SourceSet::default(),
+            made: false,
+        }
     };
     // One by one, so that the pages move.
     (0..120).for_each(|i| registry.add(device(i), NOW_S).unwrap());
@@ -410,4 +415,57 @@ fn marks_of_the_spool_are_merged_with_the_place_they_were_read_up_to() {
     registry.add(keyed("a", 1), NOW_S).unwrap();
     let device = registry.view().unwrap().lookup(&id).unwrap();
     assert_eq!((device.mark(), device.last()), (11, Some(reading(9))));
+}
+
+#[test]
+fn what_would_be_refused_is_found_and_changes_nothing() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    registry.add(keyed("a", 1), NOW_S).unwrap();
+    registry.revoke(&name("a"), NOW_S).unwrap();
+    registry.add(keyed("b", 2), NOW_S).unwrap();
+    // The second has another name and the first's id; the third takes the place of a revoked device in vain, for its
+    // id is another's, and leaves it as it was; the fifth is the fourth again.
+    let devices = || {
+        [
+            keyed("c", 3),
+            keyed("d", 3),
+            with_key("a", 3, 9),
+            keyed("e", 5),
+            keyed("e", 6),
+            keyed("a", 1),
+        ]
+    };
+    let mut third = devices();
+    third[2].enrolment =
+        Enrolment::RegisteredId { id: DeviceId(2u64.to_be_bytes()), key: RegistrationKey([9; 32]) };
+    let refused = registry.check_all(third, NOW_S).unwrap();
+    assert_eq!(refused.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [1, 2, 4, 5]);
+    assert!(matches!(refused[0].1, RegistryError::IdTaken { .. }), "{}", refused[0].1);
+    assert!(matches!(refused[1].1, RegistryError::IdTaken { .. }), "{}", refused[1].1);
+    assert!(matches!(refused[2].1, RegistryError::NameTaken(_)), "{}", refused[2].1);
+    assert!(matches!(refused[3].1, RegistryError::Refused { .. }), "{}", refused[3].1);
+    let entries = registry.list(None, 10).unwrap();
+    assert_eq!(entries.iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert!(entries[0].revoked_s.is_some());
+}
+
+#[test]
+fn a_secret_that_the_registration_made_has_a_first_mark_and_one_brought_along_has_none() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    let view = registry.view().unwrap();
+    registry.add(NewDevice { made: true, ..keyed("a", 1) }, NOW_S).unwrap();
+    registry.add(keyed("b", 2), NOW_S).unwrap();
+    let mark = |id: u64| view.lookup(&DeviceId(id.to_be_bytes())).unwrap().mark();
+    assert_eq!([mark(1), mark(2)], [1, 0]);
+    assert_eq!(registry.show(&name("a")).unwrap().mark, 1);
+    // A mark that is known already is not lowered.
+    let fingerprint = Fingerprint::of_registered_id(&DeviceId(1u64.to_be_bytes()));
+    registry
+        .save_marks([Mark { id: DeviceId(1u64.to_be_bytes()), fingerprint, value: 70 }])
+        .unwrap();
+    registry.remove(&name("a")).unwrap();
+    registry.add(NewDevice { made: true, ..keyed("a", 1) }, NOW_S).unwrap();
+    assert_eq!(mark(1), 70);
 }

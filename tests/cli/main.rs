@@ -9,6 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+mod credentials;
+mod fleet;
 mod surroundings;
 mod world;
 
@@ -116,7 +118,7 @@ fn wrong_usage_is_2_and_help_teaches() {
         assert_eq!(scratch.duet(wrong).status.code(), Some(2), "{wrong:?}");
     }
     assert!(scratch.good(&["--help"]).contains("First steps"));
-    let bad_profile = ["device", "add", "a", "--registered-id", "--profile", "best"];
+    let bad_profile = ["device", "add", "a", "--registered-id", "--key-sources", "best"];
     assert_eq!(scratch.duet(&bad_profile).status.code(), Some(2));
 }
 

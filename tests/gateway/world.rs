@@ -164,7 +164,9 @@ impl Scratch {
             (Identity { id, fingerprint, key: DeviceKey::Private(secret) }, enrolment)
         };
         let sources = SourceSet::of([profile.source]);
-        registry.add(NewDevice { name, enrolment, sources }, duet::identity::now_s()).unwrap();
+        registry
+            .add(NewDevice { name, enrolment, sources, made: false }, duet::identity::now_s())
+            .unwrap();
         identity
     }
 

@@ -11,11 +11,12 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::channel::{Channel, Sender};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use zeroize::Zeroizing;
 
-use super::input::{Input, Lines};
+use super::input::{Input, Lines, Names};
 use super::{Answer, Plane};
 use crate::admin::devices::{self, End};
-use crate::admin::wire::{DeviceInfo, DeviceLine, MAX_COMMAND_TIMEOUT_MS};
+use crate::admin::wire::{DeviceInfo, DeviceLine, MAX_COMMAND_TIMEOUT_MS, Refused};
 use crate::admin::{CommandError, Problem};
 use crate::hex::{self, Hex};
 use crate::registry::Name;
@@ -30,6 +31,34 @@ const PAGES_AHEAD: usize = 2;
 pub(crate) struct Added {
     /// How many devices were registered.
     pub(crate) count: usize,
+    /// Those that would be refused, if that was asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) refused: Vec<Refused>,
+}
+
+/// How devices are registered.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AddHow {
+    /// Register nothing, and say which of them would be refused.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// The answer when several devices were revoked or removed.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct EndedAll {
+    /// How many.
+    pub(crate) count: usize,
+}
+
+/// What is exported.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExportHow {
+    /// Registration keys, too.
+    #[serde(default)]
+    with_keys: bool,
 }
 
 /// The answer when a device was revoked or removed.
@@ -111,13 +140,93 @@ async fn pages(
 }
 
 /// Registers devices, one JSON object a line: all of them or none
-#[utoipa::path(post, path = "/v1/devices", tag = "devices",
+#[utoipa::path(post, path = "/v1/devices", tag = "devices", params(AddHow),
     request_body(content = DeviceLine, content_type = "application/x-ndjson"),
     responses((status = 200, body = Added), (status = 400, body = Problem), (status = 409, body = Problem),
               (status = 422, body = Problem)))]
-pub(super) async fn add(State(plane): State<Arc<Plane>>, Lines(lines): Lines) -> Answer<Added> {
-    let count = plane.blocking(move |registry, _| devices::add(registry, &lines)).await?;
-    Ok(Json(Added { count }))
+pub(super) async fn add(
+    State(plane): State<Arc<Plane>>,
+    Query(AddHow { dry_run }): Query<AddHow>,
+    Lines(lines): Lines,
+) -> Answer<Added> {
+    let added = plane.blocking(move |registry, _| {
+        if dry_run {
+            return Ok(Added { count: 0, refused: devices::check(registry, &lines)? });
+        }
+        Ok(Added { count: devices::add(registry, &lines)?, refused: Vec::new() })
+    });
+    Ok(Json(added.await?))
+}
+
+/// Revokes several devices, one name a line: all of them or none
+#[utoipa::path(post, path = "/v1/revocations", tag = "devices",
+    request_body(content = String, content_type = "text/plain"),
+    responses((status = 200, body = EndedAll), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn revoke_all(
+    State(plane): State<Arc<Plane>>,
+    Names(names): Names,
+) -> Answer<EndedAll> {
+    end_all(&plane, names, End::Revoke).await
+}
+
+/// Forgets several devices, one name a line: all of them or none
+#[utoipa::path(post, path = "/v1/removals", tag = "devices",
+    request_body(content = String, content_type = "text/plain"),
+    responses((status = 200, body = EndedAll), (status = 404, body = Problem)))]
+pub(super) async fn remove_all(
+    State(plane): State<Arc<Plane>>,
+    Names(names): Names,
+) -> Answer<EndedAll> {
+    end_all(&plane, names, End::Remove).await
+}
+
+async fn end_all(plane: &Plane, names: Vec<String>, how: End) -> Answer<EndedAll> {
+    let count = plane
+        .blocking(move |registry, gateway| devices::end_all(registry, Some(gateway), &names, how))
+        .await?;
+    Ok(Json(EndedAll { count }))
+}
+
+/// All devices that may connect, in the form in which they are registered, one JSON object a line
+#[utoipa::path(get, path = "/v1/export", tag = "devices", params(ExportHow), responses(
+    (status = 200, description = "With keys it is as secret as the registry", body = DeviceLine,
+     content_type = "application/x-ndjson"),
+))]
+pub(super) async fn export(
+    State(plane): State<Arc<Plane>>,
+    Query(ExportHow { with_keys }): Query<ExportHow>,
+) -> Result<Response, Problem> {
+    let (mut sender, channel) = Channel::<Bytes, std::io::Error>::new(PAGES_AHEAD);
+    tokio::spawn(async move {
+        let mut after: Option<Name> = None;
+        loop {
+            let read = plane
+                .blocking(move |registry, _| devices::export(registry, after.as_ref(), with_keys))
+                .await;
+            let (lines, last) = match read {
+                Ok(page) => page,
+                // An answer that breaks off tells the client that it has not all of the list.
+                Err(problem) => return sender.abort(std::io::Error::other(problem)),
+            };
+            if last.is_none() {
+                return;
+            }
+            after = last;
+            // Sized beforehand: a vector that grows leaves copies of keys behind.
+            let size =
+                lines.iter().map(|line| line.certificate.as_ref().map_or(0, String::len) + 512);
+            let mut text = Zeroizing::new(Vec::with_capacity(size.sum()));
+            for line in &lines {
+                // Strings and numbers always make JSON.
+                let _ = serde_json::to_writer(&mut *text, line);
+                text.push(b'\n');
+            }
+            if sender.send_data(Bytes::from_owner(text)).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(channel)).into_response())
 }
 
 /// One device

@@ -18,6 +18,8 @@ use crate::admin::wire::{DeviceLine, MAX_IMPORT, MAX_LINE_LEN};
 const SILENCE: Duration = Duration::from_secs(30);
 /// The longest body that is one JSON value.
 const MAX_VALUE: usize = 64 * 1024;
+/// The longest list of names.
+const MAX_NAMES: usize = MAX_IMPORT * 66;
 /// The longest import.
 const MAX_LINES: usize = 1 << 30;
 
@@ -70,6 +72,27 @@ impl<S: Send + Sync> FromRequest<S> for Lines {
         }
         take(&rest, &mut lines)?;
         Ok(Self(lines))
+    }
+}
+
+/// A body of names, one a line.
+pub(super) struct Names(pub(super) Vec<String>);
+
+impl<S: Send + Sync> FromRequest<S> for Names {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let mut chunks = Chunks::of(request);
+        let mut all = Vec::new();
+        while let Some(chunk) = chunks.next().await? {
+            if all.len() + chunk.len() > MAX_NAMES {
+                return Err(too_long(format_args!("the body is longer than {MAX_NAMES} bytes")));
+            }
+            all.extend_from_slice(&chunk);
+        }
+        let text = String::from_utf8(all).map_err(|_| Problem::bad("the names are not text"))?;
+        let names = text.lines().map(str::trim).filter(|name| !name.is_empty());
+        Ok(Self(names.map(str::to_owned).collect()))
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Plane;
-use crate::admin::{Fault, Phase, Status};
+use crate::admin::{Fault, GatewayFacts, Phase, Problem, Status};
 
 /// The text format of Prometheus.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -41,6 +41,15 @@ impl Plane {
 #[utoipa::path(get, path = "/v1/status", tag = "gateway", responses((status = 200, body = Status)))]
 pub(super) async fn status(State(plane): State<Arc<Plane>>) -> Json<Status> {
     Json(plane.status())
+}
+
+/// What does a device need to know of it?
+#[utoipa::path(get, path = "/v1/gateway", tag = "gateway", responses((status = 200, body = GatewayFacts)))]
+pub(super) async fn gateway(
+    State(plane): State<Arc<Plane>>,
+) -> Result<Json<GatewayFacts>, Problem> {
+    let facts = plane.facts.clone().map(Json);
+    facts.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "the gateway has no certificate"))
 }
 
 /// Is anything wrong?

@@ -1,0 +1,173 @@
+//! `duet device add`: one device, with its credential.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use duet::admin::DeviceLine;
+use duet::hex::Hex;
+use duet::identity::{self, Role, now_s};
+use duet::registry::SourceSet;
+use zeroize::Zeroizing;
+
+use super::super::Place;
+use super::super::control::Control;
+use super::credential::Credential;
+use super::deliver::To;
+
+/// Flags of `duet device add`.
+#[derive(Args)]
+#[command(after_help = "Ways of identification (choose one):\n  \
+    --cert FILE             the device names its certificate by the certificate's fingerprint\n  \
+    --registered-cert FILE  the device names an id, made here, that maps to its certificate\n  \
+    --registered-id         the device has an id and a registration key, both made here\n\n\
+    The credential holds all that the device needs; docs/credential.schema.json describes it. It goes to --out, mode \
+    0600, or to standard output, and nothing is registered if it cannot be written. The device's private key never \
+    comes here; a registration key is not printed on a terminal.")]
+pub(in super::super) struct Add {
+    /// 1 to 64 of the characters A-Z a-z 0-9 . _ -
+    name: String,
+    #[command(flatten)]
+    way: Way,
+    /// Key sources the device may use, separated by commas: ephemeral, xor-key, xor-random,
+    /// client-key, client-random
+    #[arg(long, value_name = "LIST", default_value = "ephemeral")]
+    key_sources: SourceSet,
+    /// Where the device reaches the gateway [default: the gateway's own address if it listens on one]
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    address: Option<String>,
+    /// Where the device keeps its private key; it is named in the credential and not read
+    #[arg(long, value_name = "PATH", conflicts_with = "registered_id")]
+    private_key: Option<String>,
+    /// Write the credential to a new file
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// The credential's form
+    #[arg(long, value_enum, default_value = "json")]
+    format: Form,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Way {
+    /// Certificate of the device, PEM or DER
+    #[arg(long, value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// Certificate of the device, to be named by an id
+    #[arg(long, value_name = "FILE")]
+    registered_cert: Option<PathBuf>,
+    /// No certificate: an id and a registration key
+    #[arg(long)]
+    registered_id: bool,
+}
+
+/// Forms of a credential.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// A JSON object
+    Json,
+    /// A C header
+    C,
+}
+
+impl Add {
+    pub(super) fn run(self, place: &Place) -> Result<()> {
+        let (mode, file) = match (&self.way.cert, &self.way.registered_cert) {
+            (Some(file), _) => ("certificate", Some(file)),
+            (None, Some(file)) => ("registered-certificate", Some(file)),
+            (None, None) => ("registered-id", None),
+        };
+        let to = To::choose(self.out.as_deref(), self.way.registered_id)?;
+        let certificate = match file {
+            Some(file) => Some(identity::load_certificate(file, Role::Device, now_s())?),
+            None => None,
+        };
+        let mut line = DeviceLine {
+            name: self.name,
+            mode: mode.to_owned(),
+            certificate: certificate.map(|certificate| Hex(&certificate.der).to_string()),
+            id: None,
+            key: None,
+            key_sources: Some(self.key_sources.to_string()),
+            made: false,
+        };
+        complete(&mut line)?;
+        let mut control = Control::open(&place.state()?)?;
+        let mut gateway = control.facts(place)?;
+        if self.address.is_some() {
+            gateway.address = self.address;
+        }
+        let lines = std::slice::from_ref(&line);
+        // What would be refused is refused before anything is written.
+        if let Some(refused) = control.check(lines)?.first() {
+            bail!("{}", refused.error);
+        }
+        let credential = Credential::of(&line, &gateway)?;
+        let credential = credential.with_private_key(self.private_key.as_deref());
+        // Reserved up front: a growing vector would leave unwiped copies behind.
+        let mut text = Zeroizing::new(Vec::with_capacity(64 * 1024));
+        match self.format {
+            Form::Json => credential.write_json(&mut text)?,
+            Form::C => credential.write_c(&mut text)?,
+        }
+        to.then(&text, || control.add(lines, |_| None).map(drop))
+    }
+}
+
+/// Makes the id and the key that the mode needs and the line lacks; says whether it did. Under a key that is made here
+/// no HELLO exists yet, so its first mark says that the gateway knows the device (R123).
+pub(super) fn complete(line: &mut DeviceLine) -> Result<bool> {
+    let (needs_id, needs_key) = match line.mode.as_str() {
+        "registered-certificate" => (line.id.is_none(), false),
+        "registered-id" => (line.id.is_none(), line.key.is_none()),
+        // Whoever registers it judges the mode.
+        _ => (false, false),
+    };
+    if needs_id {
+        line.id = Some(Hex(&*random::<8>()?).to_string());
+    }
+    if needs_key {
+        line.key = Some(Hex(&*random::<32>()?).to_string());
+        line.made = true;
+    }
+    Ok(needs_id || needs_key)
+}
+
+fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>> {
+    let mut bytes = Zeroizing::new([0; N]);
+    getrandom::fill(&mut *bytes).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
+    Ok(bytes)
+}
+
+/// Takes a host (a name or an address, IPv6 in brackets) and a port.
+pub(super) fn address(text: &str) -> Result<String, &'static str> {
+    let wrong = "expected HOST:PORT, for example gateway.example:23838 or [2001:db8::1]:23838";
+    let (host, port) = text.rsplit_once(':').ok_or(wrong)?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let good = match inside {
+        Some(inside) => inside.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.len() <= 253 && host.bytes().all(plain),
+    };
+    match port.parse::<u16>() {
+        Ok(1..) if good => Ok(text.to_owned()),
+        _ => Err(wrong),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::address;
+
+    #[test]
+    fn addresses_are_plain() {
+        for good in ["gateway.example:23838", "10.0.0.1:1", "[2001:db8::1]:65535", "box_1:80"] {
+            assert!(address(good).is_ok(), "{good}");
+        }
+        let bad =
+            ["gateway", ":1", "a:0", "a:65536", "2001:db8::1:23838", "a b:1", "a\":1", "[::g]:1"];
+        for bad in bad {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Hands out what exists only once: a registration key must reach its file, or its reader, before the device with it
+//! is registered. Otherwise a full disk or a closed pipe would leave a registered device that nobody can be.
+
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use duet::admin::ClientError;
+use duet::identity;
+use rustix::fs::{OFlags, fcntl_getfl, fsync};
+
+/// Writes one line to standard output.
+pub(super) fn say(line: &str) -> Result<()> {
+    Ok(writeln!(io::stdout(), "{line}")?)
+}
+
+/// Where credentials go.
+pub(super) enum To<'a> {
+    /// A new file.
+    File(&'a Path),
+    /// Standard output.
+    Out,
+}
+
+impl<'a> To<'a> {
+    /// The file, if there is one. A secret goes neither to a terminal nor to an output that was closed.
+    pub(super) fn choose(out: Option<&'a Path>, secret: bool) -> Result<Self> {
+        match out {
+            Some(path) => Ok(Self::File(path)),
+            None if secret && io::stdout().is_terminal() => {
+                bail!("the registration key is not printed on a terminal: give --out FILE")
+            }
+            None if secret && is_closed()? => {
+                bail!(
+                    "standard output is closed, so the registration key would be lost: give --out FILE"
+                )
+            }
+            None => Ok(Self::Out),
+        }
+    }
+
+    /// Delivers the credentials, then registers. If the delivery fails, nothing is registered; if the registration is
+    /// refused, a new file goes away again. If nobody knows what became of it, the file stays.
+    pub(super) fn then<T>(
+        &self,
+        credentials: &[u8],
+        register: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        match self {
+            Self::File(path) => {
+                let failed = || format!("{}: nothing was registered", path.display());
+                identity::write_new(path, credentials, 0o600).with_context(failed)?;
+                if let Err(error) = identity::sync_dir_of(path) {
+                    let _ = fs::remove_file(path);
+                    return Err(error).with_context(failed);
+                }
+                register().map_err(|error| {
+                    if is_unknown(&error) {
+                        let kept = format!(
+                            "it is not known whether the device was registered: `duet device show` tells; its \
+                             credential stays in {}",
+                            path.display()
+                        );
+                        return error.context(kept);
+                    }
+                    let _ = fs::remove_file(path);
+                    error
+                })
+            }
+            Self::Out => {
+                // No error of this kind is told apart from here on: a closed pipe is a failure, too.
+                let delivered = deliver(credentials);
+                if let Err(error) = delivered {
+                    bail!("standard output: {error}; nothing was registered");
+                }
+                register().context("the credential that was printed is not registered")
+            }
+        }
+    }
+}
+
+fn deliver(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()?;
+    match fsync(&out) {
+        // A pipe or a terminal has nothing to sync.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::ROFS) => Ok(()),
+        synced => synced.map_err(Into::into),
+    }
+}
+
+/// Whether the gateway may have done what was asked and could not say so.
+fn is_unknown(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Refused(_)) | None => false,
+        Some(ClientError::Control(_) | ClientError::Answer) => true,
+    }
+}
+
+/// Whether the program was started without a standard output. Its runtime has put `/dev/null` in the place then, for
+/// reading and writing; whoever redirects output there opens it for writing alone.
+fn is_closed() -> io::Result<bool> {
+    let out = io::stdout();
+    let file = File::from(out.as_fd().try_clone_to_owned()?);
+    let found = file.metadata()?;
+    let null = fs::metadata("/dev/null")?;
+    let is_null = found.file_type().is_char_device() && found.rdev() == null.rdev();
+    let mode = fcntl_getfl(&out)? & OFlags::RWMODE;
+    Ok(is_null && mode == OFlags::RDWR)
+}

@@ -1,0 +1,199 @@
+//! Many devices at once: imported, exported, listed, ended.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::world::{Scratch, text};
+
+/// Devices of every mode.
+fn fleet(scratch: &Scratch) {
+    for (name, days, mode) in [("long", 400, "--cert"), ("short", 10, "--registered-cert")] {
+        let created = duet::identity::create(name, days, duet::identity::now_s()).unwrap();
+        let file = format!("{name}.pem");
+        fs::write(scratch.path(&file), &created.certificate_pem).unwrap();
+        scratch.good(&["device", "add", name, mode, &file]);
+    }
+    for name in ["m-1", "m-2", "n-1"] {
+        let out = format!("{name}.json");
+        let sources = ["--key-sources", "ephemeral,xor-key", "--out", &out];
+        scratch.good(&[&["device", "add", name, "--registered-id"][..], &sources[..]].concat());
+    }
+}
+
+fn listed(scratch: &Scratch, flags: &[&str]) -> Vec<String> {
+    let list = ["device", "list", "--format", "names"];
+    scratch.good(&[&list[..], flags].concat()).lines().map(str::to_owned).collect()
+}
+
+/// What is known of each device but when it was registered and how often it was here.
+fn facts(scratch: &Scratch) -> Vec<Value> {
+    let listed = scratch.good(&["device", "list", "--format", "json"]);
+    let device = |line: &str| {
+        let mut device: Value = serde_json::from_str(line).unwrap();
+        let device_ = device.as_object_mut().unwrap();
+        device_.remove("created_s");
+        device_.remove("mark");
+        device
+    };
+    listed.lines().map(device).collect()
+}
+
+#[test]
+fn a_fleet_that_is_exported_and_imported_is_the_same() {
+    let scratch = Scratch::initialised();
+    fleet(&scratch);
+    let round = |file: &str| {
+        scratch.good(&["device", "export", "--with-keys", "--out", file]);
+        let other = Scratch::initialised();
+        fs::copy(scratch.path(file), other.path(file)).unwrap();
+        let dry = other.good(&["device", "import", file, "--dry-run"]);
+        assert_eq!(dry.lines().count(), 5);
+        assert!(
+            dry.lines().all(|line| line.contains("\"result\":\"would be registered\"")),
+            "{dry}"
+        );
+        assert_eq!(other.good(&["device", "list", "--format", "names"]), "");
+        assert_eq!(other.good(&["device", "import", file]), "registered 5 devices\n");
+        assert_eq!(facts(&other), facts(&scratch));
+        // A key that was brought along may have been used before, so the gateway meets the device anew.
+        let shown = other.good(&["device", "show", "m-1", "--format", "json"]);
+        assert!(shown.contains("\"mark\":0"), "{shown}");
+        other.good(&["device", "export", "--with-keys", "--out", "again"]);
+        let again = fs::read_to_string(other.path("again")).unwrap();
+        if !file.ends_with("csv") {
+            assert_eq!(again, fs::read_to_string(scratch.path(file)).unwrap());
+        }
+    };
+    round("fleet.ndjson");
+    round("fleet.csv");
+    // The running gateway says the same, and no key unless it is asked for.
+    let direct = scratch.good(&["device", "export", "--with-keys"]);
+    let _gateway = scratch.run();
+    assert_eq!(scratch.good(&["device", "export", "--with-keys"]), direct);
+    let without = scratch.good(&["device", "export"]);
+    assert!(
+        direct.contains("\"key\":")
+            && !without.contains("\"key\":")
+            && without.lines().count() == 5
+    );
+    let taken = scratch.bad(&["device", "export", "--out", "fleet.csv"]);
+    assert!(taken.contains("fleet.csv") && taken.contains("exists"), "{taken}");
+    // Who was revoked is not registered elsewhere.
+    scratch.good(&["device", "revoke", "m-1"]);
+    assert_eq!(scratch.good(&["device", "export"]).lines().count(), 4);
+}
+
+#[test]
+fn every_line_that_would_be_refused_is_told_and_none_is_taken() {
+    let scratch = Scratch::initialised();
+    scratch.good(&["device", "add", "a", "--registered-id", "--out", "a.json"]);
+    let lines = "\u{feff}{\"name\":\"b\",\"mode\":\"registered-id\"}\n\
+        {\"name\":\"a\",\"mode\":\"registered-id\"}\n\n\
+        {\"name\":\"c\\u001b[31m<b>\",\"mode\":\"registered-id\"}\n\
+        {\"name\":\"d\",\"mode\":\"registered-id\",\"key\":\"12\"}\n\
+        {\"name\":\"b\",\"mode\":\"registered-id\"}\n\
+        {\"name\":\"e\",\"mode\":\"telepathy\"}\n";
+    fs::write(scratch.path("fleet.ndjson"), lines).unwrap();
+    let round = || {
+        for flags in [&["--dry-run"][..], &["--results", "--out", "made.json"]] {
+            let import = [&["device", "import", "fleet.ndjson"][..], flags].concat();
+            let output = scratch.duet(&import);
+            let (out, said) = (text(&output.stdout), text(&output.stderr));
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            let results: Vec<Value> =
+                out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let refused = |line: &Value| line["result"] == "refused";
+            let places = results
+                .iter()
+                .filter(|line| refused(line))
+                .map(|line| line["line"].as_u64().unwrap());
+            assert_eq!(places.collect::<Vec<_>>(), [2, 4, 5, 6, 7], "{out}");
+            for part in [
+                "line 2: a: a device of this name",
+                "line 5: d: key must be 64",
+                "line 6: b: a device",
+                "line 7: e: mode must be",
+                "5 of 6 devices",
+            ] {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+            // A hostile name reaches no terminal as it is.
+            assert!(!said.contains('\u{1b}') && !out.contains('\u{1b}'), "{said:?}");
+            assert!(!scratch.path("made.json").exists());
+        }
+        assert_eq!(listed(&scratch, &[]), ["a"]);
+    };
+    round();
+    let _gateway = scratch.run();
+    round();
+}
+
+#[test]
+fn csv_is_read_as_spreadsheets_write_it_and_blamed_by_its_line() {
+    let scratch = Scratch::initialised();
+    let created = duet::identity::create("one", 400, duet::identity::now_s()).unwrap();
+    let csv = format!(
+        "\u{feff}name,mode,certificate,key_sources\r\n\
+         one,certificate,\"{}\",\"ephemeral,client-key\"\r\n\
+         two,registered-id,,\r\n",
+        created.certificate_pem.replace('\n', "\r\n")
+    );
+    fs::write(scratch.path("fleet.csv"), csv).unwrap();
+    let import = ["device", "import", "fleet.csv", "--out", "made.json"];
+    assert_eq!(scratch.good(&import), "registered 2 devices\n");
+    assert_eq!(fs::read_to_string(scratch.path("made.json")).unwrap().lines().count(), 2);
+    assert!(scratch.good(&["device", "show", "one"]).contains("ephemeral,client-key"));
+    for (rows, said) in [
+        ("name,modus\nx,y\n", "line 2 is not a device: unknown field"),
+        ("name,mode\nx,registered-id\ny\n", "line 3 is not a device: it has 1 fields"),
+        ("name\nx\n", "line 2 is not a device: missing field"),
+    ] {
+        fs::write(scratch.path("bad.csv"), rows).unwrap();
+        let told = scratch.bad(&["device", "import", "bad.csv", "--out", "none.json"]);
+        assert!(told.contains("bad.csv") && told.contains(said), "{told}");
+    }
+}
+
+#[test]
+fn many_devices_are_ended_together_or_not_at_all() {
+    let scratch = Scratch::initialised();
+    fleet(&scratch);
+    let round = |end: &str, kept: usize| {
+        let said = scratch.bad(&["device", end, "m-1", "nobody"]);
+        assert!(said.contains("nobody: no device of this name"), "{said}");
+        assert_eq!(listed(&scratch, &["--only", "registered"]).len(), kept);
+    };
+    round("revoke", 5);
+    assert_eq!(scratch.good(&["device", "revoke", "m-1", "m-2"]), "revoked 2 devices\n");
+    assert_eq!(listed(&scratch, &["--only", "revoked"]), ["m-1", "m-2"]);
+    let gateway = scratch.run();
+    round("remove", 3);
+    fs::write(scratch.path("names"), "m-1\n\n n-1 \nlong\n").unwrap();
+    assert_eq!(scratch.good(&["device", "remove", "--file", "names"]), "removed 3 devices\n");
+    assert_eq!(listed(&scratch, &[]), ["m-2", "short"]);
+    assert!(gateway.get("/metrics").contains("duet_devices 1\n"));
+    fs::write(scratch.path("names"), "\n").unwrap();
+    assert!(scratch.bad(&["device", "remove", "--file", "names"]).contains("no names"));
+    assert_eq!(scratch.duet(&["device", "remove"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_list_is_filtered() {
+    let scratch = Scratch::initialised();
+    fleet(&scratch);
+    scratch.good(&["device", "revoke", "n-1"]);
+    assert_eq!(listed(&scratch, &["--name", "*-1"]), ["m-1", "n-1"]);
+    assert_eq!(listed(&scratch, &["--name", "m-*", "--only", "registered"]), ["m-1", "m-2"]);
+    assert_eq!(listed(&scratch, &["--mode", "certificate"]), ["long"]);
+    assert_eq!(listed(&scratch, &["--expiring", "30d"]), ["short"]);
+    assert_eq!(listed(&scratch, &["--expiring", "401d"]), ["long", "short"]);
+    assert!(listed(&scratch, &["--expiring", "9d"]).is_empty());
+    let table = scratch.good(&["device", "list"]);
+    assert!(
+        table.starts_with("NAME")
+            && table.contains("CERTIFICATE ENDS")
+            && table.lines().count() == 6
+    );
+    assert_eq!(scratch.duet(&["device", "list", "--expiring", "soon"]).status.code(), Some(2));
+}
