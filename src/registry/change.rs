@@ -77,7 +77,7 @@ impl Registry {
                 let name = device.name.clone();
                 let inserted = Record::new(device, now_s)
                     .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })
-                    .and_then(|record| self.insert(tables, &name, &record));
+                    .and_then(|record| self.insert(tables, &name, &record.without_key()));
                 match inserted {
                     Err(error) if error.is_refusal() => refused.push((index, error)),
                     inserted => inserted?,

@@ -166,6 +166,15 @@ impl Record {
         })
     }
 
+    /// The same device with its key's digest in the place of the key, to find out what would become of it: what is
+    /// undone leaves its pages behind.
+    pub(super) fn without_key(self) -> Self {
+        match self.registration_key_digest() {
+            Some(digest) => Self { secret: Stored::RevokedId(digest), ..self },
+            None => self,
+        }
+    }
+
     /// The row on disk, if it holds a registration key.
     pub(super) fn with_key(&self) -> Option<OldRow> {
         matches!(self.secret, Stored::RegisteredId(_)).then(|| self.encode())
