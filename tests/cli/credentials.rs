@@ -38,7 +38,7 @@ fn a_credential_holds_all_that_a_device_needs() {
     device_certificate(&scratch, "two");
     let gateway = ["--address", "gateway.example:23838"];
     let adds: [&[&str]; 3] = [
-        &["device", "add", "a", "--cert", "one.pem", "--private-key", "/etc/duet/key.pem"],
+        &["device", "add", "a", "--cert", "one.pem", "--private-key-file", "/etc/duet/key.pem"],
         &["device", "add", "b", "--registered-cert", "two.pem"],
         &["device", "add", "c", "--registered-id", "--key-sources", "ephemeral,client-random"],
     ];
@@ -67,7 +67,7 @@ fn a_credential_holds_all_that_a_device_needs() {
     }
     let sources = read(&scratch.path("c.json"))["key_sources"].clone();
     assert_eq!(sources, serde_json::json!(["ephemeral", "client-random"]));
-    assert_eq!(read(&scratch.path("a.json"))["private_key"], "/etc/duet/key.pem");
+    assert_eq!(read(&scratch.path("a.json"))["private_key_file"], "/etc/duet/key.pem");
 }
 
 #[test]

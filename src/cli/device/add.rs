@@ -38,7 +38,7 @@ pub(in super::super) struct Add {
     address: Option<String>,
     /// Where the device keeps its private key; it is named in the credential and not read
     #[arg(long, value_name = "PATH", conflicts_with = "registered_id")]
-    private_key: Option<String>,
+    private_key_file: Option<String>,
     /// Write the credential to a new file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -103,7 +103,7 @@ impl Add {
             bail!("{}", refused.error);
         }
         let credential = Credential::of(&line, &gateway)?;
-        let credential = credential.with_private_key(self.private_key.as_deref());
+        let credential = credential.with_private_key_file(self.private_key_file.as_deref());
         // Reserved up front: a growing vector would leave unwiped copies behind.
         let mut text = Zeroizing::new(Vec::with_capacity(64 * 1024));
         match self.format {

@@ -34,7 +34,7 @@ pub(super) struct Credential<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     fingerprint: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    private_key: Option<&'a str>,
+    private_key_file: Option<&'a str>,
     key_sources: Vec<&'a str>,
     first_fresh: u64,
     gateway: &'a GatewayFacts,
@@ -63,7 +63,7 @@ impl<'a> Credential<'a> {
             registration_key: line.key.as_deref(),
             fingerprint: certificate.as_ref().map(|c| Hex(&c.fingerprint.0).to_string()),
             certificate_pem: certificate.map(|certificate| pem(&certificate.der)),
-            private_key: None,
+            private_key_file: None,
             key_sources: sources.split(',').map(str::trim).collect(),
             first_fresh: if line.made { FIRST_FRESH } else { KNOWN_FIRST_FRESH },
             gateway,
@@ -71,8 +71,8 @@ impl<'a> Credential<'a> {
     }
 
     /// Says where the device keeps its private key.
-    pub(super) fn with_private_key(self, path: Option<&'a str>) -> Self {
-        Self { private_key: path, ..self }
+    pub(super) fn with_private_key_file(self, path: Option<&'a str>) -> Self {
+        Self { private_key_file: path, ..self }
     }
 
     /// Writes the credential as a line of JSON.
