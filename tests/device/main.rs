@@ -1,0 +1,161 @@
+//! `docs/device.md` as a new user follows it: the very lines of the page, against the real gateway. Those of
+//! its shell blocks are run in order, in one folder; a block whose tools are not here is skipped, and that is said.
+#![allow(clippy::unwrap_used, reason = "a test's helpers may")]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// What the page says where the gateway listens; here it is a free port.
+const PORT: &str = "23838";
+
+struct Gateway(Child);
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // It has ended, or is ended here.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+struct Page {
+    dir: tempfile::TempDir,
+    port: String,
+}
+
+/// The blocks of the page that are marked like this, in order.
+fn blocks(mark: &str) -> Vec<String> {
+    let page = fs::read_to_string(Path::new(ROOT).join("docs/device.md")).unwrap();
+    let parts = page.split("\n```").collect::<Vec<_>>();
+    let marked = parts.iter().filter_map(|part| part.strip_prefix(&format!("{mark}\n")));
+    marked.map(str::to_owned).collect()
+}
+
+impl Page {
+    fn new() -> Self {
+        let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self { dir: tempfile::tempdir().unwrap(), port: free.to_string() }
+    }
+
+    fn shell(&self, lines: &str) -> Command {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_duet"));
+        let path = std::env::var("PATH").unwrap();
+        let mut command = Command::new("bash");
+        command
+            .args(["-euo", "pipefail", "-c", &lines.replace(PORT, &self.port)])
+            .current_dir(self.dir.path())
+            .env("PATH", format!("{}:{path}", program.parent().unwrap().display()))
+            .env("DUET", ROOT)
+            .env_remove("DUET_STATE")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs lines that must succeed; what they print.
+    fn run(&self, lines: &str) -> String {
+        let output = self.shell(lines).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{lines}\n{said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn gateway(&self, lines: &str) -> Gateway {
+        let lines = format!("exec {}", lines.trim());
+        let mut child = self.shell(&lines).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while line.trim_end() != "running" {
+            line.clear();
+            assert!(out.read_line(&mut line).unwrap() > 0, "the gateway ended");
+        }
+        // Whatever else it says must find somebody who reads.
+        std::thread::spawn(move || {
+            let _ = out.read_to_end(&mut Vec::new());
+        });
+        Gateway(child)
+    }
+
+    /// What the last block of the page shows: the readings that the gateway has stored.
+    fn stored(&self) -> String {
+        self.run(&blocks("sh show")[0])
+    }
+}
+
+fn there(program: &str) -> bool {
+    Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok()
+}
+
+fn begin() -> (Page, Gateway) {
+    let page = Page::new();
+    page.run(&blocks("sh init")[0]);
+    let gateway = page.gateway(&blocks("sh gateway")[0]);
+    (page, gateway)
+}
+
+#[test]
+fn a_device_in_rust_is_the_page() {
+    let (page, _gateway) = begin();
+    page.run(&blocks("sh register")[0]);
+    let said = page.run(&blocks("sh rust")[0]);
+    assert!(said.contains("stored: 21.5"), "{said}");
+    assert!(page.stored().contains("boiler-1"), "{}", page.stored());
+    // The program on the page is the one that was run.
+    let example = fs::read_to_string(Path::new(ROOT).join("device/examples/sensor.rs")).unwrap();
+    let shown = blocks("rust");
+    assert!(example.contains(shown[0].trim()), "docs/device.md shows another sensor.rs");
+    assert!(example.lines().filter(|line| !line.trim().is_empty()).count() <= 30);
+}
+
+#[test]
+fn a_device_in_c_is_the_page() {
+    if !there("cc") || !there("make") {
+        eprintln!("SKIP: no C compiler or no make, so no device in C was built");
+        return;
+    }
+    let (page, _gateway) = begin();
+    let said = page.run(&blocks("sh c")[0]);
+    assert!(said.contains("stored: 42.0"), "{said}");
+    assert!(page.stored().contains("pump-1"), "{}", page.stored());
+    // A second life goes on above the counter of the first.
+    assert!(page.run("./sensor 43.0").contains("stored: 43.0"));
+    assert_eq!(page.stored().matches("pump-1").count(), 2, "{}", page.stored());
+    if there("valgrind") {
+        let lines = "valgrind -q --error-exitcode=9 --leak-check=full ./sensor 44.0";
+        assert!(page.run(lines).contains("stored: 44.0"));
+    } else {
+        eprintln!("SKIP: no valgrind, so the device in C was not run under it");
+    }
+}
+
+#[test]
+fn a_device_in_python_is_the_page() {
+    let wheel = Command::new("python3").args(["-m", "venv", "--help"]).stdout(Stdio::null()).status();
+    if !wheel.is_ok_and(|status| status.success()) {
+        eprintln!("SKIP: no python3 with venv, so no device in Python was installed");
+        return;
+    }
+    let (page, _gateway) = begin();
+    page.run(&blocks("sh register")[0]);
+    let install = page.shell(&blocks("sh python")[0]).output().unwrap();
+    let said = String::from_utf8_lossy(&install.stderr);
+    if said.contains("Could not find a version") || said.contains("No matching distribution") {
+        eprintln!("SKIP: no package index, so the wheel could not be built");
+        return;
+    }
+    assert!(install.status.success(), "{said}");
+    fs::write(page.dir.path().join("sensor.py"), blocks("python")[0].trim()).unwrap();
+    let said = page.run("venv/bin/python sensor.py");
+    assert!(said.contains("stored"), "{said}");
+    assert!(page.stored().contains("boiler-1"), "{}", page.stored());
+    // What is wrong is told in Python's own way, and named.
+    let lines = "venv/bin/python -c 'import duet; duet.Device.from_file(\"none.json\")' 2>&1 || true";
+    let said = page.run(lines);
+    assert!(said.contains("DuetError") && said.contains("none.json"), "{said}");
+    let documented = "import duet; assert all(getattr(duet.Device, n).__doc__ for n in \
+        ('from_file', 'send', 'post', 'on_command', 'wait', 'rest', 'close'))";
+    page.run(&format!("venv/bin/python -c \"{documented}\""));
+}
