@@ -133,7 +133,8 @@ fn a_device_in_c_is_the_page() {
 
 #[test]
 fn a_device_in_python_is_the_page() {
-    let wheel = Command::new("python3").args(["-m", "venv", "--help"]).stdout(Stdio::null()).status();
+    let wheel =
+        Command::new("python3").args(["-m", "venv", "--help"]).stdout(Stdio::null()).status();
     if !wheel.is_ok_and(|status| status.success()) {
         eprintln!("SKIP: no python3 with venv, so no device in Python was installed");
         return;
@@ -152,7 +153,8 @@ fn a_device_in_python_is_the_page() {
     assert!(said.contains("stored"), "{said}");
     assert!(page.stored().contains("boiler-1"), "{}", page.stored());
     // What is wrong is told in Python's own way, and named.
-    let lines = "venv/bin/python -c 'import duet; duet.Device.from_file(\"none.json\")' 2>&1 || true";
+    let lines =
+        "venv/bin/python -c 'import duet; duet.Device.from_file(\"none.json\")' 2>&1 || true";
     let said = page.run(lines);
     assert!(said.contains("DuetError") && said.contains("none.json"), "{said}");
     let documented = "import duet; assert all(getattr(duet.Device, n).__doc__ for n in \
