@@ -133,6 +133,11 @@ impl Devices {
         identity
     }
 
+    /// The device with this name.
+    pub fn by_name(&self, name: &str) -> Option<Arc<Device>> {
+        self.lock().values().find(|device| &*device.name == name).map(Arc::clone)
+    }
+
     /// Revokes the device with this name; its id.
     pub fn revoke(&self, name: &str) -> Option<DeviceId> {
         let mut devices = self.lock();

@@ -289,11 +289,10 @@ fn of_two_hellos_in_one_batch_the_newer_stands_and_a_copy_is_not_answered_twice(
         world.shard.handle_datagram(world.now, from, message);
     }
     world.shard.handle_turn(world.now);
-    let mut out = [0; MESSAGE_MAX];
-    let sent = world.shard.poll_transmit(&mut out).unwrap();
-    let mut rest = [0; MESSAGE_MAX];
+    let (mut out, mut rest) = ([0; MESSAGE_MAX], [0; MESSAGE_MAX]);
     let challenge = world.shard.poll_transmit(&mut rest).expect("R102: no silence");
     assert_eq!(Kind::of(&rest[..challenge.len]), Ok(Kind::Challenge));
+    let sent = world.shard.poll_transmit(&mut out).unwrap();
     assert!(world.shard.poll_transmit(&mut rest).is_none(), "one ACCEPT");
     assert_eq!(world.shard.sessions(), 1);
     assert_eq!(world.shard.counts.challenges, 1);

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use duet_core::engine::Batched;
 use duet_core::testing::{self, Devices};
-use duet_core::{Command, CommandFailure, Event as ShardEvent};
+use duet_core::{Command, CommandFailure, Commit, Event as ShardEvent};
 use duet_core::{Handler, Mail, Now, Path, Reading, Settings, Shard, Sink};
 use duet_device::{Config, Device, Event, Software};
 use duet_protocol::identity::{DeviceId, Gateway};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
+use duet_protocol::reading::ReadingId;
 use duet_protocol::wire::{Kind, MESSAGE_MAX, SessionId};
 
 /// What a device has where a test does not care.
@@ -30,13 +31,15 @@ pub(crate) struct Stored {
     pub(crate) channel: u16,
     pub(crate) payload: Vec<u8>,
     pub(crate) confirm: bool,
+    pub(crate) id: ReadingId,
+    pub(crate) commit: Option<Commit>,
 }
 
 impl Sink for Collected {
     fn take(&mut self, reading: &Reading<'_>) {
-        let Reading { session, sequence, channel, confirm, .. } = *reading;
+        let Reading { session, sequence, channel, confirm, id, commit, .. } = *reading;
         let (device, payload) = (reading.device.to_owned(), reading.payload.to_vec());
-        let stored = Stored { device, session, sequence, channel, payload, confirm };
+        let stored = Stored { device, session, sequence, channel, payload, confirm, id, commit };
         self.0.borrow_mut().push(stored);
     }
 
@@ -69,8 +72,15 @@ impl World {
         testing::shard(settings, &self.devices, self.stored.clone())
     }
 
-    /// The shard ends as a killed process does, and another one begins.
+    /// The shard ends as a killed process does, and another one begins, after what stored readings say of their devices
+    /// was read (R101).
     pub(crate) fn restart(&mut self) {
+        for reading in self.stored.0.borrow().iter() {
+            if let Some(commit) = reading.commit {
+                let device = self.devices.by_name(&reading.device).unwrap();
+                device.committed(commit.mark, reading.id);
+            }
+        }
         self.shard = self.shard_with(testing::settings());
     }
 
@@ -147,7 +157,7 @@ impl World {
                 assert_eq!(sent.to, Path::Datagram(from));
                 self.seen.push((false, Kind::of(&out).unwrap(), sent.len));
                 match device.handle_message(self.now.mono_us, &mut out[..sent.len]) {
-                    Ok(Event::Nothing) => {}
+                    Ok(Event::Nothing | Event::NothingWaits) => {}
                     Ok(event) => events.push(format!("{event:?}")),
                     Err(reason) => events.push(reason.label().into()),
                 }

@@ -1,0 +1,255 @@
+//! Readings inside HELLO: stored before ACCEPT says so, once, whatever is lost, late or played back (R95 to R101).
+
+use std::net::SocketAddr;
+
+use duet_core::{Handler as _, Mail, Path};
+use duet_device::{Device, Early, Event, Software};
+use duet_protocol::profile::Transport;
+use duet_protocol::reading::EARLY_SEQUENCE;
+use duet_protocol::wire::{Kind, MESSAGE_MAX, SessionId};
+
+use crate::world::{PROFILE, World};
+
+fn home() -> SocketAddr {
+    "192.0.2.1:4000".parse().unwrap()
+}
+
+/// A device that the gateway has met: its next HELLO carries a reading.
+fn met(world: &mut World) -> Device<Software> {
+    let mut device = world.opened();
+    device.close();
+    world.settle(&mut device);
+    world.stored.0.borrow_mut().clear();
+    device.set_early(Early::Stay);
+    device
+}
+
+/// The device wakes with a reading: its HELLO.
+fn wake(world: &World, device: &mut Device<Software>) -> Vec<u8> {
+    device.send_reading(world.now.mono_us, 7, b"21.5", true).unwrap();
+    device.open(world.now.mono_us);
+    next(world, device).expect("a HELLO")
+}
+
+fn next(world: &World, device: &mut Device<Software>) -> Option<Vec<u8>> {
+    let mut out = [0; MESSAGE_MAX];
+    let len = device.poll_transmit(world.now.mono_us, &mut out)?;
+    Some(out[..len].to_vec())
+}
+
+fn arrive(world: &mut World, from: SocketAddr, message: &[u8]) {
+    world.shard.handle_datagram(world.now, from, message);
+    turn(world);
+}
+
+fn turn(world: &mut World) {
+    world.shard.handle_turn(world.now);
+    world.shard.check();
+}
+
+/// What the gateway sends now, each with its destination.
+fn sent(world: &mut World) -> Vec<(Path, Vec<u8>)> {
+    let mut out = [0; MESSAGE_MAX];
+    std::iter::from_fn(|| {
+        world.shard.poll_transmit(&mut out).map(|one| (one.to, out[..one.len].to_vec()))
+    })
+    .collect()
+}
+
+/// Storage answers for the newest reading.
+fn answer(world: &mut World, durable: bool) -> (SessionId, u32) {
+    let token = world.stored.0.borrow().last().map(|one| (one.session, one.sequence)).unwrap();
+    let mail = if durable { Mail::Durable(vec![token]) } else { Mail::NotStored(vec![token]) };
+    world.shard.handle_mail(world.now, mail);
+    turn(world);
+    token
+}
+
+fn stored(world: &World) -> usize {
+    world.stored.0.borrow().len()
+}
+
+#[test]
+fn one_message_up_and_one_down_store_a_reading_of_a_device_that_was_met() {
+    let mut world = World::new();
+    let mut device = met(&mut world);
+    device.set_early(Early::Leave);
+    let hello = wake(&world, &mut device);
+    arrive(&mut world, home(), &hello);
+    assert!(
+        sent(&mut world).is_empty(),
+        "ACCEPT waits until it can say that the reading is stored"
+    );
+    assert_eq!(answer(&mut world, true).1, EARLY_SEQUENCE);
+    let [(to, accept)] = &mut sent(&mut world)[..] else { panic!("ACCEPT") };
+    assert_eq!((*to, Kind::of(accept)), (Path::Datagram(home()), Ok(Kind::Accept)));
+    assert!(accept.len() <= hello.len());
+    let told = device.handle_message(world.now.mono_us, accept).unwrap();
+    assert_eq!(told, Event::Delivered, "stored, and no session is kept");
+    assert!(
+        device
+            .poll_confirmed()
+            .is_some_and(|done| Some(done.id) == world.stored.0.borrow().last().map(|one| one.id))
+    );
+    assert_eq!((next(&world, &mut device), stored(&world)), (None, 1));
+}
+
+#[test]
+fn a_first_contact_is_asked_for_its_reading_in_a_record() {
+    let mut world = World::new();
+    let mut device = world.device(1, PROFILE, Transport::Datagram);
+    device.set_early(Early::Stay);
+    let hello = wake(&world, &mut device);
+    arrive(&mut world, home(), &hello);
+    assert_eq!(stored(&world), 0, "at mark 0 nobody can tell an old HELLO from a new one");
+    let [(_, accept)] = &mut sent(&mut world)[..] else { panic!("ACCEPT at once") };
+    device.handle_message(world.now.mono_us, accept).unwrap();
+    let record = next(&world, &mut device).expect("the reading again");
+    arrive(&mut world, home(), &record);
+    assert_eq!((stored(&world), world.stored.0.borrow()[0].id.sequence), (1, EARLY_SEQUENCE));
+}
+
+#[test]
+fn what_storage_answers_too_late_still_counts_and_nothing_is_stored_twice() {
+    let mut world = World::new();
+    let mut device = met(&mut world);
+    let hello = wake(&world, &mut device);
+    arrive(&mut world, home(), &hello);
+    world.pass(500_000);
+    turn(&mut world);
+    let [(_, accept)] = &mut sent(&mut world)[..] else { panic!("ACCEPT after half a second") };
+    let accept = std::mem::take(accept);
+    device.handle_message(world.now.mono_us, &mut accept.clone()).unwrap();
+    assert!(device.poll_confirmed().is_none(), "it says nothing of the reading");
+    // R100: while the first copy is on its way, the second is not taken.
+    let record = next(&world, &mut device).expect("the reading again");
+    arrive(&mut world, home(), &record);
+    assert_eq!(stored(&world), 1);
+    answer(&mut world, true);
+    world.settle(&mut device);
+    world.pass(1_000_000);
+    world.settle(&mut device);
+    assert!(device.poll_confirmed().is_some());
+    assert_eq!(stored(&world), 1);
+}
+
+#[test]
+fn what_was_not_stored_is_taken_as_a_record() {
+    let mut world = World::new();
+    let mut device = met(&mut world);
+    let hello = wake(&world, &mut device);
+    arrive(&mut world, home(), &hello);
+    answer(&mut world, false);
+    let [(_, accept)] = &mut sent(&mut world)[..] else { panic!("ACCEPT") };
+    device.handle_message(world.now.mono_us, accept).unwrap();
+    world.settle(&mut device);
+    assert!(device.poll_confirmed().is_some());
+    let all = world.stored.0.borrow();
+    assert_eq!((all.len(), all[0].id), (2, all[1].id), "under one name");
+}
+
+#[test]
+fn a_hello_that_comes_again_is_stored_once_and_answered_where_it_came_from() {
+    let mut world = World::new();
+    let mut device = met(&mut world);
+    let hello = wake(&world, &mut device);
+    let elsewhere: SocketAddr = "198.51.100.7:7".parse().unwrap();
+    for from in [home(), elsewhere, home()] {
+        arrive(&mut world, from, &hello);
+    }
+    assert_eq!((stored(&world), sent(&mut world).len()), (1, 0));
+    answer(&mut world, true);
+    let to: Vec<_> = sent(&mut world).into_iter().map(|(to, _)| to).collect();
+    assert_eq!(to, [Path::Datagram(home()), Path::Datagram(elsewhere)]);
+    // R50, then R42: pending, the same ACCEPT; later, a challenge, and nothing is stored.
+    arrive(&mut world, elsewhere, &hello);
+    assert_eq!(Kind::of(&sent(&mut world)[0].1), Ok(Kind::Accept));
+    world.pass(20_000_000);
+    turn(&mut world);
+    arrive(&mut world, elsewhere, &hello);
+    assert_eq!(Kind::of(&sent(&mut world)[0].1), Ok(Kind::Challenge));
+    assert_eq!(stored(&world), 1);
+}
+
+#[test]
+fn a_lost_accept_costs_a_challenge_and_no_second_copy() {
+    let mut world = World::new();
+    let mut device = met(&mut world);
+    let hello = wake(&world, &mut device);
+    arrive(&mut world, home(), &hello);
+    answer(&mut world, true);
+    assert_eq!(sent(&mut world).len(), 1, "ACCEPT, which is lost");
+    // The pending session is over before the device asks again.
+    world.pass(15_000_000);
+    turn(&mut world);
+    assert_eq!(world.shard.sessions(), 0);
+    world.settle(&mut device);
+    assert!(device.poll_confirmed().is_some(), "the id is the last one: stored");
+    assert_eq!(stored(&world), 1);
+}
+
+/// R76: the gateway knows what came in the session before.
+#[test]
+fn a_reading_that_is_said_again_in_the_next_session_is_not_stored_again() {
+    let mut world = World::new();
+    let mut device = world.opened();
+    device.send_reading(world.now.mono_us, 7, b"21.5", true).unwrap();
+    let record = next(&world, &mut device).unwrap();
+    arrive(&mut world, home(), &record);
+    answer(&mut world, true);
+    let acked = sent(&mut world);
+    assert_eq!(acked.len(), 1, "the acknowledgement, which is lost");
+    device.open(world.now.mono_us);
+    world.stored.0.borrow_mut().iter_mut().for_each(|one| one.confirm = false);
+    world.settle(&mut device);
+    for _ in 0..6 {
+        world.pass(1_000_000);
+        world.settle(&mut device);
+    }
+    assert!(device.poll_confirmed().is_some());
+    assert_eq!(stored(&world), 1);
+    assert_eq!(world.shard.counts.readings_known, 1);
+}
+
+/// R102: whoever plays back what a device sent before it lost its counter does not keep it out.
+#[test]
+fn a_device_without_its_counter_is_in_within_two_round_trips_whatever_is_played_back() {
+    let mut world = World::new();
+    let mut old = world.device(1, PROFILE, Transport::Datagram);
+    let hellos: Vec<_> = (0..3)
+        .map(|_| {
+            old.close();
+            old.open(world.now.mono_us);
+            next(&world, &mut old).unwrap()
+        })
+        .collect();
+    let identity =
+        duet_core::testing::identity(duet_protocol::identity::DeviceId([1; 8]), PROFILE.mode).0;
+    let config = duet_device::Config {
+        identity,
+        gateway: world.gateway,
+        profile: PROFILE,
+        transport: Transport::Datagram,
+        fresh: 1,
+    };
+    let mut device = Device::<Software>::seeded(config, [99; 32]).unwrap();
+    let thief: SocketAddr = "198.51.100.7:7".parse().unwrap();
+    arrive(&mut world, thief, &hellos[2]);
+    let _ = sent(&mut world);
+    device.open(world.now.mono_us);
+    for round in 0..2 {
+        let hello = next(&world, &mut device).expect("a HELLO");
+        arrive(&mut world, home(), &hello);
+        for (_, mut message) in
+            sent(&mut world).into_iter().filter(|(to, _)| *to == Path::Datagram(home()))
+        {
+            device.handle_message(world.now.mono_us, &mut message).unwrap();
+        }
+        // R46: what answered a challenge stands, whatever has a greater counter.
+        arrive(&mut world, thief, &hellos[round]);
+        let _ = sent(&mut world);
+    }
+    assert!(device.is_open());
+    world.settle(&mut device);
+    assert_eq!(world.shard.counts.confirmed, 1);
+}
