@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 
 use duet_core::engine::{Batched, Engine, OneByOne};
 use duet_core::testing::{self, Devices, Forget};
-use duet_core::{Handler as _, Mail, Now, Random, Settings, Shard};
+use duet_core::{Handler as _, Mail, Now, Random, Settings, Shard, Wiped};
 use duet_curve::Backend;
 use duet_device::{Config, Device, Software};
 use duet_protocol::ec::{
     Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask,
 };
-use duet_protocol::identity::{DeviceId, PublicKey};
+use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transfer, Transport};
 use duet_protocol::wire::MESSAGE_MAX;
 use rustls::{ClientConnection, ServerConnection};
@@ -55,7 +55,7 @@ impl<E: Engine> Engine for Timed<E> {
         &mut self,
         secret: &SecretScalar,
         xs: &[[u8; 32]],
-    ) -> Vec<Option<(Agreed, E::PointTable)>> {
+    ) -> Wiped<Option<(Agreed, E::PointTable)>> {
         self.during(|engine| engine.decapsulate(secret, xs))
     }
 
@@ -66,7 +66,7 @@ impl<E: Engine> Engine for Timed<E> {
     fn encapsulate(
         &mut self,
         tasks: &[(&EncapsulateTask, Option<&E::PointTable>)],
-    ) -> Vec<Option<Encapsulated>> {
+    ) -> Wiped<Option<Encapsulated>> {
         self.during(|engine| engine.encapsulate(tasks))
     }
 
@@ -81,10 +81,6 @@ impl<E: Engine> Engine for Timed<E> {
 
     fn slow_verifications(&self) -> u64 {
         self.engine.slow_verifications()
-    }
-
-    fn remember(&mut self, keys: &[PublicKey]) {
-        self.during(|engine| engine.remember(keys));
     }
 }
 

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use duet_aead::Gcm;
 use duet_core::engine::Batched;
-use duet_core::{BATCH_MAX, Command, Directory, GatewayKey, Mail, Random, Settings, Shard};
+use duet_core::{
+    BATCH_MAX, Command, Directory, GatewayKey, Mail, Random, Settings, Shard, StreamLimits,
+};
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::Kind;
@@ -136,13 +138,14 @@ impl Server {
     ) -> Result<Self, ServerError> {
         let (gcm, curve) = (Gcm::select()?, Backend::select()?);
         allow_descriptors(config.limits.max_streams);
+        // The limit is for all shards together, and a shard counts fewer than 2²⁰.
+        let streams_max =
+            (config.limits.max_streams as usize / config.shards).clamp(1, (1 << 20) - 1);
         let settings = transport::Settings {
             listen: config.listen,
             shards: config.shards,
             io: config.io,
-            // The limit is for all shards together, and a shard counts fewer than 2²⁰.
-            streams_max: (config.limits.max_streams as usize / config.shards)
-                .clamp(1, (1 << 20) - 1),
+            streams_max,
             cores: if config.pin { cores(config.shards) } else { Vec::new() },
             hello: Kind::Hello.byte(),
             min_wait_us: config.gather_us,
@@ -207,6 +210,7 @@ impl Server {
                 pending_max: (config.limits.max_pending as usize / config.shards).max(1),
                 retry_from: 2 * BATCH_MAX,
                 hello_us,
+                streams: StreamLimits { most: streams_max, ..StreamLimits::default() },
                 gcm,
             };
             let sink = sink::SpoolSink::new(spool.submitter(), own);

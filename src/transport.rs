@@ -6,8 +6,7 @@
 //! # A turn
 //!
 //! ```text
-//! enter the driver (do everything pushed, wait)  →  datagrams, messages, mail → handler
-//!                                               →  deadlines
+//! enter the driver (do everything pushed, wait)  →  streams, datagrams, messages, mail → handler
 //!                                               →  handler.handle_turn: batches run here
 //!                                               →  handler.poll_transmit until None, handler.poll_close
 //! ```
@@ -27,7 +26,6 @@
 
 mod bind;
 mod counters;
-mod deadlines;
 mod drivers;
 mod event_loop;
 mod framing;

@@ -5,7 +5,7 @@
 //! # A turn
 //!
 //! ```text
-//! input → handle_datagram, handle_message, handle_stream_closed, handle_mail, as often as there is some
+//! input → handle_datagram, handle_message, handle_stream_…, handle_mail, as often as there is some
 //!       → handle_turn, once: batches run here
 //!       → poll_transmit until None, then poll_close until None
 //! wait  → for input, but not beyond poll_timeout
@@ -51,6 +51,17 @@ pub struct Transmit {
     pub len: usize,
 }
 
+/// How a stream is to be closed, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// When what was sent on it is flushed. Its further input is discarded.
+    WhenFlushed,
+    /// At once: its first message did not come in time.
+    NoFirstMessage,
+    /// At once: what was sent on it was not flushed in time.
+    NotFlushed,
+}
+
 /// Which of `shards` shards a message belongs to: its slot modulo their number. `None` if it is too short to have a slot.
 #[must_use]
 pub fn shard_of(message: &[u8], shards: usize) -> Option<usize> {
@@ -65,12 +76,24 @@ pub trait Handler {
     /// A datagram of 2 to [`MESSAGE_MAX`] bytes whose slot belongs to this shard.
     fn handle_datagram(&mut self, now: Now, from: SocketAddr, bytes: &[u8]);
 
+    /// A stream is there, accepted at `since_us` (µs of [`Now::mono_us`]) from `peer`. False refuses it: it is closed, and
+    /// nothing more is said of it. Otherwise [`handle_stream_closed`](Self::handle_stream_closed) follows exactly once.
+    fn handle_stream_opened(
+        &mut self,
+        now: Now,
+        stream: StreamId,
+        peer: SocketAddr,
+        since_us: u64,
+    ) -> bool;
+
     /// A stream's message without its length, 1 to [`MESSAGE_MAX`] bytes. The first one's slot belongs to this shard.
     fn handle_message(&mut self, now: Now, stream: StreamId, bytes: &[u8]);
 
-    /// A stream that delivered at least one message is closed, for whatever reason. Called exactly once for each.
-    ///
-    /// A peer that ends its direction counts as closed: what is queued by then is flushed, later output is not sent.
+    /// The peer has ended its direction: no message comes any more. Output still goes out, until the handler says that the
+    /// stream is to be closed.
+    fn handle_stream_ended(&mut self, now: Now, stream: StreamId);
+
+    /// A stream is closed, or was given to another shard. Output for it goes nowhere.
     fn handle_stream_closed(&mut self, now: Now, stream: StreamId);
 
     /// Something from another thread.
@@ -84,8 +107,8 @@ pub trait Handler {
     /// Asked until `None`, and later again: when send buffers run out the rest waits with the handler.
     fn poll_transmit(&mut self, out: &mut [u8]) -> Option<Transmit>;
 
-    /// The next stream to close, once what was sent on it is flushed. Its further input is discarded.
-    fn poll_close(&mut self) -> Option<StreamId>;
+    /// The next stream to close.
+    fn poll_close(&mut self) -> Option<(StreamId, Close)>;
 
     /// When to call [`handle_turn`](Self::handle_turn) even without input, µs of [`Now::mono_us`].
     fn poll_timeout(&self) -> Option<u64>;

@@ -16,7 +16,8 @@ use duet_protocol::reading::ReadingId;
 use duet_protocol::responder::Proven;
 use duet_protocol::wire::SessionId;
 
-use crate::{Device, Path};
+use crate::hello_queue::Origin;
+use crate::{Device, Path, Wiped};
 
 /// How long an ACCEPT waits for storage, µs.
 const PATIENCE_US: u64 = 500_000;
@@ -40,8 +41,11 @@ pub(crate) struct InFlight {
 
 /// A handshake whose ACCEPT waits for storage. `T` is the engine's table of its point.
 pub(crate) struct Waiting<T> {
+    pub(crate) origin: Origin,
+    /// Where it came from first, and where it came again.
     pub(crate) paths: Paths,
-    pub(crate) proven: Box<Proven>,
+    /// The state of the handshake, one. It holds secrets.
+    pub(crate) proven: Wiped<Proven>,
     pub(crate) device: Arc<Device>,
     /// Which of the gateway's keys it was sealed to.
     pub(crate) key: usize,
@@ -49,6 +53,18 @@ pub(crate) struct Waiting<T> {
     pub(crate) session: SessionId,
     /// What storage answered, if it did.
     pub(crate) stored: bool,
+}
+
+impl<T> Waiting<T> {
+    /// The digest of its HELLO.
+    fn digest(&self) -> [u8; 32] {
+        self.proven.first().map_or([0; 32], |proven| proven.hello().digest)
+    }
+
+    /// Takes the state out.
+    pub(crate) fn take_proven(&mut self) -> Option<Proven> {
+        self.proven.take_first()
+    }
 }
 
 /// The readings on their way, and the handshakes that wait for them.
@@ -103,20 +119,18 @@ impl<T> Early<T> {
     /// The handshake of a reading that was handed to storage waits.
     pub(crate) fn wait(&mut self, now_us: u64, waiting: Waiting<T>) {
         let id = waiting.session;
-        self.by_hello.insert(waiting.proven.hello().digest, id);
+        self.by_hello.insert(waiting.digest(), id);
         self.deadlines.push_back((now_us + PATIENCE_US, id));
         self.waiting.insert(id, Box::new(waiting));
     }
 
-    /// The same HELLO came again while it waits: it is answered there, too. False if it does not wait.
-    pub(crate) fn came_again(&mut self, digest: &[u8; 32], path: Path) -> bool {
+    /// The same HELLO came again while it waits, and whether it is answered there, too, which it was not to be before.
+    /// `None` if it does not wait.
+    pub(crate) fn came_again(&mut self, digest: &[u8; 32], path: Path) -> Option<bool> {
         let found = self.by_hello.get(digest).and_then(|id| self.waiting.get_mut(id));
-        let Some(waiting) = found else { return false };
-        if !waiting.paths.contains(&path) {
-            // Whoever plays it back from everywhere is not answered everywhere.
-            let _ = waiting.paths.try_push(path);
-        }
-        true
+        let paths = &mut found?.paths;
+        // Whoever plays it back from everywhere is not answered everywhere.
+        Some(!paths.contains(&path) && paths.try_push(path).is_ok())
     }
 
     /// Storage has answered. The commit, if the reading was one of those here.
@@ -144,7 +158,7 @@ impl<T> Early<T> {
         let mut taken = Vec::with_capacity(due.len());
         for id in due {
             if let Some(waiting) = self.waiting.remove(&id) {
-                self.by_hello.remove(&waiting.proven.hello().digest);
+                self.by_hello.remove(&waiting.digest());
                 taken.push(waiting);
             }
         }
@@ -173,7 +187,7 @@ impl<T> Early<T> {
         assert_eq!(self.by_hello.len(), self.waiting.len(), "each handshake is found both ways");
         for (digest, id) in &self.by_hello {
             let waiting = self.waiting.get(id).expect("what a HELLO finds waits");
-            assert_eq!(waiting.proven.hello().digest, *digest);
+            assert_eq!(waiting.digest(), *digest);
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The one seam through which a shard's elliptic-curve work goes: all tasks of a turn at once, one
-//! answer each, at its task's position.
+//! answer each, at its task's position. Answers that are secret come in lists that wipe what leaves them.
 
 mod batched;
 mod one_by_one;
@@ -8,10 +8,9 @@ pub use batched::Batched;
 use duet_protocol::ec::{
     Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask,
 };
-use duet_protocol::identity::PublicKey;
 pub use one_by_one::OneByOne;
 
-use crate::Random;
+use crate::{Random, Wiped};
 
 /// Answers tasks in batches.
 pub trait Engine {
@@ -23,9 +22,10 @@ pub trait Engine {
         &mut self,
         secret: &SecretScalar,
         xs: &[[u8; 32]],
-    ) -> Vec<Option<(Agreed, Self::PointTable)>>;
+    ) -> Wiped<Option<(Agreed, Self::PointTable)>>;
 
-    /// Whether each signature is its key's.
+    /// Whether each signature is its key's. The work must be the same for every key: what an engine knows of a key from
+    /// before would tell a stranger who was here (R38).
     fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool>;
 
     /// A fresh scalar's public point and its product with the peer's point, which is the one kept
@@ -33,7 +33,7 @@ pub trait Engine {
     fn encapsulate(
         &mut self,
         tasks: &[(&EncapsulateTask, Option<&Self::PointTable>)],
-    ) -> Vec<Option<Encapsulated>>;
+    ) -> Wiped<Option<Encapsulated>>;
 
     /// Signs each digest, with a nonce hedged by fresh randomness.
     fn sign(
@@ -46,14 +46,12 @@ pub trait Engine {
     /// How many signatures took the slow path so far: more than a few mean that somebody makes them
     /// on purpose.
     fn slow_verifications(&self) -> u64;
-
-    /// Keys that proved themselves and will be met again: an engine may prepare for them.
-    fn remember(&mut self, keys: &[PublicKey]);
 }
 
 #[cfg(test)]
 mod tests {
     use duet_protocol::ec;
+    use duet_protocol::identity::PublicKey;
 
     use super::*;
 
@@ -71,7 +69,7 @@ mod tests {
             let mut xs: Vec<_> = devices.iter().map(|d| d.public_key().x()).collect();
             xs[7] = [0xff; 32];
             let kept = engine.decapsulate(&secret, &xs);
-            for (x, answer) in xs.iter().zip(&kept) {
+            for (x, answer) in xs.iter().zip(kept.iter()) {
                 let expected = ec::agree(&secret, x);
                 assert_eq!(expected.is_some(), answer.is_some());
                 if let (Some(expected), Some((agreed, _))) = (expected, answer) {
@@ -95,7 +93,6 @@ mod tests {
                 let verdicts = engine.verify(&tasks.iter().collect::<Vec<_>>());
                 let expected: Vec<_> = tasks.iter().map(ec::verify).collect();
                 assert_eq!(verdicts, expected);
-                engine.remember(&keys);
             }
 
             let tasks: Vec<_> = (0..20)

@@ -14,30 +14,65 @@ use crate::{Now, Path};
 
 /// The most hellos that wait for their batch (R93).
 const WAITING_MAX: usize = 512;
-/// The most of them from one address, or one /64 network of IPv6, while others wait too.
+/// The most of them from one sender while others wait too.
 const SOURCE_MAX: usize = 128;
+/// The most of them from a sender whose hellos are worth nothing.
+const WORTHLESS_SOURCE_MAX: usize = 4;
 /// How long a cookie's epoch is, µs; the epoch before is valid too.
 const COOKIE_EPOCH_US: u64 = 30_000_000;
-/// How many hellos a second of addresses that prove nothing may turn out to be worth nothing, before
-/// all such addresses are asked first.
-const WASTED_PER_S: u64 = 100;
-/// How many of them in a row.
-const WASTED_MAX: u64 = 128;
+/// Worthless hellos from addresses that have proven nothing: so many in one burst, and so many a second for good, are
+/// forgiven. Beyond, every such address is asked first.
+const STRANGERS: Bucket = Bucket { size: 128, per_s: 100 };
+/// The same for each sender that has proven its address. Beyond, it has little room in the queue.
+const SENDER: Bucket = Bucket { size: 32, per_s: 10 };
+/// The most senders whose worthless hellos are remembered (R93).
+const SENDERS_MAX: usize = 4_096;
 /// The furthest ahead that anyone is asked to come back, µs.
 const HORIZON_US: u64 = 4_000_000;
+
+/// A leaky bucket, told by when it will be empty, µs.
+struct Bucket {
+    size: u64,
+    per_s: u64,
+}
+
+impl Bucket {
+    fn overflows(&self, now: Now, empty_us: u64) -> bool {
+        empty_us > now.mono_us + self.size * 1_000_000 / self.per_s
+    }
+
+    /// When it is empty after one more went in. A batch may be worthless as a whole, so it holds twice its size; more is
+    /// not held against those who follow.
+    fn fill(&self, now: Now, empty_us: u64) -> u64 {
+        let most_us = now.mono_us + 2 * self.size * 1_000_000 / self.per_s;
+        (empty_us.max(now.mono_us) + 1_000_000 / self.per_s).min(most_us)
+    }
+}
+
+/// Where a HELLO came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) path: Path,
+    /// What counts as its sender: an IPv4 address, or the network that a site of IPv6 is given.
+    pub(crate) sender: IpAddr,
+    pub(crate) arrived_us: u64,
+    /// Whether the sender has shown that it receives there: by a stream, or by a valid cookie.
+    pub(crate) proven: bool,
+}
 
 /// The hellos that wait, in order of arrival.
 #[derive(Default)]
 pub(crate) struct HelloQueue {
-    hellos: VecDeque<(Path, Hello)>,
-    /// When each of them came, µs.
-    arrived_us: VecDeque<u64>,
+    hellos: VecDeque<(Origin, Hello)>,
     digests: HashSet<[u8; 32]>,
-    sources: HashMap<IpAddr, usize>,
+    /// How many wait of each sender.
+    shares: HashMap<IpAddr, usize>,
     /// From when on there is room for one that is sent away now.
     next_slot_us: u64,
-    /// When the hellos wasted so far are forgiven.
-    bucket_empty_us: u64,
+    /// When the bucket of the strangers' worthless hellos is empty.
+    strangers_empty_us: u64,
+    /// When each sender's bucket is empty, of those whose is not.
+    senders_empty_us: HashMap<IpAddr, u64>,
     /// What a HELLO has cost of late, ns; 0 at first.
     cost_ns: u64,
     /// Whether any was refused since the last batch.
@@ -75,53 +110,52 @@ fn mapped(ip: IpAddr) -> Ipv6Addr {
     }
 }
 
-/// What counts as one sender: an IPv4 address, or the network that a site of IPv6 is given.
-fn source(path: Path) -> Option<IpAddr> {
-    match path {
-        Path::Datagram(from) => Some(match mapped(from.ip()).to_ipv4_mapped() {
-            Some(ip) => ip.into(),
-            None => Ipv6Addr::from_bits(mapped(from.ip()).to_bits() >> 64 << 64).into(),
-        }),
-        Path::Stream(_) => None,
-    }
-}
-
 impl HelloQueue {
     pub(crate) fn is_empty(&self) -> bool {
         self.hellos.is_empty()
     }
 
-    /// Queues a HELLO, or says why not. Nothing is kept of one that is refused (R51).
+    /// Queues a HELLO of this sender, or says why not. Nothing is kept of one that is refused (R51).
     pub(crate) fn enqueue(
         &mut self,
         now: Now,
         path: Path,
+        sender: IpAddr,
         hello: Hello,
         policy: Policy<'_>,
     ) -> Result<(), Refusal> {
+        let proven = match path {
+            Path::Stream(_) => true,
+            Path::Datagram(from) => proves(now, from, &hello, policy.node_key),
+        };
         let loaded = self.hellos.len() >= policy.retry_from;
-        if (loaded || self.is_flooded(now))
-            && let Path::Datagram(from) = path
-        {
-            self.check_address(now, from, &hello, policy)?;
+        if (loaded || self.is_flooded(now)) && !proven {
+            let reason = match hello.cookie() {
+                Some(_) => DropReason::Cookie,
+                None => DropReason::Unvalidated,
+            };
+            return Err(self.later(now, path, &hello, policy, reason));
         }
         if self.digests.contains(&hello.digest) {
             return Err(DropReason::Repeated.into());
         }
-        let source = source(path);
-        let share = source.and_then(|source| self.sources.get(&source)).copied().unwrap_or(0);
-        if loaded && share >= SOURCE_MAX {
+        let share = self.shares.get(&sender).copied().unwrap_or(0);
+        let worthless_us = self.senders_empty_us.get(&sender).copied().unwrap_or(0);
+        let most = match (SENDER.overflows(now, worthless_us), loaded) {
+            (true, _) => WORTHLESS_SOURCE_MAX,
+            (false, true) => SOURCE_MAX,
+            (false, false) => usize::MAX,
+        };
+        if share >= most {
             return Err(self.later(now, path, &hello, policy, DropReason::SourceFull));
         }
         if self.hellos.len() >= WAITING_MAX {
             return Err(self.later(now, path, &hello, policy, DropReason::HelloQueueFull));
         }
         self.digests.insert(hello.digest);
-        if let Some(source) = source {
-            *self.sources.entry(source).or_default() += 1;
-        }
-        self.hellos.push_back((path, hello));
-        self.arrived_us.push_back(now.mono_us);
+        *self.shares.entry(sender).or_default() += 1;
+        let origin = Origin { path, sender, arrived_us: now.mono_us, proven };
+        self.hellos.push_back((origin, hello));
         Ok(())
     }
 
@@ -130,27 +164,36 @@ impl HelloQueue {
         self.cost_ns.div_ceil(1_000).clamp(policy.hello_us, 4 * policy.hello_us)
     }
 
-    /// Whether more hellos were worth nothing of late than honest devices can explain: then
-    /// elliptic-curve work is for those only who prove that they receive.
+    /// Whether strangers sent more worthless hellos of late than honest devices explain: then elliptic-curve work is for
+    /// those only who prove that they receive.
     fn is_flooded(&self, now: Now) -> bool {
-        self.bucket_empty_us > now.mono_us + WASTED_MAX * 1_000_000 / WASTED_PER_S
+        STRANGERS.overflows(now, self.strangers_empty_us)
     }
 
-    /// So many of the hellos that were taken, from addresses that had proven nothing, drew no ACCEPT.
-    pub(crate) fn count_worthless(&mut self, now: Now, count: u64) {
-        let cost_us = count * 1_000_000 / WASTED_PER_S;
-        // A batch may be worth nothing as a whole; more is not held against those that follow.
-        let most_us = now.mono_us + 2 * WASTED_MAX * 1_000_000 / WASTED_PER_S;
-        self.bucket_empty_us = (self.bucket_empty_us.max(now.mono_us) + cost_us).min(most_us);
+    /// One of the hellos that were taken drew no ACCEPT. It counts against its sender, whatever carried it, if that is
+    /// known; otherwise against all strangers together.
+    pub(crate) fn count_worthless(&mut self, now: Now, origin: Origin) {
+        if !origin.proven {
+            self.strangers_empty_us = STRANGERS.fill(now, self.strangers_empty_us);
+            return;
+        }
+        let senders = &mut self.senders_empty_us;
+        if senders.len() >= SENDERS_MAX && !senders.contains_key(&origin.sender) {
+            senders.retain(|_, empty_us| *empty_us > now.mono_us);
+        }
+        if senders.len() < SENDERS_MAX || senders.contains_key(&origin.sender) {
+            let empty_us = senders.entry(origin.sender).or_default();
+            *empty_us = SENDER.fill(now, *empty_us);
+        }
     }
 
     /// When the oldest came, µs.
     pub(crate) fn oldest_us(&self) -> Option<u64> {
-        self.arrived_us.front().copied()
+        self.hellos.front().map(|(origin, _)| origin.arrived_us)
     }
 
     /// Takes the oldest hellos, at most this many.
-    pub(crate) fn take(&mut self, now: Now, most: usize) -> Vec<(Path, Hello)> {
+    pub(crate) fn take(&mut self, now: Now, most: usize) -> Vec<(Origin, Hello)> {
         // While hellos wait, the time from batch to batch is what those of one cost, unless it also went
         // into sending others away: that is done once for each, however long they then wait.
         let refused = std::mem::take(&mut self.refused);
@@ -160,44 +203,17 @@ impl HelloQueue {
         }
         let count = most.min(self.hellos.len());
         self.left = (0 < count && count < self.hellos.len()).then_some((now.mono_us, count as u64));
-        self.arrived_us.drain(..count);
         let batch: Vec<_> = self.hellos.drain(..count).collect();
-        for (path, hello) in &batch {
+        for (origin, hello) in &batch {
             self.digests.remove(&hello.digest);
-            if let Some(source) = source(*path)
-                && let Some(share) = self.sources.get_mut(&source)
-            {
+            if let Some(share) = self.shares.get_mut(&origin.sender) {
                 *share -= 1;
                 if *share == 0 {
-                    self.sources.remove(&source);
+                    self.shares.remove(&origin.sender);
                 }
             }
         }
         batch
-    }
-
-    /// Under load an address proves that it receives what is sent to it, before it costs any
-    /// elliptic-curve work.
-    fn check_address(
-        &mut self,
-        now: Now,
-        from: SocketAddr,
-        hello: &Hello,
-        policy: Policy<'_>,
-    ) -> Result<(), Refusal> {
-        let epoch = epoch(now);
-        // R2: compared in constant time.
-        let reason = if let Some(given) = hello.cookie() {
-            let current = given.ct_eq(&cookie(policy.node_key, epoch, from, hello));
-            let before = given.ct_eq(&cookie(policy.node_key, epoch.wrapping_sub(1), from, hello));
-            if (current | before).into() {
-                return Ok(());
-            }
-            DropReason::Cookie
-        } else {
-            DropReason::Unvalidated
-        };
-        Err(self.later(now, Path::Datagram(from), hello, policy, reason))
     }
 
     /// Refuses, and gives a datagram's sender the next free slot, in turn. Where there are more
@@ -227,6 +243,16 @@ impl HelloQueue {
         let wait_10ms = u16::try_from(ahead_us / 10_000).unwrap_or(u16::MAX);
         Refusal { reason, retry: Some(Retry { echo, wait_10ms, cookie }) }
     }
+}
+
+/// Whether the HELLO brings the cookie that was sent to this address for it, now or an epoch ago.
+fn proves(now: Now, from: SocketAddr, hello: &Hello, node_key: &[u8; 32]) -> bool {
+    let Some(given) = hello.cookie() else { return false };
+    let epoch = epoch(now);
+    // R2: compared in constant time.
+    let current = given.ct_eq(&cookie(node_key, epoch, from, hello));
+    let before = given.ct_eq(&cookie(node_key, epoch.wrapping_sub(1), from, hello));
+    (current | before).into()
 }
 
 fn epoch(now: Now) -> u32 {
@@ -283,6 +309,19 @@ mod tests {
         Hello::decode(&bytes, Transport::Datagram).unwrap()
     }
 
+    fn enqueue(
+        waiting: &mut HelloQueue,
+        now: Now,
+        path: Path,
+        hello: Hello,
+    ) -> Result<(), Refusal> {
+        let sender = match path {
+            Path::Datagram(from) => crate::streams::source(from),
+            Path::Stream(_) => IpAddr::from([10, 0, 0, 77]),
+        };
+        waiting.enqueue(now, path, sender, hello, POLICY)
+    }
+
     fn refused(result: Result<(), Refusal>) -> (DropReason, Option<Retry>) {
         let refusal = result.unwrap_err();
         (refusal.reason, refusal.retry)
@@ -292,26 +331,24 @@ mod tests {
     fn under_load_an_address_proves_itself_and_a_cookie_is_good_for_it_alone() {
         let mut waiting = HelloQueue::default();
         for number in 0..4 {
-            assert!(waiting.enqueue(now(0), from(1, number), hello(number), POLICY).is_ok());
+            assert!(enqueue(&mut waiting, now(0), from(1, number), hello(number)).is_ok());
         }
-        let (reason, retry) = refused(waiting.enqueue(now(0), from(1, 9), hello(9), POLICY));
+        let (reason, retry) = refused(enqueue(&mut waiting, now(0), from(1, 9), hello(9)));
         assert_eq!(reason, DropReason::Unvalidated);
         let retry = retry.unwrap();
-        let stolen = waiting.enqueue(now(0), from(2, 9), with_cookie(9, &retry), POLICY);
+        let stolen = enqueue(&mut waiting, now(0), from(2, 9), with_cookie(9, &retry));
         assert_eq!(refused(stolen).0, DropReason::Cookie);
-        let other = waiting.enqueue(now(0), from(1, 9), with_cookie(8, &retry), POLICY);
+        let other = enqueue(&mut waiting, now(0), from(1, 9), with_cookie(8, &retry));
         assert_eq!(refused(other).0, DropReason::Cookie);
         let late = now(2 * COOKIE_EPOCH_US);
-        let old = waiting.enqueue(late, from(1, 9), with_cookie(9, &retry), POLICY);
+        let old = enqueue(&mut waiting, late, from(1, 9), with_cookie(9, &retry));
         assert_eq!(refused(old).0, DropReason::Cookie);
         assert!(
-            waiting
-                .enqueue(now(COOKIE_EPOCH_US), from(1, 9), with_cookie(9, &retry), POLICY)
-                .is_ok()
+            enqueue(&mut waiting, now(COOKIE_EPOCH_US), from(1, 9), with_cookie(9, &retry)).is_ok()
         );
-        let again = waiting.enqueue(now(0), from(1, 9), with_cookie(9, &retry), POLICY);
+        let again = enqueue(&mut waiting, now(0), from(1, 9), with_cookie(9, &retry));
         assert_eq!(refused(again).0, DropReason::Repeated);
-        let stream = waiting.enqueue(now(0), Path::Stream(StreamId(1)), hello(10), POLICY);
+        let stream = enqueue(&mut waiting, now(0), Path::Stream(StreamId(1)), hello(10));
         assert!(stream.is_ok(), "a stream's address has proven itself");
     }
 
@@ -319,9 +356,9 @@ mod tests {
     fn one_source_leaves_room_for_others_and_the_queue_has_an_end() {
         let mut waiting = HelloQueue::default();
         let admit = |waiting: &mut HelloQueue, host, number| {
-            let first = waiting.enqueue(now(0), from(host, number), hello(number), POLICY);
+            let first = enqueue(waiting, now(0), from(host, number), hello(number));
             let Err(Refusal { retry: Some(retry), .. }) = first else { return first };
-            waiting.enqueue(now(0), from(host, number), with_cookie(number, &retry), POLICY)
+            enqueue(waiting, now(0), from(host, number), with_cookie(number, &retry))
         };
         let share = u16::try_from(SOURCE_MAX).unwrap();
         for number in 0..share {
@@ -338,26 +375,62 @@ mod tests {
 
         // What was taken makes room, in every book.
         assert_eq!(waiting.take(now(0), WAITING_MAX).len(), WAITING_MAX);
-        assert!(waiting.is_empty() && waiting.digests.is_empty() && waiting.sources.is_empty());
+        assert!(waiting.is_empty() && waiting.digests.is_empty() && waiting.shares.is_empty());
         assert!(admit(&mut waiting, 1, 0).is_ok());
     }
 
     #[test]
     fn a_flood_of_worthless_hellos_is_asked_first_and_takes_no_slots() {
         let mut waiting = HelloQueue::default();
-        waiting.count_worthless(now(0), WASTED_MAX);
-        assert!(waiting.enqueue(now(0), from(1, 0), hello(0), POLICY).is_ok(), "not yet a flood");
-        waiting.count_worthless(now(0), 50);
+        let stranger = Origin {
+            path: from(3, 3),
+            sender: IpAddr::from([10, 0, 0, 3]),
+            arrived_us: 0,
+            proven: false,
+        };
+        (0..STRANGERS.size).for_each(|_| waiting.count_worthless(now(0), stranger));
+        assert!(enqueue(&mut waiting, now(0), from(1, 0), hello(0)).is_ok(), "not yet a flood");
+        (0..50).for_each(|_| waiting.count_worthless(now(0), stranger));
         for number in 1..20_000 {
             let (reason, retry) =
-                refused(waiting.enqueue(now(0), from(1, number), hello(number), POLICY));
+                refused(enqueue(&mut waiting, now(0), from(1, number), hello(number)));
             assert_eq!((reason, retry.unwrap().wait_10ms), (DropReason::Unvalidated, 0));
         }
-        let refusal = waiting.enqueue(now(0), from(1, 1), hello(1), POLICY);
+        let refusal = enqueue(&mut waiting, now(0), from(1, 1), hello(1));
         let retry = refused(refusal).1.unwrap();
-        assert!(waiting.enqueue(now(0), from(1, 1), with_cookie(1, &retry), POLICY).is_ok());
+        assert!(enqueue(&mut waiting, now(0), from(1, 1), with_cookie(1, &retry)).is_ok());
         // Half a second later fifty are forgiven.
-        assert!(waiting.enqueue(now(500_000), from(1, 2), hello(2), POLICY).is_ok());
+        assert!(enqueue(&mut waiting, now(500_000), from(1, 2), hello(2)).is_ok());
+    }
+
+    /// Whoever has proven its address answers for what it sends, by itself.
+    #[test]
+    fn a_sender_of_worthless_hellos_keeps_a_little_room_and_nobody_else_notices() {
+        let mut waiting = HelloQueue::default();
+        let stream = |number| Path::Stream(StreamId(number));
+        let sender = |host| IpAddr::from([10, 0, 0, host]);
+        let mut queue = |now, host, number: u16| {
+            let path = stream(number.into());
+            waiting.enqueue(now, path, sender(host), hello(number), POLICY).is_ok()
+        };
+        assert!((0..64).all(|number| queue(now(0), 1, number)));
+        for (origin, _) in waiting.take(now(0), 64) {
+            waiting.count_worthless(now(0), origin);
+        }
+        let mut queue = |now, host, number: u16| {
+            let path = stream(number.into());
+            waiting.enqueue(now, path, sender(host), hello(number), POLICY).is_ok()
+        };
+        let admitted = (100..200).filter(|number| queue(now(0), 1, *number)).count();
+        assert_eq!(admitted, WORTHLESS_SOURCE_MAX);
+        assert!((200..300).all(|number| queue(now(0), 2, number)), "another sender");
+        assert!(queue(now(0), 3, 300) && queue(now(20_000_000), 1, 301), "it is forgiven");
+        assert!((0..2 * u32::try_from(SENDERS_MAX).unwrap()).all(|sender| {
+            let sender = IpAddr::from(sender.to_be_bytes());
+            let (path, proven) = (stream(1), true);
+            waiting.count_worthless(now(0), Origin { path, sender, arrived_us: 0, proven });
+            waiting.senders_empty_us.len() <= SENDERS_MAX
+        }));
     }
 
     #[test]
@@ -367,7 +440,7 @@ mod tests {
         for turn in 0..40 {
             while waiting.hellos.len() < POLICY.retry_from {
                 let admitted =
-                    waiting.enqueue(now(turn * 6_000), from(1, number), hello(number), POLICY);
+                    enqueue(&mut waiting, now(turn * 6_000), from(1, number), hello(number));
                 assert!(admitted.is_ok());
                 number += 1;
             }
@@ -375,10 +448,10 @@ mod tests {
             assert_eq!(waiting.take(now(turn * 6_000), 2).len(), 2);
         }
         let time = now(40 * 6_000);
-        assert!(waiting.enqueue(time, from(1, 998), hello(998), POLICY).is_ok());
-        assert!(waiting.enqueue(time, from(1, 999), hello(999), POLICY).is_ok());
+        assert!(enqueue(&mut waiting, time, from(1, 998), hello(998)).is_ok());
+        assert!(enqueue(&mut waiting, time, from(1, 999), hello(999)).is_ok());
         let mut wait_ms = |number| {
-            let refusal = waiting.enqueue(time, from(2, number), hello(number), POLICY);
+            let refusal = enqueue(&mut waiting, time, from(2, number), hello(number));
             u64::from(refused(refusal).1.unwrap().wait_10ms) * 10
         };
         let first_ms = wait_ms(1_000);
@@ -390,11 +463,11 @@ mod tests {
     fn a_storm_is_told_to_come_back_one_after_the_other() {
         let mut waiting = HelloQueue::default();
         for number in 0..4 {
-            assert!(waiting.enqueue(now(0), from(1, number), hello(number), POLICY).is_ok());
+            assert!(enqueue(&mut waiting, now(0), from(1, number), hello(number)).is_ok());
         }
         let mut in_second = [0u32; 4];
         for number in 4..4_000 {
-            let refusal = waiting.enqueue(now(0), from(2, number), hello(number), POLICY);
+            let refusal = enqueue(&mut waiting, now(0), from(2, number), hello(number));
             let retry = refused(refusal).1.unwrap();
             in_second[usize::from(retry.wait_10ms / 100)] += 1;
         }

@@ -18,8 +18,9 @@
 //! | `early` | readings from HELLOs that are on their way to storage, and the handshakes that wait for them |
 //! | `engine` | that work, as batches |
 //! | `records`, `unsealed`, `keys` | the record layer's batches |
-//! | `streams` | when streams are to be closed |
+//! | `streams` | the life of a stream: who is at its other end, and when it is to be closed |
 //! | `outbox` | what waits to be sent |
+//! | `wiped` | a list for secrets that move: the only code here that is `unsafe` |
 
 mod destinations;
 mod device;
@@ -39,15 +40,18 @@ mod streams;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod unsealed;
+mod wiped;
 
 pub use self::device::{Device, Directory};
-pub use self::drive::{Handler, MESSAGE_MAX, Now, Path, StreamId, Transmit, shard_of};
+pub use self::drive::{Close, Handler, MESSAGE_MAX, Now, Path, StreamId, Transmit, shard_of};
 pub use self::random::Random;
 pub use self::shard::{
     BATCH_MAX, Command, CommandFailure, Commit, Counts, Event, GatewayKey, Mail, Reading, Settings,
     Shard, Sink,
 };
 pub use self::sources::{SourceSet, UnknownSource};
+pub use self::streams::{StreamLimits, Streams};
+pub use self::wiped::Wiped;
 
 /// Records that are opened or sealed together; what that needs lies on the stack.
 const RECORD_BATCH: usize = 64;

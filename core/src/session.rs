@@ -41,6 +41,8 @@ pub(crate) struct Session {
     pub(crate) window: ReplayWindow,
     /// Which of the readings that want confirmation are durable.
     pub(crate) stored: ReplayWindow,
+    /// How many readings that want confirmation are neither durable nor refused yet.
+    pub(crate) unanswered: u32,
     pub(crate) path: Path,
     /// The stream that its newest record came over.
     pub(crate) stream: Option<StreamId>,
@@ -68,6 +70,7 @@ impl Session {
             next_down: 0,
             window: ReplayWindow::new(),
             stored: ReplayWindow::new(),
+            unanswered: 0,
             path,
             stream: None,
             credit: Some(0),

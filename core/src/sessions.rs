@@ -80,6 +80,8 @@ pub(crate) struct Sessions {
 pub(crate) struct Ended {
     /// The stream over which the session spoke.
     pub(crate) stream: Option<StreamId>,
+    /// How many of its readings wait for their answer, which they will not get now.
+    pub(crate) unanswered: u32,
 }
 
 /// What the first record of a session made of it.
@@ -146,7 +148,7 @@ impl Sessions {
                 contact.remove();
             }
         }
-        Ended { stream: session.stream }
+        Ended { stream: session.stream, unanswered: session.unanswered }
     }
 
     /// The session with this id.

@@ -29,14 +29,16 @@ use crate::hello_queue::HelloQueue;
 use crate::keys::Expanded;
 use crate::outbox::Outbox;
 use crate::records::Records;
-use crate::sessions::Sessions;
-use crate::streams::Streams;
+use crate::sessions::{Ended, Sessions};
+use crate::streams::{self, StreamLimits, Streams};
 use crate::unsealed::Unsealed;
-use crate::{Device, Directory, Handler, Now, Path, Random, StreamId, Transmit, shard_of};
+use crate::{Close, Device, Directory, Handler, Now, Path, Random, StreamId, Transmit, shard_of};
 
 /// The most hellos that are answered in one turn: larger batches gain little and keep records
 /// waiting.
 pub const BATCH_MAX: usize = 64;
+/// How long a shard that drains waits for readings to become durable, µs.
+const DRAIN_US: u64 = 5_000_000;
 /// The most RESETs a second (R62).
 const RESETS_PER_S: u32 = 10_000;
 
@@ -73,6 +75,8 @@ pub struct Settings {
     pub retry_from: usize,
     /// What a HELLO costs about, µs: by it a storm is told when to come back.
     pub hello_us: u64,
+    /// How many streams there may be, and how long they have for what.
+    pub streams: StreamLimits,
     /// How records are sealed and opened.
     pub gcm: Gcm,
 }
@@ -129,6 +133,11 @@ pub trait Sink {
 
     /// The readings of a turn are complete: none may wait for the next one.
     fn flush(&mut self);
+
+    /// An answer that found no room in the shard's mailbox. Asked in each turn, until `None`.
+    fn poll_mail(&mut self) -> Option<Mail> {
+        None
+    }
 }
 
 /// What other threads tell a shard.
@@ -146,7 +155,7 @@ pub enum Mail {
     /// Whether commands may be queued outside that this shard has not been told of: then no device is told that nothing
     /// waits for it.
     CommandsBehind(bool),
-    /// End every session and finish.
+    /// Take no more hellos, end every session once it has its acknowledgements, and finish.
     Drain,
 }
 
@@ -248,14 +257,15 @@ pub struct Shard<E: Engine, S> {
     out: Outbox,
     events: VecDeque<Event>,
     streams: Streams,
-    /// The time of the last turn.
-    turn_us: u64,
+    /// The time of the last input or turn.
+    now_us: u64,
     /// When pending sessions are looked through next, and RESETs may be sent again.
     next_second_us: u64,
     /// When confirmed sessions are looked through next.
     next_idle_scan_us: u64,
     resets_left: u32,
-    draining: bool,
+    /// Until when it drains, µs, if it does.
+    drain_until_us: Option<u64>,
     /// Whether keys were moved or destroyed in this turn, and copies may lie on the stack.
     scrub: bool,
     /// What it has counted so far.
@@ -273,6 +283,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         random: Random,
     ) -> Self {
         Self {
+            streams: Streams::new(settings.streams),
             settings,
             directory,
             engine,
@@ -288,12 +299,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             random,
             out: Outbox::default(),
             events: VecDeque::new(),
-            streams: Streams::default(),
-            turn_us: 0,
+            now_us: 0,
             next_second_us: 0,
             next_idle_scan_us: 0,
             resets_left: RESETS_PER_S,
-            draining: false,
+            drain_until_us: None,
             scrub: false,
             counts: Counts::default(),
         }
@@ -336,44 +346,93 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     pub fn check(&self) {
         self.sessions.check();
         self.early.check();
+        self.streams.check();
     }
 
-    /// R91: one reason for each input. R88, R89: its stream is closed, always after the same time,
+    /// R91: one reason for each input. R88, R89: its stream is closed, always at the same time after it arrived,
     /// but for a record that came again.
-    fn discard(&mut self, now: Now, path: Path, reason: DropReason) {
+    fn discard(&mut self, arrived_us: u64, path: Path, reason: DropReason) {
         self.counts.drops[reason as usize] += 1;
         if let Path::Stream(stream) = path
             && reason != DropReason::Replay
         {
-            self.streams.fail(now.mono_us, stream);
+            self.streams.fail(arrived_us, stream);
         }
     }
 
     fn handle(&mut self, now: Now, path: Path, bytes: &[u8]) {
-        if let Path::Stream(stream) = path {
-            self.streams.arrived(now.mono_us, stream);
-        }
+        self.now_us = now.mono_us;
+        let sender = match path {
+            Path::Datagram(from) => streams::source(from),
+            Path::Stream(stream) => {
+                let served = self.streams.arrived(now.mono_us, stream);
+                let Some(sender) = self.streams.source(stream).filter(|_| served) else {
+                    self.counts.drops[DropReason::StreamFailed as usize] += 1;
+                    return;
+                };
+                sender
+            }
+        };
         // R10: a stream may bring what another shard owns, and knows, though this one does not.
         let Settings { index, shards, .. } = self.settings;
         let foreign = shard_of(bytes, shards).is_some_and(|owner| owner != index);
         let handled = match Kind::of(bytes) {
             Ok(Kind::Hello | Kind::Up) if foreign => Err(DropReason::Slot),
-            Ok(Kind::Hello) if self.draining => Err(DropReason::HelloQueueFull),
-            Ok(Kind::Hello) => self.handle_hello(now, path, bytes),
+            Ok(Kind::Hello) if self.drain_until_us.is_some() => Err(DropReason::HelloQueueFull),
+            Ok(Kind::Hello) => self.handle_hello(now, path, sender, bytes),
             Ok(Kind::Up) => self.queue_record(path, bytes),
             Ok(_) => Err(DropReason::Kind),
             Err(reason) => Err(reason),
         };
         if let Err(reason) = handled {
-            self.discard(now, path, reason);
+            self.discard(now.mono_us, path, reason);
         }
     }
 
     /// Ends a session and destroys its keys (R81).
     fn end(&mut self, id: SessionId) {
         let ended = self.sessions.end(id);
-        ended.stream.into_iter().for_each(|stream| self.streams.leave(stream));
+        self.leave(ended);
+    }
+
+    /// Does what a session that has ended leaves to be done.
+    fn leave(&mut self, Ended { stream, unanswered }: Ended) {
+        if let Some(stream) = stream {
+            self.streams.leave(self.now_us, stream);
+            (unanswered > 0).then(|| self.streams.settle(stream));
+        }
         self.scrub = true;
+    }
+
+    /// One of a session's readings or results was handed on, and is owed an answer.
+    fn owe(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        session.unanswered += 1;
+        if session.unanswered == 1 {
+            session.stream.into_iter().for_each(|stream| self.streams.owe(self.now_us, stream));
+        }
+    }
+
+    /// One of them has its answer, or gets none.
+    fn answered(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.find_mut(id).filter(|one| one.unanswered > 0) else {
+            return;
+        };
+        session.unanswered -= 1;
+        if session.unanswered == 0 {
+            session.stream.into_iter().for_each(|stream| self.streams.settle(stream));
+        }
+    }
+
+    /// Ends the sessions that lack nothing, and after a while all of them.
+    fn drain(&mut self, now: Now) {
+        let Some(until_us) = self.drain_until_us else { return };
+        let late = now.mono_us >= until_us;
+        for id in self.sessions.ids() {
+            if late || self.sessions.find(id).is_some_and(|session| session.unanswered == 0) {
+                self.close_session(id);
+            }
+        }
     }
 
     /// What is done once a second: sessions end whose time is over.
@@ -405,6 +464,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             self.directory.save_later(&commit.device);
         }
         let (id, sequence) = token;
+        if sequence != EARLY_SEQUENCE {
+            self.answered(id);
+        }
         if sequence != EARLY_SEQUENCE && self.sessions.settle(id, sequence, durable) {
             self.acking.push(token);
         }
@@ -448,6 +510,20 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         self.handle(now, Path::Stream(stream), bytes);
     }
 
+    fn handle_stream_opened(
+        &mut self,
+        _: Now,
+        stream: StreamId,
+        peer: SocketAddr,
+        since_us: u64,
+    ) -> bool {
+        self.streams.opened(stream, peer, since_us)
+    }
+
+    fn handle_stream_ended(&mut self, now: Now, stream: StreamId) {
+        self.streams.ended(now.mono_us, stream);
+    }
+
     fn handle_stream_closed(&mut self, _: Now, stream: StreamId) {
         self.streams.closed(stream);
     }
@@ -469,14 +545,16 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
             Mail::WithdrawCommand(device, token) => self.withdraw_command(&device, token),
             Mail::CommandsBehind(behind) => self.commands.set_behind(behind),
             Mail::Drain => {
-                self.draining = true;
-                self.sessions.ids().into_iter().for_each(|id| self.close_session(id));
+                self.drain_until_us.get_or_insert(now.mono_us + DRAIN_US);
             }
         }
     }
 
     fn handle_turn(&mut self, now: Now) {
-        self.turn_us = now.mono_us;
+        self.now_us = now.mono_us;
+        while let Some(mail) = self.sink.poll_mail() {
+            self.handle_mail(now, mail);
+        }
         self.open_records(now);
         self.answer_hellos(now);
         self.sink.flush();
@@ -490,6 +568,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
                 self.out.push(path, message);
             },
         );
+        self.drain(now);
         self.counts.unsent = self.out.unsent;
         self.each_second(now);
         if std::mem::take(&mut self.scrub) {
@@ -501,8 +580,8 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         self.out.pop(out)
     }
 
-    fn poll_close(&mut self) -> Option<StreamId> {
-        self.streams.poll(self.turn_us)
+    fn poll_close(&mut self) -> Option<(StreamId, Close)> {
+        self.streams.poll(self.now_us)
     }
 
     fn poll_timeout(&self) -> Option<u64> {
@@ -510,14 +589,12 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
             return Some(0);
         }
         let close = self.streams.next_us();
-        let early = self.early.next_us();
-        [Some(self.next_second_us), self.commands.next_us(), close, early]
-            .into_iter()
-            .flatten()
-            .min()
+        let (commands, early) = (self.commands.next_us(), self.early.next_us());
+        let times = [Some(self.next_second_us), commands, close, early, self.drain_until_us];
+        times.into_iter().flatten().min()
     }
 
     fn is_finished(&self) -> bool {
-        self.draining && self.out.is_empty()
+        self.drain_until_us.is_some() && self.sessions.len() == 0 && self.out.is_empty()
     }
 }

@@ -1,110 +1,372 @@
-//! Which streams are to be closed, and when. One entry a stream: whatever it sends costs no more.
+//! The life of a stream, whole: who is at its other end, what it has brought, and when it is to be closed.
+//!
+//! A stream is *first* (no whole message yet) → *unproven* (nothing authentic yet) → *proven* (sessions speak over it) →
+//! *left* (none does any more). From each of these it may become *failed* (one of its messages was discarded) or *ended*
+//! (its peer says no more, and is still owed answers), and at last *flushing*, then *closed*. Each state but *proven* has one
+//! deadline; there are no others. Descriptors, framing and bytes are the transport's, which asks
+//! [`poll`](Streams::poll) what to close and reports what it closed.
+//!
+//! Addresses have shares here: when places get scarce, no address has more than a quarter of them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use rustc_hash::FxHashMap;
 
-use crate::StreamId;
+use crate::{Close, StreamId};
 
 /// How long after a discarded message its stream is closed, µs (R89).
 const CLOSE_AFTER_US: u64 = 1_000_000;
-/// How long a stream may go without an authentic record after its first message, µs (R90), and how often it is asked
-/// afterwards whether any session still speaks over it.
+/// How long a stream may go without an authentic record after its first message, µs (R90). Once it has brought one, it has
+/// twice this time from when the last session leaves it.
 const PROOF_WITHIN_US: u64 = 30_000_000;
+/// How long whoever has ended his direction may wait for answers, µs.
+const OWED_WITHIN_US: u64 = 5_000_000;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Nothing authentic came yet: whoever sent this may have only listened before.
-    Unproven,
-    /// As many sessions speak over it.
-    Proven(u32),
-    /// The last session has left it; at the next look it is silent.
-    Left,
-    /// No session has spoken over it since the last look.
-    Silent,
-    /// To be closed.
-    Failed,
+/// Limits that whoever runs a shard may choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamLimits {
+    /// The most streams at once.
+    pub most: usize,
+    /// How long a stream may take to bring its first message whole, µs (R90).
+    pub first_message_us: u64,
+    /// How long a stream may take to flush what was sent on it before it is closed all the same, µs.
+    pub flush_us: u64,
 }
 
-/// The streams that brought messages.
+impl Default for StreamLimits {
+    fn default() -> Self {
+        Self { most: 10_000, first_message_us: 5_000_000, flush_us: 5_000_000 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    First,
+    Unproven,
+    Proven,
+    Left,
+    Failed,
+    /// The peer has ended its direction.
+    Ended,
+    Flushing,
+    /// The transport was told to close it at once.
+    Closed,
+}
+
+struct Stream {
+    source: IpAddr,
+    state: State,
+    /// How many sessions speak over it.
+    sessions: u32,
+    /// For how many questions that came over it an answer is on its way.
+    owed: u32,
+    /// When the state is over, µs.
+    due_us: Option<u64>,
+}
+
+/// All streams of a shard.
 #[derive(Default)]
-pub(crate) struct Streams {
-    states: FxHashMap<StreamId, State>,
-    /// In the order of time, as each waits equally long.
-    failed: VecDeque<(u64, StreamId)>,
-    /// The next look at each.
-    looks: VecDeque<(u64, StreamId)>,
+pub struct Streams {
+    limits: StreamLimits,
+    all: FxHashMap<StreamId, Stream>,
+    /// How many each address has, whose are counted as one (see [`source`]).
+    shares: HashMap<IpAddr, usize>,
+    /// Every stream's deadline, the earliest first.
+    due: BTreeSet<(u64, StreamId)>,
+}
+
+/// What counts as one sender: an IPv4 address, or the network that a site of IPv6 is given.
+pub(crate) fn source(address: SocketAddr) -> IpAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => ip.into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+    }
 }
 
 impl Streams {
-    /// A message came.
-    pub(crate) fn arrived(&mut self, now_us: u64, stream: StreamId) {
-        self.states.entry(stream).or_insert_with(|| {
-            self.looks.push_back((now_us + PROOF_WITHIN_US, stream));
-            State::Unproven
-        });
+    /// No streams yet.
+    #[must_use]
+    pub fn new(limits: StreamLimits) -> Self {
+        Self { limits, ..Self::default() }
     }
 
-    /// A session's newest record came over it: from now on the session speaks there.
-    pub(crate) fn join(&mut self, stream: StreamId) {
-        if let Some(state) = self.states.get_mut(&stream) {
-            *state = match *state {
-                State::Unproven | State::Left | State::Silent => State::Proven(1),
-                State::Proven(sessions) => State::Proven(sessions.saturating_add(1)),
-                State::Failed => State::Failed,
-            };
+    /// A stream came; `since_us` is when the connection was accepted. False if there is no place for it.
+    #[must_use]
+    pub fn opened(&mut self, stream: StreamId, peer: SocketAddr, since_us: u64) -> bool {
+        let (source, most) = (source(peer), self.limits.most);
+        let share = self.shares.get(&source).copied().unwrap_or(0);
+        let scarce = self.all.len() >= most / 2;
+        if self.all.len() >= most || (scarce && share >= (most / 4).max(1)) {
+            return false;
+        }
+        *self.shares.entry(source).or_default() += 1;
+        let fresh = Stream { source, state: State::First, sessions: 0, owed: 0, due_us: None };
+        self.all.insert(stream, fresh);
+        self.enter(stream, State::First, Some(since_us + self.limits.first_message_us));
+        true
+    }
+
+    /// A whole message came. False if it is not to be looked at, since the stream is about to be closed.
+    #[must_use]
+    pub fn arrived(&mut self, now_us: u64, stream: StreamId) -> bool {
+        match self.all.get(&stream).map(|found| found.state) {
+            Some(State::First) => {
+                self.enter(stream, State::Unproven, Some(now_us + PROOF_WITHIN_US));
+                true
+            }
+            Some(State::Unproven | State::Proven | State::Left | State::Ended) => true,
+            Some(State::Failed | State::Flushing | State::Closed) | None => false,
         }
     }
 
-    /// A session that spoke over it has ended, or speaks elsewhere.
-    pub(crate) fn leave(&mut self, stream: StreamId) {
-        if let Some(state) = self.states.get_mut(&stream)
-            && let State::Proven(sessions) = *state
-        {
-            *state = if sessions > 1 { State::Proven(sessions - 1) } else { State::Left };
+    /// The peer ended its direction: nothing more comes, and what it is owed can still be sent.
+    pub fn ended(&mut self, now_us: u64, stream: StreamId) {
+        let Some(found) = self.all.get(&stream) else { return };
+        if !matches!(found.state, State::Failed | State::Flushing | State::Closed) {
+            let due_us = if found.owed > 0 { now_us + OWED_WITHIN_US } else { 0 };
+            self.enter(stream, State::Ended, Some(due_us));
         }
     }
 
-    /// One of its messages was discarded.
-    pub(crate) fn fail(&mut self, now_us: u64, stream: StreamId) {
-        if let Some(state) = self.states.get_mut(&stream)
-            && *state != State::Failed
-        {
-            *state = State::Failed;
-            self.failed.push_back((now_us + CLOSE_AFTER_US, stream));
-        }
+    /// Whoever drives the shard wants it closed.
+    pub fn finish(&mut self, now_us: u64, stream: StreamId) {
+        self.enter(stream, State::Failed, Some(now_us));
     }
 
     /// It is gone.
-    pub(crate) fn closed(&mut self, stream: StreamId) {
-        self.states.remove(&stream);
+    pub fn closed(&mut self, stream: StreamId) {
+        let Some(found) = self.all.remove(&stream) else { return };
+        found.due_us.into_iter().for_each(|due_us| {
+            self.due.remove(&(due_us, stream));
+        });
+        if let Some(share) = self.shares.get_mut(&found.source) {
+            *share -= 1;
+            if *share == 0 {
+                self.shares.remove(&found.source);
+            }
+        }
     }
 
-    /// The next stream to close.
-    pub(crate) fn poll(&mut self, now_us: u64) -> Option<StreamId> {
-        let due = |(due_us, _): &mut (u64, StreamId)| *due_us <= now_us;
-        if let Some((_, stream)) = self.failed.pop_front_if(due) {
-            return Some(stream);
-        }
-        while let Some((_, stream)) = self.looks.pop_front_if(due) {
-            let Some(state) = self.states.get_mut(&stream) else { continue };
-            match *state {
-                State::Unproven | State::Silent => {
-                    *state = State::Failed;
-                    return Some(stream);
+    /// The next stream to close, and how.
+    pub fn poll(&mut self, now_us: u64) -> Option<(StreamId, Close)> {
+        while let Some(&(due_us, stream)) = self.due.first().filter(|(due_us, _)| *due_us <= now_us)
+        {
+            let state = self.all.get(&stream).map(|found| found.state);
+            match state {
+                Some(State::First) => {
+                    self.enter(stream, State::Closed, None);
+                    return Some((stream, Close::NoFirstMessage));
                 }
-                State::Failed => continue,
-                State::Left => *state = State::Silent,
-                State::Proven(_) => {}
+                Some(State::Flushing) => {
+                    self.enter(stream, State::Closed, None);
+                    return Some((stream, Close::NotFlushed));
+                }
+                Some(State::Unproven | State::Left | State::Failed | State::Ended) => {
+                    self.enter(stream, State::Flushing, Some(now_us + self.limits.flush_us));
+                    return Some((stream, Close::WhenFlushed));
+                }
+                // These have no deadline.
+                Some(State::Proven | State::Closed) | None => {
+                    self.due.remove(&(due_us, stream));
+                }
             }
-            self.looks.push_back((now_us + PROOF_WITHIN_US, stream));
         }
         None
     }
 
-    /// When to [`poll`](Self::poll).
-    pub(crate) fn next_us(&self) -> Option<u64> {
-        let first = |queue: &VecDeque<(u64, StreamId)>| queue.front().map(|(due_us, _)| *due_us);
-        first(&self.failed).into_iter().chain(first(&self.looks)).min()
+    /// When to [`poll`](Self::poll), µs.
+    #[must_use]
+    pub fn next_us(&self) -> Option<u64> {
+        self.due.first().map(|(due_us, _)| *due_us)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Which sender is at its other end.
+    pub(crate) fn source(&self, stream: StreamId) -> Option<IpAddr> {
+        self.all.get(&stream).map(|found| found.source)
+    }
+
+    /// A session's newest record came over it: from now on the session speaks there.
+    pub(crate) fn join(&mut self, stream: StreamId) {
+        let Some(found) = self.all.get_mut(&stream) else { return };
+        found.sessions = found.sessions.saturating_add(1);
+        if matches!(found.state, State::Unproven | State::Left) {
+            self.enter(stream, State::Proven, None);
+        }
+    }
+
+    /// A session that spoke over it has ended, or speaks elsewhere.
+    pub(crate) fn leave(&mut self, now_us: u64, stream: StreamId) {
+        let Some(found) = self.all.get_mut(&stream) else { return };
+        found.sessions = found.sessions.saturating_sub(1);
+        if found.sessions == 0 && found.state == State::Proven {
+            self.enter(stream, State::Left, Some(now_us + 2 * PROOF_WITHIN_US));
+        }
+    }
+
+    /// One of its messages, which arrived then, was discarded (R89).
+    pub(crate) fn fail(&mut self, arrived_us: u64, stream: StreamId) {
+        let Some(found) = self.all.get(&stream) else { return };
+        if !matches!(found.state, State::Failed | State::Flushing | State::Closed) {
+            self.enter(stream, State::Failed, Some(arrived_us + CLOSE_AFTER_US));
+        }
+    }
+
+    /// A question came over it whose answer takes its time.
+    pub(crate) fn owe(&mut self, now_us: u64, stream: StreamId) {
+        let Some(found) = self.all.get_mut(&stream) else { return };
+        found.owed += 1;
+        if found.state == State::Ended && found.owed == 1 {
+            self.enter(stream, State::Ended, Some(now_us + OWED_WITHIN_US));
+        }
+    }
+
+    /// Such a question has its answer, or gets none here.
+    pub(crate) fn settle(&mut self, stream: StreamId) {
+        let Some(found) = self.all.get_mut(&stream) else { return };
+        found.owed = found.owed.saturating_sub(1);
+        if found.state == State::Ended && found.owed == 0 {
+            self.enter(stream, State::Ended, Some(0));
+        }
+    }
+
+    fn enter(&mut self, stream: StreamId, state: State, due_us: Option<u64>) {
+        let Some(found) = self.all.get_mut(&stream) else { return };
+        if let Some(before_us) = found.due_us {
+            self.due.remove(&(before_us, stream));
+        }
+        (found.state, found.due_us) = (state, due_us);
+        due_us.into_iter().for_each(|due_us| {
+            self.due.insert((due_us, stream));
+        });
+    }
+
+    /// Asserts that deadlines and shares are those of the streams there are.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn check(&self) {
+        let dues: BTreeSet<_> =
+            self.all.iter().filter_map(|(id, found)| Some((found.due_us?, *id))).collect();
+        assert_eq!(dues, self.due, "each deadline is a stream's");
+        assert_eq!(
+            self.shares.values().sum::<usize>(),
+            self.all.len(),
+            "each stream has its share"
+        );
+        for found in self.all.values() {
+            let timeless = matches!(found.state, State::Proven | State::Closed);
+            assert_eq!(found.due_us.is_none(), timeless, "{:?} has its deadline", found.state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000;
+
+    fn peer(host: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, host], 4_000))
+    }
+
+    /// The stream under test, opened at zero.
+    fn streams() -> (Streams, StreamId) {
+        let (mut streams, id) = (Streams::default(), StreamId(1));
+        assert!(streams.opened(id, peer(1), 0));
+        (streams, id)
+    }
+
+    /// When it is closed and how, if nothing else happens.
+    fn end(streams: &mut Streams, id: StreamId) -> (u64, Close) {
+        streams.check();
+        let due_us = streams.next_us().unwrap();
+        if let Some(before_us) = due_us.checked_sub(1) {
+            assert_eq!(streams.poll(before_us), None);
+        }
+        let (closed, how) = streams.poll(due_us).unwrap();
+        assert_eq!(closed, id);
+        streams.check();
+        (due_us, how)
+    }
+
+    #[test]
+    fn each_state_has_its_time() {
+        let (mut first, id) = streams();
+        assert_eq!(end(&mut first, id), (5 * S, Close::NoFirstMessage));
+        assert_eq!(first.next_us(), None);
+
+        let (mut unproven, id) = streams();
+        assert!(unproven.arrived(S, id) && unproven.arrived(2 * S, id));
+        assert_eq!(end(&mut unproven, id), (31 * S, Close::WhenFlushed));
+        assert_eq!(end(&mut unproven, id), (36 * S, Close::NotFlushed));
+
+        let (mut left, id) = streams();
+        assert!(left.arrived(S, id));
+        left.join(id);
+        left.join(id);
+        left.leave(2 * S, id);
+        assert_eq!(left.next_us(), None, "a session speaks over it");
+        left.leave(3 * S, id);
+        assert_eq!(end(&mut left, id), (63 * S, Close::WhenFlushed));
+
+        let (mut failed, id) = streams();
+        assert!(failed.arrived(S, id));
+        failed.fail(S, id);
+        failed.fail(S + 5, id);
+        assert!(!failed.arrived(S + 6, id), "a failed stream is not served any more");
+        assert_eq!(end(&mut failed, id), (2 * S, Close::WhenFlushed));
+        failed.closed(id);
+        failed.check();
+        assert!(failed.is_empty());
+    }
+
+    #[test]
+    fn whoever_has_said_all_waits_for_what_he_is_owed_and_not_for_ever() {
+        let (mut streams, id) = streams();
+        assert!(streams.arrived(S, id));
+        streams.ended(S, id);
+        assert_eq!(streams.next_us(), Some(0), "nothing is owed");
+        streams.join(id);
+        streams.owe(S, id);
+        streams.owe(S, id);
+        assert_eq!(streams.poll(6 * S - 1), None);
+        streams.settle(id);
+        streams.check();
+        assert_eq!(streams.next_us(), Some(6 * S));
+        streams.settle(id);
+        assert_eq!(end(&mut streams, id), (0, Close::WhenFlushed));
+    }
+
+    #[test]
+    fn when_places_are_scarce_one_address_has_its_share() {
+        let mut streams = Streams::new(StreamLimits { most: 16, ..StreamLimits::default() });
+        let mut number = 0;
+        let mut open = |streams: &mut Streams, host| {
+            number += 1;
+            streams.opened(StreamId(number), peer(host), 0)
+        };
+        assert!((0..8).all(|_| open(&mut streams, 1)), "there are enough");
+        assert!(!open(&mut streams, 1), "more than its share of what is left");
+        assert!((0..8).all(|host| open(&mut streams, 2 + host)));
+        assert!(!open(&mut streams, 99), "all places are taken");
+        streams.check();
+        for stream in 1..=6 {
+            streams.closed(StreamId(stream));
+        }
+        assert!(open(&mut streams, 1) && open(&mut streams, 1), "two of four are left to it");
+        assert!(!open(&mut streams, 1));
+        streams.check();
     }
 }

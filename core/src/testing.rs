@@ -13,7 +13,9 @@ use duet_protocol::profile::{Mode, Profile};
 use sha2::{Digest as _, Sha256};
 
 use crate::engine::{Batched, Engine};
-use crate::{Device, Directory, GatewayKey, Random, Reading, Settings, Shard, Sink, SourceSet};
+use crate::{
+    Device, Directory, GatewayKey, Random, Reading, Settings, Shard, Sink, SourceSet, StreamLimits,
+};
 
 /// Bytes that look random and are the same for the same seed (SplitMix64).
 #[must_use]
@@ -63,6 +65,7 @@ pub fn settings() -> Settings {
         pending_max: 50,
         retry_from: 64,
         hello_us: 40,
+        streams: StreamLimits::default(),
         gcm: duet_aead::Gcm::best(),
     }
 }

@@ -32,6 +32,8 @@ fuzz_target!(|bytes: &[u8]| {
         let from = "192.0.2.1:4000".parse().expect("an address");
         let before: u64 = shard.counts.drops.iter().sum();
         shard.handle_datagram(now, from, bytes);
+        let peer = "192.0.2.2:4000".parse().expect("an address");
+        assert!(shard.handle_stream_opened(now, StreamId(1), peer, now.mono_us));
         shard.handle_message(now, StreamId(1), bytes);
         shard.handle_turn(now);
         let after: u64 = shard.counts.drops.iter().sum();
@@ -45,5 +47,6 @@ fuzz_target!(|bytes: &[u8]| {
         shard.check();
         while shard.poll_event().is_some() {}
         while shard.poll_close().is_some() {}
+        shard.handle_stream_closed(now, StreamId(1));
     });
 });

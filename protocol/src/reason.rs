@@ -40,7 +40,7 @@ reasons! {
     Point = "point",
     /// HELLO did not open under the gateway's key.
     HelloOpen = "hello_open",
-    /// The clear slot is not the sealed identity's.
+    /// The clear slot is not the sealed identity's, or belongs to another shard.
     Slot = "slot",
     /// The proof did not verify, or the identity is unknown, revoked or not valid today.
     Proof = "proof",
@@ -56,13 +56,13 @@ reasons! {
     Unvalidated = "unvalidated",
     /// The same with a cookie that is wrong or too old.
     Cookie = "cookie",
-    /// More hellos were waiting than the gateway takes.
+    /// More hellos were waiting than the gateway takes, or it takes none since it is about to end.
     HelloQueueFull = "hello_queue_full",
     /// More hellos of one address were waiting than its share of a full queue.
     SourceFull = "source_full",
     /// More sessions wait for their first record than the gateway takes.
     PendingFull = "pending_full",
-    /// No memory set aside for another session.
+    /// There are as many sessions as there may be, or no id is left for another one.
     SessionsFull = "sessions_full",
     /// A record for a session that does not exist, met with a RESET.
     UnknownSession = "unknown_session",
@@ -74,8 +74,8 @@ reasons! {
     RecordOpen = "record_open",
     /// A record that opened, but whose content is not a message.
     Message = "message",
-    /// A record sealed by a peer that no longer may: its lifetime is over.
-    Expired = "expired",
+    /// A message on a stream that is about to be closed, since an earlier one was discarded.
+    StreamFailed = "stream_failed",
     /// ACCEPT, RETRY or RESET that nobody waits for, or that is not authentic.
     Unexpected = "unexpected",
     /// ACCEPT that did not open or whose signature is wrong.

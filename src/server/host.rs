@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use duet_core::engine::Engine;
 use duet_core::{
-    CommandFailure, Counts, Event, GatewayKey, Handler, Mail, Now, Settings, Shard, Sink, StreamId,
-    Transmit,
+    Close, CommandFailure, Counts, Event, GatewayKey, Handler, Mail, Now, Settings, Shard, Sink,
+    StreamId, Transmit,
 };
 use duet_protocol::reason::DropReason;
 use tokio::sync::oneshot;
@@ -194,8 +194,22 @@ impl<E: Engine, S: Sink> Handler for Host<E, S> {
         self.shard.handle_datagram(now, from, bytes);
     }
 
+    fn handle_stream_opened(
+        &mut self,
+        now: Now,
+        stream: StreamId,
+        peer: SocketAddr,
+        since_us: u64,
+    ) -> bool {
+        self.shard.handle_stream_opened(now, stream, peer, since_us)
+    }
+
     fn handle_message(&mut self, now: Now, stream: StreamId, bytes: &[u8]) {
         self.shard.handle_message(now, stream, bytes);
+    }
+
+    fn handle_stream_ended(&mut self, now: Now, stream: StreamId) {
+        self.shard.handle_stream_ended(now, stream);
     }
 
     fn handle_stream_closed(&mut self, now: Now, stream: StreamId) {
@@ -220,7 +234,7 @@ impl<E: Engine, S: Sink> Handler for Host<E, S> {
         self.shard.poll_transmit(out)
     }
 
-    fn poll_close(&mut self) -> Option<StreamId> {
+    fn poll_close(&mut self) -> Option<(StreamId, Close)> {
         self.shard.poll_close()
     }
 

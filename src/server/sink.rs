@@ -28,7 +28,7 @@ pub(super) struct SpoolSink {
 struct Answers {
     /// To the shard's mailbox, which gives back what it has no room for.
     send: Box<dyn Fn(Mail) -> Result<(), Mail> + Send + Sync>,
-    /// What found the mailbox full, and goes with the next answer.
+    /// What found the mailbox full: it goes with the next answer, or the shard asks for it.
     late: Mutex<Vec<Mail>>,
     /// Batches that came back, for their memory.
     spare: ArrayQueue<Batch>,
@@ -49,6 +49,11 @@ impl Answers {
                 return;
             }
         }
+    }
+
+    /// The lock is held while an answer is sent, so a shard that has just emptied its mailbox sees what found it full.
+    fn late(&self) -> Option<Mail> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 }
 
@@ -96,6 +101,10 @@ impl Sink for SpoolSink {
             done(batch, Durability::Failed);
         }
     }
+
+    fn poll_mail(&mut self) -> Option<Mail> {
+        self.answers.late()
+    }
 }
 
 impl SpoolSink {
@@ -112,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_that_found_the_mailbox_full_comes_with_the_next_one() {
+    fn an_answer_that_found_the_mailbox_full_comes_with_the_next_one_or_when_asked_for() {
         let mailbox = Arc::new(ArrayQueue::new(1));
         let queue = Arc::clone(&mailbox);
         let answers = Answers {
@@ -128,5 +137,9 @@ mod tests {
         answers.tell(Durability::Durable, Vec::new());
         assert!(matches!(mailbox.pop(), Some(Mail::NotStored(readings)) if readings == reading(2)));
         assert!(mailbox.is_empty());
+        answers.tell(Durability::Durable, reading(3));
+        answers.tell(Durability::Durable, reading(4));
+        assert!(matches!(answers.late(), Some(Mail::Durable(readings)) if readings == reading(4)));
+        assert!(answers.late().is_none());
     }
 }

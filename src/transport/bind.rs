@@ -123,8 +123,8 @@ pub(super) enum Parcel<M> {
 pub(super) struct Moved {
     pub(super) fd: OwnedFd,
     pub(super) bytes: Vec<u8>,
-    /// The first message must be whole by then, µs.
-    pub(super) deadline_us: u64,
+    /// When the connection was accepted, µs.
+    pub(super) since_us: u64,
 }
 
 /// Sends mail to one shard's handler, from any thread.

@@ -9,7 +9,6 @@ use std::time::Duration;
 use super::bind::{Parcel, ShardIo, TransportError, Warning};
 use super::counters::{Counters, Exporter};
 use super::operation::Operation;
-use super::stream::Reason;
 use super::streams::{Context, Streams};
 use super::{Handler, MESSAGE_MAX, Now, Path, Transmit, shard_of, socket};
 use crate::driver::{
@@ -174,10 +173,8 @@ impl<H: Handler> Shard<H> {
         self.handler.handle_turn(self.now);
         self.transmit();
         if self.output == Output::Taken {
-            while let Some(id) = self.handler.poll_close() {
-                self.with_streams(|streams, context, _| {
-                    streams.finish(context, id, Reason::Handler);
-                });
+            while let Some((id, close)) = self.handler.poll_close() {
+                self.with_streams(|streams, context, _| streams.finish(context, id, close));
             }
         }
         self.with_streams(|streams, context, _| streams.flush(context));
@@ -217,6 +214,9 @@ impl<H: Handler> Shard<H> {
     }
 
     fn tell_closed(&mut self) {
+        while let Some(id) = self.streams.pop_ended() {
+            self.handler.handle_stream_ended(self.now, id);
+        }
         while let Some(id) = self.streams.pop_closed() {
             self.handler.handle_stream_closed(self.now, id);
         }
@@ -232,7 +232,11 @@ impl<H: Handler> Shard<H> {
         let (operation, id) = Operation::of(completion.tag);
         match operation.expect("a tag of ours") {
             Operation::Accept => {
-                self.with_streams(|streams, context, _| streams.accepted(context, completion));
+                self.with_streams(|streams, context, handler| {
+                    streams.accepted(context, completion, |id, peer, since_us| {
+                        handler.handle_stream_opened(now, id, peer, since_us)
+                    });
+                });
             }
             Operation::Datagrams => self.received_datagram(completion, Inbox::Datagrams),
             Operation::Hellos => self.received_datagram(completion, Inbox::Hellos),
@@ -310,9 +314,7 @@ impl<H: Handler> Shard<H> {
             Parcel::Mail(mail) => self.handler.handle_mail(now, mail),
             Parcel::Datagram { from, bytes } => self.handler.handle_datagram(now, from, &bytes),
             Parcel::Stream(moved) => self.with_streams(|streams, context, handler| {
-                streams.adopt(context, moved, |stream, message| {
-                    handler.handle_message(now, stream, message);
-                });
+                streams.adopt(context, moved, handler);
             }),
         }
     }

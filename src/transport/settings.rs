@@ -40,10 +40,6 @@ pub struct Settings {
     pub send_slots: u32,
     /// Streams a shard serves at once; further ones are closed on arrival.
     pub streams_max: usize,
-    /// How long a stream may take to bring its first message whole, µs.
-    pub first_message_us: u64,
-    /// How long a stream being closed may take to flush, µs.
-    pub flush_us: u64,
     /// Bytes queued towards one stream before it is closed as too slow.
     pub stream_queue_max: usize,
     /// How long to stop accepting when descriptors run out, µs.
@@ -71,8 +67,6 @@ impl Default for Settings {
             stream_buffers: 512,
             send_slots: 1_024,
             streams_max: 10_000,
-            first_message_us: 5_000_000,
-            flush_us: 5_000_000,
             stream_queue_max: 64 << 10,
             accept_pause_us: 100_000,
             mailbox: 4_096,

@@ -1,11 +1,14 @@
-//! One stream: its descriptor, where in its life it is, and its output.
+//! One stream: its descriptor, its input as far as it is not whole, and its output.
 //!
-//! A stream goes *sorting* (reading singly until its owner is known) → *first* (ours, first message not whole) →
-//! *serving* → *finishing* (only flushing) → *closing* (waiting for the kernel to let go) → gone. Any state may go to
-//! closing. The descriptor is closed, and the place in the table freed, only with no operation in flight: neither the
-//! kernel nor a late completion can meet a reused one.
+//! When a stream is to be closed is not decided here: that is [`duet_core::Streams`]'s, behind the handler. What is here is
+//! how bytes come and go. A stream goes *sorting* (read singly until its owner is known) → *open* → *flushing* (it is closed
+//! when its output is out) → *closing* (waiting for the kernel to let go) → gone, and any may go to closing. The descriptor
+//! is closed, and the place in the table freed, only with no operation in flight: neither the kernel nor a late completion can
+//! meet a reused one.
 
 use std::os::fd::{AsFd, OwnedFd};
+
+use duet_core::Close;
 
 use super::StreamId;
 use super::counters::Counters;
@@ -16,9 +19,8 @@ use crate::driver::Driver;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Sorting,
-    First,
-    Serving,
-    Finishing(Reason),
+    Open,
+    Flushing,
     Closing,
 }
 
@@ -26,11 +28,9 @@ pub(super) enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
     Peer,
-    Handler,
+    Handler(Close),
     Fault(Fault),
-    FirstMessage,
     QueueFull,
-    Flush,
     Error,
 }
 
@@ -38,19 +38,19 @@ impl Reason {
     pub(super) fn count(self, counters: &mut Counters) {
         *match self {
             Self::Peer => &mut counters.closed_peer,
-            Self::Handler => &mut counters.closed_handler,
+            Self::Handler(Close::WhenFlushed) => &mut counters.closed_handler,
+            Self::Handler(Close::NoFirstMessage) => &mut counters.closed_first_message,
+            Self::Handler(Close::NotFlushed) => &mut counters.closed_flush,
             Self::Fault(Fault::Short) => &mut counters.closed_short,
             Self::Fault(Fault::Long) => &mut counters.closed_long,
-            Self::FirstMessage => &mut counters.closed_first_message,
             Self::QueueFull => &mut counters.closed_queue_full,
-            Self::Flush => &mut counters.closed_flush,
             Self::Error => &mut counters.closed_error,
         } += 1;
     }
 
     /// Whether what the kernel still holds for the peer is not worth keeping.
     pub(super) fn is_abrupt(self) -> bool {
-        matches!(self, Self::QueueFull | Self::Flush)
+        matches!(self, Self::QueueFull | Self::Handler(Close::NotFlushed))
     }
 }
 
@@ -60,11 +60,12 @@ pub(super) struct Stream {
     pub(super) fd: OwnedFd,
     pub(super) phase: Phase,
     pub(super) framer: Framer,
-    pub(super) deadline_us: u64,
+    /// When the connection was accepted, µs.
+    pub(super) since_us: u64,
     /// Operations whose last completion is outstanding.
     pub(super) operations: u32,
-    /// Whether the handler has heard of it.
-    pub(super) known: bool,
+    /// Whether the peer has ended its direction.
+    pub(super) ended: bool,
     /// Whether it is listed in `Streams::dirty`.
     pub(super) dirty: bool,
     /// Framed output that no send carries yet.

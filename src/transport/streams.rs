@@ -1,19 +1,22 @@
 //! The streams of one shard: accepted or adopted, read, written, closed.
 //!
-//! Owns every connected descriptor and what is queued on it. Must not know what a message says.
+//! Owns every connected descriptor and what is queued on it. Must not know what a message says, nor decide when a stream has
+//! to go: the handler says so, which is told of every stream from its first moment to its last.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use duet_core::Close;
+
 use super::bind::Moved;
 use super::counters::Counters;
-use super::deadlines::{Deadlines, Due};
 use super::framing::{Fault, Framer, LENGTH_LEN, Owner};
 use super::operation::Operation;
 use super::settings::Settings;
 use super::stream::{Phase, Reason, Stream};
 use super::table::Table;
-use super::{Now, StreamId};
+use super::{Handler, Now, StreamId};
 use crate::driver::{Completion, Driver, Payload};
 
 /// Spare send buffers kept, and the largest worth keeping.
@@ -32,12 +35,13 @@ pub(super) struct Context<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     table: Table<Stream>,
-    deadlines: Deadlines,
     /// Accepting resumes then, µs.
     accept_at_us: Option<u64>,
     /// Streams with output and no send in flight.
     dirty: Vec<StreamId>,
-    /// Known streams that closed and that the handler has not been told of.
+    /// Streams whose peers have ended their direction, and that the handler has not been told of.
+    ended: Vec<StreamId>,
+    /// Streams that closed or moved, and that the handler has not been told of.
     closed: Vec<StreamId>,
     spares: Vec<Vec<u8>>,
 }
@@ -49,9 +53,14 @@ impl Streams {
         self.table.get_mut(id)
     }
 
-    /// The earliest time at which [`expire`](Self::expire) has something to do, µs.
+    /// When accepting resumes, if it pauses, µs.
     pub(super) fn next_us(&self) -> Option<u64> {
-        self.deadlines.next_us().into_iter().chain(self.accept_at_us).min()
+        self.accept_at_us
+    }
+
+    /// A stream whose peer has ended its direction, and that the handler has not been told of.
+    pub(super) fn pop_ended(&mut self) -> Option<StreamId> {
+        self.ended.pop()
     }
 
     /// A closed stream the handler has not been told of.
@@ -66,12 +75,17 @@ impl Streams {
 
     // ---- arriving
 
-    /// A completion of the accept operation.
-    pub(super) fn accepted(&mut self, context: &mut Context<'_>, completion: Completion) {
+    /// A completion of the accept operation. `open` asks the handler whether a stream may stay.
+    pub(super) fn accepted(
+        &mut self,
+        context: &mut Context<'_>,
+        completion: Completion,
+        open: impl FnOnce(StreamId, SocketAddr, u64) -> bool,
+    ) {
         if let Payload::Accepted(fd) = completion.payload {
             context.counters.streams_accepted += 1;
-            let deadline_us = context.now.mono_us + context.settings.first_message_us;
-            if let Some(id) = self.insert(context, fd, Phase::Sorting, deadline_us) {
+            let since_us = context.now.mono_us;
+            if let Some(id) = self.insert(context, fd, Phase::Sorting, since_us, open) {
                 self.receive(context, id);
             }
         } else if completion.result != -libc::ECANCELED {
@@ -92,12 +106,15 @@ impl Streams {
         &mut self,
         context: &mut Context<'_>,
         moved: Moved,
-        deliver: impl FnMut(StreamId, &[u8]),
+        handler: &mut impl Handler,
     ) {
         context.counters.streams_adopted += 1;
-        let Some(id) = self.insert(context, moved.fd, Phase::First, moved.deadline_us) else {
+        let now = context.now;
+        let open = |id, peer, since_us| handler.handle_stream_opened(now, id, peer, since_us);
+        let Some(id) = self.insert(context, moved.fd, Phase::Open, moved.since_us, open) else {
             return;
         };
+        let deliver = |id, message: &[u8]| handler.handle_message(now, id, message);
         match self.deliver(context.counters, id, &moved.bytes, deliver) {
             Ok(()) => self.receive(context, id),
             Err(fault) => self.close(context, id, Reason::Fault(fault)),
@@ -109,25 +126,32 @@ impl Streams {
         context: &mut Context<'_>,
         fd: OwnedFd,
         phase: Phase,
-        deadline_us: u64,
+        since_us: u64,
+        open: impl FnOnce(StreamId, SocketAddr, u64) -> bool,
     ) -> Option<StreamId> {
-        if self.table.len() >= context.settings.streams_max {
+        // Whoever has reset his connection already has no address any more.
+        let peer = socket2::SockRef::from(&fd).peer_addr().ok().and_then(|peer| peer.as_socket());
+        let Some(peer) = peer.filter(|_| self.table.len() < context.settings.streams_max) else {
             context.counters.closed_refused += 1;
             return None;
-        }
+        };
         let id = self.table.insert(Stream {
             fd,
             phase,
             framer: Framer::default(),
-            deadline_us,
+            since_us,
             operations: 0,
-            known: false,
+            ended: false,
             dirty: false,
             queue: Vec::new(),
             lent: 0,
             sent: 0,
         });
-        self.deadlines.add(deadline_us, id, Due::FirstMessage);
+        if !open(id, peer, since_us) {
+            context.counters.closed_refused += 1;
+            self.table.remove(id);
+            return None;
+        }
         Some(id)
     }
 
@@ -162,11 +186,11 @@ impl Streams {
             let shards = context.settings.shards;
             let result = match phase {
                 _ if bytes.is_empty() => Ok(()),
-                Phase::Closing | Phase::Finishing(_) => {
+                Phase::Closing | Phase::Flushing => {
                     counters.drop_closing += 1;
                     Ok(())
                 }
-                Phase::First | Phase::Serving => self.deliver(counters, id, bytes, deliver),
+                Phase::Open => self.deliver(counters, id, bytes, deliver),
                 Phase::Sorting => match self.owner(id, bytes, shards) {
                     Ok(Owner::Unknown) => {
                         self.framer(id).keep(bytes);
@@ -178,7 +202,7 @@ impl Streams {
                     }
                     Ok(Owner::Shard(_)) => {
                         if let Some(stream) = self.stream(id) {
-                            stream.phase = Phase::First;
+                            stream.phase = Phase::Open;
                         }
                         self.deliver(counters, id, bytes, deliver)
                     }
@@ -195,7 +219,7 @@ impl Streams {
             return moved;
         }
         match completion.result {
-            0 => self.finish(context, id, Reason::Peer),
+            0 => self.end_input(context, id),
             error if error == -libc::ENOBUFS => context.counters.enobufs += 1,
             error if error < 0 => self.close(context, id, Reason::Error),
             _ => (),
@@ -222,19 +246,10 @@ impl Streams {
         bytes: &[u8],
         mut deliver: impl FnMut(StreamId, &[u8]),
     ) -> Result<(), Fault> {
-        let before = counters.messages_in;
-        let stream = self.stream(id).expect("a stream being read");
-        let result = stream.framer.feed(bytes, |message| {
+        self.stream(id).expect("a stream being read").framer.feed(bytes, |message| {
             counters.messages_in += 1;
             deliver(id, message);
-        });
-        if counters.messages_in > before {
-            stream.known = true;
-            if stream.phase == Phase::First {
-                stream.phase = Phase::Serving;
-            }
-        }
-        result
+        })
     }
 
     /// Removes a stream that nothing is in flight on, to give it to its owner.
@@ -242,7 +257,8 @@ impl Streams {
         let stream = self.table.remove(id)?;
         assert_eq!(stream.operations, 0, "a stream moves with nothing in flight");
         let bytes = stream.framer.into_bytes(bytes);
-        Some(Moved { fd: stream.fd, bytes, deadline_us: stream.deadline_us })
+        self.closed.push(id);
+        Some(Moved { fd: stream.fd, bytes, since_us: stream.since_us })
     }
 
     // ---- writing
@@ -250,7 +266,7 @@ impl Streams {
     /// Queues a message; closes a stream whose queue is full.
     pub(super) fn queue(&mut self, context: &mut Context<'_>, id: StreamId, message: &[u8]) {
         let max = context.settings.stream_queue_max;
-        let serving = |stream: &&mut Stream| stream.phase == Phase::Serving;
+        let serving = |stream: &&mut Stream| stream.phase == Phase::Open;
         let Some(stream) = self.table.get_mut(id).filter(serving) else {
             context.counters.send_gone += 1;
             return;
@@ -306,8 +322,8 @@ impl Streams {
             self.close(context, id, Reason::Error);
         } else if !stream.queue.is_empty() {
             stream.start_send(context.driver, id);
-        } else if let Phase::Finishing(reason) = phase {
-            self.close(context, id, reason);
+        } else if phase == Phase::Flushing {
+            self.close(context, id, Reason::Handler(Close::WhenFlushed));
         }
         if self.spares.len() < SPARES_MAX && bytes.capacity() <= SPARE_CAPACITY_MAX {
             let mut spare = bytes;
@@ -319,38 +335,35 @@ impl Streams {
 
     // ---- leaving
 
-    /// Deals with everything that is due.
+    /// Accepts again when the pause is over.
     pub(super) fn expire(&mut self, context: &mut Context<'_>) {
-        let now_us = context.now.mono_us;
-        while let Some((id, due)) = self.deadlines.pop(now_us) {
-            let Some(stream) = self.stream(id) else { continue };
-            match (due, stream.phase) {
-                (Due::FirstMessage, Phase::Sorting | Phase::First) => {
-                    self.close(context, id, Reason::FirstMessage);
-                }
-                (Due::Flush, Phase::Finishing(_)) => self.close(context, id, Reason::Flush),
-                _ => (),
-            }
-        }
-        if self.accept_at_us.is_some_and(|at| at <= now_us) {
+        if self.accept_at_us.is_some_and(|at| at <= context.now.mono_us) {
             self.accept_at_us = None;
             context.driver.accept_streams(Operation::Accept.tag(0));
         }
     }
 
-    /// Closes a stream once its output is flushed.
-    pub(super) fn finish(&mut self, context: &mut Context<'_>, id: StreamId, reason: Reason) {
+    /// The peer has ended its direction. One that nothing whole came over has no owner yet, and nothing to wait for.
+    fn end_input(&mut self, context: &mut Context<'_>, id: StreamId) {
         let Some(stream) = self.stream(id) else { return };
-        if matches!(stream.phase, Phase::Closing | Phase::Finishing(_)) && reason != Reason::Peer {
+        stream.ended = true;
+        match stream.phase {
+            Phase::Sorting => self.close(context, id, Reason::Peer),
+            Phase::Open => self.ended.push(id),
+            Phase::Flushing | Phase::Closing => {}
+        }
+    }
+
+    /// Closes a stream as the handler says.
+    pub(super) fn finish(&mut self, context: &mut Context<'_>, id: StreamId, close: Close) {
+        let Some(stream) = self.stream(id) else { return };
+        if close == Close::WhenFlushed && stream.unsent() > 0 {
+            if stream.phase != Phase::Closing {
+                stream.phase = Phase::Flushing;
+            }
             return;
         }
-        if stream.queue.is_empty() && stream.lent == 0 {
-            return self.close(context, id, reason);
-        }
-        if matches!(stream.phase, Phase::Sorting | Phase::First | Phase::Serving) {
-            stream.phase = Phase::Finishing(reason);
-            self.deadlines.add(context.now.mono_us + context.settings.flush_us, id, Due::Flush);
-        }
+        self.close(context, id, Reason::Handler(close));
     }
 
     /// Closes a stream now: cancels what is in flight; the descriptor goes after the last completion.
@@ -359,6 +372,9 @@ impl Streams {
         if stream.phase == Phase::Closing {
             return;
         }
+        // Who has ended his direction has left by himself, whatever is done about it then.
+        let left = stream.ended && reason == Reason::Handler(Close::WhenFlushed);
+        let reason = if left { Reason::Peer } else { reason };
         reason.count(context.counters);
         stream.phase = Phase::Closing;
         stream.queue = Vec::new();
@@ -377,9 +393,7 @@ impl Streams {
             context.driver.cancel_send(stream.fd.as_fd(), send, cancel);
             stream.operations += 1;
         }
-        if stream.known {
-            self.closed.push(id);
-        }
+        self.closed.push(id);
         self.settle(context, id);
     }
 
@@ -400,14 +414,9 @@ impl Streams {
     /// Ends all streams at once, with the driver already drained of their operations; returns those the handler knows.
     pub(super) fn clear(&mut self, counters: &mut Counters) -> Vec<StreamId> {
         let mut known = std::mem::take(&mut self.closed);
-        for (id, stream) in self.table.drain() {
-            if stream.phase == Phase::Closing {
-                continue;
-            }
+        for (id, _) in self.table.drain().filter(|(_, stream)| stream.phase != Phase::Closing) {
             counters.closed_stop += 1;
-            if stream.known {
-                known.push(id);
-            }
+            known.push(id);
         }
         known
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use duet::transport::{Counters, Settings};
+use duet_core::StreamLimits;
 
 use super::world::{BYE, ECHO, FLOOD, Gateway, PATIENCE, SINK, frame, loopback};
 
@@ -29,8 +30,6 @@ fn tiny() -> Settings {
         send_slots: 2,
         streams_max: 26,
         mailbox: 16,
-        first_message_us: 5_000,
-        flush_us: 2_000,
         ..loopback()
     }
 }
@@ -169,7 +168,9 @@ fn everything_may_end_at_any_point() {
     while seen.accepted < wanted {
         life += 1;
         let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ u64::try_from(life).unwrap());
-        let gateway = Gateway::start(tiny());
+        let limits =
+            StreamLimits { first_message_us: 5_000, flush_us: 2_000, ..StreamLimits::default() };
+        let gateway = Gateway::start_limited(tiny(), limits);
         let (to, done) = (gateway.local, Arc::new(AtomicUsize::new(0)));
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {

@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use duet::transport::Settings;
-use duet_core::MESSAGE_MAX;
+use duet_core::{MESSAGE_MAX, StreamLimits};
 
 use super::world::{
     BYE, ECHO, FLOOD, Gateway, PATIENCE, SINK, delivered, frame, loopback, shard_of, sum,
@@ -78,7 +78,8 @@ fn bad_lengths_close() {
 
 #[test]
 fn a_slow_first_message_is_closed_at_the_deadline() {
-    let gateway = Gateway::start(Settings { first_message_us: 400_000, ..loopback() });
+    let limits = StreamLimits { first_message_us: 400_000, ..StreamLimits::default() };
+    let gateway = Gateway::start_limited(loopback(), limits);
     let mut silent = gateway.tcp();
     let mut sorting = gateway.tcp();
     sorting.send(&[0, 9, ECHO]);
@@ -168,7 +169,8 @@ fn streams_above_the_cap_are_refused() {
 /// Peers that leave at every point of a stream's life, in a fixed pseudo-random order.
 #[test]
 fn streams_end_at_any_point() {
-    let gateway = Gateway::start(Settings { first_message_us: 50_000, ..loopback() });
+    let limits = StreamLimits { first_message_us: 50_000, ..StreamLimits::default() };
+    let gateway = Gateway::start_limited(loopback(), limits);
     let mut random = 0x9e37_79b9_7f4a_7c15u64;
     for _ in 0..1_500 {
         random ^= random << 13;

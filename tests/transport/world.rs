@@ -8,7 +8,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use duet::transport::{Bound, Counters, Finished, MailSender, Settings, Stop, bind, run_shard};
-use duet_core::{Handler, MESSAGE_MAX, Now, Path, StreamId, Transmit};
+use duet_core::{
+    Close, Handler, MESSAGE_MAX, Now, Path, StreamId, StreamLimits, Streams, Transmit,
+};
 
 pub(crate) const ECHO: u8 = 0;
 /// Delivered and not answered.
@@ -30,12 +32,14 @@ pub(crate) enum Mail {
     Reply(std::sync::mpsc::Sender<usize>),
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Echo {
     pub(crate) shard: usize,
     pub(crate) output: VecDeque<(Path, Vec<u8>)>,
-    pub(crate) closing: VecDeque<StreamId>,
+    /// Those that closed after a message are counted.
     pub(crate) open: HashSet<StreamId>,
+    pub(crate) streams: Streams,
+    pub(crate) now_us: u64,
     pub(crate) delivered: usize,
     pub(crate) closed: usize,
     pub(crate) finishing: bool,
@@ -54,7 +58,7 @@ impl Echo {
             }
             (BYE, Path::Stream(stream)) => {
                 self.output.push_back((to, reply));
-                self.closing.push_back(stream);
+                self.streams.finish(self.now_us, stream);
             }
             _ => self.output.push_back((to, reply)),
         }
@@ -68,14 +72,33 @@ impl Handler for Echo {
         self.answer(Path::Datagram(from), bytes);
     }
 
-    fn handle_message(&mut self, _: Now, stream: StreamId, bytes: &[u8]) {
-        self.open.insert(stream);
-        self.answer(Path::Stream(stream), bytes);
+    fn handle_stream_opened(
+        &mut self,
+        _: Now,
+        stream: StreamId,
+        peer: SocketAddr,
+        since_us: u64,
+    ) -> bool {
+        self.streams.opened(stream, peer, since_us)
+    }
+
+    fn handle_message(&mut self, now: Now, stream: StreamId, bytes: &[u8]) {
+        self.now_us = now.mono_us;
+        if self.streams.arrived(now.mono_us, stream) {
+            self.open.insert(stream);
+            self.answer(Path::Stream(stream), bytes);
+        }
+    }
+
+    fn handle_stream_ended(&mut self, now: Now, stream: StreamId) {
+        self.streams.ended(now.mono_us, stream);
     }
 
     fn handle_stream_closed(&mut self, _: Now, stream: StreamId) {
-        assert!(self.open.remove(&stream), "closed once, after a message");
-        self.closed += 1;
+        let before = self.streams.len();
+        self.streams.closed(stream);
+        assert_eq!(self.streams.len() + 1, before, "closed once, after it was opened");
+        self.closed += usize::from(self.open.remove(&stream));
     }
 
     fn handle_mail(&mut self, _: Now, mail: Mail) {
@@ -85,7 +108,9 @@ impl Handler for Echo {
         }
     }
 
-    fn handle_turn(&mut self, _: Now) {}
+    fn handle_turn(&mut self, now: Now) {
+        self.now_us = now.mono_us;
+    }
 
     fn poll_transmit(&mut self, out: &mut [u8]) -> Option<Transmit> {
         let (to, bytes) = self.output.pop_front()?;
@@ -93,12 +118,12 @@ impl Handler for Echo {
         Some(Transmit { to, len: bytes.len() })
     }
 
-    fn poll_close(&mut self) -> Option<StreamId> {
-        self.closing.pop_front()
+    fn poll_close(&mut self) -> Option<(StreamId, Close)> {
+        self.streams.poll(self.now_us)
     }
 
     fn poll_timeout(&self) -> Option<u64> {
-        None
+        self.streams.next_us()
     }
 
     fn is_finished(&self) -> bool {
@@ -126,7 +151,17 @@ impl Gateway {
         Self { _descriptors: Some(guard), ..Self::start_alone(settings) }
     }
 
+    /// One whose streams have other times than usual.
+    pub(crate) fn start_limited(settings: Settings, limits: StreamLimits) -> Self {
+        let guard = DESCRIPTORS.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Self { _descriptors: Some(guard), ..Self::start_with(settings, limits) }
+    }
+
     pub(crate) fn start_alone(settings: Settings) -> Self {
+        Self::start_with(settings, StreamLimits::default())
+    }
+
+    fn start_with(settings: Settings, limits: StreamLimits) -> Self {
         let Bound { local, shards, mail, stop, driver, .. } = bind(settings).unwrap();
         if let Ok(forced) = std::env::var("DUET_IO") {
             assert_eq!(driver.name(), forced);
@@ -135,7 +170,8 @@ impl Gateway {
             .into_iter()
             .map(|io| {
                 std::thread::spawn(move || {
-                    let echo = Echo { shard: io.index(), ..Echo::default() };
+                    let streams = Streams::new(limits);
+                    let echo = Echo { shard: io.index(), streams, ..Echo::default() };
                     run_shard(io, echo).unwrap()
                 })
             })
@@ -170,7 +206,7 @@ impl Gateway {
                 counters.streams_handed_over + closed(counters),
                 "{counters:#?}"
             );
-            assert!(shard.handler.open.is_empty(), "every known stream was reported closed");
+            assert!(shard.handler.streams.is_empty(), "every stream was reported closed");
         }
         shards
     }

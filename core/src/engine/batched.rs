@@ -1,4 +1,5 @@
-//! The batched engine: eight lanes at once where the CPU has them, a table for each device's key.
+//! The batched engine: eight lanes at once where the CPU has them, and a table for each device's key that is agreed with
+//! again and again, which happens only after its device has proven itself.
 
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -10,9 +11,10 @@ use duet_protocol::ec::{
 };
 use duet_protocol::identity::PublicKey;
 use hashbrown::HashTable;
+use zeroize::Zeroizing;
 
 use super::Engine;
-use crate::Random;
+use crate::{Random, Wiped};
 
 /// The fewest tables: one chunk of work must find room at once.
 const SLOTS_MIN: usize = 32;
@@ -155,55 +157,53 @@ impl Engine for Batched {
         &mut self,
         secret: &SecretScalar,
         xs: &[[u8; 32]],
-    ) -> Vec<Option<(Agreed, PointTable)>> {
+    ) -> Wiped<Option<(Agreed, PointTable)>> {
+        // The engine makes no more of them than there is room for, so that none moves; each is wiped where it lies.
         let mut answers = Vec::with_capacity(xs.len());
         self.curve.decapsulate(&scalar(secret), xs, &mut answers);
         answers
-            .into_iter()
+            .iter()
             .zip(xs)
             .map(|(answer, x)| {
-                let answer = answer?;
+                let answer = answer.as_ref()?;
                 let shared = SharedX(*answer.shared.as_bytes());
                 Some((
                     Agreed { point: PublicKey::from_coordinates(x, &answer.y), shared },
-                    answer.table,
+                    answer.table.clone(),
                 ))
             })
             .collect()
     }
 
     fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool> {
-        let Self { curve, tables } = self;
-        let slots: Vec<_> = tasks.iter().map(|task| tables.slot(&task.key)).collect();
-        let plain: Vec<_> = tasks
+        let keys: Vec<_> = tasks
             .iter()
-            .zip(&slots)
-            .map(|(task, slot)| match slot {
-                Some(_) => None,
-                None => duet_curve::PublicKey::from_sec1_bytes(&task.key.0).ok(),
+            .map(|task| match duet_curve::PublicKey::from_sec1_bytes(&task.key.0) {
+                Ok(key) => key,
+                Err(_) => unreachable!("public keys are on the curve by construction"),
             })
             .collect();
-        let mut items = Vec::with_capacity(tasks.len());
-        for ((task, slot), plain) in tasks.iter().zip(&slots).zip(&plain) {
-            let table = slot.and_then(|slot| tables.table(slot));
-            let key = match (table, plain) {
-                (Some(table), _) => Key::Table(table),
-                (None, Some(plain)) => Key::Plain(plain),
-                (None, None) => unreachable!("public keys are on the curve by construction"),
-            };
-            items.push(VerifyItem { key, digest: &task.digest, signature: &task.signature });
-        }
+        // A key's table would make this faster, and tell who has one.
+        let items: Vec<_> = tasks
+            .iter()
+            .zip(&keys)
+            .map(|(task, key)| VerifyItem {
+                key: Key::Plain(key),
+                digest: &task.digest,
+                signature: &task.signature,
+            })
+            .collect();
         let mut verdicts = Vec::with_capacity(items.len());
-        curve.verify(&items, &mut verdicts);
+        self.curve.verify(&items, &mut verdicts);
         verdicts.into_iter().map(duet_curve::Verdict::is_valid).collect()
     }
 
     fn encapsulate(
         &mut self,
         tasks: &[(&EncapsulateTask, Option<&PointTable>)],
-    ) -> Vec<Option<Encapsulated>> {
+    ) -> Wiped<Option<Encapsulated>> {
         let scalars: Vec<_> = tasks.iter().map(|(task, _)| scalar(&task.scalar)).collect();
-        let mut answers: Vec<Option<Encapsulated>> = tasks.iter().map(|_| None).collect();
+        let mut answers: Wiped<Option<Encapsulated>> = tasks.iter().map(|_| None).collect();
         let mut put = |place: usize, agreed: &duet_curve::Agreed| {
             let shared = SharedX(*agreed.shared.as_bytes());
             let public =
@@ -250,7 +250,8 @@ impl Engine for Batched {
         digests: &[[u8; 32]],
         random: &mut Random,
     ) -> Vec<Option<Signature>> {
-        let randomness: Vec<[u8; 32]> = digests.iter().map(|_| random.bytes()).collect();
+        let randomness: Vec<Zeroizing<[u8; 32]>> =
+            digests.iter().map(|_| Zeroizing::new(random.bytes())).collect();
         let items: Vec<_> = digests
             .iter()
             .zip(&randomness)
@@ -263,11 +264,5 @@ impl Engine for Batched {
 
     fn slow_verifications(&self) -> u64 {
         self.curve.slow_verifications()
-    }
-
-    fn remember(&mut self, keys: &[PublicKey]) {
-        for keys in keys.chunks(CHUNK) {
-            self.tables.insert(&self.curve, keys);
-        }
     }
 }

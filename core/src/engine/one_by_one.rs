@@ -4,10 +4,9 @@
 use duet_protocol::ec::{
     self, Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask,
 };
-use duet_protocol::identity::PublicKey;
 
 use super::Engine;
-use crate::Random;
+use crate::{Random, Wiped};
 
 /// Answers one task after the other.
 #[derive(Clone, Copy, Debug, Default)]
@@ -16,7 +15,11 @@ pub struct OneByOne;
 impl Engine for OneByOne {
     type PointTable = ();
 
-    fn decapsulate(&mut self, secret: &SecretScalar, xs: &[[u8; 32]]) -> Vec<Option<(Agreed, ())>> {
+    fn decapsulate(
+        &mut self,
+        secret: &SecretScalar,
+        xs: &[[u8; 32]],
+    ) -> Wiped<Option<(Agreed, ())>> {
         xs.iter().map(|x| ec::agree(secret, x).map(|agreed| (agreed, ()))).collect()
     }
 
@@ -27,7 +30,7 @@ impl Engine for OneByOne {
     fn encapsulate(
         &mut self,
         tasks: &[(&EncapsulateTask, Option<&()>)],
-    ) -> Vec<Option<Encapsulated>> {
+    ) -> Wiped<Option<Encapsulated>> {
         tasks.iter().map(|(task, _)| ec::encapsulate(task)).collect()
     }
 
@@ -43,6 +46,4 @@ impl Engine for OneByOne {
     fn slow_verifications(&self) -> u64 {
         0
     }
-
-    fn remember(&mut self, _: &[PublicKey]) {}
 }

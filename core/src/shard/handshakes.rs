@@ -1,6 +1,7 @@
 //! From HELLO to ACCEPT: admission, the batch, freshness. Changes the sessions only at its end.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use duet_protocol::ec::{SecretScalar, Signature};
@@ -18,10 +19,10 @@ use super::{BATCH_MAX, Commit, Event, GatewayKey, Reading, Shard, Sink};
 use crate::destinations::Destinations;
 use crate::early::{InFlight, Paths, Waiting};
 use crate::engine::Engine;
-use crate::hello_queue::{Policy, Refusal};
+use crate::hello_queue::{Origin, Policy, Refusal};
 use crate::session::{Pending, Session};
 use crate::sessions::{Challenge, Known};
-use crate::{Device, Now, Path};
+use crate::{Device, Now, Path, Wiped};
 
 /// How long a challenge may be answered, µs.
 const CHALLENGE_US: u64 = 30_000_000;
@@ -41,7 +42,7 @@ struct Granted {
 
 /// A HELLO that opened: it claims to be a device's. Made by `open_hellos`, taken by `verify_proofs`.
 struct Claimed {
-    path: Path,
+    origin: Origin,
     claim: Claim,
     device: Option<Arc<Device>>,
     key: KeyIndex,
@@ -51,6 +52,7 @@ struct Claimed {
 /// A HELLO that a device made, which may have a session. Made by `verify_proofs` or, where ACCEPT waited for a reading to
 /// be stored, by `go_on`; taken by `agree`.
 struct Authorised<T> {
+    origin: Origin,
     paths: Paths,
     responding: Responding,
     granted: Granted,
@@ -92,6 +94,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         &mut self,
         now: Now,
         path: Path,
+        sender: IpAddr,
         bytes: &[u8],
     ) -> Result<(), DropReason> {
         let transport = match path {
@@ -106,7 +109,10 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             return Ok(());
         }
         // R98: it is answered when its reading is.
-        if self.early.came_again(&hello.digest, path) {
+        if let Some(answered_there) = self.early.came_again(&hello.digest, path) {
+            if answered_there {
+                self.owe_at(path);
+            }
             return Ok(());
         }
         let policy = Policy {
@@ -114,12 +120,28 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             retry_from: self.settings.retry_from,
             hello_us: self.settings.hello_us,
         };
-        self.hellos.enqueue(now, path, hello, policy).map_err(|Refusal { reason, retry }| {
-            if let Some(retry) = retry {
-                self.out.push(path, &retry.encode());
-            }
-            reason
-        })
+        if let Err(Refusal { reason, retry }) =
+            self.hellos.enqueue(now, path, sender, hello, policy)
+        {
+            retry.into_iter().for_each(|retry| self.out.push(path, &retry.encode()));
+            return Err(reason);
+        }
+        self.owe_at(path);
+        Ok(())
+    }
+
+    /// A HELLO that came over this path is owed its answer.
+    fn owe_at(&mut self, path: Path) {
+        if let Path::Stream(stream) = path {
+            self.streams.owe(self.now_us, stream);
+        }
+    }
+
+    /// It has it, or gets none.
+    fn settle_at(&mut self, path: Path) {
+        if let Path::Stream(stream) = path {
+            self.streams.settle(stream);
+        }
     }
 
     /// Answers the oldest hellos: decapsulate, open, look up, verify, agree, sign, each as one
@@ -131,60 +153,63 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let waited_us = now.mono_us.saturating_sub(oldest_us);
             let hellos = self.hellos.take(now, BATCH_MAX);
             let count = hellos.len();
-            let unproven = |(path, hello): &&(Path, Hello)| {
-                matches!(path, Path::Datagram(_)) && hello.cookie().is_none()
-            };
-            let unproven = hellos.iter().filter(unproven).count() as u64;
-            let proven_before = self.counts.proven;
+            let owed: Vec<_> = hellos.iter().map(|(origin, _)| origin.path).collect();
             let (claims, tables) = self.open_hellos(now, hellos);
-            authorised.extend(self.verify_proofs(now, claims, tables));
-            // Whoever proved himself was worth the work, whatever he is answered.
-            let proven = self.counts.proven - proven_before;
-            self.hellos.count_worthless(now, unproven.min(count as u64 - proven));
+            self.verify_proofs(now, claims, tables, &mut authorised);
+            owed.into_iter().for_each(|path| self.settle_at(path));
             self.events.push_back(Event::HellosAnswered { count, waited_us });
         } else if authorised.is_empty() {
             return;
         }
-        let mut answered = self.agree(now, authorised);
+        let mut answered = self.agree(authorised);
         self.sign(&mut answered);
         self.accept(now, answered);
         self.scrub = true;
     }
 
     /// The handshakes that have waited for their readings, and go on with what storage said, or without.
-    fn go_on(&mut self, now: Now) -> Vec<Authorised<E::PointTable>> {
-        let mut authorised = Vec::new();
-        for waiting in self.early.take_due(now.mono_us) {
-            let Waiting { paths, proven, device, key, table, session, stored } = *waiting;
-            let Some(path) = paths.first().copied() else { continue };
+    fn go_on(&mut self, now: Now) -> Wiped<Authorised<E::PointTable>> {
+        let mut authorised = Wiped::with_capacity(2 * BATCH_MAX);
+        for mut waiting in self.early.take_due(now.mono_us) {
+            let Some(proven) = waiting.take_proven() else { continue };
+            let Waiting { origin, paths, device, key, table, session, stored, .. } = *waiting;
+            paths.iter().for_each(|path| self.settle_at(*path));
             // What happened while it waited may have overtaken it.
             if device.is_revoked() {
-                self.discard(now, path, DropReason::Proof);
+                self.discard(origin.arrived_us, origin.path, DropReason::Proof);
             } else if self.is_overtaken(&proven) {
-                self.challenge(now, path, &proven, device.mark());
+                self.challenge(now, origin.path, &proven, device.mark());
             } else {
-                let (responding, granted) = self.grant(now, *proven, &device, session, stored);
-                authorised.push(Authorised { paths, responding, granted, device, key, table });
+                let (responding, granted) = self.grant(now, proven, &device, session, stored);
+                let one = Authorised { origin, paths, responding, granted, device, key, table };
+                authorised.push(one);
             }
         }
         authorised
+    }
+
+    /// One reason for each HELLO that proves nothing, as for everything that is discarded, and one more on its sender's
+    /// account.
+    fn discard_hello(&mut self, now: Now, origin: Origin, reason: DropReason) {
+        self.hellos.count_worthless(now, origin);
+        self.discard(origin.arrived_us, origin.path, reason);
     }
 
     /// Decapsulates and opens, and looks up who each one claims to be.
     fn open_hellos(
         &mut self,
         now: Now,
-        hellos: Vec<(Path, Hello)>,
-    ) -> (Vec<Claimed>, Vec<E::PointTable>) {
-        let mut claims = Vec::with_capacity(hellos.len());
+        hellos: Vec<(Origin, Hello)>,
+    ) -> (Wiped<Claimed>, Vec<E::PointTable>) {
+        let mut claims = Wiped::with_capacity(hellos.len());
         let mut tables = Vec::with_capacity(hellos.len());
-        let mut by_key: Vec<Vec<(Path, Hello)>> =
+        let mut by_key: Vec<Vec<(Origin, Hello)>> =
             self.settings.keys.iter().map(|_| Vec::new()).collect();
-        for (path, hello) in hellos {
+        for (origin, hello) in hellos {
             let id = hello.gateway_key_id();
             match self.settings.keys.iter().position(|key| key.gateway.key_id == id) {
-                Some(key) => by_key[key].push((path, hello)),
-                None => self.discard(now, path, DropReason::GatewayKey),
+                Some(key) => by_key[key].push((origin, hello)),
+                None => self.discard_hello(now, origin, DropReason::GatewayKey),
             }
         }
         for (key, hellos) in by_key.into_iter().enumerate().filter(|(_, hellos)| !hellos.is_empty())
@@ -193,7 +218,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let gateway = *gateway;
             let xs: Vec<_> = hellos.iter().map(|(_, hello)| *hello.ephemeral_x()).collect();
             let answers = self.engine.decapsulate(secret, &xs);
-            for ((path, hello), answer) in hellos.into_iter().zip(answers) {
+            for ((origin, hello), answer) in hellos.into_iter().zip(answers) {
                 let opened = answer.ok_or(DropReason::Point).and_then(|(agreed, table)| {
                     let opened = Opened::new(hello, &gateway, agreed.point, &agreed.shared)?;
                     Ok((opened, table))
@@ -203,10 +228,10 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                         let device = self.directory.look_up(&opened.id());
                         let credential = device.as_ref().map(|device| &device.credential);
                         let claim = opened.claim(&gateway, credential);
-                        claims.push(Claimed { path, claim, device, key, table: tables.len() });
+                        claims.push(Claimed { origin, claim, device, key, table: tables.len() });
                         tables.push(table);
                     }
-                    Err(reason) => self.discard(now, path, reason),
+                    Err(reason) => self.discard_hello(now, origin, reason),
                 }
             }
         }
@@ -217,50 +242,54 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn verify_proofs(
         &mut self,
         now: Now,
-        claims: Vec<Claimed>,
+        claims: Wiped<Claimed>,
         tables: Vec<E::PointTable>,
-    ) -> Vec<Authorised<E::PointTable>> {
+        authorised: &mut Wiped<Authorised<E::PointTable>>,
+    ) {
         let mut tables: Vec<_> = tables.into_iter().map(Some).collect();
         let tasks: Vec<_> = claims.iter().filter_map(|one| one.claim.verify_task()).collect();
         let mut verdicts = self.engine.verify(&tasks).into_iter();
-        let mut authorised = Vec::with_capacity(claims.len());
-        let mut met = Vec::new();
         let mut batch = Batch::default();
-        for Claimed { path, claim, device, key, table } in claims {
-            let signer = claim.verify_task().map(|task| task.key);
-            let verdict = signer.is_none() || verdicts.next().unwrap_or(false);
-            let verdict = claim.verified(verdict).and_then(|proven| {
-                self.counts.proven += 1;
-                Ok((self.authorise(now, &proven, device, &batch)?, proven))
-            });
-            let (device, proven) = match verdict {
-                Ok((Verdict::Grant(device), proven)) => (device, proven),
-                Ok((Verdict::Challenge(device), proven)) => {
-                    self.challenge(now, path, &proven, device.mark());
+        for Claimed { origin, claim, device, key, table } in claims {
+            let verdict = claim.verify_task().is_none() || verdicts.next().unwrap_or(false);
+            let proven = match claim.verified(verdict) {
+                Ok(proven) => proven,
+                Err(reason) => {
+                    self.discard_hello(now, origin, reason);
+                    continue;
+                }
+            };
+            // From here on whoever proved himself was worth the work, whatever he is answered.
+            self.counts.proven += 1;
+            let device = match self.authorise(now, &proven, device, &batch) {
+                Ok(Verdict::Grant(device)) => device,
+                Ok(Verdict::Challenge(device)) => {
+                    self.challenge(now, origin.path, &proven, device.mark());
                     continue;
                 }
                 Err(reason) => {
-                    self.discard(now, path, reason);
+                    self.discard(origin.arrived_us, origin.path, reason);
                     continue;
                 }
             };
             let taken = |id| batch.sessions.contains(&id) || self.early.will_open(id);
             let slot = proven.hello().slot();
             let Some(session) = self.sessions.vacant_id(slot, &mut self.random, taken) else {
-                self.discard(now, path, DropReason::SessionsFull);
+                self.discard(origin.arrived_us, origin.path, DropReason::SessionsFull);
                 continue;
             };
-            met.extend(signer);
             let mut paths = Paths::new();
-            paths.push(path);
+            paths.push(origin.path);
             let table = tables[table].take();
             let stored = match self.early_verdict(&proven, &device) {
                 EarlyVerdict::Store => {
                     self.store_early(now, &proven, &device, session);
-                    let proven = Box::new(proven);
-                    let stored = false;
-                    let waiting = Waiting { paths, proven, device, key, table, session, stored };
-                    self.early.wait(now.mono_us, waiting);
+                    self.owe_at(origin.path);
+                    let (proven, stored) = (Wiped::from_iter([proven]), false);
+                    self.early.wait(
+                        now.mono_us,
+                        Waiting { origin, paths, proven, device, key, table, session, stored },
+                    );
                     continue;
                 }
                 EarlyVerdict::Stored => true,
@@ -269,10 +298,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             batch.sessions.insert(session);
             batch.granted.insert(proven.id(), (proven.fresh(), proven.challenge().is_some()));
             let (responding, granted) = self.grant(now, proven, &device, session, stored);
-            authorised.push(Authorised { paths, responding, granted, device, key, table });
+            authorised.push(Authorised { origin, paths, responding, granted, device, key, table });
         }
-        self.engine.remember(&met);
-        authorised
     }
 
     /// What becomes of the reading in a HELLO that is granted.
@@ -320,7 +347,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// Draws each answer's ephemeral key, where its profile has one, and derives the session's keys.
-    fn agree(&mut self, now: Now, authorised: Vec<Authorised<E::PointTable>>) -> Vec<Answered> {
+    fn agree(&mut self, authorised: Wiped<Authorised<E::PointTable>>) -> Wiped<Answered> {
         let tasks: Vec<_> = authorised
             .iter()
             .filter_map(|one| {
@@ -329,11 +356,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             })
             .collect();
         let mut answers = self.engine.encapsulate(&tasks).into_iter();
-        let mut answered = Vec::with_capacity(authorised.len());
-        for Authorised { paths, responding, granted, device, key, .. } in authorised {
+        let mut answered = Wiped::with_capacity(authorised.len());
+        for one in authorised {
+            let Authorised { origin, paths, responding, granted, device, key, .. } = one;
             let answer = responding.task().and_then(|_| answers.next().flatten());
             if responding.task().is_some() && answer.is_none() {
-                paths.into_iter().for_each(|path| self.discard(now, path, DropReason::Point));
+                self.discard(origin.arrived_us, origin.path, DropReason::Point);
                 continue;
             }
             let signing = responding.agreed(answer);
@@ -363,7 +391,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// Makes the sessions and sends their ACCEPTs: the answer to a granted HELLO alone (R32).
-    fn accept(&mut self, now: Now, answered: Vec<Answered>) {
+    fn accept(&mut self, now: Now, answered: Wiped<Answered>) {
         for Answered { paths, signing, signature, granted, device, key } in answered {
             let (accept, keys) = signing.signed(&signature);
             let Some(first) = paths.first().copied() else { continue };

@@ -85,7 +85,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 None => Err(DropReason::RecordOpen),
             };
             if let Err(reason) = handled {
-                self.discard(now, path, reason);
+                self.discard(now.mono_us, path, reason);
             }
         }
         records.clear();
@@ -127,8 +127,15 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 };
                 if session.stream != stream {
                     let left = std::mem::replace(&mut session.stream, stream);
-                    left.into_iter().for_each(|left| self.streams.leave(left));
-                    stream.into_iter().for_each(|joined| self.streams.join(joined));
+                    let owed = session.unanswered > 0;
+                    if let Some(left) = left {
+                        self.streams.leave(now.mono_us, left);
+                        owed.then(|| self.streams.settle(left));
+                    }
+                    if let Some(joined) = stream {
+                        self.streams.join(joined);
+                        owed.then(|| self.streams.owe(now.mono_us, joined));
+                    }
                 }
                 self.commands.wake(now, &device, here || from != path || !confirmed);
             }
@@ -183,7 +190,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                         if known { Known::Stored } else { self.sessions.known(&device, first) };
                     if known == Known::Stored {
                         self.counts.readings_known += 1;
-                        self.settle((id, header.sequence), true);
+                        if self.sessions.settle(id, header.sequence, true) {
+                            self.acking.push((id, header.sequence));
+                        }
                         return Ok(());
                     }
                     let Some(session) = self.sessions.find_mut(id) else { return Ok(()) };
@@ -216,6 +225,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                     payload,
                     confirm,
                 });
+                if confirm {
+                    self.owe(id);
+                }
             }
             // R77.
             Up::Ping => {
@@ -225,6 +237,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             Up::Result { command, status, payload } => {
                 self.handle_result(device, command, status, payload, (id, header.sequence));
+                self.owe(id);
             }
             // What it proves is done above.
             Up::Here { .. } => {}
@@ -291,10 +304,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             return self.end(id);
         }
         let Some(confirmed) = self.sessions.confirm(id) else { return };
-        let stream = confirmed.replaced.stream;
-        stream.into_iter().for_each(|left| self.streams.leave(left));
-        // Its keys, and those of the handshake that made the new ones, are gone.
-        self.scrub = true;
+        self.leave(confirmed.replaced);
         if let Some(session) = self.sessions.find_mut(id) {
             // Whoever sent this record has ACCEPT.
             session.prove_path(confirmed.pending.sent_to);

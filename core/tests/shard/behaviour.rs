@@ -308,26 +308,68 @@ fn a_stream_is_closed_after_a_fixed_time_but_not_for_a_repeated_record() {
     let stream = StreamId(5);
     let mut out = [0; MESSAGE_MAX];
     let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
-    world.shard.handle_message(world.now, stream, &out[..len]);
+    world.stream_message(stream, &out[..len]);
     world.shard.handle_turn(world.now);
     let sent = world.shard.poll_transmit(&mut out).unwrap();
     device.handle_message(world.now.mono_us, &mut out[..sent.len]).unwrap();
     device.send_reading(world.now.mono_us, 1, b"x", true).unwrap();
     let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
     for _ in 0..2 {
-        world.shard.handle_message(world.now, stream, &out[..len]);
+        world.stream_message(stream, &out[..len]);
         world.shard.handle_turn(world.now);
     }
     assert_eq!(world.shard.counts.drops[DropReason::Replay as usize], 1);
     world.pass(10_000_000);
     world.shard.handle_turn(world.now);
-    assert_eq!(world.shard.poll_close(), None);
+    assert_eq!(world.to_close(), []);
 
     let bad = StreamId(6);
-    world.shard.handle_message(world.now, bad, b"nonsense");
+    world.stream_message(bad, b"nonsense");
     world.shard.handle_turn(world.now);
-    assert_eq!(world.shard.poll_close(), None, "not before its time");
+    assert_eq!(world.to_close(), [], "not before its time");
     world.pass(1_000_000);
     world.shard.handle_turn(world.now);
-    assert_eq!(world.shard.poll_close(), Some(bad));
+    assert_eq!(world.to_close(), [bad]);
+}
+
+/// R46: a device that lost its counter answers a challenge; whoever has its old HELLOs cannot end what it then got.
+#[test]
+fn no_old_hello_replaces_a_pending_session_that_answered_a_challenge() {
+    let mut world = World::new();
+    let mut device = world.opened();
+    let home: SocketAddr = "192.0.2.1:4000".parse().unwrap();
+    let hello = |device: &mut Device<Software>| {
+        let mut out = [0; MESSAGE_MAX];
+        device.open(world.now.mono_us);
+        let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+        out[..len].to_vec()
+    };
+    // Newer than the mark, and overheard; its gateway never got it.
+    let overheard = hello(&mut device);
+    let (identity, _) = testing::identity(DeviceId([1; 8]), PROFILE.mode);
+    let transport = Transport::Datagram;
+    let config = Config { identity, gateway: world.gateway, profile: PROFILE, transport, fresh: 0 };
+    let mut again = Device::<Software>::seeded(config, [9; 32]).unwrap();
+    let first = hello(&mut again);
+    let mut exchange = |message: &[u8]| {
+        let mut out = [0; MESSAGE_MAX];
+        world.shard.handle_datagram(world.now, home, message);
+        world.shard.handle_turn(world.now);
+        world.shard.check();
+        let sent = world.shard.poll_transmit(&mut out);
+        sent.map(|sent| out[..sent.len].to_vec())
+    };
+    let mut challenge = exchange(&first).unwrap();
+    assert_eq!(Kind::of(&challenge), Ok(Kind::Challenge));
+    again.handle_message(1_000_000, &mut challenge).unwrap();
+    let mut out = [0; MESSAGE_MAX];
+    let len = again.poll_transmit(1_000_000, &mut out).unwrap();
+    let mut accept = exchange(&out[..len]).unwrap();
+    assert_eq!(Kind::of(&accept), Ok(Kind::Accept));
+    assert_eq!(exchange(&overheard), None, "stale beside it");
+    assert_eq!(again.handle_message(1_000_000, &mut accept), Ok(Event::Opened));
+    let len = again.poll_transmit(1_000_000, &mut out).unwrap();
+    let pong = exchange(&out[..len]);
+    assert!(pong.is_some(), "its session is there");
+    assert_eq!(world.shard.counts.drops[DropReason::Stale as usize], 1);
 }

@@ -60,6 +60,7 @@ impl Field {
         upto: usize,
     ) -> Vec<(bool, Vec<u8>)> {
         let (mut said, mut sent) = (Vec::new(), 0);
+        open(&mut world.shard, world.now, stream);
         let mut out = [0; MESSAGE_MAX];
         while sent < upto {
             let Some(len) = device.poll_transmit(world.now.mono_us, &mut out) else { break };
@@ -135,6 +136,11 @@ fn arrive(
     }
 }
 
+/// Opens a stream, over which nothing may ever come.
+fn open(shard: &mut TestShard, now: duet_core::Now, number: u64) {
+    assert!(shard.handle_stream_opened(now, StreamId(number), address(number), now.mono_us));
+}
+
 fn address(number: u64) -> SocketAddr {
     let [.., a, b, c, d] = number.to_be_bytes();
     SocketAddr::from(([10, a, b, c], u16::from(d) + 1))
@@ -161,6 +167,7 @@ fn bombard(transport: Transport, retry_from: usize, seed: u64, count: usize) {
             if field.is_genuine(&message) {
                 continue;
             }
+            open(&mut field.world.shard, field.world.now, number);
             arrive(&mut field.world.shard, field.world.now, transport, number, &message);
             lengths.push(message.len());
             number += 1;
@@ -181,6 +188,10 @@ fn bombard(transport: Transport, retry_from: usize, seed: u64, count: usize) {
             assert!(sent.len <= brought, "{} bytes for {brought}", sent.len);
         }
         while shard.poll_close().is_some() {}
+        (first..number).for_each(|gone| {
+            shard.handle_stream_closed(field.world.now, StreamId(gone));
+        });
+        shard.check();
         field.world.pass(1_000);
         left -= batch;
     }

@@ -43,7 +43,9 @@ fn what_another_shard_owns_draws_no_reset_and_no_session() {
     let mut other = world.shard_with(settings);
     let mut out = [0; MESSAGE_MAX];
     for message in [record, hello] {
-        other.handle_message(world.now, StreamId(1), &message);
+        let stream = StreamId(message.len() as u64);
+        assert!(other.handle_stream_opened(world.now, stream, home(), 0));
+        other.handle_message(world.now, stream, &message);
         other.handle_turn(world.now);
         assert!(other.poll_transmit(&mut out).is_none());
     }
@@ -55,13 +57,13 @@ fn what_another_shard_owns_draws_no_reset_and_no_session() {
 fn a_stream_that_only_fails_is_remembered_once() {
     let mut world = World::new();
     for _ in 0..100_000 {
-        world.shard.handle_message(world.now, StreamId(1), b"x");
+        world.stream_message(StreamId(1), b"x");
     }
-    assert_eq!(world.shard.counts.drops[DropReason::Version as usize], 100_000);
+    assert_eq!(world.shard.counts.drops[DropReason::Version as usize], 1);
+    assert_eq!(world.shard.counts.drops[DropReason::StreamFailed as usize], 99_999);
     world.pass(1_000_000);
     world.shard.handle_turn(world.now);
-    assert_eq!(world.shard.poll_close(), Some(StreamId(1)));
-    assert_eq!(world.shard.poll_close(), None);
+    assert_eq!(world.to_close(), [StreamId(1)]);
 }
 
 /// Whoever has seen one record can play it back on any number of streams; none of them may stay.
@@ -74,18 +76,17 @@ fn a_stream_without_an_authentic_record_does_not_stay() {
     world.shard.handle_turn(world.now);
     let [strangers, devices] = [8, 9].map(StreamId);
     for (stream, record) in [(strangers, &old), (devices, &new), (devices, &new)] {
-        world.shard.handle_message(world.now, stream, record);
+        world.stream_message(stream, record);
         world.shard.handle_turn(world.now);
     }
     assert_eq!(world.shard.counts.drops[DropReason::Replay as usize], 2);
     world.pass(29_000_000);
     world.shard.handle_turn(world.now);
-    assert_eq!(world.shard.poll_close(), None);
+    assert_eq!(world.to_close(), []);
     world.pass(1_000_000);
     assert!(world.shard.poll_timeout().unwrap() <= world.now.mono_us);
     world.shard.handle_turn(world.now);
-    assert_eq!(world.shard.poll_close(), Some(strangers));
-    assert_eq!(world.shard.poll_close(), None);
+    assert_eq!(world.to_close(), [strangers]);
 }
 
 /// A device has one session and needs one stream, however many it opens and proves.
@@ -96,25 +97,26 @@ fn a_stream_over_which_no_session_speaks_any_more_does_not_stay() {
     let streams = [8, 9, 10].map(StreamId);
     for stream in streams {
         let record = reading(&world, &mut device, false);
-        world.shard.handle_message(world.now, stream, &record);
+        world.stream_message(stream, &record);
         world.shard.handle_turn(world.now);
     }
     let mut closed = Vec::new();
     for _ in 0..3 {
         world.pass(30_000_000);
         world.shard.handle_turn(world.now);
-        closed.extend(std::iter::from_fn(|| world.shard.poll_close()));
+        closed.extend(world.to_close());
     }
     assert_eq!(closed, streams[..2], "the session speaks over the last one");
     device.close();
     let mut out = [0; MESSAGE_MAX];
     while let Some(len) = device.poll_transmit(world.now.mono_us, &mut out) {
-        world.shard.handle_message(world.now, streams[2], &out[..len]);
+        world.stream_message(streams[2], &out[..len]);
     }
+    world.shard.handle_turn(world.now);
     for _ in 0..2 {
         world.pass(30_000_000);
         world.shard.handle_turn(world.now);
-        closed.extend(std::iter::from_fn(|| world.shard.poll_close()));
+        closed.extend(world.to_close());
     }
     assert_eq!(closed, streams);
 }

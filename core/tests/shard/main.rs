@@ -6,4 +6,5 @@ mod early;
 mod hostile;
 mod limits;
 mod simulation;
+mod streams;
 mod world;

@@ -1,6 +1,7 @@
 //! A shard and devices, with a clock that only the test moves.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use duet_core::engine::Batched;
 use duet_core::testing::{self, Devices};
 use duet_core::{Command, CommandFailure, Commit, Event as ShardEvent};
-use duet_core::{Handler, Mail, Now, Path, Reading, Settings, Shard, Sink};
+use duet_core::{Handler, Mail, Now, Path, Reading, Settings, Shard, Sink, StreamId};
 use duet_device::{Config, Device, Event, Software};
 use duet_protocol::identity::{DeviceId, Gateway};
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
@@ -54,6 +55,7 @@ pub(crate) struct World {
     pub(crate) stored: Collected,
     pub(crate) gateway: Gateway,
     pub(crate) now: Now,
+    pub(crate) opened: HashSet<StreamId>,
     /// Every message that crossed, as (from device, kind, length).
     pub(crate) seen: Vec<(bool, Kind, usize)>,
 }
@@ -64,7 +66,7 @@ impl World {
         let shard = testing::shard(testing::settings(), &devices, stored.clone());
         let gateway = testing::gateway_key().gateway;
         let now = Now { mono_us: 1_000_000, unix_ms: 1_800_000_000_000 };
-        Self { devices, shard, stored, gateway, now, seen: Vec::new() }
+        Self { devices, shard, stored, gateway, now, opened: HashSet::new(), seen: Vec::new() }
     }
 
     /// A shard of this world that knows no session.
@@ -94,6 +96,24 @@ impl World {
         let identity = self.devices.enrol(&name, DeviceId([seed; 8]), profile);
         let config = Config { identity, gateway: self.gateway, profile, transport, fresh: 1 };
         Device::seeded(config, [seed; 32]).unwrap()
+    }
+
+    /// A message over a stream, which is opened by its first one from an address of its own.
+    pub(crate) fn stream_message(&mut self, stream: StreamId, bytes: &[u8]) {
+        let [.., a, b] = stream.0.to_be_bytes();
+        let peer = SocketAddr::from(([198, 51, a, b], 4_000));
+        if self.opened.insert(stream) {
+            let opened = self.shard.handle_stream_opened(self.now, stream, peer, self.now.mono_us);
+            assert!(opened);
+        }
+        self.shard.handle_message(self.now, stream, bytes);
+    }
+
+    /// Closes the streams that are to be closed now.
+    pub(crate) fn to_close(&mut self) -> Vec<StreamId> {
+        let closing: Vec<_> = std::iter::from_fn(|| self.shard.poll_close()).collect();
+        closing.iter().for_each(|(stream, _)| self.shard.handle_stream_closed(self.now, *stream));
+        closing.into_iter().map(|(stream, _)| stream).collect()
     }
 
     /// Gives the first device a command.

@@ -3,6 +3,8 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use duet_core::Close;
+
 use super::super::{MailSender, Settings, StreamId, bind, steering};
 use super::*;
 
@@ -20,7 +22,11 @@ impl Handler for Sink {
         self.datagrams += 1;
         self.hellos += usize::from(bytes[0] == 0x11);
     }
+    fn handle_stream_opened(&mut self, _: Now, _: StreamId, _: SocketAddr, _: u64) -> bool {
+        true
+    }
     fn handle_message(&mut self, _: Now, _: StreamId, _: &[u8]) {}
+    fn handle_stream_ended(&mut self, _: Now, _: StreamId) {}
     fn handle_stream_closed(&mut self, _: Now, _: StreamId) {}
     fn handle_mail(&mut self, _: Now, (): ()) {
         self.finished = true;
@@ -29,7 +35,7 @@ impl Handler for Sink {
     fn poll_transmit(&mut self, _: &mut [u8]) -> Option<Transmit> {
         None
     }
-    fn poll_close(&mut self) -> Option<StreamId> {
+    fn poll_close(&mut self) -> Option<(StreamId, Close)> {
         None
     }
     fn poll_timeout(&self) -> Option<u64> {

@@ -1,0 +1,224 @@
+//! Answers go where the question came from and reach the one who asks; streams end when their time is there.
+
+use std::net::SocketAddr;
+
+use duet_core::{Close, Handler as _, Mail, Path, StreamId};
+use duet_device::{Device, Event, Software};
+use duet_protocol::profile::Transport;
+use duet_protocol::reason::DropReason;
+use duet_protocol::wire::{Kind, MESSAGE_MAX};
+
+use crate::world::{PROFILE, World};
+
+const STREAM: StreamId = StreamId(5);
+
+fn next(world: &World, device: &mut Device<Software>) -> Vec<u8> {
+    let mut out = [0; MESSAGE_MAX];
+    let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+    out[..len].to_vec()
+}
+
+/// What the gateway sends, with where to.
+fn sent(world: &mut World) -> Vec<(Path, Vec<u8>)> {
+    let mut out = [0; MESSAGE_MAX];
+    let mut all = Vec::new();
+    world.shard.handle_turn(world.now);
+    world.shard.check();
+    while let Some(sent) = world.shard.poll_transmit(&mut out) {
+        all.push((sent.to, out[..sent.len].to_vec()));
+    }
+    all
+}
+
+/// A device that is connected over the stream.
+fn connected(world: &mut World) -> Device<Software> {
+    let mut device = world.device(1, PROFILE, Transport::Stream);
+    device.open(world.now.mono_us);
+    let hello = next(world, &mut device);
+    world.stream_message(STREAM, &hello);
+    let mut accept = sent(world).remove(0).1;
+    device.handle_message(world.now.mono_us, &mut accept).unwrap();
+    device
+}
+
+fn durable(world: &mut World, number: usize) {
+    let reading = world.stored.0.borrow()[number].clone();
+    let mail = Mail::Durable(vec![(reading.session, reading.sequence)]);
+    world.shard.handle_mail(world.now, mail);
+}
+
+#[test]
+fn who_has_shut_down_his_sending_half_still_gets_his_acknowledgements() {
+    let mut world = World::new();
+    let mut device = connected(&mut world);
+    for payload in [b"one", b"two"] {
+        device.send_reading(world.now.mono_us, 1, payload, true).unwrap();
+        let record = next(&world, &mut device);
+        world.stream_message(STREAM, &record);
+    }
+    // The end of his direction comes with his last message.
+    world.shard.handle_stream_ended(world.now, STREAM);
+    assert!(sent(&mut world).is_empty());
+    assert_eq!(world.shard.poll_close(), None, "two readings wait for the disk");
+    for number in 0..2 {
+        world.pass(1_000_000);
+        durable(&mut world, number);
+        let mut acks = sent(&mut world);
+        assert_eq!(acks[0].0, Path::Stream(STREAM));
+        let told = device.handle_message(world.now.mono_us, &mut acks[0].1);
+        assert_eq!(told, Ok(Event::Confirmed));
+    }
+    assert_eq!(world.shard.poll_close(), Some((STREAM, Close::WhenFlushed)), "nothing is owed");
+    world.pass(5_000_000);
+    world.shard.handle_turn(world.now);
+    assert_eq!(world.shard.poll_close(), Some((STREAM, Close::NotFlushed)));
+}
+
+#[test]
+fn who_has_shut_down_his_sending_half_gets_accept_and_does_not_stay_for_what_never_comes() {
+    let mut world = World::new();
+    let mut device = world.device(1, PROFILE, Transport::Stream);
+    device.open(world.now.mono_us);
+    let hello = next(&world, &mut device);
+    world.stream_message(STREAM, &hello);
+    world.shard.handle_stream_ended(world.now, STREAM);
+    assert_eq!(world.shard.poll_close(), None, "a HELLO waits for its batch");
+    assert_eq!(Kind::of(&sent(&mut world)[0].1), Ok(Kind::Accept));
+    assert_eq!(world.shard.poll_close(), Some((STREAM, Close::WhenFlushed)));
+
+    let mut world = World::new();
+    let mut device = connected(&mut world);
+    device.send_reading(world.now.mono_us, 1, b"never durable", true).unwrap();
+    let record = next(&world, &mut device);
+    world.stream_message(STREAM, &record);
+    assert!(sent(&mut world).is_empty());
+    world.shard.handle_stream_ended(world.now, STREAM);
+    world.pass(5_000_000);
+    assert!(world.shard.poll_timeout().unwrap() <= world.now.mono_us);
+    sent(&mut world);
+    assert_eq!(world.shard.poll_close(), Some((STREAM, Close::WhenFlushed)));
+}
+
+#[test]
+fn a_record_that_comes_again_is_answered_where_it_came_from() {
+    let mut world = World::new();
+    let mut device = world.opened();
+    let home: SocketAddr = "192.0.2.1:4000".parse().unwrap();
+    let moved: SocketAddr = "192.0.2.1:4001".parse().unwrap();
+    device.send_reading(world.now.mono_us, 1, b"one", true).unwrap();
+    let record = next(&world, &mut device);
+    world.shard.handle_datagram(world.now, home, &record);
+    sent(&mut world);
+    durable(&mut world, 0);
+    assert_eq!(sent(&mut world)[0].0, Path::Datagram(home), "and this answer is lost");
+    // Meanwhile the translator has given the device another port.
+    world.shard.handle_datagram(world.now, moved, &record);
+    let mut acks = sent(&mut world);
+    assert_eq!(acks[0].0, Path::Datagram(moved));
+    assert!(acks[0].1.len() <= record.len(), "no more bytes than came from there");
+    let told = device.handle_message(world.now.mono_us, &mut acks[0].1);
+    assert_eq!(told, Ok(Event::Confirmed));
+    // Who plays the record back does not move the session.
+    device.send_reading(world.now.mono_us, 1, b"two", true).unwrap();
+    let record = next(&world, &mut device);
+    world.shard.handle_datagram(world.now, home, &record);
+    sent(&mut world);
+    world.shard.handle_datagram(world.now, moved, &record);
+    assert!(sent(&mut world).is_empty());
+    durable(&mut world, 1);
+    assert_eq!(sent(&mut world)[0].0, Path::Datagram(home));
+}
+
+#[test]
+fn a_drain_acknowledges_what_is_on_its_way_before_it_says_goodbye() {
+    let mut world = World::new();
+    let mut device = world.opened();
+    device.send_reading(world.now.mono_us, 1, b"one", true).unwrap();
+    let record = next(&world, &mut device);
+    world.shard.handle_datagram(world.now, "192.0.2.1:4000".parse().unwrap(), &record);
+    sent(&mut world);
+    world.shard.handle_mail(world.now, Mail::Drain);
+    assert!(sent(&mut world).is_empty() && !world.shard.is_finished());
+    durable(&mut world, 0);
+    let told: Vec<_> = sent(&mut world)
+        .iter_mut()
+        .map(|(_, message)| device.handle_message(world.now.mono_us, message).unwrap())
+        .map(|event| format!("{event:?}"))
+        .collect();
+    assert_eq!(told, ["Confirmed", "Closed"]);
+    assert!(world.shard.is_finished());
+}
+
+#[test]
+fn a_drain_does_not_wait_for_a_disk_that_is_stuck() {
+    let mut world = World::new();
+    let mut device = world.opened();
+    device.send_reading(world.now.mono_us, 1, b"one", true).unwrap();
+    let record = next(&world, &mut device);
+    world.shard.handle_datagram(world.now, "192.0.2.1:4000".parse().unwrap(), &record);
+    world.shard.handle_mail(world.now, Mail::Drain);
+    assert!(sent(&mut world).is_empty());
+    world.pass(5_000_000);
+    assert!(world.shard.poll_timeout().unwrap() <= world.now.mono_us);
+    assert_eq!(sent(&mut world).len(), 1, "its close");
+    assert!(world.shard.is_finished());
+}
+
+/// R89: whatever was wrong with it, and however long it waited for its batch.
+#[test]
+fn a_stream_is_closed_at_one_time_after_its_bad_message_arrived() {
+    let mut world = World::new();
+    let mut device = world.device(1, PROFILE, Transport::Stream);
+    device.open(world.now.mono_us);
+    let mut bad = next(&world, &mut device);
+    *bad.last_mut().unwrap() ^= 1;
+    world.stream_message(StreamId(1), b"nonsense");
+    world.stream_message(StreamId(2), &bad);
+    // A busy shard answers it late.
+    world.pass(600_000);
+    sent(&mut world);
+    assert_eq!(world.shard.counts.drops[DropReason::HelloOpen as usize], 1);
+    world.pass(399_999);
+    sent(&mut world);
+    assert_eq!(world.to_close(), []);
+    world.pass(1);
+    sent(&mut world);
+    assert_eq!(world.to_close(), [StreamId(1), StreamId(2)]);
+}
+
+/// A worthless HELLO costs its sender its place, whatever carried it.
+#[test]
+fn a_flood_over_streams_from_one_address_leaves_the_batches_to_others() {
+    let mut world = World::new();
+    let flooder: SocketAddr = "203.0.113.9:1".parse().unwrap();
+    let mut device = world.device(1, PROFILE, Transport::Stream);
+    let (mut number, mut answered) = (1_000, 0);
+    for turn in 0..40 {
+        for _ in 0..64 {
+            device.close();
+            device.open(world.now.mono_us);
+            let mut bad = next(&world, &mut device);
+            *bad.last_mut().unwrap() ^= 1;
+            number += 1;
+            let (stream, now) = (StreamId(number), world.now);
+            assert!(world.shard.handle_stream_opened(now, stream, flooder, now.mono_us));
+            world.shard.handle_message(now, stream, &bad);
+        }
+        sent(&mut world);
+        while let Some(event) = world.shard.poll_event() {
+            if let duet_core::Event::HellosAnswered { count, .. } = event
+                && turn > 0
+            {
+                answered += count;
+            }
+        }
+        world.pass(10_000);
+    }
+    let refused = world.shard.counts.drops[DropReason::SourceFull as usize];
+    assert!(answered <= 39 * 4 && refused >= 39 * 60, "{answered} answered, {refused} refused");
+    let mut honest = world.device(2, PROFILE, Transport::Stream);
+    honest.open(world.now.mono_us);
+    let hello = next(&world, &mut honest);
+    world.stream_message(STREAM, &hello);
+    assert_eq!(sent(&mut world)[0].0, Path::Stream(STREAM));
+}
