@@ -17,10 +17,13 @@ use thiserror::Error;
 use crate::driver::Choice;
 
 mod queues;
+mod quota;
 mod spool;
 
 use self::queues::FileQueues;
 pub use self::queues::Queues;
+use self::quota::FileQuota;
+pub use self::quota::Quota;
 use self::spool::FileSpool;
 pub use self::spool::{Spool, WhenFull};
 
@@ -61,6 +64,8 @@ pub struct Config {
     pub spool: Spool,
     /// Where readings go on to.
     pub upstreams: Vec<Upstream>,
+    /// What one device may store.
+    pub quota: Quota,
     /// Metrics and health over HTTP.
     pub metrics: Metrics,
     /// Lives of sessions.
@@ -183,6 +188,7 @@ struct File {
     gateway: FileGateway,
     spool: FileSpool,
     upstream: Vec<duet_upstream::Settings>,
+    quota: FileQuota,
     metrics: FileMetrics,
     session: FileSession,
     limits: FileLimits,
@@ -312,6 +318,7 @@ impl Config {
             gateway,
             retiring,
             spool: file.spool.resolve(&state),
+            quota: file.quota.resolve(),
             metrics: Metrics { listen: metrics },
             session: Session {
                 idle_timeout_s: file.session.idle_timeout_s.unwrap_or(3_600),
@@ -339,6 +346,7 @@ impl Config {
             "must be at most 10000: readings and hellos wait that long under load",
         );
         spool.check(check);
+        self.quota.check(check);
         check.that(
             (500..=60_000).contains(&session.pending_timeout_ms),
             "session.pending_timeout_ms",

@@ -4,6 +4,7 @@
 mod host;
 mod marks;
 mod node_key;
+mod quota;
 mod sink;
 mod upstreams;
 
@@ -30,10 +31,11 @@ use tokio::sync::{Notify, oneshot, watch};
 use self::host::{CommandResult, Gauges, Host, Waiting};
 use self::marks::Marks;
 pub use self::marks::MarksError;
+use self::quota::Quotas;
 pub use self::upstreams::{UpstreamError, forget};
 use crate::admin::{CommandError, Driver, Fault, Gateway, Phase, Status};
 use crate::config::{self, Config};
-use crate::delivery::{Health, Retention, Spool, SpoolConfig, SpoolError, WhenFull};
+use crate::delivery::{Care, Health, Retention, Spool, SpoolConfig, SpoolError, WhenFull};
 use crate::driver;
 use crate::registry::{Registry, RegistryError, View};
 use crate::transport::{self, Bound, MailSender, TransportError, run_shard};
@@ -105,6 +107,7 @@ pub struct Control {
     spool: watch::Receiver<Health>,
     upstreams: Reports,
     damage: watch::Receiver<Option<String>>,
+    care: watch::Receiver<Care>,
     gauges: Vec<Arc<Gauges>>,
     waiting: Vec<Arc<Waiting>>,
 }
@@ -213,7 +216,8 @@ impl Server {
                 streams: StreamLimits { most: streams_max, ..StreamLimits::default() },
                 gcm,
             };
-            let sink = sink::SpoolSink::new(spool.submitter(), own);
+            let quotas = Quotas::new(&config.quota, config.spool.max_bytes, spool.scarce());
+            let sink = sink::SpoolSink::new(spool.submitter(), own, quotas);
             let (gauges, waiting) =
                 (Arc::clone(&gauges[io.index()]), Arc::clone(&waiting[io.index()]));
             let directory: Arc<dyn Directory> = Arc::<View>::clone(view);
@@ -245,6 +249,7 @@ impl Server {
             spool: spool.health(),
             upstreams: upstreams.reports(),
             damage: spool.damage(),
+            care: spool.care(),
             gauges,
             waiting,
         });
@@ -276,6 +281,12 @@ impl Server {
     #[must_use]
     pub fn damage(&self) -> watch::Receiver<Option<String>> {
         self.spool.damage()
+    }
+
+    /// What an operator has to see of it although it works.
+    #[must_use]
+    pub fn care(&self) -> watch::Receiver<Care> {
+        self.spool.care()
     }
 
     /// What the control plane holds.
@@ -404,6 +415,11 @@ impl Gateway for Control {
         let damaged = self.damage.borrow().as_ref().map(|_| Fault::SpoolDamaged);
         let upstreams = self.upstreams.look();
         let late = upstreams.iter().any(|upstream| upstream.late).then_some(Fault::Delivering);
+        let (cut, untrimmed) = {
+            let care = self.care.borrow();
+            let cut = (care.cuts > 0).then_some(Fault::SpoolCut);
+            (cut, care.untrimmed.as_ref().map(|_| Fault::SpoolUntrimmed))
+        };
         Status {
             phase,
             uptime_s: self.started.elapsed().as_secs(),
@@ -414,7 +430,7 @@ impl Gateway for Control {
             pending: sum(&self.gauges, |gauges| &gauges.pending),
             devices: self.view.len() as u64,
             upstreams: upstreams.into_iter().map(Into::into).collect(),
-            faults: fault.into_iter().chain(damaged).chain(late).collect(),
+            faults: [fault, damaged, cut, untrimmed, late].into_iter().flatten().collect(),
         }
     }
 }

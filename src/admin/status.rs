@@ -98,6 +98,10 @@ pub enum Fault {
     DiskFull,
     /// Older readings of the spool are damaged: new ones are stored as before.
     SpoolDamaged,
+    /// A start has cut off what may have been confirmed readings, and nobody has looked at it.
+    SpoolCut,
+    /// Readings that were delivered cannot be removed.
+    SpoolUntrimmed,
     /// Freshness marks could not be saved.
     MarksUnsaved,
     /// An upstream does not have readings that have waited too long.

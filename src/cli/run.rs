@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use duet::admin::{self, GatewayFacts, Options};
 use duet::config::Config;
-use duet::delivery::Health;
+use duet::delivery::{Care, Health};
 use duet::identity::GatewayIdentity;
 use duet::registry::Registry;
 use duet::server::Server;
@@ -114,7 +114,7 @@ fn serve(prepared: Prepared) -> Result<()> {
     tell(format_args!("devices      {}", view.len()));
     tell(format_args!("metrics      http://{}/metrics", admin.http()));
     tell(format_args!("running"));
-    let asked = stop.wait(&server.ended(), server.spool(), server.damage());
+    let asked = stop.wait(&server.ended(), server.spool(), server.damage(), server.care());
     let drained = server.drain();
     let saved = admin.shutdown();
     // A full disk fails both, and only the spool's error has the place and the cause.
@@ -150,6 +150,7 @@ impl Stop {
         ended: &Notify,
         spool: watch::Receiver<Health>,
         damage: watch::Receiver<Option<String>>,
+        care: watch::Receiver<Care>,
     ) -> bool {
         let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
         self.runtime.block_on(async {
@@ -159,6 +160,7 @@ impl Stop {
                 () = ended.notified() => false,
                 () = tell_health(spool) => false,
                 () = tell_damage(damage) => false,
+                () = tell_care(care) => false,
             }
         })
     }
@@ -191,11 +193,21 @@ async fn tell_damage(mut damage: watch::Receiver<Option<String>>) {
     if let Ok(found) = damage.wait_for(Option::is_some).await
         && let Some(found) = &*found
     {
-        let _ = writeln!(
-            io::stderr(),
-            "duet: {found}; new readings are stored as before; bring the file back from a backup, or copy away what \
-             can be read and run `duet spool trim`"
-        );
+        let _ = writeln!(io::stderr(), "duet: {found}; new readings are stored as before");
+    }
+    std::future::pending().await
+}
+
+/// Says why readings do not go by themselves, when that changes. It never completes.
+async fn tell_care(mut care: watch::Receiver<Care>) {
+    let mut told = None;
+    while care.changed().await.is_ok() {
+        let untrimmed = care.borrow_and_update().untrimmed.clone();
+        if let Some(cause) = untrimmed.as_ref().filter(|_| untrimmed != told) {
+            let _ =
+                writeln!(io::stderr(), "duet: {cause}; until then no delivered reading is removed");
+        }
+        told = untrimmed;
     }
     std::future::pending().await
 }

@@ -50,6 +50,7 @@ fn every_value_out_of_range_is_named_at_once() {
     let all = message(
         "shards = 0\ngather_us = 10001\n[spool]\nsegment_bytes = 5\nmax_bytes = 6\nmax_age_s = 7\n\
          [metrics]\nlisten = \"192.0.2.1:9\"\n\
+         [quota]\nreadings_per_s = 1000001\nbytes_per_s = 1073741825\nshare_percent = 26\n\
          [session]\nidle_timeout_s = 1\npending_timeout_ms = 1\nlifetime_s = 1\n\
          [limits]\nmax_sessions = 0\nmax_pending = 0\nmax_streams = 0\nmax_tables = 0\n\
          [queues]\nsubmissions = 0\ncompletions = 65537\ndatagram_buffers = 3\nstream_buffers = 0\n\
@@ -61,6 +62,9 @@ fn every_value_out_of_range_is_named_at_once() {
         "spool.segment_bytes must",
         "spool.max_bytes must",
         "spool.max_age_s must",
+        "quota.readings_per_s must",
+        "quota.bytes_per_s must",
+        "quota.share_percent must",
         "metrics.listen must",
         "session.idle_timeout_s must",
         "session.pending_timeout_ms must",

@@ -41,6 +41,12 @@ impl Batch {
         true
     }
 
+    /// How many bytes a reading takes in the spool.
+    #[must_use]
+    pub fn stored_bytes(reading: &ReadingRef<'_>) -> usize {
+        record_len(reading)
+    }
+
     /// How many readings it holds.
     #[must_use]
     pub const fn len(&self) -> usize {

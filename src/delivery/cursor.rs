@@ -94,7 +94,14 @@ impl Cursor {
         let slot = match read(&file, &path)? {
             Some(slot) if slot.spool != spool => return Err(SpoolError::CursorElsewhere(path)),
             Some(slot) => slot,
-            None => Slot { spool, number: 0, index, hold },
+            None => {
+                // Both slots get their room now: a cursor moves on a full disk, too.
+                let zeros = [0; SLOT];
+                let room =
+                    file.write_all_at(&zeros, 0).and_then(|()| file.write_all_at(&zeros, APART));
+                room.map_err(SpoolError::io("writing", &path))?;
+                Slot { spool, number: 0, index, hold }
+            }
         };
         let mut cursor = Self { file, path, slot };
         if cursor.slot.number == 0 || cursor.slot.hold != hold {
@@ -295,6 +302,15 @@ mod tests {
             let refused = Cursor::open(dir.path(), name, SPOOL, 0, Hold::Nothing);
             assert!(matches!(refused, Err(SpoolError::CursorName)), "{name}");
         }
+    }
+
+    #[test]
+    fn both_slots_have_their_room_from_the_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let _cursor = open(dir.path()).unwrap();
+        let found = fs::metadata(dir.path().join("cursor-nats.pos")).unwrap();
+        assert_eq!(found.len(), APART + SLOT as u64);
+        assert!(std::os::unix::fs::MetadataExt::blocks(&found) * 512 >= 2 * APART);
     }
 
     #[test]

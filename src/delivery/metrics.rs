@@ -16,8 +16,12 @@ pub const BATCH_RECORDS: &str = "duet_spool_batch_records";
 pub const DISK_BYTES: &str = "duet_spool_disk_bytes";
 /// The index after the last durable record.
 pub const DURABLE_INDEX: &str = "duet_spool_durable_index";
+/// Readings that were not taken since their device is beyond a `quota`: `readings`, `bytes`, `share`.
+pub const BEYOND: &str = "duet_spool_beyond_quota_total";
 /// Readings that were removed before every required cursor had them, by `reason`: [`AGE`], [`SIZE`].
 pub const DROPPED: &str = "duet_spool_dropped_total";
+/// Durable readings that upstreams passed over since they can no longer be read; each upstream counts for itself.
+pub const UNREADABLE: &str = "duet_spool_unreadable_total";
 /// Whether the spool works: 1, or 0 after a failed write or sync.
 pub const HEALTHY: &str = "duet_spool_healthy";
 
@@ -46,6 +50,16 @@ pub fn describe() {
     );
     describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "time of one group's write and sync");
     describe_histogram!(BATCH_RECORDS, Unit::Count, "records in one group");
+    describe_counter!(
+        BEYOND,
+        Unit::Count,
+        "readings not taken since their device is beyond a quota, by quota"
+    );
+    describe_counter!(
+        UNREADABLE,
+        Unit::Count,
+        "durable readings passed over since they are damaged, for each reader"
+    );
     describe_counter!(
         DROPPED,
         Unit::Count,

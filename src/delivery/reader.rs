@@ -104,14 +104,46 @@ impl Reader {
     /// # Errors
     /// [`SpoolError::Damaged`] where a durable record is not what it was.
     pub fn read(&mut self) -> Result<Option<Record<'_>>, SpoolError> {
-        loop {
-            if !self.advance()? {
-                return Ok(None);
-            }
+        Ok(if self.step()? { self.current() } else { None })
+    }
+
+    /// The same; whether there is one, which [`current`](Self::current) has then.
+    pub(super) fn step(&mut self) -> Result<bool, SpoolError> {
+        while self.advance()? {
             if self.scan.as_ref().is_some_and(|scan| scan.next_index > self.from) {
-                return Ok(self.scan.as_ref().and_then(Scan::record));
+                return Ok(true);
             }
         }
+        Ok(false)
+    }
+
+    /// The record of the last step.
+    pub(super) fn current(&self) -> Option<Record<'_>> {
+        self.scan.as_ref().and_then(Scan::record)
+    }
+
+    /// Goes on behind a damaged place, to the next durable record that is whole; `false` where there is none.
+    ///
+    /// # Errors
+    /// [`SpoolError`] when a file cannot be read.
+    pub(super) fn pass_over(&mut self) -> Result<bool, SpoolError> {
+        let Some(scan) = &mut self.scan else { return Ok(false) };
+        if scan.pass_over()? {
+            return Ok(true);
+        }
+        let mut after = scan.header.first_index;
+        while let Some(entry) = segment::successor(&self.dir, after)? {
+            after = entry.first_index;
+            match enter(entry, Some(self.spool)) {
+                Ok(Some(scan)) => {
+                    self.scan = Some(scan);
+                    return Ok(true);
+                }
+                Ok(None) | Err(SpoolError::Damaged { .. } | SpoolError::Foreign(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
     }
 
     fn advance(&mut self) -> Result<bool, SpoolError> {

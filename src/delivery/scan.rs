@@ -102,13 +102,29 @@ impl Scan {
         (self.filled, self.current) = (0, 0..0);
     }
 
-    /// What is wrong at this place, when a valid record of a later group comes after it.
-    /// Records of the same group do not count: their group was never acknowledged.
+    /// Whether a valid record of a later group comes after this place. Records of the same group do not count: their
+    /// group was never acknowledged.
     pub(super) fn later_group(&mut self) -> Result<bool, SpoolError> {
+        let next = self.next_index;
+        Ok(self.search(|record| record.group > next)?.is_some())
+    }
+
+    /// Goes to the next valid record after a bad place; `false` where this segment has none.
+    pub(super) fn pass_over(&mut self) -> Result<bool, SpoolError> {
+        let Some((at, index)) = self.search(|_| true)? else { return Ok(false) };
+        (self.at, self.next_index) = (at, index);
+        Ok(true)
+    }
+
+    /// Where the first record after this place is that belongs behind it and is accepted, and its index.
+    fn search(
+        &mut self,
+        accept: impl Fn(&Record<'_>) -> bool,
+    ) -> Result<Option<(u64, u64)>, SpoolError> {
         let most = self.header.size / RECORD_HEAD as u64;
         let mut base = self.at + 1;
-        let mut found = false;
-        while base < self.header.size && !found {
+        let mut found = None;
+        while base < self.header.size && found.is_none() {
             self.fill(base)?;
             let bytes = &self.window[..self.filled];
             let last = self.filled < WINDOW;
@@ -124,9 +140,9 @@ impl Scan {
                     .filter(|index| *index > self.next_index && index - self.next_index <= most);
                 if candidate.is_some()
                     && let Ok(Some((record, _))) = decode_record(&bytes[i..], self.seed)
-                    && record.group > self.next_index
+                    && accept(&record)
                 {
-                    found = true;
+                    found = Some((base + i as u64, record.index));
                     break;
                 }
                 i += 1;

@@ -2,15 +2,16 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
 use super::error::SpoolError;
-use super::format::ReadingRef;
+use super::format::{ReadingRef, Record};
 use super::id::SpoolId;
 use super::reader::{Limit, Reader};
-use super::segment;
+use super::{metrics as names, segment};
 
 /// Where upstreams take readings from.
 pub trait Source {
@@ -25,12 +26,12 @@ pub trait Source {
 
     /// Visits readings from `index` on, in order, until `visit` breaks or the durable end is reached; returns the
     /// index to go on with, which is past the reading at which it broke. Never shows what is not durable. Indexes
-    /// rise, and jump where readings are missing and that is known.
+    /// rise, and jump where readings are missing: they were removed, or are damaged, which does not keep back what comes
+    /// after them.
     ///
     /// # Errors
     /// [`SpoolError::Trimmed`] when `index` is before [`first`](Self::first), [`SpoolError::Beyond`] when it is past
-    /// [`durable`](Self::durable), [`SpoolError::Damaged`] at a durable reading that is not what it was; what came
-    /// before has been visited then.
+    /// [`durable`](Self::durable), others when a file cannot be read; what came before has been visited then.
     fn read(
         &mut self,
         index: u64,
@@ -43,6 +44,7 @@ pub struct SpoolSource {
     dir: PathBuf,
     spool: SpoolId,
     durable: watch::Receiver<u64>,
+    commits: Arc<AtomicU64>,
     /// The oldest index when it was last looked for.
     first: AtomicU64,
     /// Where the last visit ended.
@@ -50,8 +52,19 @@ pub struct SpoolSource {
 }
 
 impl SpoolSource {
-    pub(super) fn new(dir: PathBuf, spool: SpoolId, durable: watch::Receiver<u64>) -> Self {
-        Self { dir, spool, durable, first: AtomicU64::new(0), reader: None }
+    pub(super) fn new(
+        dir: PathBuf,
+        spool: SpoolId,
+        durable: watch::Receiver<u64>,
+        commits: Arc<AtomicU64>,
+    ) -> Self {
+        Self { dir, spool, durable, commits, first: AtomicU64::new(0), reader: None }
+    }
+
+    /// One past the last durable reading, of those since the start, that commits to a mark.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Acquire)
     }
 
     /// Changes whenever more has become durable.
@@ -87,11 +100,11 @@ impl Source for SpoolSource {
     ) -> Result<u64, SpoolError> {
         let mut reader = match self.reader.take().filter(|reader| reader.next_index() == index) {
             Some(reader) => reader,
-            None => Reader::begin(&self.dir, Limit::Gateway(self.durable.clone()), Some(index))?,
+            None => self.begin(index)?,
         };
         let mut next = index;
         // A reader that met an error is not used again.
-        while let Some(record) = reader.read()? {
+        while let Some(record) = read_on(&mut reader)? {
             next = record.index + 1;
             if visit(record.index, &record.reading).is_break() {
                 break;
@@ -99,5 +112,43 @@ impl Source for SpoolSource {
         }
         self.reader = Some(reader);
         Ok(next)
+    }
+}
+
+/// The next record that can be read. A damaged one must not keep back all that come after it: it is passed over, and
+/// counted; that it is damaged is told by the check after the start and by `duet spool verify`.
+fn read_on(reader: &mut Reader) -> Result<Option<Record<'_>>, SpoolError> {
+    loop {
+        match reader.step() {
+            Ok(true) => return Ok(reader.current()),
+            Ok(false) => return Ok(None),
+            Err(error @ SpoolError::Damaged { .. }) => {
+                let before = reader.next_index();
+                if !reader.pass_over()? {
+                    return Err(error);
+                }
+                let lost = reader.next_index().saturating_sub(before);
+                metrics::counter!(names::UNREADABLE).increment(lost);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl SpoolSource {
+    /// A reader that begins with this record, or where its segment cannot be read, with the next segment's first.
+    fn begin(&self, index: u64) -> Result<Reader, SpoolError> {
+        let mut from = index;
+        loop {
+            let limit = Limit::Gateway(self.durable.clone());
+            match Reader::begin(&self.dir, limit, Some(from)) {
+                Err(error @ (SpoolError::Damaged { .. } | SpoolError::Foreign(_))) => {
+                    let next = segment::successor(&self.dir, from)?.ok_or(error)?.first_index;
+                    metrics::counter!(names::UNREADABLE).increment(next - from);
+                    from = next;
+                }
+                begun => return begun,
+            }
+        }
     }
 }

@@ -208,7 +208,8 @@ impl Spool {
     /// Its readings, for an upstream; any number may exist.
     #[must_use]
     pub fn source(&self) -> SpoolSource {
-        SpoolSource::new(self.dir.clone(), self.id, self.durable.clone())
+        let (dir, commits) = (self.dir.clone(), Arc::clone(&self.commits));
+        SpoolSource::new(dir, self.id, self.durable.clone(), commits)
     }
 
     /// A cursor of its, which only this process moves; one that is new begins with the oldest reading.
@@ -229,12 +230,6 @@ impl Spool {
     #[must_use]
     pub fn scarce(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.scarce)
-    }
-
-    /// One past the last durable reading, of those since the start, that commits to a mark.
-    #[must_use]
-    pub fn commits(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.commits)
     }
 
     /// Its name.

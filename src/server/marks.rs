@@ -81,8 +81,14 @@ impl Marks {
     }
 
     fn copy(&mut self) -> Result<(), MarksError> {
-        while self.cursor.index() < self.source.durable() {
+        let durable = self.source.durable();
+        while self.cursor.index() < durable {
             let at = self.cursor.index().max(self.source.first());
+            if self.source.commits() <= at {
+                // Nothing there concerns a mark, so it need not be read.
+                self.save(durable, Vec::new())?;
+                break;
+            }
             let (next, found) = self.read(at)?;
             if next == at {
                 break;
@@ -117,5 +123,107 @@ impl Marks {
             self.saved = index;
         }
         Ok(self.cursor.set(index)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use duet_protocol::identity::{DeviceId, Fingerprint, RegistrationKey};
+    use duet_protocol::reading::ReadingId;
+
+    use super::*;
+    use crate::delivery::{
+        Batch, Commit, Durability, ReadingRef, Retention, Spool, SpoolConfig, Urgency, cursors,
+    };
+    use crate::registry::{Enrolment, NewDevice, SourceSet, short};
+
+    const ID: DeviceId = DeviceId([0, 0, 0, 0, 0, 0, 0, 7]);
+
+    fn start(dir: &Path) -> Spool {
+        Spool::start(SpoolConfig {
+            dir: dir.join("spool"),
+            segment_bytes: 256 * 1024,
+            max_bytes: 4 << 20,
+            known: None,
+            retention: Retention::default(),
+        })
+        .unwrap()
+    }
+
+    /// Stores a reading, early when it has a mark.
+    fn store(spool: &Spool, sequence: u32, mark: Option<u64>) {
+        let credential = short(&Fingerprint::of_registered_id(&ID));
+        let reading = ReadingRef {
+            device: "a",
+            id: ReadingId { hello: [1; 12], sequence },
+            again: false,
+            channel: 0,
+            received_ms: 1_800_000_000_000,
+            measured_ms: 1_800_000_000_000,
+            commit: mark.map(|mark| Commit { credential, mark }),
+            payload: b"1",
+        };
+        let mut batch = Batch::new();
+        assert!(batch.push(&reading));
+        let (done, answer) = mpsc::channel();
+        let report = Box::new(move |_, durability| done.send(durability).unwrap());
+        assert!(spool.submitter().submit(batch, Urgency::Awaited, report).is_ok());
+        assert_eq!(answer.recv().unwrap(), Durability::Durable);
+    }
+
+    fn restore(dir: &Path, spool: &Spool, registry: &Arc<Registry>) -> Marks {
+        Marks::restore(&dir.join("spool"), Arc::clone(registry), spool.source()).unwrap()
+    }
+
+    fn state(registry: &Registry) -> (u64, Option<ReadingId>) {
+        let device = registry.view().unwrap().lookup(&ID).unwrap();
+        (device.mark(), device.last())
+    }
+
+    #[test]
+    fn a_mark_that_only_the_spool_has_counts_from_the_start_and_comes_to_the_registry() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(crate::registry::FILE);
+        let registry = Registry::create(&path).unwrap();
+        let mut key = RegistrationKey([9; 32]);
+        key.0[..8].copy_from_slice(&ID.0);
+        let enrolment = Enrolment::RegisteredId { id: ID, key };
+        let sources = SourceSet::default();
+        let name = "a".parse().unwrap();
+        registry.add(NewDevice { name, enrolment, sources, made: false }, 5).unwrap();
+        drop(registry);
+        let spool = start(dir.path());
+        store(&spool, 1, Some(40));
+        store(&spool, 2, None);
+        store(&spool, 3, Some(41));
+        // Killed before anything was copied.
+        spool.shutdown().unwrap();
+
+        let registry = Arc::new(Registry::open(&path).unwrap());
+        let spool = start(dir.path());
+        let mut marks = restore(dir.path(), &spool, &registry);
+        let last = Some(ReadingId { hello: [1; 12], sequence: 3 });
+        assert_eq!(state(&registry), (41, last), "before the first HELLO");
+        store(&spool, 4, Some(50));
+        store(&spool, 5, None);
+        marks.copy().unwrap();
+        assert_eq!(registry.spool_cursor().unwrap().unwrap().index, 5);
+        store(&spool, 6, None);
+        marks.copy().unwrap();
+        assert_eq!(registry.spool_cursor().unwrap().unwrap().index, 5, "no sync for nothing");
+        let stands = &cursors(&dir.path().join("spool")).unwrap()[0];
+        assert_eq!((&*stands.name, stands.index, stands.hold), (NAME, 6, Hold::Always));
+        spool.shutdown().unwrap();
+        drop((marks, registry));
+
+        // And stays when the spool is gone.
+        std::fs::remove_dir_all(dir.path().join("spool")).unwrap();
+        let registry = Arc::new(Registry::open(&path).unwrap());
+        let spool = start(dir.path());
+        restore(dir.path(), &spool, &registry);
+        assert_eq!(state(&registry), (50, Some(ReadingId { hello: [1; 12], sequence: 4 })));
+        spool.shutdown().unwrap();
     }
 }

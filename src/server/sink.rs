@@ -1,13 +1,17 @@
 //! A shard's readings on their way to the spool, and what became of them on its way back.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
 use duet_core::{Mail, Reading, Sink};
 use duet_protocol::message::PAYLOAD_MAX;
 use duet_protocol::wire::SessionId;
 
-use crate::delivery::{Batch, Commit, Durability, MAX_PAYLOAD, ReadingRef, Submitter, Urgency};
+use super::quota::Quotas;
+use crate::delivery::{
+    self, Batch, Commit, Durability, MAX_PAYLOAD, ReadingRef, Submitter, Urgency,
+};
 use crate::transport::MailSender;
 
 const _: () = assert!(PAYLOAD_MAX <= MAX_PAYLOAD, "the spool takes whatever a device can send");
@@ -22,6 +26,12 @@ pub(super) struct SpoolSink {
     batch: Batch,
     /// Those of the batch that want confirmation.
     confirm: Vec<(SessionId, u32)>,
+    quotas: Quotas,
+    /// Those beyond a quota that want confirmation.
+    beyond: Vec<(SessionId, u32)>,
+    began: Instant,
+    /// When this turn's first reading came, µs since it began; one look at the clock for a turn.
+    turn_us: Option<u64>,
 }
 
 /// What the spool's thread has for a shard.
@@ -71,6 +81,16 @@ impl Sink for SpoolSink {
                 .map(|duet_core::Commit { credential, mark }| Commit { credential, mark }),
             payload: reading.payload,
         };
+        let began = self.began;
+        let now_us = *self.turn_us.get_or_insert_with(|| micros(began.elapsed()));
+        let bytes = Batch::stored_bytes(&record);
+        if let Err(excess) = self.quotas.take(reading.device, bytes, now_us) {
+            metrics::counter!(delivery::metrics::BEYOND, "quota" => excess.name()).increment(1);
+            if reading.confirm {
+                self.beyond.push((reading.session, reading.sequence));
+            }
+            return;
+        }
         if !self.batch.push(&record) {
             self.flush();
             let fits = self.batch.push(&record);
@@ -82,6 +102,10 @@ impl Sink for SpoolSink {
     }
 
     fn flush(&mut self) {
+        self.turn_us = None;
+        if !self.beyond.is_empty() {
+            self.answers.tell(Durability::Failed, std::mem::take(&mut self.beyond));
+        }
         if self.batch.is_empty() {
             return;
         }
@@ -108,17 +132,37 @@ impl Sink for SpoolSink {
 }
 
 impl SpoolSink {
-    pub(super) fn new(submitter: Submitter, mail: MailSender<Mail>) -> Self {
+    pub(super) fn new(submitter: Submitter, mail: MailSender<Mail>, quotas: Quotas) -> Self {
         let (late, spare) = (Mutex::new(Vec::new()), ArrayQueue::new(SPARE_BATCHES));
         let send = Box::new(move |answer| mail.try_send(answer));
-        let answers = Arc::new(Answers { send, late, spare });
-        Self { submitter, answers, batch: Batch::new(), confirm: Vec::new() }
+        Self::over(submitter, Arc::new(Answers { send, late, spare }), quotas)
     }
+
+    fn over(submitter: Submitter, answers: Arc<Answers>, quotas: Quotas) -> Self {
+        Self {
+            submitter,
+            answers,
+            batch: Batch::new(),
+            confirm: Vec::new(),
+            quotas,
+            beyond: Vec::new(),
+            began: Instant::now(),
+            turn_us: None,
+        }
+    }
+}
+
+fn micros(elapsed: Duration) -> u64 {
+    u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
+    use duet_protocol::reading::ReadingId;
+
     use super::*;
+    use crate::config::Quota;
+    use crate::delivery::{Retention, Spool, SpoolConfig};
 
     #[test]
     fn an_answer_that_found_the_mailbox_full_comes_with_the_next_one_or_when_asked_for() {
@@ -141,5 +185,52 @@ mod tests {
         answers.tell(Durability::Durable, reading(4));
         assert!(matches!(answers.late(), Some(Mail::Durable(readings)) if readings == reading(4)));
         assert!(answers.late().is_none());
+    }
+
+    #[test]
+    fn a_device_beyond_its_quota_is_told_no_and_others_are_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::start(SpoolConfig {
+            dir: dir.path().join("spool"),
+            segment_bytes: 1 << 20,
+            max_bytes: 4 << 20,
+            known: None,
+            retention: Retention::default(),
+        })
+        .unwrap();
+        let told = Arc::new(ArrayQueue::new(16));
+        let queue = Arc::clone(&told);
+        let answers = Arc::new(Answers {
+            send: Box::new(move |mail| queue.push(mail)),
+            late: Mutex::new(Vec::new()),
+            spare: ArrayQueue::new(1),
+        });
+        let quota = Quota { readings_per_s: 1, bytes_per_s: 0, share_percent: 0 };
+        let quotas = Quotas::new(&quota, 4 << 20, spool.scarce());
+        let mut sink = SpoolSink::over(spool.submitter(), answers, quotas);
+        for (device, session) in [("heavy", SessionId(1)), ("light", SessionId(2))] {
+            for sequence in 0..if device == "heavy" { 12 } else { 1 } {
+                sink.take(&Reading {
+                    device,
+                    session,
+                    sequence,
+                    id: ReadingId { hello: [1; 12], sequence },
+                    again: false,
+                    channel: 0,
+                    received_ms: 5,
+                    measured_ms: 5,
+                    commit: None,
+                    payload: b"1",
+                    confirm: true,
+                });
+            }
+        }
+        sink.flush();
+        drop(sink);
+        spool.shutdown().unwrap();
+        let Some(Mail::NotStored(beyond)) = told.pop() else { panic!("who is beyond comes first") };
+        assert_eq!(beyond, [(SessionId(1), 10), (SessionId(1), 11)]);
+        let Some(Mail::Durable(stored)) = told.pop() else { panic!("the others are stored") };
+        assert_eq!((stored.len(), stored.last()), (11, Some(&(SessionId(2), 0))));
     }
 }
