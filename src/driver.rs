@@ -162,13 +162,27 @@ pub enum DriverError {
     )]
     Buffers(#[source] io::Error),
     /// `epoll` or a socket under it refused.
-    #[error("epoll failed to {step}: {source}")]
+    #[error("epoll failed to {step}: {source}{}", shortage(source))]
     Epoll {
         /// What was being done.
         step: &'static str,
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+/// What to do about a resource that has run out, to be put behind the kernel's own words.
+pub fn shortage(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => {
+            "; raise the limit of open files (ulimit -n, LimitNOFILE=), or use fewer shards"
+        }
+        Some(libc::ENFILE) => "; this machine has no open file left: raise fs.file-max",
+        Some(libc::ENOMEM | libc::ENOBUFS) => {
+            "; the kernel has no memory for it: raise the service's limit (MemoryMax=), or use fewer shards"
+        }
+        _ => "",
+    }
 }
 
 impl DriverError {

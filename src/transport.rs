@@ -27,8 +27,10 @@
 mod bind;
 mod counters;
 mod drivers;
+mod error;
 mod event_loop;
 mod framing;
+mod listen;
 mod operation;
 mod settings;
 mod socket;
@@ -39,8 +41,9 @@ mod table;
 
 use duet_core::{Handler, MESSAGE_MAX, Now, Path, StreamId, Transmit, shard_of};
 
-pub use self::bind::{Bound, MailSender, ShardIo, Stop, TransportError, Warning, bind};
+pub use self::bind::{Bound, MailSender, ShardIo, Stop, bind};
 pub use self::counters::Counters;
+pub use self::error::{TransportError, Warning};
 pub use self::event_loop::{Finished, run_shard};
 pub use self::settings::Settings;
 pub use self::socket::now;

@@ -2,110 +2,17 @@
 //!
 //! Owns the order of those steps and the ends of the mailboxes. Must not receive anything.
 
-use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-use socket2::{Domain, Protocol, Socket, Type};
 
 use super::drivers::make_drivers;
+use super::error::{TransportError, Warning};
+use super::listen::{self, ShardSockets};
 use super::settings::Settings;
-use super::{socket, steering};
-use crate::driver::{Driver, DriverError, DriverKind, EventFd};
+use crate::driver::{Driver, DriverKind, EventFd};
 use crate::mailbox::{Receiver, Sender, mailbox};
-
-/// A socket held by a ring of a killed process stays bound for some milliseconds.
-const BIND_PATIENCE: Duration = Duration::from_millis(200);
-
-/// How often to look for a port that is free for UDP and TCP alike.
-const PORT_TRIES: usize = 64;
-
-/// Connections the kernel may hold before they are accepted; it caps this at `net.core.somaxconn`.
-const BACKLOG: i32 = 4_096;
-
-/// The transport could not start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum TransportError {
-    /// The settings contradict themselves.
-    #[error("{0}")]
-    Settings(&'static str),
-    /// A socket could not be set up.
-    #[error("cannot {step} {address}: {source}{}", remedy(source))]
-    Socket {
-        /// What was being done.
-        step: &'static str,
-        /// The address it was done for.
-        address: SocketAddr,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// No eventfd left.
-    #[error("cannot make a shard's mailbox: {0}")]
-    Mailbox(#[source] io::Error),
-    /// No thread for the making of drivers.
-    #[error(
-        "cannot start a thread: {0}; raise the limit of processes (ulimit -u, LimitNPROC=, TasksMax=) or of memory"
-    )]
-    Thread(#[source] io::Error),
-    /// The kernel refused `io_uring` or `epoll`.
-    #[error(transparent)]
-    Driver(#[from] DriverError),
-}
-
-/// What to do about an address that cannot be had.
-fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "; another program listens there: end it, or choose another address (listen)"
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            "; no interface of this machine has this address (listen)"
-        }
-        io::ErrorKind::PermissionDenied => {
-            "; ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE"
-        }
-        _ => "",
-    }
-}
-
-/// Something works less well than asked, but works.
-#[derive(Debug, thiserror::Error)]
-pub enum Warning {
-    /// The kernel caps the receive buffer.
-    #[error(
-        "UDP receive buffer is {effective} bytes instead of {asked}: raise net.core.rmem_max to keep bursts"
-    )]
-    ReceiveBuffer {
-        /// The setting.
-        asked: usize,
-        /// What the kernel gives.
-        effective: usize,
-    },
-    /// The kernel does not steer; shards do it themselves.
-    #[error(
-        "the kernel refuses the steering program ({0}): shards forward datagrams to each other"
-    )]
-    Steering(#[source] io::Error),
-    /// `io_uring` is refused, and the shards use `epoll`.
-    #[error("shards use epoll, which costs more processor time: {0}")]
-    Fallback(#[source] DriverError),
-    /// The rings accept any operation.
-    #[error("the kernel refuses io_uring restrictions: the rings run without an allow-list")]
-    Unrestricted,
-    /// A thread runs on any core.
-    #[error("shard {shard} cannot be pinned to core {core}: {source}")]
-    NotPinned {
-        /// The shard.
-        shard: usize,
-        /// The core asked for.
-        core: usize,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
 
 /// What travels through a shard's mailbox.
 #[derive(Debug)]
@@ -167,14 +74,6 @@ impl Stop {
     }
 }
 
-/// One shard's sockets.
-#[derive(Debug)]
-pub(super) struct ShardSockets {
-    pub(super) datagrams: Socket,
-    pub(super) hellos: Socket,
-    pub(super) listener: Socket,
-}
-
 /// One shard, ready to be moved to its thread and given to [`run_shard`](super::run_shard).
 #[derive(Debug)]
 pub struct ShardIo<M> {
@@ -216,8 +115,8 @@ pub struct Bound<M> {
 #[cfg(test)]
 impl<M> Bound<M> {
     /// Replaces the steering program.
-    pub(super) fn steer(&self, program: &[steering::Instruction]) -> io::Result<()> {
-        socket::steer(&self.shards[0]._sockets[0].datagrams.as_fd(), program)
+    pub(super) fn steer(&self, program: &[super::steering::Instruction]) -> std::io::Result<()> {
+        super::socket::steer(&self.shards[0]._sockets[0].datagrams, program)
     }
 }
 
@@ -230,12 +129,12 @@ pub fn bind<M: Send>(settings: Settings) -> Result<Bound<M>, TransportError> {
         return Err(TransportError::Settings(fault));
     }
     let mut warnings = Vec::new();
-    let (sockets, local) = bind_all(&settings, &mut warnings)?;
+    let (sockets, local) = listen::open_all(&settings, &mut warnings)?;
 
     let mut senders = Vec::new();
     let mut receivers = Vec::new();
     for _ in 0..settings.shards {
-        let (sender, receiver) = mailbox(settings.mailbox).map_err(TransportError::Mailbox)?;
+        let (sender, receiver) = mailbox(settings.mailbox).map_err(|source| TransportError::Mailbox { source })?;
         senders.push(sender);
         receivers.push(receiver);
     }
@@ -264,116 +163,6 @@ pub fn bind<M: Send>(settings: Settings) -> Result<Bound<M>, TransportError> {
     }
     let mail = senders.iter().cloned().map(MailSender).collect();
     Ok(Bound { local, shards, mail, stop, driver, warnings })
-}
-
-fn bind_all(
-    settings: &Settings,
-    warnings: &mut Vec<Warning>,
-) -> Result<(Vec<ShardSockets>, SocketAddr), TransportError> {
-    let (first, local) = match settings.listen.port() {
-        0 => bind_free_port(settings.listen)?,
-        _ => (bind_alone(settings.listen, BIND_PATIENCE)?, settings.listen),
-    };
-    let failed = |step| move |source| TransportError::Socket { step, address: local, source };
-    let join = |kind, step| open(local, kind, true).map_err(failed(step));
-    let mut pairs = vec![first];
-    for _ in 1..settings.shards {
-        let datagrams = join(Type::DGRAM, "bind UDP to")?;
-        pairs.push((datagrams, join(Type::STREAM, "bind TCP to")?));
-    }
-    // The steering program counts sockets in the order of binding: those for hellos come after all others.
-    let mut sockets = Vec::with_capacity(pairs.len());
-    for (datagrams, listener) in pairs {
-        sockets.push(ShardSockets {
-            datagrams,
-            hellos: join(Type::DGRAM, "bind UDP to")?,
-            listener,
-        });
-    }
-    for socket in sockets.iter().flat_map(|own| [&own.datagrams, &own.hellos]) {
-        // Beyond net.core.rmem_max where the process may administer the network.
-        let size = settings.receive_buffer;
-        if rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, size).is_err() {
-            socket.set_recv_buffer_size(size).map_err(failed("size the receive buffer of"))?;
-        }
-    }
-    // The kernel reports twice what it grants.
-    let granted = sockets[0].datagrams.recv_buffer_size().map_err(failed("inspect"))? / 2;
-    if granted < settings.receive_buffer {
-        warnings
-            .push(Warning::ReceiveBuffer { asked: settings.receive_buffer, effective: granted });
-    }
-    let program = steering::program(settings.shards, settings.hello);
-    if let Err(error) = socket::steer(&sockets[0].datagrams.as_fd(), &program) {
-        warnings.push(Warning::Steering(error));
-    }
-    for own in &sockets {
-        own.listener.listen(BACKLOG).map_err(failed("listen on"))?;
-    }
-    Ok((sockets, local))
-}
-
-/// A UDP socket and a TCP socket on one port.
-type Pair = (Socket, Socket);
-
-/// Finds a port that is free for both. TCP chooses: an automatic TCP port is never one that others share, while an
-/// automatic UDP port may be another group's.
-fn bind_free_port(listen: SocketAddr) -> Result<(Pair, SocketAddr), TransportError> {
-    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-    for _ in 0..PORT_TRIES {
-        let failed = |source| TransportError::Socket { step: "bind", address: listen, source };
-        let listener = open(listen, Type::STREAM, true).map_err(failed)?;
-        let chosen = listener.local_addr().map_err(failed)?.as_socket().unwrap_or(listen);
-        let alone = open(chosen, Type::DGRAM, false);
-        let pair = alone.map(drop).and_then(|()| open(chosen, Type::DGRAM, true));
-        match pair {
-            Ok(datagrams) => return Ok(((datagrams, listener), chosen)),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = error,
-            Err(error) => return Err(failed(error)),
-        }
-    }
-    Err(TransportError::Socket { step: "find a free port for", address: listen, source: last })
-}
-
-/// The first sockets on a port that is to be ours alone.
-fn bind_alone(address: SocketAddr, patience: Duration) -> Result<Pair, TransportError> {
-    let bind = |kind, step| {
-        let end = Instant::now() + patience;
-        loop {
-            // Alone first: sharing is for our own shards, and the kernel would let another gateway of
-            // the same user join them and take half of the devices.
-            match open(address, kind, false).map(drop).and_then(|()| open(address, kind, true)) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                result => {
-                    return result.map_err(|source| TransportError::Socket {
-                        step,
-                        address,
-                        source,
-                    });
-                }
-            }
-        }
-    };
-    Ok((bind(Type::DGRAM, "bind UDP to")?, bind(Type::STREAM, "bind TCP to")?))
-}
-
-/// A bound socket; `shared` with the other shards' sockets on the same port.
-fn open(address: SocketAddr, kind: Type, shared: bool) -> io::Result<Socket> {
-    let stream = kind == Type::STREAM;
-    let protocol = if stream { Protocol::TCP } else { Protocol::UDP };
-    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    if stream {
-        socket.set_reuse_address(true)?; // connections of an earlier run may linger
-        socket.set_tcp_nodelay(true)?; // inherited by what is accepted
-    }
-    socket.set_reuse_port(shared)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
 }
 
 #[cfg(test)]
@@ -408,24 +197,6 @@ mod tests {
         let error = bind::<()>(Settings { listen, ..settings }).unwrap_err();
         let said = error.to_string();
         assert!(said.contains("cannot bind UDP to") && said.contains("another program"), "{said}");
-    }
-
-    #[test]
-    fn a_port_that_becomes_free_is_taken() {
-        // A port that only UDP is in the way of: old TCP connections may linger on an arbitrary one.
-        let (taken, listen) = std::iter::repeat_with(|| {
-            let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-            let listen = taken.local_addr().unwrap();
-            (taken, listen)
-        })
-        .find(|(_, listen)| open(*listen, Type::STREAM, true).is_ok())
-        .unwrap();
-        let thread = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(50));
-            drop(taken);
-        });
-        bind::<()>(Settings { listen, ..Settings::default() }).unwrap();
-        thread.join().unwrap();
     }
 
     #[test]

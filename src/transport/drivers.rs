@@ -2,7 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use super::bind::{ShardSockets, TransportError, Warning};
+use super::error::{TransportError, Warning};
+use super::listen::ShardSockets;
 use super::settings::Settings;
 use crate::driver::epoll::Epoll;
 use crate::driver::uring::Ring;

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::bind::{Parcel, ShardIo, TransportError, Warning};
+use super::bind::{Parcel, ShardIo};
 use super::counters::{Counters, Exporter};
+use super::error::{TransportError, Warning};
 use super::operation::Operation;
 use super::streams::{Context, Streams};
 use super::{Handler, MESSAGE_MAX, Now, Path, Transmit, shard_of, socket};

@@ -8,4 +8,5 @@ mod datagrams;
 mod lifetime;
 mod soak;
 mod streams;
+mod surroundings;
 mod world;

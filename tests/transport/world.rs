@@ -7,7 +7,9 @@ use std::sync::{RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use duet::transport::{Bound, Counters, Finished, MailSender, Settings, Stop, bind, run_shard};
+use duet::transport::{
+    Bound, Counters, Finished, MailSender, Settings, Stop, TransportError, Warning, bind, run_shard,
+};
 use duet_core::{
     Close, Handler, MESSAGE_MAX, Now, Path, StreamId, StreamLimits, Streams, Transmit,
 };
@@ -154,15 +156,23 @@ impl Gateway {
     /// One whose streams have other times than usual.
     pub(crate) fn start_limited(settings: Settings, limits: StreamLimits) -> Self {
         let guard = DESCRIPTORS.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Self { _descriptors: Some(guard), ..Self::start_with(settings, limits) }
+        Self { _descriptors: Some(guard), ..Self::start_with(settings, limits).unwrap().0 }
     }
 
     pub(crate) fn start_alone(settings: Settings) -> Self {
+        Self::start_with(settings, StreamLimits::default()).unwrap().0
+    }
+
+    /// One that may be refused, with its warnings.
+    pub(crate) fn try_start(settings: Settings) -> Result<(Self, Vec<Warning>), TransportError> {
         Self::start_with(settings, StreamLimits::default())
     }
 
-    fn start_with(settings: Settings, limits: StreamLimits) -> Self {
-        let Bound { local, shards, mail, stop, driver, .. } = bind(settings).unwrap();
+    fn start_with(
+        settings: Settings,
+        limits: StreamLimits,
+    ) -> Result<(Self, Vec<Warning>), TransportError> {
+        let Bound { local, shards, mail, stop, driver, warnings } = bind(settings)?;
         if let Ok(forced) = std::env::var("DUET_IO") {
             assert_eq!(driver.name(), forced);
         }
@@ -176,7 +186,7 @@ impl Gateway {
                 })
             })
             .collect();
-        Self { local, mail, stop, threads, _descriptors: None }
+        Ok((Self { local, mail, stop, threads, _descriptors: None }, warnings))
     }
 
     /// Lets the handlers finish, and checks that every stream that came is accounted for.
