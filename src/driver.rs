@@ -60,15 +60,17 @@ mod buffers;
 mod completion;
 pub mod epoll;
 mod event;
+mod local;
 mod owner;
 mod region;
 mod sends;
 pub mod uring;
 
-pub use self::address::EncodedAddress;
+pub use self::address::Route;
 pub use self::buffers::{BufferSet, Lease};
-pub use self::completion::{Completion, DATAGRAM_HEADER_LEN, Payload, received_datagram};
+pub use self::completion::{Completion, DATAGRAM_HEADER_LEN, Datagram, Payload, received_datagram};
 pub use self::event::EventFd;
+pub use self::local::LocalAddress;
 pub use self::sends::{SEND_CAPACITY, SendSlot};
 
 use self::epoll::Epoll;
@@ -321,12 +323,12 @@ impl Driver {
         either!(self, driver => driver.receive_stream_once(stream, tag));
     }
 
-    /// Sends the first `len` bytes of `slot` to an encoded socket address. The slot comes back by itself.
+    /// Sends the first `len` bytes of `slot`. The slot comes back by itself.
     ///
     /// # Panics
     /// If `len` exceeds a slot.
-    pub fn send_datagram(&mut self, slot: SendSlot, len: usize, to: &[u8]) {
-        either!(self, driver => driver.send_datagram(slot, len, to));
+    pub fn send_datagram(&mut self, slot: SendSlot, len: usize, route: &Route) {
+        either!(self, driver => driver.send_datagram(slot, len, route));
     }
 
     /// Sends `bytes[from..]` on a stream. The vector comes back with the completion.

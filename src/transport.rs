@@ -31,6 +31,7 @@ mod error;
 mod event_loop;
 mod framing;
 mod listen;
+mod locals;
 mod operation;
 mod settings;
 mod socket;
@@ -39,7 +40,7 @@ mod stream;
 mod streams;
 mod table;
 
-use duet_core::{Handler, MESSAGE_MAX, Now, Path, StreamId, Transmit, shard_of};
+use duet_core::{Handler, MESSAGE_MAX, Now, Path, Peer, StreamId, Transmit, Via, shard_of};
 
 pub use self::bind::{Bound, MailSender, ShardIo, Stop, bind};
 pub use self::counters::Counters;

@@ -59,7 +59,7 @@ pub(crate) fn serve(state: &Path) {
                 let To::Datagram(to) = sent.to else { continue };
                 outgoing.truncate(sent.len);
                 // A full send buffer loses the datagram.
-                outgoing = socket.send_to(outgoing, to).await.1;
+                outgoing = socket.send_to(outgoing, to.address()).await.1;
                 outgoing.resize(MESSAGE_MAX, 0);
             }
         }

@@ -15,13 +15,13 @@ impl Destinations {
     pub(crate) fn add(&mut self, path: Path) {
         *self = match *self {
             Self::Nowhere => Self::Only(path),
-            Self::Only(first) if first == path => Self::Only(path),
+            Self::Only(first) if first.reaches_the_same(path) => Self::Only(path),
             Self::Only(_) | Self::Several => Self::Several,
         };
     }
 
     /// Whether who knows it receives at `path` (R71): when it went to several, he may have it from another one.
     pub(crate) fn reached_only(self, path: Path) -> bool {
-        matches!(self, Self::Only(only) if only == path)
+        matches!(self, Self::Only(only) if only.reaches_the_same(path))
     }
 }

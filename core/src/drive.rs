@@ -11,7 +11,7 @@
 //! wait  → for input, but not beyond poll_timeout
 //! ```
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// The longest message in either direction, datagram or stream, bytes.
 pub const MESSAGE_MAX: usize = 1_500;
@@ -33,13 +33,76 @@ pub struct Now {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId(pub u64);
 
+/// Which of its own addresses a gateway answers from: a number given by whoever drives the shard. 0, the default, leaves the
+/// choice to the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Via(pub u16);
+
+/// The other end of a datagram, and the gateway's address that it speaks with. A device hears only the address that it asked:
+/// its firewall, or the NAT before it, drops what comes from any other.
+///
+/// Each session keeps one, so it is smaller than a `SocketAddr`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// An IPv4 address is mapped.
+    ip: Ipv6Addr,
+    /// The interface, where the address means nothing without it (link-local).
+    scope: u32,
+    port: u16,
+    via: Via,
+}
+
+impl Peer {
+    /// Who sent from `address` to the address of ours that `via` names.
+    #[must_use]
+    pub fn new(address: SocketAddr, via: Via) -> Self {
+        let (ip, scope) = match address {
+            SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
+            SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
+        };
+        Self { ip, scope, port: address.port(), via }
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn address(self) -> SocketAddr {
+        match self.ip.to_ipv4_mapped() {
+            Some(v4) => SocketAddr::new(v4.into(), self.port),
+            None => SocketAddrV6::new(self.ip, self.port, 0, self.scope).into(),
+        }
+    }
+
+    /// The address of ours that it speaks with.
+    #[must_use]
+    pub fn via(self) -> Via {
+        self.via
+    }
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Self {
+        Self::new(address, Via::default())
+    }
+}
+
 /// Where a message came from, or goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
-    /// A datagram from or to this address.
-    Datagram(SocketAddr),
+    /// A datagram from or to this peer.
+    Datagram(Peer),
     /// A message on this stream.
     Stream(StreamId),
+}
+
+impl Path {
+    /// Whether both lead to the same receiver. From which of our addresses a message leaves makes no difference to that.
+    #[must_use]
+    pub fn reaches_the_same(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Datagram(one), Self::Datagram(other)) => Peer { via: other.via, ..one } == other,
+            (one, other) => one == other,
+        }
+    }
 }
 
 /// A message that [`Handler::poll_transmit`] wrote.
@@ -74,7 +137,7 @@ pub trait Handler {
     type Mail: Send;
 
     /// A datagram of 2 to [`MESSAGE_MAX`] bytes whose slot belongs to this shard.
-    fn handle_datagram(&mut self, now: Now, from: SocketAddr, bytes: &[u8]);
+    fn handle_datagram(&mut self, now: Now, from: impl Into<Peer>, bytes: &[u8]);
 
     /// A stream is there, accepted at `since_us` (µs of [`Now::mono_us`]) from `peer`. False refuses it: it is closed, and
     /// nothing more is said of it. Otherwise [`handle_stream_closed`](Self::handle_stream_closed) follows exactly once.
@@ -126,5 +189,18 @@ mod tests {
         assert_eq!(shard_of(&[9, 7, 1], 4), Some(3));
         assert_eq!(shard_of(&[9, 7], 1), Some(0));
         assert_eq!((shard_of(&[9], 4), shard_of(&[], 4)), (None, None));
+    }
+
+    #[test]
+    fn a_peer_is_kept_whole_and_the_way_to_it_makes_no_other_receiver() {
+        for text in ["192.0.2.7:5684", "[2001:db8::1]:9", "[fe80::1%3]:65535"] {
+            let address: SocketAddr = text.parse().unwrap();
+            let [one, other] = [1, 2].map(|via| Peer::new(address, Via(via)));
+            assert_eq!((one.address(), one.via()), (address, Via(1)));
+            assert!(one != other && Path::Datagram(one).reaches_the_same(Path::Datagram(other)));
+            let another = Path::Datagram(SocketAddr::new(address.ip(), 1).into());
+            assert!(!Path::Datagram(one).reaches_the_same(another));
+            assert!(!Path::Datagram(one).reaches_the_same(Path::Stream(StreamId(1))));
+        }
     }
 }

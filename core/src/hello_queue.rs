@@ -126,7 +126,7 @@ impl HelloQueue {
     ) -> Result<(), Refusal> {
         let proven = match path {
             Path::Stream(_) => true,
-            Path::Datagram(from) => proves(now, from, &hello, policy.node_key),
+            Path::Datagram(from) => proves(now, from.address(), &hello, policy.node_key),
         };
         let loaded = self.hellos.len() >= policy.retry_from;
         if (loaded || self.is_flooded(now)) && !proven {
@@ -239,7 +239,7 @@ impl HelloQueue {
         };
         let mut echo = [0; 8];
         echo.copy_from_slice(&hello.digest[..8]);
-        let cookie = cookie(policy.node_key, epoch(now), from, hello);
+        let cookie = cookie(policy.node_key, epoch(now), from.address(), hello);
         let wait_10ms = u16::try_from(ahead_us / 10_000).unwrap_or(u16::MAX);
         Refusal { reason, retry: Some(Retry { echo, wait_10ms, cookie }) }
     }
@@ -283,7 +283,7 @@ mod tests {
     }
 
     fn from(host: u8, port: u16) -> Path {
-        Path::Datagram(SocketAddr::from(([10, 0, 0, host], port)))
+        Path::Datagram(SocketAddr::from(([10, 0, 0, host], port)).into())
     }
 
     /// A HELLO as far as admission looks: the bare registered-id one.
@@ -316,7 +316,7 @@ mod tests {
         hello: Hello,
     ) -> Result<(), Refusal> {
         let sender = match path {
-            Path::Datagram(from) => crate::streams::source(from),
+            Path::Datagram(from) => crate::streams::source(from.address()),
             Path::Stream(_) => IpAddr::from([10, 0, 0, 77]),
         };
         waiting.enqueue(now, path, sender, hello, POLICY)

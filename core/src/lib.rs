@@ -43,7 +43,9 @@ mod unsealed;
 mod wiped;
 
 pub use self::device::{Device, Directory};
-pub use self::drive::{Close, Handler, MESSAGE_MAX, Now, Path, StreamId, Transmit, shard_of};
+pub use self::drive::{
+    Close, Handler, MESSAGE_MAX, Now, Path, Peer, StreamId, Transmit, Via, shard_of,
+};
 pub use self::random::Random;
 pub use self::shard::{
     BATCH_MAX, Command, CommandFailure, Commit, Counts, Event, GatewayKey, Mail, Reading, Settings,

@@ -83,10 +83,10 @@ impl Session {
     /// A record newer than all before came over this path: answers go there from now on, but no
     /// more bytes than came from there, until it has shown that it receives them (R71).
     pub(crate) fn arrive(&mut self, path: Path, bytes: usize) {
-        if self.path != path {
-            self.path = path;
+        if !self.path.reaches_the_same(path) {
             self.credit = matches!(path, Path::Datagram(_)).then_some(0);
         }
+        self.path = path;
         if let Some(credit) = &mut self.credit {
             *credit = credit.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         }

@@ -9,7 +9,6 @@ mod handshakes;
 mod traffic;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use duet_aead::Gcm;
@@ -32,7 +31,7 @@ use crate::records::Records;
 use crate::sessions::{Ended, Sessions};
 use crate::streams::{self, StreamLimits, Streams};
 use crate::unsealed::Unsealed;
-use crate::{Close, Device, Directory, Handler, Now, Path, Random, StreamId, Transmit, shard_of};
+use crate::{Close, Device, Directory, Handler, Now, Path, Peer, Random, StreamId, Transmit, shard_of};
 
 /// The most hellos that are answered in one turn: larger batches gain little and keep records
 /// waiting.
@@ -363,7 +362,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn handle(&mut self, now: Now, path: Path, bytes: &[u8]) {
         self.now_us = now.mono_us;
         let sender = match path {
-            Path::Datagram(from) => streams::source(from),
+            Path::Datagram(from) => streams::source(from.address()),
             Path::Stream(stream) => {
                 let served = self.streams.arrived(now.mono_us, stream);
                 let Some(sender) = self.streams.source(stream).filter(|_| served) else {
@@ -502,8 +501,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     type Mail = Mail;
 
-    fn handle_datagram(&mut self, now: Now, from: SocketAddr, bytes: &[u8]) {
-        self.handle(now, Path::Datagram(from), bytes);
+    fn handle_datagram(&mut self, now: Now, from: impl Into<Peer>, bytes: &[u8]) {
+        self.handle(now, Path::Datagram(from.into()), bytes);
     }
 
     fn handle_message(&mut self, now: Now, stream: StreamId, bytes: &[u8]) {

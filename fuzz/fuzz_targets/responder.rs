@@ -3,6 +3,7 @@
 #![no_main]
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use duet_core::engine::Batched;
@@ -29,7 +30,7 @@ thread_local!(static SHARD: RefCell<Shard<Batched, Nothing>> = RefCell::new(shar
 fuzz_target!(|bytes: &[u8]| {
     SHARD.with_borrow_mut(|shard| {
         let now = Now { mono_us: 1_000_000, unix_ms: 1_800_000_000_000 };
-        let from = "192.0.2.1:4000".parse().expect("an address");
+        let from: SocketAddr = "192.0.2.1:4000".parse().expect("an address");
         let before: u64 = shard.counts.drops.iter().sum();
         shard.handle_datagram(now, from, bytes);
         let peer = "192.0.2.2:4000".parse().expect("an address");

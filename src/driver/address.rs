@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::local::{LocalAddress, SentControl};
+
 const INET: u16 = 2;
 const INET6: u16 = 10;
 const _: () = assert!(libc::AF_INET == 2 && libc::AF_INET6 == 10);
@@ -9,17 +11,39 @@ const _: () = assert!(libc::AF_INET == 2 && libc::AF_INET6 == 10);
 /// The largest encoding, a `sockaddr_in6`.
 const CAPACITY: usize = 28;
 
+/// Where a datagram goes and from which address it leaves, in the kernel's own form.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    pub(super) name: EncodedAddress,
+    pub(super) control: SentControl,
+}
+
+impl Route {
+    /// From `from`, or from the address that the kernel prefers, to `to`, through a socket that is IPv6 if `on_v6`. `None`
+    /// for an IPv6 address on an IPv4 socket, which cannot reach it.
+    pub fn new(to: SocketAddr, from: Option<LocalAddress>, on_v6: bool) -> Option<Self> {
+        let name = EncodedAddress::new(to, on_v6)?;
+        Some(Self { name, control: SentControl::new(from, on_v6) })
+    }
+
+    /// To whom the socket is connected.
+    #[cfg(test)]
+    pub(super) fn connected() -> Self {
+        let name = EncodedAddress { bytes: [0; CAPACITY], len: 0 };
+        Self { name, control: SentControl::new(None, true) }
+    }
+}
+
 /// An encoded socket address.
 #[derive(Clone, Copy, Debug)]
-pub struct EncodedAddress {
-    bytes: [u8; CAPACITY],
-    len: usize,
+pub(super) struct EncodedAddress {
+    pub(super) bytes: [u8; CAPACITY],
+    pub(super) len: usize,
 }
 
 impl EncodedAddress {
-    /// Encodes `address` for a socket that is IPv6 if `on_v6`: an IPv4 address is then mapped. `None` for an IPv6
-    /// address on an IPv4 socket, which cannot reach it.
-    pub fn new(address: SocketAddr, on_v6: bool) -> Option<Self> {
+    /// Encodes `address` for a socket that is IPv6 if `on_v6`: an IPv4 address is then mapped.
+    pub(super) fn new(address: SocketAddr, on_v6: bool) -> Option<Self> {
         let mut bytes = [0; CAPACITY];
         bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
         let ip = match address.ip() {
@@ -41,7 +65,8 @@ impl EncodedAddress {
     }
 
     /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 }

@@ -24,6 +24,7 @@ use std::time::Duration;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
+use super::address::Route;
 use super::buffers::{BufferSet, Lease};
 use super::completion::{Completion, Payload};
 use super::sends::SendSlot;
@@ -283,8 +284,8 @@ impl Epoll {
     }
 
     /// Queues a datagram for the next [`enter`](Self::enter).
-    pub fn send_datagram(&mut self, slot: SendSlot, len: usize, to: &[u8]) {
-        self.datagrams.queue(slot, len, to);
+    pub fn send_datagram(&mut self, slot: SendSlot, len: usize, route: &Route) {
+        self.datagrams.queue(slot, len, route);
     }
 
     /// Sends what the stream takes now, the rest when it takes more.

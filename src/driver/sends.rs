@@ -5,18 +5,28 @@
 
 use std::collections::hash_map::Entry;
 use std::io;
+use std::mem::offset_of;
 
 use rustc_hash::FxHashMap;
 
+use super::address::Route;
 use super::owner::Owner;
 use super::region::Region;
 
 /// The bytes of one send slot: the largest datagram that can be sent.
 pub const SEND_CAPACITY: usize = 2_048;
 
-/// Room for a socket address in front of each slot's bytes, one cache line.
-const ADDRESS_CAPACITY: usize = 64;
-const STRIDE: usize = ADDRESS_CAPACITY + SEND_CAPACITY;
+/// What lies in front of each slot's bytes: how the kernel is told to send them.
+#[repr(C, align(64))]
+pub(super) struct Head {
+    /// Its pointers are into the same slot.
+    pub(super) message: libc::msghdr,
+    piece: libc::iovec,
+    route: Route,
+}
+
+const STRIDE: usize = size_of::<Head>() + SEND_CAPACITY;
+const _: () = assert!(STRIDE.is_multiple_of(align_of::<Head>()) && align_of::<Head>() <= 4_096);
 
 /// The right to write one send slot of one driver; [`Driver::send_datagram`](super::Driver::send_datagram) takes it.
 #[derive(Debug)]
@@ -59,30 +69,53 @@ impl SendSlots {
 
     pub(super) fn bytes_mut(&mut self, slot: &mut SendSlot) -> &mut [u8] {
         self.owner.check(slot.owner);
-        let start = self.memory.at(slot.index as usize * STRIDE + ADDRESS_CAPACITY, SEND_CAPACITY);
+        let start = self.memory.at(slot.index as usize * STRIDE + size_of::<Head>(), SEND_CAPACITY);
         // SAFETY: inside the mapping (`at` checks); slots do not overlap; the slot is ours (checked above), so holding
         // it means that the kernel does not have it, and both borrows are exclusive.
         unsafe { std::slice::from_raw_parts_mut(start, SEND_CAPACITY) }
     }
 
-    /// Hands the slot to the kernel, with its destination: its index.
+    /// Hands the first `len` bytes of the slot to the kernel, with their route: its index.
+    ///
+    /// # Panics
+    /// If `len` exceeds a slot.
     #[expect(clippy::needless_pass_by_value, reason = "lending ends the right to write")]
-    pub(super) fn lend(&mut self, slot: SendSlot, to: &[u8]) -> u32 {
-        assert!(to.len() <= ADDRESS_CAPACITY, "a socket address fits");
+    pub(super) fn lend(&mut self, slot: SendSlot, len: usize, route: &Route) -> u32 {
         self.owner.check(slot.owner);
+        assert!(len <= SEND_CAPACITY, "a datagram fits its slot");
         self.lent[slot.index as usize] = true;
         let base = self.memory.at(slot.index as usize * STRIDE, STRIDE);
-        // SAFETY: the first ADDRESS_CAPACITY bytes of the slot are inside the mapping, belong to this slot alone, and
-        // `to` fits them; it cannot overlap, being borrowed from elsewhere.
-        unsafe { std::ptr::copy_nonoverlapping(to.as_ptr(), base, to.len()) };
+        let field = |offset: usize| base.wrapping_add(offset);
+        // SAFETY: zeroes are a valid msghdr: null pointers and zero lengths.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        let name = offset_of!(Head, route) + offset_of!(Route, name.bytes);
+        message.msg_name = field(name).cast();
+        message.msg_namelen = u32::try_from(route.name.len).unwrap_or(0);
+        (message.msg_iov, message.msg_iovlen) = (field(offset_of!(Head, piece)).cast(), 1);
+        if route.control.len > 0 {
+            let control = offset_of!(Head, route) + offset_of!(Route, control.bytes);
+            message.msg_control = field(control).cast();
+            message.msg_controllen = route.control.len;
+        }
+        let bytes = field(size_of::<Head>()).cast();
+        let piece = libc::iovec { iov_base: bytes, iov_len: len };
+        // SAFETY: the head is inside the mapping (`at` checks) and aligned (slots are at multiples of STRIDE in a mapping
+        // that begins at a page); it belongs to this slot alone, which the kernel does not have yet.
+        unsafe { base.cast::<Head>().write(Head { message, piece, route: *route }) };
         slot.index
     }
 
-    /// Where the destination and the bytes of a slot lie that is with the kernel.
-    pub(super) fn lent(&self, index: u32) -> (*mut u8, *mut u8) {
+    /// How the kernel is told to send a slot that is with it.
+    pub(super) fn message(&self, index: u32) -> *const libc::msghdr {
         assert!(self.lent[index as usize], "a slot that is with the kernel");
-        let base = self.memory.at(index as usize * STRIDE, STRIDE);
-        (base, base.wrapping_add(ADDRESS_CAPACITY))
+        self.memory.at(index as usize * STRIDE, STRIDE).cast()
+    }
+
+    /// The bytes of a slot that is with the kernel, and its destination.
+    pub(super) fn bytes_and_name(&self, index: u32) -> (*const u8, *const libc::sockaddr) {
+        let base = self.message(index).cast::<u8>();
+        let name = offset_of!(Head, route) + offset_of!(Route, name.bytes);
+        (base.wrapping_add(size_of::<Head>()), base.wrapping_add(name).cast())
     }
 
     /// The kernel is done with slot `index`.
@@ -124,9 +157,12 @@ mod tests {
         slots.bytes_mut(&mut first)[SEND_CAPACITY - 1] = 7;
         let second = slots.acquire().unwrap();
         assert!(slots.acquire().is_none());
-        let index = slots.lend(first, &[1; 28]);
-        let (to, bytes) = slots.lent(index);
-        assert_eq!(bytes as usize - to as usize, ADDRESS_CAPACITY);
+        let local = super::super::LocalAddress::received(&[]);
+        let route = Route::new("192.0.2.7:99".parse().unwrap(), local, true).unwrap();
+        let index = slots.lend(first, 5, &route);
+        let (bytes, name) = slots.bytes_and_name(index);
+        assert_eq!(bytes as usize - slots.message(index) as usize, size_of::<Head>());
+        assert_eq!(name as usize % 4, 0, "aligned as a sockaddr is");
         slots.take_back(index);
         slots.release(second);
         assert!(slots.acquire().is_some() && slots.acquire().is_some());
@@ -138,7 +174,7 @@ mod tests {
     fn a_slot_of_another_slab_is_refused() {
         let [mut ours, mut theirs] = [(); 2].map(|()| SendSlots::new(1).unwrap());
         let own = ours.acquire().unwrap();
-        ours.lend(own, &[]);
+        ours.lend(own, 1, &Route::connected());
         ours.bytes_mut(&mut theirs.acquire().unwrap());
     }
 

@@ -96,7 +96,7 @@ impl World {
     fn send(&mut self, bytes: &[u8]) {
         let mut slot = self.driver.send_slot().unwrap();
         self.driver.slot_bytes(&mut slot)[..bytes.len()].copy_from_slice(bytes);
-        self.driver.send_datagram(slot, bytes.len(), &[]);
+        self.driver.send_datagram(slot, bytes.len(), &Route::connected());
     }
 }
 
@@ -331,10 +331,10 @@ fn a_driver_takes_no_handle_of_another() {
         ours.driver.give_back(own);
 
         let own = ours.driver.send_slot().unwrap();
-        ours.driver.send_datagram(own, 1, &[]);
+        ours.driver.send_datagram(own, 1, &Route::connected());
         let mut foreign = theirs.driver.send_slot().unwrap();
         assert!(refused(|| ours.driver.slot_bytes(&mut foreign)[0]));
-        assert!(refused(|| ours.driver.send_datagram(foreign, 1, &[])));
+        assert!(refused(|| ours.driver.send_datagram(foreign, 1, &Route::connected())));
         let foreign = theirs.driver.send_slot().unwrap();
         assert!(refused(|| ours.driver.release_slot(foreign)));
     }

@@ -3,14 +3,13 @@
 //! It hands everything on to the core's shard as it came and decides nothing itself.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use duet_core::engine::Engine;
 use duet_core::{
-    Close, CommandFailure, Counts, Event, GatewayKey, Handler, Mail, Now, Settings, Shard, Sink,
+    Close, CommandFailure, Counts, Event, GatewayKey, Handler, Mail, Now, Peer, Settings, Shard, Sink,
     StreamId, Transmit,
 };
 use duet_protocol::reason::DropReason;
@@ -190,7 +189,7 @@ impl<E: Engine, S: Sink> Host<E, S> {
 impl<E: Engine, S: Sink> Handler for Host<E, S> {
     type Mail = Mail;
 
-    fn handle_datagram(&mut self, now: Now, from: SocketAddr, bytes: &[u8]) {
+    fn handle_datagram(&mut self, now: Now, from: impl Into<Peer>, bytes: &[u8]) {
         self.shard.handle_datagram(now, from, bytes);
     }
 

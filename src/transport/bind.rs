@@ -11,7 +11,7 @@ use super::drivers::make_drivers;
 use super::error::{TransportError, Warning};
 use super::listen::{self, ShardSockets};
 use super::settings::Settings;
-use crate::driver::{Driver, DriverKind, EventFd};
+use crate::driver::{Driver, DriverKind, EventFd, LocalAddress};
 use crate::mailbox::{Receiver, Sender, mailbox};
 
 /// What travels through a shard's mailbox.
@@ -20,7 +20,7 @@ pub(super) enum Parcel<M> {
     /// For the handler.
     Mail(M),
     /// A datagram that reached a shard that does not own it.
-    Datagram { from: SocketAddr, bytes: Box<[u8]> },
+    Datagram { peer: SocketAddr, local: Option<LocalAddress>, bytes: Box<[u8]> },
     /// A stream accepted by a shard that does not own it.
     Stream(Moved),
 }
@@ -134,7 +134,8 @@ pub fn bind<M: Send>(settings: Settings) -> Result<Bound<M>, TransportError> {
     let mut senders = Vec::new();
     let mut receivers = Vec::new();
     for _ in 0..settings.shards {
-        let (sender, receiver) = mailbox(settings.mailbox).map_err(|source| TransportError::Mailbox { source })?;
+        let (sender, receiver) =
+            mailbox(settings.mailbox).map_err(|source| TransportError::Mailbox { source })?;
         senders.push(sender);
         receivers.push(receiver);
     }

@@ -133,7 +133,8 @@ mod tests {
         ] {
             assert!(said(errno).contains(remedy), "{}", said(errno));
         }
-        let mailbox = TransportError::Mailbox { source: io::Error::from_raw_os_error(libc::EMFILE) };
+        let mailbox =
+            TransportError::Mailbox { source: io::Error::from_raw_os_error(libc::EMFILE) };
         assert!(mailbox.to_string().contains("fewer shards"), "{mailbox}");
     }
 }

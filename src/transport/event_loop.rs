@@ -2,18 +2,18 @@
 //!
 //! Owns the driver while it runs. Must not block anywhere but in it, nor allocate for a datagram when warm.
 
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::bind::{Parcel, ShardIo};
 use super::counters::{Counters, Exporter};
 use super::error::{TransportError, Warning};
+use super::locals::Locals;
 use super::operation::Operation;
 use super::streams::{Context, Streams};
-use super::{Handler, MESSAGE_MAX, Now, Path, Transmit, shard_of, socket};
+use super::{Handler, MESSAGE_MAX, Now, Path, Peer, Transmit, shard_of, socket};
 use crate::driver::{
-    Completion, DATAGRAM_HEADER_LEN, EncodedAddress, Inbox, Payload, received_datagram,
+    Completion, DATAGRAM_HEADER_LEN, Datagram, Inbox, Payload, Route, received_datagram,
 };
 
 /// How long the kernel may take to let go of a stopping shard's memory.
@@ -54,6 +54,7 @@ struct Shard<H: Handler> {
     io: ShardIo<H::Mail>,
     handler: H,
     streams: Streams,
+    locals: Locals,
     counters: Counters,
     now: Now,
     output: Output,
@@ -88,6 +89,7 @@ pub fn run_shard<H: Handler>(
         io,
         handler,
         streams: Streams::default(),
+        locals: Locals::default(),
         counters: Counters::default(),
         now: socket::now(),
         output: Output::Taken,
@@ -281,22 +283,25 @@ impl<H: Handler> Shard<H> {
                 buffer.len().saturating_sub(DATAGRAM_HEADER_LEN) as u64;
             match received_datagram(buffer) {
                 None => self.counters.drop_malformed += 1,
-                Some((_, bytes, cut)) if cut || bytes.len() > MESSAGE_MAX => {
+                Some(Datagram { bytes, cut, .. }) if cut || bytes.len() > MESSAGE_MAX => {
                     self.counters.drop_oversize += 1;
                 }
-                Some((from, bytes, _)) => match shard_of(bytes, self.io.settings.shards) {
-                    None => self.counters.drop_short += 1,
-                    Some(owner) if owner == self.io.shard => {
-                        self.handler.handle_datagram(self.now, from, bytes);
-                    }
-                    Some(owner) => {
-                        let parcel = Parcel::Datagram { from, bytes: bytes.into() };
-                        match self.io.shards[owner].try_send(parcel) {
-                            Ok(()) => self.counters.datagrams_forwarded += 1,
-                            Err(_) => self.counters.drop_forward += 1,
+                Some(Datagram { peer, local, bytes, .. }) => {
+                    match shard_of(bytes, self.io.settings.shards) {
+                        None => self.counters.drop_short += 1,
+                        Some(owner) if owner == self.io.shard => {
+                            let from = Peer::new(peer, self.locals.via(local));
+                            self.handler.handle_datagram(self.now, from, bytes);
+                        }
+                        Some(owner) => {
+                            let parcel = Parcel::Datagram { peer, local, bytes: bytes.into() };
+                            match self.io.shards[owner].try_send(parcel) {
+                                Ok(()) => self.counters.datagrams_forwarded += 1,
+                                Err(_) => self.counters.drop_forward += 1,
+                            }
                         }
                     }
-                },
+                }
             }
             self.io.driver.give_back(lease);
         } else if completion.result == -libc::ENOBUFS {
@@ -313,7 +318,10 @@ impl<H: Handler> Shard<H> {
         let now = self.now;
         match parcel {
             Parcel::Mail(mail) => self.handler.handle_mail(now, mail),
-            Parcel::Datagram { from, bytes } => self.handler.handle_datagram(now, from, &bytes),
+            Parcel::Datagram { peer, local, bytes } => {
+                let from = Peer::new(peer, self.locals.via(local));
+                self.handler.handle_datagram(now, from, &bytes);
+            }
             Parcel::Stream(moved) => self.with_streams(|streams, context, handler| {
                 streams.adopt(context, moved, handler);
             }),
@@ -337,11 +345,8 @@ impl<H: Handler> Shard<H> {
             };
             assert!((1..=MESSAGE_MAX).contains(&len), "a handler writes 1 to MESSAGE_MAX bytes");
             match to {
-                Path::Datagram(to) => match self.encode(to) {
-                    Some(to) => {
-                        let driver = &mut self.io.driver;
-                        driver.send_datagram(slot, len, to.bytes());
-                    }
+                Path::Datagram(to) => match self.route(to) {
+                    Some(route) => self.io.driver.send_datagram(slot, len, &route),
                     None => {
                         self.counters.send_failed += 1;
                         self.io.driver.release_slot(slot);
@@ -360,8 +365,8 @@ impl<H: Handler> Shard<H> {
         self.output = Output::Cut;
     }
 
-    fn encode(&self, to: SocketAddr) -> Option<EncodedAddress> {
-        EncodedAddress::new(to, self.io.local.is_ipv6())
+    fn route(&self, to: Peer) -> Option<Route> {
+        Route::new(to.address(), self.locals.address(to.via()), self.io.local.is_ipv6())
     }
 
     // ---- the end

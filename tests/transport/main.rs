@@ -4,6 +4,7 @@
 //! `DUET_IO=epoll` runs the same tests on the driver for where io_uring is refused.
 #![allow(clippy::unwrap_used, reason = "a failing step fails the test")]
 
+mod addresses;
 mod datagrams;
 mod lifetime;
 mod soak;

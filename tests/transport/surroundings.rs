@@ -15,10 +15,8 @@ fn lose_ipv6() {
     let inet6 = u64::from(libc::AF_INET6.unsigned_abs());
     let is_inet6 =
         SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, inet6).unwrap();
-    let rules = BTreeMap::from([(
-        libc::SYS_socket,
-        vec![SeccompRule::new(vec![is_inet6]).unwrap()],
-    )]);
+    let rules =
+        BTreeMap::from([(libc::SYS_socket, vec![SeccompRule::new(vec![is_inet6]).unwrap()])]);
     let refuse = SeccompAction::Errno(libc::EAFNOSUPPORT.unsigned_abs());
     let arch = std::env::consts::ARCH.try_into().unwrap();
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).unwrap();

@@ -11,7 +11,7 @@ use duet::transport::{
     Bound, Counters, Finished, MailSender, Settings, Stop, TransportError, Warning, bind, run_shard,
 };
 use duet_core::{
-    Close, Handler, MESSAGE_MAX, Now, Path, StreamId, StreamLimits, Streams, Transmit,
+    Close, Handler, MESSAGE_MAX, Now, Path, Peer, StreamId, StreamLimits, Streams, Transmit,
 };
 
 pub(crate) const ECHO: u8 = 0;
@@ -70,8 +70,8 @@ impl Echo {
 impl Handler for Echo {
     type Mail = Mail;
 
-    fn handle_datagram(&mut self, _: Now, from: SocketAddr, bytes: &[u8]) {
-        self.answer(Path::Datagram(from), bytes);
+    fn handle_datagram(&mut self, _: Now, from: impl Into<Peer>, bytes: &[u8]) {
+        self.answer(Path::Datagram(from.into()), bytes);
     }
 
     fn handle_stream_opened(

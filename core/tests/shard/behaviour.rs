@@ -63,7 +63,7 @@ fn a_played_back_hello_gains_nothing_and_locks_nobody_out() {
     device.open(world.now.mono_us);
     let mut hello = [0; MESSAGE_MAX];
     let len = device.poll_transmit(world.now.mono_us, &mut hello).unwrap();
-    let from = "192.0.2.1:4000".parse().unwrap();
+    let from: SocketAddr = "192.0.2.1:4000".parse().unwrap();
     world.shard.handle_datagram(world.now, from, &hello[..len]);
     assert_eq!(world.settle(&mut device), ["Opened"]);
 
@@ -128,7 +128,7 @@ fn a_reading_that_was_refused_is_taken_when_it_comes_again() {
     device.send_reading(world.now.mono_us, 1, b"x", true).unwrap();
     let mut record = [0; MESSAGE_MAX];
     let len = device.poll_transmit(world.now.mono_us, &mut record).unwrap();
-    let from = "192.0.2.1:4000".parse().unwrap();
+    let from: SocketAddr = "192.0.2.1:4000".parse().unwrap();
     let deliver = |world: &mut World| {
         world.shard.handle_datagram(world.now, from, &record[..len]);
         world.shard.handle_turn(world.now);
@@ -152,7 +152,7 @@ fn a_reading_that_is_not_durable_is_never_acknowledged_however_often_it_comes() 
     let mut world = World::new();
     let mut device = world.opened();
     device.send_reading(world.now.mono_us, 1, b"x", true).unwrap();
-    let from = "192.0.2.1:4000".parse().unwrap();
+    let from: SocketAddr = "192.0.2.1:4000".parse().unwrap();
     let mut out = [0; MESSAGE_MAX];
     for _ in 0..3 {
         let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
@@ -193,7 +193,7 @@ fn under_load_an_address_proves_itself_before_any_curve_work() {
     other.open(world.now.mono_us);
     let mut out = [0; MESSAGE_MAX];
     let len = other.poll_transmit(world.now.mono_us, &mut out).unwrap();
-    let here = "192.0.2.7:1".parse().unwrap();
+    let here: SocketAddr = "192.0.2.7:1".parse().unwrap();
     world.shard.handle_datagram(world.now, here, &out[..len]);
     let sent = world.shard.poll_transmit(&mut out).unwrap();
     other.handle_message(world.now.mono_us, &mut out[..sent.len]).unwrap();
@@ -228,7 +228,7 @@ fn a_new_address_gets_no_more_bytes_than_came_from_it_until_it_answers() {
     world.shard.handle_datagram(world.now, moved, &out[..len]);
     world.shard.handle_turn(world.now);
     let prove = world.shard.poll_transmit(&mut out).expect("the question");
-    assert_eq!((prove.to, prove.len), (Path::Datagram(moved), 26));
+    assert_eq!((prove.to, prove.len), (Path::Datagram(moved.into()), 26));
     let mut elsewhere = out;
     assert!(world.shard.poll_transmit(&mut elsewhere).is_none(), "1,000 bytes for {len}");
     // R111: no timer asks again.
@@ -247,7 +247,7 @@ fn a_new_address_gets_no_more_bytes_than_came_from_it_until_it_answers() {
     }
     let mut long = Vec::new();
     while let Some(sent) = world.shard.poll_transmit(&mut out) {
-        assert!(sent.to == Path::Datagram(moved) || sent.len <= here, "{sent:?}");
+        assert!(sent.to == Path::Datagram(moved.into()) || sent.len <= here, "{sent:?}");
         if sent.len > 1_000 {
             long.push((sent, out));
         }
@@ -284,7 +284,7 @@ fn of_two_hellos_in_one_batch_the_newer_stands_and_a_copy_is_not_answered_twice(
         out[..len].to_vec()
     };
     let (older, newer) = (hello(), hello());
-    let from = "192.0.2.1:4000".parse().unwrap();
+    let from: SocketAddr = "192.0.2.1:4000".parse().unwrap();
     for message in [&newer, &older, &newer] {
         world.shard.handle_datagram(world.now, from, message);
     }

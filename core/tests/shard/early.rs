@@ -82,7 +82,7 @@ fn one_message_up_and_one_down_store_a_reading_of_a_device_that_was_met() {
     );
     assert_eq!(answer(&mut world, true).1, EARLY_SEQUENCE);
     let [(to, accept)] = &mut sent(&mut world)[..] else { panic!("ACCEPT") };
-    assert_eq!((*to, Kind::of(accept)), (Path::Datagram(home()), Ok(Kind::Accept)));
+    assert_eq!((*to, Kind::of(accept)), (Path::Datagram(home().into()), Ok(Kind::Accept)));
     assert!(accept.len() <= hello.len());
     let told = device.handle_message(world.now.mono_us, accept).unwrap();
     assert_eq!(told, Event::Delivered, "stored, and no session is kept");
@@ -160,7 +160,7 @@ fn a_hello_that_comes_again_is_stored_once_and_answered_where_it_came_from() {
     assert_eq!((stored(&world), sent(&mut world).len()), (1, 0));
     answer(&mut world, true);
     let to: Vec<_> = sent(&mut world).into_iter().map(|(to, _)| to).collect();
-    assert_eq!(to, [Path::Datagram(home()), Path::Datagram(elsewhere)]);
+    assert_eq!(to, [Path::Datagram(home().into()), Path::Datagram(elsewhere.into())]);
     // R50, then R42: pending, the same ACCEPT; later, a challenge, and nothing is stored.
     arrive(&mut world, elsewhere, &hello);
     assert_eq!(Kind::of(&sent(&mut world)[0].1), Ok(Kind::Accept));
@@ -241,7 +241,7 @@ fn a_device_without_its_counter_is_in_within_two_round_trips_whatever_is_played_
         let hello = next(&world, &mut device).expect("a HELLO");
         arrive(&mut world, home(), &hello);
         for (_, mut message) in
-            sent(&mut world).into_iter().filter(|(to, _)| *to == Path::Datagram(home()))
+            sent(&mut world).into_iter().filter(|(to, _)| *to == Path::Datagram(home().into()))
         {
             device.handle_message(world.now.mono_us, &mut message).unwrap();
         }

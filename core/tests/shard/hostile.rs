@@ -180,7 +180,9 @@ fn bombard(transport: Transport, retry_from: usize, seed: u64, count: usize) {
         let mut out = [0; MESSAGE_MAX];
         while let Some(sent) = shard.poll_transmit(&mut out) {
             let from = match sent.to {
-                Path::Datagram(to) => (first..number).find(|number| address(*number) == to),
+                Path::Datagram(to) => {
+                    (first..number).find(|number| address(*number) == to.address())
+                }
                 Path::Stream(to) => (first..number).find(|number| StreamId(*number) == to),
             };
             let from = usize::try_from(from.expect("answers go to who asked") - first).unwrap();

@@ -143,7 +143,7 @@ impl Run {
         let mut out = [0; MESSAGE_MAX];
         while let Some(sent) = self.world.shard.poll_transmit(&mut out) {
             let Path::Datagram(to) = sent.to else { panic!("no streams here") };
-            let device = usize::from(to.port()) - 1_000;
+            let device = usize::from(to.address().port()) - 1_000;
             let make = |message| Arrival::Device { device, message };
             self.network.send(self.world.now.mono_us, make, &out[..sent.len]);
         }

@@ -110,11 +110,11 @@ fn a_record_that_comes_again_is_answered_where_it_came_from() {
     world.shard.handle_datagram(world.now, home, &record);
     sent(&mut world);
     durable(&mut world, 0);
-    assert_eq!(sent(&mut world)[0].0, Path::Datagram(home), "and this answer is lost");
+    assert_eq!(sent(&mut world)[0].0, Path::Datagram(home.into()), "and this answer is lost");
     // Meanwhile the translator has given the device another port.
     world.shard.handle_datagram(world.now, moved, &record);
     let mut acks = sent(&mut world);
-    assert_eq!(acks[0].0, Path::Datagram(moved));
+    assert_eq!(acks[0].0, Path::Datagram(moved.into()));
     assert!(acks[0].1.len() <= record.len(), "no more bytes than came from there");
     let told = device.handle_message(world.now.mono_us, &mut acks[0].1);
     assert_eq!(told, Ok(Event::Confirmed));
@@ -126,7 +126,7 @@ fn a_record_that_comes_again_is_answered_where_it_came_from() {
     world.shard.handle_datagram(world.now, moved, &record);
     assert!(sent(&mut world).is_empty());
     durable(&mut world, 1);
-    assert_eq!(sent(&mut world)[0].0, Path::Datagram(home));
+    assert_eq!(sent(&mut world)[0].0, Path::Datagram(home.into()));
 }
 
 #[test]

@@ -174,7 +174,7 @@ impl World {
                 self.shard.handle_turn(self.now);
             }
             while let Some(sent) = self.shard.poll_transmit(&mut out) {
-                assert_eq!(sent.to, Path::Datagram(from));
+                assert_eq!(sent.to, Path::Datagram(from.into()));
                 self.seen.push((false, Kind::of(&out).unwrap(), sent.len));
                 match device.handle_message(self.now.mono_us, &mut out[..sent.len]) {
                     Ok(Event::Nothing | Event::NothingWaits) => {}

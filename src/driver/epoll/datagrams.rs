@@ -8,11 +8,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::event::epoll;
 use rustix::io::Errno;
 
+use super::super::address::Route;
 use super::super::buffers::BufferSet;
 use super::super::completion::{
-    Completion, DATAGRAM_HEADER_LEN, NAME_LEN, Payload, datagram_header,
+    CONTROL_LEN, Completion, DATAGRAM_HEADER_LEN, NAME_LEN, Payload, datagram_header,
 };
-use super::super::sends::{SEND_CAPACITY, SendSlot, SendSlots};
+use super::super::sends::{SendSlot, SendSlots};
 use super::super::{DriverError, Inbox, Sizes};
 use super::pool::Pool;
 use super::{DATAGRAMS, completed, failed, negated};
@@ -25,7 +26,6 @@ const BATCH: usize = 64;
 struct Outgoing {
     slot: u32,
     len: usize,
-    to_len: u32,
 }
 
 /// A socket to receive from.
@@ -60,12 +60,18 @@ impl Headers {
         unsafe { std::mem::zeroed() }
     }
 
-    /// Describes the datagram `index`: its address at `name`, its `len` bytes at `bytes`.
-    fn set(&mut self, index: usize, name: (*mut u8, u32), bytes: *mut u8, len: usize) {
+    /// Says where the datagram `index` is received: its address, what comes with it and its bytes each in their place in
+    /// the buffer, which is longer than DATAGRAM_HEADER_LEN.
+    fn receive_into(&mut self, index: usize, buffer: *mut u8, len: usize) {
+        let payload = buffer.wrapping_add(DATAGRAM_HEADER_LEN);
+        let control = payload.wrapping_sub(CONTROL_LEN);
         let piece = &mut self.pieces[index];
-        *piece = libc::iovec { iov_base: bytes.cast(), iov_len: len };
+        let room = len - DATAGRAM_HEADER_LEN;
+        *piece = libc::iovec { iov_base: payload.cast(), iov_len: room };
         let header = &mut self.messages[index].msg_hdr;
-        (header.msg_name, header.msg_namelen) = (name.0.cast(), name.1);
+        header.msg_name = control.wrapping_sub(NAME_LEN).cast();
+        header.msg_namelen = u32::try_from(NAME_LEN).unwrap_or(0);
+        (header.msg_control, header.msg_controllen) = (control.cast(), CONTROL_LEN);
         (header.msg_iov, header.msg_iovlen) = (piece, 1);
     }
 }
@@ -132,10 +138,8 @@ impl Datagrams {
         }
     }
 
-    pub(super) fn queue(&mut self, slot: SendSlot, len: usize, to: &[u8]) {
-        assert!(len <= SEND_CAPACITY, "a datagram fits its slot");
-        let to_len = u32::try_from(to.len()).unwrap_or(0);
-        self.queue.push_back(Outgoing { slot: self.slots.lend(slot, to), len, to_len });
+    pub(super) fn queue(&mut self, slot: SendSlot, len: usize, route: &Route) {
+        self.queue.push_back(Outgoing { slot: self.slots.lend(slot, len, route), len });
     }
 
     /// The sockets, in the order of [`Inbox`]: the very descriptors that the poller must watch.
@@ -177,11 +181,11 @@ impl Datagrams {
         let mut headers = Headers::new();
         let count = self.queue.len().min(BATCH);
         for (index, outgoing) in self.queue.iter().take(count).enumerate() {
-            let (to, bytes) = self.slots.lent(outgoing.slot);
-            headers.set(index, (to, outgoing.to_len), bytes, outgoing.len);
+            // SAFETY: a slot that is lent holds its header, and nobody writes to it meanwhile.
+            headers.messages[index].msg_hdr = unsafe { self.slots.message(outgoing.slot).read() };
         }
-        // SAFETY: the first `count` headers point to slots that are lent, and to `headers.pieces`, which does not move;
-        // the call reads there, writes the headers' lengths, and keeps nothing.
+        // SAFETY: the first `count` headers point into slots that are lent; the call reads there, writes the headers'
+        // lengths, and keeps nothing.
         counted(unsafe {
             libc::sendmmsg(
                 self.sources[0].socket.as_raw_fd(),
@@ -217,16 +221,8 @@ fn receive_batch(
     done: &mut Vec<Completion>,
 ) -> Result<usize, Errno> {
     let mut headers = Headers::new();
-    let room = pool.size() - DATAGRAM_HEADER_LEN;
     for index in 0..wanted {
-        let buffer = pool.address(index);
-        // SAFETY: the address is written by the kernel behind the header, the payload behind the address: both
-        // inside the buffer, which is longer than DATAGRAM_HEADER_LEN.
-        let (name, payload) = unsafe {
-            let payload = buffer.add(DATAGRAM_HEADER_LEN);
-            (payload.sub(NAME_LEN as usize), payload)
-        };
-        headers.set(index, (name, NAME_LEN), payload, room);
+        headers.receive_into(index, pool.address(index), pool.size());
     }
     let count = u32::try_from(wanted).unwrap_or(0);
     // SAFETY: the first `wanted` headers point to free buffers, all different, and to `headers.pieces`, which does
@@ -241,8 +237,9 @@ fn receive_batch(
         )
     })?;
     for message in &headers.messages[..received] {
-        let flags = message.msg_hdr.msg_flags.cast_unsigned();
-        let header = datagram_header(message.msg_hdr.msg_namelen, message.msg_len, flags);
+        let libc::mmsghdr { msg_hdr: head, msg_len } = message;
+        let flags = head.msg_flags.cast_unsigned();
+        let header = datagram_header(head.msg_namelen, head.msg_controllen, *msg_len, flags);
         let buffer = pool.next_mut().expect("received into free buffers");
         buffer[..header.len()].copy_from_slice(&header);
         let len = DATAGRAM_HEADER_LEN + message.msg_len as usize;

@@ -1,15 +1,15 @@
 //! The operations this program submits, one method each: the only place where submission entries are built.
 //!
 //! Callers keep a descriptor open until the operation's last completion.
-#![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::{opcode, types};
 
 use super::super::Inbox;
+use super::super::address::Route;
 use super::super::buffers::BufferSet;
-use super::super::sends::{SEND_CAPACITY, SendSlot};
+use super::super::sends::SendSlot;
 use super::ring::{LentMemory, Ring};
 
 /// Sockets registered at creation, in this order.
@@ -66,19 +66,21 @@ impl Ring {
         self.push(entry.user_data(LentMemory::Accept.user_data(tag)));
     }
 
-    /// Sends the first `len` bytes of `slot` to an encoded socket address. The slot comes back by itself.
+    /// Sends the first `len` bytes of `slot`. The slot comes back by itself.
     ///
     /// # Panics
     /// If `len` exceeds a slot.
-    pub fn send_datagram(&mut self, slot: SendSlot, len: usize, to: &[u8]) {
-        assert!(len <= SEND_CAPACITY, "a datagram fits its slot");
-        let index = self.memory.slots.lend(slot, to);
-        let (address, bytes) = self.memory.slots.lent(index);
-        let [len, to_len] = [len, to.len()].map(|len| u32::try_from(len).unwrap_or(0));
-        let entry = opcode::Send::new(Registered::Datagrams.fixed(), bytes, len)
-            .dest_addr(address.cast())
-            .dest_addr_len(to_len)
-            .build();
+    pub fn send_datagram(&mut self, slot: SendSlot, len: usize, route: &Route) {
+        let index = self.memory.slots.lend(slot, len, route);
+        let socket = Registered::Datagrams.fixed();
+        let entry = if route.control.len == 0 {
+            // Costs the kernel less, and can name a destination but no source.
+            let (bytes, name) = self.memory.slots.bytes_and_name(index);
+            let [len, name_len] = [len, route.name.len].map(|len| u32::try_from(len).unwrap_or(0));
+            opcode::Send::new(socket, bytes, len).dest_addr(name).dest_addr_len(name_len).build()
+        } else {
+            opcode::SendMsg::new(socket, self.memory.slots.message(index)).build()
+        };
         self.push(entry.user_data(LentMemory::SendDatagram.user_data(u64::from(index))));
     }
 
@@ -90,8 +92,7 @@ impl Ring {
         assert!(from < bytes.len() && tag < 1 << super::ring::TAG_BITS, "something to send");
         let len = u32::try_from(bytes.len() - from).unwrap_or(u32::MAX);
         let address = self.memory.sends.lend(tag, bytes);
-        // SAFETY: `from` is inside the vector, checked above.
-        let address = unsafe { address.add(from) };
+        let address = address.wrapping_add(from);
         let entry = opcode::Send::new(types::Fd(stream.as_raw_fd()), address, len)
             .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
             .build();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::super::buffers::{BufferSet, Lease};
-use super::super::completion::{Completion, NAME_LEN, Payload};
+use super::super::completion::{CONTROL_LEN, Completion, NAME_LEN, Payload};
 use super::super::sends::{SendSlot, SendSlots, StreamSends};
 use super::error::RingError;
 use super::provided::BufferRing;
@@ -74,7 +74,8 @@ impl Memory {
     pub(super) fn new(datagrams: BufferRing, streams: BufferRing, slots: SendSlots) -> Self {
         // SAFETY: zeroes are a valid msghdr: null pointers and zero lengths.
         let mut receive_shape: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
-        receive_shape.msg_namelen = NAME_LEN;
+        receive_shape.msg_namelen = u32::try_from(NAME_LEN).unwrap_or(0);
+        receive_shape.msg_controllen = CONTROL_LEN;
         Self { datagrams, streams, slots, sends: StreamSends::default(), receive_shape }
     }
 

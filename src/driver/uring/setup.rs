@@ -16,10 +16,11 @@ use super::provided::BufferRing;
 use super::ring::{Memory, Ring};
 
 /// Every operation this program submits: the probe demands them and the restrictions allow no other.
-const OPERATIONS: [(u8, &str); 6] = [
+const OPERATIONS: [(u8, &str); 7] = [
     (opcode::RecvMsgMulti::CODE, "IORING_OP_RECVMSG"),
     (opcode::Recv::CODE, "IORING_OP_RECV"),
     (opcode::Send::CODE, "IORING_OP_SEND"),
+    (opcode::SendMsg::CODE, "IORING_OP_SENDMSG"),
     (opcode::Accept::CODE, "IORING_OP_ACCEPT"),
     (opcode::PollAdd::CODE, "IORING_OP_POLL_ADD"),
     (opcode::AsyncCancel::CODE, "IORING_OP_ASYNC_CANCEL"),

@@ -18,7 +18,7 @@ struct Sink {
 
 impl Handler for Sink {
     type Mail = ();
-    fn handle_datagram(&mut self, _: Now, _: SocketAddr, bytes: &[u8]) {
+    fn handle_datagram(&mut self, _: Now, _: impl Into<Peer>, bytes: &[u8]) {
         self.datagrams += 1;
         self.hellos += usize::from(bytes[0] == 0x11);
     }
