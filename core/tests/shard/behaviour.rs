@@ -67,7 +67,7 @@ fn a_played_back_hello_gains_nothing_and_locks_nobody_out() {
     world.shard.handle_datagram(world.now, from, &hello[..len]);
     assert_eq!(world.settle(&mut device), ["Opened"]);
 
-    let thief = "198.51.100.9:9".parse().unwrap();
+    let thief: SocketAddr = "198.51.100.9:9".parse().unwrap();
     world.shard.handle_datagram(world.now, thief, &hello[..len]);
     world.shard.handle_turn(world.now);
     let mut out = [0; MESSAGE_MAX];
@@ -198,7 +198,7 @@ fn under_load_an_address_proves_itself_before_any_curve_work() {
     let sent = world.shard.poll_transmit(&mut out).unwrap();
     other.handle_message(world.now.mono_us, &mut out[..sent.len]).unwrap();
     let len = other.poll_transmit(world.now.mono_us, &mut out).unwrap();
-    let there = "192.0.2.8:1".parse().unwrap();
+    let there: SocketAddr = "192.0.2.8:1".parse().unwrap();
     world.shard.handle_datagram(world.now, there, &out[..len]);
     world.shard.handle_turn(world.now);
     assert_eq!(world.shard.counts.drops[DropReason::Cookie as usize], 1);
