@@ -113,7 +113,8 @@ impl Session {
 
     /// Whether the gateway may send any length there.
     pub(crate) fn is_proven(&self, path: Path) -> bool {
-        matches!(path, Path::Stream(_)) || (self.path == path && self.credit.is_none())
+        matches!(path, Path::Stream(_))
+            || (self.path.reaches_the_same(path) && self.credit.is_none())
     }
 
     /// Adds a message that goes where a record came from, out of the bytes that it brought (R111); false when they do not

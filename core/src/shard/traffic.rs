@@ -52,7 +52,7 @@ fn is_path_challenge(
 ) -> bool {
     let Path::Datagram(address) = path else { return false };
     [0, 1].iter().fold(false, |found, ago| {
-        let asked = path_challenge(node_key, now, *ago, session, address);
+        let asked = path_challenge(node_key, now, *ago, session, address.address());
         found | bool::from(asked.ct_eq(&answer))
     })
 }
@@ -174,7 +174,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             && self.commands.record_len(&device).is_some_and(|len| session.holds_back(len))
         {
             // R111: once for each record, from the bytes that came.
-            let challenge = path_challenge(&self.settings.node_key, now, 0, id, address);
+            let challenge = path_challenge(&self.settings.node_key, now, 0, id, address.address());
             session.prepare(id, Down::Prove { challenge }, &mut self.unsealed);
         }
         let Some(session) = self.sessions.find_mut(id) else { return Err(DropReason::Proof) };
@@ -273,7 +273,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         if let Path::Datagram(address) = path
             && self.commands.record_len(&device).is_some()
         {
-            let challenge = path_challenge(&self.settings.node_key, now, 0, id, address);
+            let challenge = path_challenge(&self.settings.node_key, now, 0, id, address.address());
             let prove = Down::Prove { challenge };
             session.prepare_there(id, path, &mut budget, prove, &mut self.unsealed);
         }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use duet_core::testing;
-use duet_core::{CommandFailure, Handler as _, Mail, Path, Settings, StreamId};
+use duet_core::{CommandFailure, Handler as _, Mail, Path, Peer, Settings, StreamId, Via};
 use duet_device::{Config, Device, Error, Event, Software};
 use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
@@ -372,4 +372,34 @@ fn no_old_hello_replaces_a_pending_session_that_answered_a_challenge() {
     let len = again.poll_transmit(1_000_000, &mut out).unwrap();
     let pong = exchange(&out[..len]);
     assert!(pong.is_some(), "its session is there");
+}
+
+/// On a gateway with several addresses a device hears only the one that it asked. That is no other receiver: its path
+/// stays proven when it asks at another.
+#[test]
+fn answers_leave_from_the_address_that_was_asked_last() {
+    let mut world = World::new();
+    let mut device = world.opened();
+    let home: SocketAddr = "192.0.2.1:4000".parse().unwrap();
+    let mut out = [0; MESSAGE_MAX];
+    for (number, via) in [(1, Via(2)), (2, Via(1)), (3, Via(1))] {
+        device.send_reading(world.now.mono_us, 1, b"", false).unwrap();
+        let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+        let from = Peer::new(home, via);
+        world.shard.handle_datagram(world.now, from, &out[..len]);
+        world.shard.handle_turn(world.now);
+        world.command(number, &[b'x'; 500], 20);
+        world.shard.handle_turn(world.now);
+        let sent = world.shard.poll_transmit(&mut out).expect("the command, without a question");
+        assert_eq!(sent.to, Path::Datagram(from));
+        assert!(sent.len > 500);
+        let event = device.handle_message(world.now.mono_us, &mut out[..sent.len]).unwrap();
+        let Event::Command { command, .. } = event else { panic!("{event:?}") };
+        device.send_result(command, 0, b"");
+        let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+        world.shard.handle_datagram(world.now, from, &out[..len]);
+        world.shard.handle_turn(world.now);
+        assert_eq!(world.command_result(), Some((number, Ok(Vec::new()))));
+        while world.shard.poll_transmit(&mut out).is_some() {}
+    }
 }
