@@ -9,6 +9,7 @@ mod handshakes;
 mod traffic;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use duet_aead::Gcm;
@@ -31,7 +32,9 @@ use crate::records::Records;
 use crate::sessions::{Ended, Sessions};
 use crate::streams::{self, StreamLimits, Streams};
 use crate::unsealed::Unsealed;
-use crate::{Close, Device, Directory, Handler, Now, Path, Peer, Random, StreamId, Transmit, shard_of};
+use crate::{
+    Close, Device, Directory, Handler, Now, Path, Peer, Random, StreamId, Transmit, shard_of,
+};
 
 /// The most hellos that are answered in one turn: larger batches gain little and keep records
 /// waiting.

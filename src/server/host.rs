@@ -3,14 +3,15 @@
 //! It hands everything on to the core's shard as it came and decides nothing itself.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use duet_core::engine::Engine;
 use duet_core::{
-    Close, CommandFailure, Counts, Event, GatewayKey, Handler, Mail, Now, Peer, Settings, Shard, Sink,
-    StreamId, Transmit,
+    Close, CommandFailure, Counts, Event, GatewayKey, Handler, Mail, Now, Peer, Settings, Shard,
+    Sink, StreamId, Transmit,
 };
 use duet_protocol::reason::DropReason;
 use tokio::sync::oneshot;

@@ -135,7 +135,11 @@ fn a_drain_acknowledges_what_is_on_its_way_before_it_says_goodbye() {
     let mut device = world.opened();
     device.send_reading(world.now.mono_us, 1, b"one", true).unwrap();
     let record = next(&world, &mut device);
-    world.shard.handle_datagram(world.now, "192.0.2.1:4000".parse().unwrap(), &record);
+    world.shard.handle_datagram(
+        world.now,
+        "192.0.2.1:4000".parse::<SocketAddr>().unwrap(),
+        &record,
+    );
     sent(&mut world);
     world.shard.handle_mail(world.now, Mail::Drain);
     assert!(sent(&mut world).is_empty() && !world.shard.is_finished());
@@ -155,7 +159,11 @@ fn a_drain_does_not_wait_for_a_disk_that_is_stuck() {
     let mut device = world.opened();
     device.send_reading(world.now.mono_us, 1, b"one", true).unwrap();
     let record = next(&world, &mut device);
-    world.shard.handle_datagram(world.now, "192.0.2.1:4000".parse().unwrap(), &record);
+    world.shard.handle_datagram(
+        world.now,
+        "192.0.2.1:4000".parse::<SocketAddr>().unwrap(),
+        &record,
+    );
     world.shard.handle_mail(world.now, Mail::Drain);
     assert!(sent(&mut world).is_empty());
     world.pass(5_000_000);

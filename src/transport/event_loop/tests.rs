@@ -1,6 +1,6 @@
 //! The loop on real sockets, where the kernel steers wrongly or is flooded.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use duet_core::Close;
