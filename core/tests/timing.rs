@@ -4,6 +4,8 @@
 //! else the machine does falls on all of them alike.
 #![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
+use std::net::SocketAddr;
+
 use std::sync::Arc;
 
 use duet_core::engine::Batched;
@@ -27,7 +29,11 @@ impl World {
     fn turn_ns(&mut self, message: &[u8]) -> u64 {
         self.now.mono_us += 50_000;
         let began = thread_ns();
-        self.shard.handle_datagram(self.now, "192.0.2.1:4000".parse().unwrap(), message);
+        self.shard.handle_datagram(
+            self.now,
+            "192.0.2.1:4000".parse::<SocketAddr>().unwrap(),
+            message,
+        );
         self.shard.handle_turn(self.now);
         let took = thread_ns() - began;
         let mut out = [0; MESSAGE_MAX];
@@ -77,7 +83,7 @@ fn measure(profile: Profile) -> u64 {
     let [here, registered, unknown] = [1, 2, 3].map(|number| DeviceId([number; 8]));
     let first = hello(&mut made(devices.enrol("here", here, profile), 1));
     devices.enrol("registered", registered, profile);
-    world.shard.handle_datagram(world.now, "192.0.2.1:4000".parse().unwrap(), &first);
+    world.shard.handle_datagram(world.now, "192.0.2.1:4000".parse::<SocketAddr>().unwrap(), &first);
     world.shard.handle_turn(world.now);
     let mut out = [0; MESSAGE_MAX];
     assert!(world.shard.poll_transmit(&mut out).is_some(), "it has its ACCEPT");
