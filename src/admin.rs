@@ -18,9 +18,11 @@ use std::time::Duration;
 use duet_protocol::identity::DeviceId;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
+use tokio_rustls::TlsAcceptor;
 
 mod access;
 mod api;
+pub mod audit;
 mod client;
 pub mod devices;
 mod door;
@@ -29,19 +31,25 @@ mod marks;
 mod problem;
 mod status;
 mod telemetry;
+mod tls;
+pub mod tokens;
 mod wire;
 
+pub use access::{Role, UnknownRole};
 pub use client::{Client, ClientError};
 pub use problem::Problem;
-pub use status::{Driver, Fault, Phase, Status, UpstreamStatus};
+pub use status::{Driver, Fault, Phase, Reloaded, Status, UpstreamStatus};
 pub use telemetry::{Telemetry, install as install_telemetry};
+pub use tls::{TlsError, acceptor};
 pub use wire::{
     BadLine, DeviceInfo, DeviceLine, GatewayFacts, MAX_COMMAND_TIMEOUT_MS, MAX_IMPORT,
     MAX_LINE_LEN, Refused,
 };
 
 use crate::registry::{Registry, RegistryError};
-use api::Plane;
+use api::{Keep, Plane};
+use audit::Audit;
+use tokens::Tokens;
 
 pub use duet_control::SOCKET;
 
@@ -110,6 +118,20 @@ pub enum AdminError {
         /// What the system said.
         error: io::Error,
     },
+    /// The API's address cannot be bound.
+    #[error("api.listen {address}: {error}")]
+    Api {
+        /// The address.
+        address: SocketAddr,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// The audit log cannot be written.
+    #[error(transparent)]
+    Audit(#[from] audit::AuditError),
+    /// The tokens cannot be read.
+    #[error(transparent)]
+    Tokens(#[from] tokens::TokenError),
     /// No thread, or no runtime on it.
     #[error("the control plane cannot start: {0}")]
     Start(io::Error),
@@ -134,20 +156,29 @@ pub struct Options {
     pub save_marks_every: Duration,
     /// What devices need to know of the gateway.
     pub facts: Option<GatewayFacts>,
+    /// Takes changed settings, or says why none were taken.
+    pub reload: Reload,
+    /// The API over TLS, where it is asked for.
+    pub api: Option<(SocketAddr, watch::Receiver<TlsAcceptor>)>,
 }
+
+/// Takes changed settings, or says why none were taken. It may block.
+pub type Reload = Box<dyn Fn() -> Result<Reloaded, String> + Send + Sync>;
 
 impl Options {
     /// The options that the settings imply.
     #[must_use]
     pub fn new(config: &crate::config::Config) -> Self {
         let (state, http) = (config.state.clone(), config.metrics.listen);
-        Self { state, http, save_marks_every: Duration::from_secs(5), facts: None }
+        let reload = Box::new(|| Err("this gateway takes no settings while it runs".into()));
+        Self { state, http, save_marks_every: Duration::from_secs(5), reload, api: None, facts: None }
     }
 }
 
 /// The running control plane.
 pub struct Admin {
     http: SocketAddr,
+    api: Option<SocketAddr>,
     socket: PathBuf,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<Result<(), AdminError>>>,
@@ -169,20 +200,35 @@ pub fn start(
     let http_error = |error| AdminError::Http { address: options.http, error };
     let http = door::listen(options.http).map_err(http_error)?;
     let address = http.local_addr().map_err(http_error)?;
+    let mut api = None;
+    if let Some((address, acceptor)) = options.api {
+        let failed = |error| AdminError::Api { address, error };
+        let listener = door::listen(address).map_err(failed)?;
+        api = Some((listener.local_addr().map_err(failed)?, listener, acceptor));
+    }
+    let keep = Keep {
+        tokens: Tokens::open(&options.state)?,
+        audit: Audit::open(&options.state)?,
+        reload: options.reload,
+        facts: options.facts,
+    };
     let path = options.state.join(SOCKET);
     let control = bind_private(&options.state, &path)
         .map_err(|error| AdminError::Socket { path: path.clone(), error })?;
 
     let (stop, stopping) = watch::channel(false);
     let view = registry.view().map_err(AdminError::Registry)?;
-    let plane = Arc::new(Plane::new(registry, view, gateway, telemetry, options.facts));
+    let plane = Arc::new(Plane::new(registry, view, gateway, telemetry, keep));
     let every = options.save_marks_every;
+    let api_address = api.as_ref().map(|(address, ..)| *address);
+    let api = api.map(|(_, listener, acceptor)| (listener, acceptor));
     let (ready, started) = std::sync::mpsc::channel();
     let thread = thread::Builder::new()
         .name("duet-admin".into())
-        .spawn(move || serve(&plane, control, http, every, &stopping, &ready))
+        .spawn(move || serve(&plane, control, http, api, every, &stopping, &ready))
         .map_err(AdminError::Start)?;
-    let mut admin = Admin { http: address, socket: path, stop, thread: Some(thread) };
+    let mut admin =
+        Admin { http: address, api: api_address, socket: path, stop, thread: Some(thread) };
     match started.recv() {
         Ok(()) => Ok(admin),
         Err(_) => Err(admin.end().err().unwrap_or(AdminError::Panicked)),
@@ -194,6 +240,12 @@ impl Admin {
     #[must_use]
     pub fn http(&self) -> SocketAddr {
         self.http
+    }
+
+    /// The address that the API is served on over TLS.
+    #[must_use]
+    pub fn api(&self) -> Option<SocketAddr> {
+        self.api
     }
 
     /// Ends the thread: requests under way get a moment to finish, then the last marks are saved.
@@ -254,6 +306,7 @@ fn serve(
     plane: &Arc<Plane>,
     control: UnixListener,
     http: TcpListener,
+    api: Option<(TcpListener, door::Acceptor)>,
     every: Duration,
     stopping: &door::Stopping,
     ready: &std::sync::mpsc::Sender<()>,
@@ -266,14 +319,24 @@ fn serve(
     let saved = runtime.block_on(async {
         let control = tokio::net::UnixListener::from_std(control).map_err(AdminError::Start)?;
         let http = tokio::net::TcpListener::from_std(http).map_err(AdminError::Start)?;
+        let (router, _) = api::router(plane);
+        let over_tls = async {
+            if let Some((listener, acceptor)) = api {
+                let listener = tokio::net::TcpListener::from_std(listener);
+                let listener = listener.map_err(AdminError::Start)?;
+                door::tls(listener, acceptor, router.clone(), stopping.clone()).await;
+            }
+            Ok::<_, AdminError>(())
+        };
         // The receiver waits for exactly this.
         let _ = ready.send(());
-        let ((), (), saved) = tokio::join!(
-            door::socket(control, api::router(plane).0, stopping.clone()),
+        let ((), (), served, saved) = tokio::join!(
+            door::socket(control, router.clone(), stopping.clone()),
             door::plain(http, api::plain(plane), stopping.clone()),
+            over_tls,
             marks::keep(plane, every, stopping.clone()),
         );
-        saved
+        saved.and(served)
     });
     runtime.shutdown_timeout(LEAVE_BEHIND);
     saved

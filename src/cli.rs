@@ -10,16 +10,19 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use duet::config::{Config, Overrides};
+use duet::config::{Config, Loaded, Overrides};
 
 mod control;
 mod demo;
 mod device;
 mod identities;
 mod init;
+mod reload;
 mod run;
+mod settings;
 mod spool;
 mod talk;
+mod token;
 
 /// Where `--state` points if it is not given.
 const DEFAULT_STATE: &str = "duet-state";
@@ -45,7 +48,7 @@ struct Cli {
 }
 
 /// Which gateway is meant.
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct Place {
     /// State directory: settings, certificate, registry, control socket [default: $DUET_STATE, or
     /// duet-state]
@@ -54,6 +57,9 @@ struct Place {
     /// Settings file [default: duet.toml in the state directory]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Do without a settings file where there is none
+    #[arg(long, global = true)]
+    defaults: bool,
 }
 
 #[derive(Subcommand)]
@@ -74,12 +80,21 @@ enum Command {
     Spool(spool::Spool),
     /// Show how the running gateway is; exit code 1 if something is wrong
     Status(talk::ShowStatus),
+    /// Check settings, certificates, directories and addresses; exit code 1 if a gateway would not start
+    Check(settings::Check),
+    #[command(subcommand)]
+    Config(settings::Settings),
+    #[command(subcommand)]
+    Token(token::Token),
+    #[command(subcommand)]
+    Audit(token::Audit),
 }
 
 /// Flags of `duet run`: each stands above its setting in the file.
 #[derive(Args)]
 #[command(after_help = "The settings are checked whole before anything is bound. On SIGTERM or \
-    SIGINT the gateway ends its sessions, saves what it must and exits with 0.")]
+    SIGINT the gateway ends its sessions, saves what it must and exits with 0. On SIGHUP it takes changed \
+    settings and certificates, as `duet config reload` has it do.")]
 struct Run {
     /// Address for UDP and TCP, for example [::]:23838
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -115,11 +130,17 @@ impl Place {
 
     /// The settings.
     fn load(&self, flags: &Overrides) -> Result<Config> {
+        self.loaded(flags).map(|loaded| loaded.config)
+    }
+
+    /// The settings with their origins.
+    fn loaded(&self, flags: &Overrides) -> Result<Loaded> {
+        let flags = &Overrides { defaults: self.defaults, ..flags.clone() };
         let state = match (&self.state, &self.config) {
             (None, Some(_)) => None,
             _ => Some(self.chosen()),
         };
-        Ok(Config::load(state.as_deref(), self.config.as_deref(), flags)?)
+        Ok(Loaded::load(state.as_deref(), self.config.as_deref(), flags)?)
     }
 
     fn chosen(&self) -> PathBuf {
@@ -135,12 +156,16 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Demo(demo) => demo.run(),
         Command::Init(init) => init.run(&place.chosen()),
         Command::Run(Run { listen, metrics, shards, forget }) => {
-            run::run(place.load(&Overrides { listen, metrics, shards })?, &forget)
+            run::run(place, Overrides { listen, metrics, shards, defaults: false }, &forget)
         }
         Command::Device(device) => device.run(&place),
         Command::Send(command) => command.run(&place.state()?),
         Command::Spool(spool) => spool.run(&place),
         Command::Status(status) => status.run(&place.state()?),
+        Command::Check(check) => check.run(&place),
+        Command::Config(settings) => settings.run(&place),
+        Command::Token(token) => token.run(&place.state()?),
+        Command::Audit(audit) => audit.run(&place.state()?),
     }
 }
 

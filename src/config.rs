@@ -1,14 +1,14 @@
-//! The gateway's settings: one TOML file, flags on top, validated whole before anything binds.
+//! The gateway's settings: one TOML file, the environment and flags above it, validated whole before anything binds.
 //!
-//! Every key is optional and an unknown key is an error, so a misspelt setting never falls back
-//! to its default in silence. Paths in the file are relative to the state directory. This module
-//! reads files and nothing else: whether an address can be bound is found out by binding it.
+//! Every setting stands once in the [`catalogue`]. An unknown key is an error, so a misspelt setting never falls back
+//! to its default in silence. Paths are relative to the state directory. This module reads files and nothing else:
+//! whether an address can be bound is found out by binding it.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use duet_upstream::Upstream;
 use serde::Deserialize;
@@ -16,16 +16,12 @@ use thiserror::Error;
 
 use crate::driver::Choice;
 
-mod queues;
-mod quota;
-mod spool;
+pub mod catalogue;
+mod reload;
+mod values;
 
-use self::queues::FileQueues;
-pub use self::queues::Queues;
-use self::quota::FileQuota;
-pub use self::quota::Quota;
-use self::spool::FileSpool;
-pub use self::spool::{Spool, WhenFull};
+pub use self::reload::{Change, changes};
+pub use self::values::{Origin, Place, Problem, Value, Values};
 
 /// The file's name in the state directory.
 pub const FILE: &str = "duet.toml";
@@ -38,8 +34,8 @@ pub const PORT: u16 = 23838;
 /// Port of metrics and health.
 pub const METRICS_PORT: u16 = 23839;
 
-/// What `duet init` writes: every key with its default, commented out.
-pub const TEMPLATE: &str = include_str!("config/duet.toml");
+/// The file that `duet init` writes: every key with its default, commented out.
+pub static TEMPLATE: LazyLock<String> = LazyLock::new(catalogue::template);
 
 /// Validated settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +70,45 @@ pub struct Config {
     pub limits: Limits,
     /// Sizes of what each data-plane thread shares with the kernel.
     pub queues: Queues,
+    /// The API over TLS, where it is asked for.
+    pub api: Option<Api>,
+    /// What is written to standard error.
+    pub log: Log,
+}
+
+/// `[api]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// Address of the API over TLS.
+    pub listen: SocketAddr,
+    /// Its certificate with the chain, PEM.
+    pub certificate: PathBuf,
+    /// The certificate's key, PEM.
+    pub key: PathBuf,
+}
+
+/// `[queues]`: sizes of what each data-plane thread shares with the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queues {
+    /// Operations that are handed over at once.
+    pub submissions: u32,
+    /// Completions that wait to be taken; more are kept, at a cost.
+    pub completions: u32,
+    /// Receive buffers of 2 KiB for datagrams.
+    pub datagram_buffers: u16,
+    /// Receive buffers of 2 KiB for streams.
+    pub stream_buffers: u16,
+    /// Datagrams that are on their way out at once.
+    pub send_slots: u32,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The least important level that is written: `error`, `warn`, `info` or `debug`.
+    pub level: String,
+    /// Whether each message is a JSON object.
+    pub json: bool,
 }
 
 /// One certificate of the gateway.
@@ -85,6 +120,42 @@ pub struct KeyFiles {
     pub certificate: PathBuf,
     /// Its private key, PEM.
     pub key: PathBuf,
+}
+
+/// `[spool]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spool {
+    /// Directory of the segments.
+    pub dir: PathBuf,
+    /// Size of one segment.
+    pub segment_bytes: u64,
+    /// Size of all segments together.
+    pub max_bytes: u64,
+    /// How old readings may get, delivered or not, seconds; 0: as old as they like.
+    pub max_age_s: u64,
+    /// What happens when `max_bytes` is reached.
+    pub when_full: WhenFull,
+}
+
+/// What happens when the spool is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// Nothing more is stored, and devices keep their readings, until there is room.
+    Block,
+    /// The oldest readings are removed, delivered or not.
+    DropOldest,
+}
+
+/// `[quota]`, for each device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Readings a second, ten seconds' worth at once; 0: as many as it likes.
+    pub readings_per_s: u32,
+    /// Bytes a second as they are stored, the same way.
+    pub bytes_per_s: u64,
+    /// When less than a quarter of the spool is left: which part of the whole it may fill in an hour, percent;
+    /// 0: all that is left.
+    pub share_percent: u8,
 }
 
 /// `[metrics]`
@@ -127,6 +198,8 @@ pub struct Overrides {
     pub metrics: Option<SocketAddr>,
     /// `--shards`
     pub shards: Option<usize>,
+    /// `--defaults`: no settings file is needed.
+    pub defaults: bool,
 }
 
 /// Why the settings cannot be used.
@@ -140,15 +213,13 @@ pub enum ConfigError {
         /// What the file system said.
         error: io::Error,
     },
-    /// Not TOML, an unknown key, or a value of the wrong kind. The detail has line and column.
-    #[error("{}: {error}", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Place and expectation.
-        error: Box<toml::de::Error>,
-    },
-    /// Values out of range, all of them at once.
+    /// There is none.
+    #[error(
+        "{}: no settings file here; `duet init` makes one in a new state directory, --state names another, and \
+         --defaults does without", .0.display()
+    )]
+    Missing(PathBuf),
+    /// Something in it, in the environment or in a flag is wrong, all of it at once.
     #[error("{}: settings cannot be used{}", path.display(), Lines(problems))]
     Invalid {
         /// The file.
@@ -158,88 +229,42 @@ pub enum ConfigError {
     },
 }
 
-/// One setting that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The key, with its table.
-    pub key: Cow<'static, str>,
-    /// What it must be.
-    pub must: &'static str,
-}
-
 struct Lines<'a>(&'a [Problem]);
 
 impl fmt::Display for Lines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|problem| write!(f, "\n  {} {}", problem.key, problem.must))
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
     }
 }
 
-/// The file as it is written: nothing is required.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct File {
-    state: Option<PathBuf>,
-    listen: Option<SocketAddr>,
-    shards: Option<usize>,
-    pin: Option<bool>,
-    io: Option<Choice>,
-    gather_us: Option<u32>,
-    gateway: FileGateway,
-    spool: FileSpool,
-    upstream: Vec<duet_upstream::Settings>,
-    quota: FileQuota,
-    metrics: FileMetrics,
-    session: FileSession,
-    limits: FileLimits,
-    queues: FileQueues,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct FileGateway {
-    certificate: Option<PathBuf>,
-    key: Option<PathBuf>,
-    key_id: Option<u8>,
-    retiring: Option<FileRetiring>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileRetiring {
-    certificate: PathBuf,
-    key: PathBuf,
-    key_id: u8,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct FileMetrics {
-    listen: Option<SocketAddr>,
-    allow_remote: Option<bool>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct FileSession {
-    idle_timeout_s: Option<u32>,
-    pending_timeout_ms: Option<u32>,
-    lifetime_s: Option<u32>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct FileLimits {
-    max_sessions: Option<u32>,
-    max_pending: Option<u32>,
-    max_streams: Option<u32>,
-    max_tables: Option<u32>,
+/// Settings together with where each of them comes from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The settings file, which need not exist with `--defaults`.
+    pub path: PathBuf,
+    /// The settings.
+    pub config: Config,
+    /// Their values and origins.
+    pub values: Values,
 }
 
 impl Config {
-    /// Reads `file`, or else `duet.toml` in the state directory if there is one, and puts the
-    /// flags on top. The state directory is `state`, else the file's key, else the directory that
-    /// `file` lies in.
+    /// Reads `file`, or else `duet.toml` in the state directory, and puts environment and flags on top. The state
+    /// directory is `state`, else the file's key, else the directory that `file` lies in.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with every setting at fault.
+    pub fn load(
+        state: Option<&Path>,
+        file: Option<&Path>,
+        flags: &Overrides,
+    ) -> Result<Self, ConfigError> {
+        Loaded::load(state, file, flags).map(|loaded| loaded.config)
+    }
+}
+
+impl Loaded {
+    /// The same as [`Config::load`], with the origins.
     ///
     /// # Errors
     /// [`ConfigError`], with every setting at fault.
@@ -253,176 +278,210 @@ impl Config {
             (None, state) => state.unwrap_or(Path::new(".")).join(FILE),
         };
         let text = match std::fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && file.is_none() => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if !flags.defaults || file.is_some() {
+                    return Err(ConfigError::Missing(path));
+                }
                 String::new()
             }
             read => read.map_err(|error| ConfigError::Io { path: path.clone(), error })?,
         };
-        let parsed: File = toml::from_str(&text)
-            .map_err(|error| ConfigError::Syntax { path: path.clone(), error: Box::new(error) })?;
         // The parent of a bare file name is the empty path, which is no directory.
         let beside = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let beside = beside.unwrap_or(Path::new("."));
-        let state = match (state, &parsed.state) {
+        let state = match (state, values::state(&text)) {
             (Some(state), _) => state.to_owned(),
             (None, Some(state)) => beside.join(state),
             (None, None) => beside.to_owned(),
         };
-        Self::resolve(parsed, state, flags)
-            .map_err(|problems| ConfigError::Invalid { path, problems })
-    }
-
-    fn resolve(file: File, state: PathBuf, flags: &Overrides) -> Result<Self, Vec<Problem>> {
-        let mut check = Check::default();
-        let allow_remote = file.metrics.allow_remote.unwrap_or(false);
-        let metrics = flags.metrics.or(file.metrics.listen);
-        let metrics = metrics.unwrap_or((IpAddr::from(Ipv4Addr::LOCALHOST), METRICS_PORT).into());
-        check.that(
-            metrics.ip().is_loopback() || allow_remote,
-            "metrics.listen",
-            "must be a loopback address, or set metrics.allow_remote = true (it has no password)",
-        );
-        let listen = flags.listen.or(file.listen);
-        let listen = listen.unwrap_or((IpAddr::from(Ipv6Addr::UNSPECIFIED), PORT).into());
-        check.that(
-            listen.port() == 0 || listen != metrics,
-            "metrics.listen",
-            "must differ from listen, which uses TCP as well",
-        );
-        let shards = flags.shards.or(file.shards).unwrap_or_else(cpus);
-        check.that((1..=256).contains(&shards), "shards", "must be 1 to 256");
-
-        let gateway = KeyFiles {
-            key_id: file.gateway.key_id.unwrap_or(0),
-            certificate: state.join(file.gateway.certificate.unwrap_or("gateway.pem".into())),
-            key: state.join(file.gateway.key.unwrap_or("gateway.key".into())),
-        };
-        let retiring = file.gateway.retiring.map(|retiring| KeyFiles {
-            key_id: retiring.key_id,
-            certificate: state.join(retiring.certificate),
-            key: state.join(retiring.key),
-        });
-        check.that(
-            retiring.as_ref().is_none_or(|retiring| retiring.key_id != gateway.key_id),
-            "gateway.retiring.key_id",
-            "must differ from gateway.key_id: HELLO names the certificate by it",
-        );
-        let upstreams = upstreams(&file.upstream, &state, &mut check);
-        let config = Self {
-            upstreams,
-            listen,
-            shards,
-            pin: file.pin.unwrap_or(true),
-            io: file.io.unwrap_or_default(),
-            gather_us: file.gather_us.unwrap_or(200),
-            gateway,
-            retiring,
-            spool: file.spool.resolve(&state),
-            quota: file.quota.resolve(),
-            metrics: Metrics { listen: metrics },
-            session: Session {
-                idle_timeout_s: file.session.idle_timeout_s.unwrap_or(3_600),
-                pending_timeout_ms: file.session.pending_timeout_ms.unwrap_or(5_000),
-                lifetime_s: file.session.lifetime_s.unwrap_or(86_400),
-            },
-            limits: Limits {
-                max_sessions: file.limits.max_sessions.unwrap_or(1_000_000),
-                max_pending: file.limits.max_pending.unwrap_or(65_536),
-                max_streams: file.limits.max_streams.unwrap_or(65_536),
-                max_tables: file.limits.max_tables.unwrap_or(65_536),
-            },
-            queues: file.queues.resolve(),
-            state,
-        };
-        config.check_ranges(&mut check);
-        if check.0.is_empty() { Ok(config) } else { Err(check.0) }
-    }
-
-    fn check_ranges(&self, check: &mut Check) {
-        let Self { spool, session, limits, .. } = self;
-        check.that(
-            self.gather_us <= 10_000,
-            "gather_us",
-            "must be at most 10000: readings and hellos wait that long under load",
-        );
-        spool.check(check);
-        self.quota.check(check);
-        check.that(
-            (500..=60_000).contains(&session.pending_timeout_ms),
-            "session.pending_timeout_ms",
-            "must be 500 to 60000: a confirmation takes one round trip and a retry",
-        );
-        check.that(
-            (60..=30 * 86_400).contains(&session.lifetime_s),
-            "session.lifetime_s",
-            "must be 60 to 2592000 (30 days)",
-        );
-        check.that(
-            (10..=session.lifetime_s).contains(&session.idle_timeout_s),
-            "session.idle_timeout_s",
-            "must be 10 to session.lifetime_s",
-        );
-        check.that(
-            (1..=1 << 24).contains(&limits.max_sessions),
-            "limits.max_sessions",
-            "must be 1 to 16777216",
-        );
-        check.that(
-            (1..=1 << 20).contains(&limits.max_pending),
-            "limits.max_pending",
-            "must be 1 to 1048576",
-        );
-        check.that(
-            (1..=1 << 20).contains(&limits.max_streams),
-            "limits.max_streams",
-            "must be 1 to 1048576",
-        );
-        check.that(
-            (1..=1 << 24).contains(&limits.max_tables),
-            "limits.max_tables",
-            "must be 1 to 16777216",
-        );
-        self.queues.check(check);
+        match resolve(&text, std::env::vars_os(), flags, &state) {
+            Ok((config, values)) => Ok(Self { path, config, values }),
+            Err(problems) => Err(ConfigError::Invalid { path, problems }),
+        }
     }
 }
 
-/// Checks each `[[upstream]]`, by its name where it has one.
-fn upstreams(
-    written: &[duet_upstream::Settings],
+type Variable = (std::ffi::OsString, std::ffi::OsString);
+
+fn resolve(
+    text: &str,
+    variables: impl Iterator<Item = Variable>,
+    flags: &Overrides,
     state: &Path,
-    check: &mut Check,
-) -> Vec<Upstream> {
+) -> Result<(Config, Values), Vec<Problem>> {
+    let mut values = Values::read(text).map_err(|problem| vec![problem])?;
+    values.overlay(variables);
+    let Overrides { listen, metrics, shards, defaults: _ } = flags;
+    if let Some(address) = listen {
+        values.put("listen", Value::Address(*address), Origin::Flag("--listen"));
+    }
+    if let Some(address) = metrics {
+        values.put("metrics.listen", Value::Address(*address), Origin::Flag("--metrics"));
+    }
+    if let Some(shards) = shards {
+        values.put("shards", Value::Number(*shards as u64), Origin::Flag("--shards"));
+    }
+    let mut config = config(&values, state);
+    config.upstreams = upstreams(text, state, &mut values);
+    check(&mut values, &config);
+    if values.problems.is_empty() { Ok((config, values)) } else { Err(values.problems) }
+}
+
+/// The tables of upstreams. Their keys are not in the catalogue: there may be any number of them.
+#[derive(Deserialize)]
+struct Upstreams {
+    #[serde(default)]
+    upstream: Vec<duet_upstream::Settings>,
+}
+
+/// Checks each `[[upstream]]`, by its name where it has one.
+fn upstreams(text: &str, state: &Path, values: &mut Values) -> Vec<Upstream> {
     let mut upstreams: Vec<Upstream> = Vec::new();
-    for settings in written {
+    let written: Upstreams = match toml::from_str(text) {
+        Ok(written) => written,
+        Err(error) => {
+            let place = error.span().map(|span| values::place(text, span.start));
+            let text = format!("upstream: {}", error.message());
+            values.problems.push(Problem { place, text });
+            return upstreams;
+        }
+    };
+    for settings in &written.upstream {
         match settings.check(state) {
             Ok(upstream) => {
                 let known = upstreams.iter().any(|other| other.name() == upstream.name());
-                check.that(!known, "upstream.name", "must differ from those of other upstreams");
+                values.check(!known, "upstream.name", "differ from those of other upstreams");
                 upstreams.push(upstream);
             }
-            Err(problems) => check.0.extend(problems.into_iter().map(|problem| Problem {
-                key: format!("upstream {:?}: {}", settings.name, problem.key).into(),
-                must: problem.must,
+            Err(problems) => values.problems.extend(problems.into_iter().map(|problem| {
+                let (name, key, must) = (&settings.name, problem.key, problem.must);
+                Problem { place: None, text: format!("upstream {name:?}: {key} {must}") }
             })),
         }
     }
     upstreams
 }
 
-/// Collects what is wrong instead of stopping at the first.
-#[derive(Default)]
-struct Check(Vec<Problem>);
-
-impl Check {
-    fn that(&mut self, holds: bool, key: &'static str, must: &'static str) {
-        if !holds {
-            self.0.push(Problem { key: key.into(), must });
-        }
+/// The settings that the values are. Each value is within its own limits.
+fn config(values: &Values, state: &Path) -> Config {
+    let place = |key| state.join(values.path(key));
+    let given = |key| values.path_if_given(key).map(|path| state.join(path)).unwrap_or_default();
+    let retiring = |certificate: PathBuf| KeyFiles {
+        key_id: values
+            .get("gateway.retiring.key_id")
+            .map_or(0, |_| values.number_as("gateway.retiring.key_id")),
+        certificate: state.join(certificate),
+        key: given("gateway.retiring.key"),
+    };
+    Config {
+        upstreams: Vec::new(),
+        state: state.to_owned(),
+        listen: values.address("listen"),
+        shards: values.number_as("shards"),
+        pin: values.switch("pin"),
+        io: match values.text("io").as_str() {
+            "io_uring" => Choice::IoUring,
+            "epoll" => Choice::Epoll,
+            _ => Choice::Auto,
+        },
+        gather_us: values.number_as("gather_us"),
+        gateway: KeyFiles {
+            key_id: values.number_as("gateway.key_id"),
+            certificate: place("gateway.certificate"),
+            key: place("gateway.key"),
+        },
+        retiring: values.path_if_given("gateway.retiring.certificate").map(retiring),
+        spool: Spool {
+            dir: place("spool.dir"),
+            segment_bytes: values.number("spool.segment_bytes"),
+            max_bytes: values.number("spool.max_bytes"),
+            max_age_s: values.number("spool.max_age_s"),
+            when_full: match values.text("spool.when_full").as_str() {
+                "drop_oldest" => WhenFull::DropOldest,
+                _ => WhenFull::Block,
+            },
+        },
+        quota: Quota {
+            readings_per_s: values.number_as("quota.readings_per_s"),
+            bytes_per_s: values.number("quota.bytes_per_s"),
+            share_percent: values.number_as("quota.share_percent"),
+        },
+        metrics: Metrics { listen: values.address("metrics.listen") },
+        session: Session {
+            idle_timeout_s: values.number_as("session.idle_timeout_s"),
+            pending_timeout_ms: values.number_as("session.pending_timeout_ms"),
+            lifetime_s: values.number_as("session.lifetime_s"),
+        },
+        limits: Limits {
+            max_sessions: values.number_as("limits.max_sessions"),
+            max_pending: values.number_as("limits.max_pending"),
+            max_streams: values.number_as("limits.max_streams"),
+            max_tables: values.number_as("limits.max_tables"),
+        },
+        queues: Queues {
+            submissions: values.number_as("queues.submissions"),
+            completions: values.number_as("queues.completions"),
+            datagram_buffers: values.number_as("queues.datagram_buffers"),
+            stream_buffers: values.number_as("queues.stream_buffers"),
+            send_slots: values.number_as("queues.send_slots"),
+        },
+        api: values.get("api.listen").map(|_| Api {
+            listen: values.address("api.listen"),
+            certificate: given("api.certificate"),
+            key: given("api.key"),
+        }),
+        log: Log { level: values.text("log.level"), json: values.text("log.format") == "json" },
     }
 }
 
-fn cpus() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(256))
+/// What settings must be to each other.
+fn check(values: &mut Values, config: &Config) {
+    let Config { listen, metrics, gateway, retiring, spool, session, .. } = config;
+    let allow_remote = values.switch("metrics.allow_remote");
+    values.check(
+        metrics.listen.ip().is_loopback() || allow_remote,
+        "metrics.listen",
+        "be a loopback address, or set metrics.allow_remote = true (it has no password)",
+    );
+    values.check(
+        listen.port() == 0 || *listen != metrics.listen,
+        "metrics.listen",
+        "differ from listen, which uses TCP as well",
+    );
+    let given = ["certificate", "key", "key_id"]
+        .map(|name| values.get(&format!("gateway.retiring.{name}")).is_some());
+    for (key, is_given) in [
+        ("gateway.retiring.certificate", given[0]),
+        ("gateway.retiring.key", given[1]),
+        ("gateway.retiring.key_id", given[2]),
+    ] {
+        let others = given.contains(&true);
+        values.check(is_given || !others, key, "be given too, if another of gateway.retiring is");
+    }
+    values.check(
+        retiring.as_ref().is_none_or(|retiring| retiring.key_id != gateway.key_id),
+        "gateway.retiring.key_id",
+        "differ from gateway.key_id: HELLO names the certificate by it",
+    );
+    for key in ["api.certificate", "api.key"] {
+        let is_given = values.get(key).is_some();
+        values.check(is_given || config.api.is_none(), key, "be given too, since api.listen is");
+    }
+    values.check(
+        spool.max_bytes / 2 >= spool.segment_bytes,
+        "spool.max_bytes",
+        "be at least two segments (spool.segment_bytes)",
+    );
+    values.check(
+        spool.max_age_s == 0 || spool.max_age_s >= 60,
+        "spool.max_age_s",
+        "be 0 (no limit) or at least 60",
+    );
+    values.check(
+        session.idle_timeout_s <= session.lifetime_s,
+        "session.idle_timeout_s",
+        "be at most session.lifetime_s",
+    );
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use duet_aead::Gcm;
 use duet_core::engine::Batched;
 use duet_core::{
-    BATCH_MAX, Command, Directory, GatewayKey, Mail, Random, Settings, Shard, StreamLimits,
+    BATCH_MAX, Command, Directory, GatewayKey, Mail, Random, Renewal, Settings, Shard, StreamLimits,
 };
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
@@ -359,6 +359,21 @@ fn cores(shards: usize) -> Vec<usize> {
 }
 
 impl Control {
+    /// Has every shard take new keys and the settings that can change while it runs; what it already holds keeps
+    /// its former terms. It blocks until all have been told.
+    pub fn renew(&self, config: &Config, keys: &[GatewayKey]) {
+        let shards = self.mail.len();
+        let limits = Renewal {
+            keys: keys.to_vec(),
+            idle_us: u64::from(config.session.idle_timeout_s) * 1_000_000,
+            pending_us: u64::from(config.session.pending_timeout_ms) * 1_000,
+            lifetime_s: config.session.lifetime_s,
+            sessions_max: config.limits.max_sessions as usize / shards,
+            pending_max: (config.limits.max_pending as usize / shards).max(1),
+        };
+        let _ = self.tell_all(|| Mail::Renew(Box::new(limits.clone())));
+    }
+
     /// Whether every shard took it. Control mail must arrive, and a full mailbox empties within
     /// a turn.
     fn tell_all(&self, mail: impl Fn() -> Mail) -> bool {

@@ -83,6 +83,15 @@ pub struct Settings {
     pub gcm: Gcm,
 }
 
+impl Settings {
+    fn renew(&mut self, renewal: Renewal) {
+        let Renewal { keys, idle_us, pending_us, lifetime_s, sessions_max, pending_max } = renewal;
+        self.keys = keys;
+        (self.idle_us, self.pending_us, self.lifetime_s) = (idle_us, pending_us, lifetime_s);
+        (self.sessions_max, self.pending_max) = (sessions_max, pending_max);
+    }
+}
+
 /// A reading that a device sent, decrypted and authentic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading<'a> {
@@ -157,8 +166,33 @@ pub enum Mail {
     /// Whether commands may be queued outside that this shard has not been told of: then no device is told that nothing
     /// waits for it.
     CommandsBehind(bool),
+    /// From now on these hold; sessions that are open keep their former terms where they were told them.
+    Renew(Box<Renewal>),
     /// Take no more hellos, end every session once it has its acknowledgements, and finish.
     Drain,
+}
+
+/// What can change of [`Settings`] while a shard runs.
+#[derive(Clone)]
+pub struct Renewal {
+    /// See [`Settings::keys`].
+    pub keys: Vec<GatewayKey>,
+    /// See [`Settings::idle_us`].
+    pub idle_us: u64,
+    /// See [`Settings::pending_us`].
+    pub pending_us: u64,
+    /// See [`Settings::lifetime_s`].
+    pub lifetime_s: u32,
+    /// See [`Settings::sessions_max`].
+    pub sessions_max: usize,
+    /// See [`Settings::pending_max`].
+    pub pending_max: usize,
+}
+
+impl std::fmt::Debug for Renewal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Renewal").finish_non_exhaustive()
+    }
 }
 
 /// What a shard has to tell whoever drives it.
@@ -546,6 +580,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
             Mail::Command(command) => self.handle_command(now, command),
             Mail::WithdrawCommand(device, token) => self.withdraw_command(&device, token),
             Mail::CommandsBehind(behind) => self.commands.set_behind(behind),
+            Mail::Renew(renewal) => self.settings.renew(*renewal),
             Mail::Drain => {
                 self.drain_until_us.get_or_insert(now.mono_us + DRAIN_US);
             }

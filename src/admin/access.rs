@@ -7,13 +7,21 @@ use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::Problem;
+use axum::http::{HeaderMap, Method, header};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 use super::api::Plane;
+use super::audit::Event;
 use super::door::Door;
+use super::tokens::{Denied, Tokens};
+use super::{Fault, Problem};
+use crate::identity::now_s;
 
 /// What a caller may do; each role may do all that those before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Role {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
     /// Look at the gateway.
     Viewer,
     /// Change devices and give commands.
@@ -22,34 +30,127 @@ pub(super) enum Role {
     Admin,
 }
 
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        })
+    }
+}
+
+impl std::str::FromStr for Role {
+    type Err = UnknownRole;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRole> {
+        match text {
+            "viewer" => Ok(Self::Viewer),
+            "operator" => Ok(Self::Operator),
+            "admin" => Ok(Self::Admin),
+            _ => Err(UnknownRole),
+        }
+    }
+}
+
+/// A word that names no role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a role is viewer, operator or admin")]
+pub struct UnknownRole;
+
 /// Somebody who was recognised.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
+    /// `uid 0`, or `token NAME`.
+    who: String,
+    /// `socket`, or the address of a TLS client.
+    from: String,
     role: Role,
 }
 
 /// Finds out who calls. Nothing behind this is reached by anybody else.
 pub(super) async fn authenticate(
-    State(_): State<Arc<Plane>>,
+    State(plane): State<Arc<Plane>>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let caller = match request.extensions().get::<Door>() {
         // The door let in only the gateway's own user and root.
-        Some(Door::Socket { .. }) => Caller { role: Role::Admin },
-        Some(Door::Plain) | None => {
-            return Problem::new(StatusCode::UNAUTHORIZED, "not from here").into_response();
+        Some(Door::Socket { uid }) => {
+            Ok(Caller { who: format!("uid {uid}"), from: "socket".into(), role: Role::Admin })
         }
+        Some(Door::Tls { peer }) => bearer(request.headers(), &plane.tokens).map(|(name, role)| {
+            Caller { who: format!("token {name}"), from: peer.to_string(), role }
+        }),
+        Some(Door::Plain) | None => Err("not from here"),
     };
-    request.extensions_mut().insert(caller);
-    next.run(request).await
+    match caller {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(why) => {
+            plane.telemetry.count_denied();
+            let mut response = Problem::new(StatusCode::UNAUTHORIZED, why).into_response();
+            let scheme = header::HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+            response
+        }
+    }
+}
+
+/// Whose token the request brings.
+fn bearer(headers: &HeaderMap, tokens: &Tokens) -> Result<(String, Role), &'static str> {
+    let text =
+        headers.get(header::AUTHORIZATION).ok_or("a token is needed (Authorization: Bearer …)")?;
+    let token = text.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
+    let token = token.ok_or("Authorization must be: Bearer, and a token")?;
+    tokens.find(token, now_s()).map_err(|denied| match denied {
+        Denied::Wrong => "no such token",
+        Denied::Expired => "the token has expired",
+    })
 }
 
 /// Lets through only those who have a role.
 pub(super) async fn require(State(needed): State<Role>, request: Request, next: Next) -> Response {
     match request.extensions().get::<Caller>() {
         Some(caller) if caller.role >= needed => next.run(request).await,
-        _ => Problem::new(StatusCode::FORBIDDEN, "the caller's role does not allow this")
+        _ => Problem::new(StatusCode::FORBIDDEN, format_args!("this needs the role {needed}"))
             .into_response(),
     }
+}
+
+/// Writes into the audit log what was asked for and what became of it, before the answer goes out. Questions that
+/// change nothing are not written. A log that cannot be written is a fault, but keeps nobody from revoking a device.
+pub(super) async fn audit(
+    State(plane): State<Arc<Plane>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
+        return next.run(request).await;
+    }
+    let caller = request.extensions().get::<Caller>().cloned();
+    let action = format!("{} {}", request.method(), request.uri().path());
+    let response = next.run(request).await;
+    let Some(Caller { who, from, .. }) = caller else { return response };
+    let outcome = match response.status() {
+        status if status.is_success() => "done".to_owned(),
+        StatusCode::FORBIDDEN => "denied".to_owned(),
+        status => format!("refused ({})", status.as_u16()),
+    };
+    let log = Arc::clone(&plane);
+    let writing = tokio::task::spawn_blocking(move || {
+        let event = Event { who: &who, from: &from, action: &action, outcome: &outcome };
+        log.audit.write(event)
+    });
+    let failed = !matches!(writing.await, Ok(Ok(())));
+    plane.audit_failed.store(failed, std::sync::atomic::Ordering::Relaxed);
+    response
+}
+
+/// The fault of a log that cannot be written.
+pub(super) fn audit_fault(plane: &Plane) -> Option<Fault> {
+    let failed = plane.audit_failed.load(std::sync::atomic::Ordering::Relaxed);
+    failed.then_some(Fault::AuditUnwritten)
 }

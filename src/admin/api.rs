@@ -5,6 +5,7 @@
 //! The probes (status, health, ready, metrics) are answered from memory alone, whatever else goes on.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -17,15 +18,20 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+mod control;
 mod devices;
 mod input;
 mod probes;
+mod tokens;
 
 use super::access::{self, Role};
-use super::{Gateway, GatewayFacts, Problem, Telemetry, door};
+use super::audit::Audit;
+use super::tokens::Tokens;
+use super::{Gateway, GatewayFacts, Problem, Reload, Telemetry, door};
 use crate::registry::{Registry, View};
 
 pub(crate) use devices::{Added, CommandRequest, CommandResult, Ended, EndedAll};
+pub(crate) use tokens::{Made, NewToken};
 
 /// Requests that may be under way at once, beside the probes: fewer than a door has places, so that one is left for
 /// whoever asks how the gateway is.
@@ -41,6 +47,18 @@ pub(super) struct Plane {
     pub(super) requests: Semaphore,
     /// What devices need to know of this gateway.
     pub(super) facts: Option<GatewayFacts>,
+    pub(super) tokens: Arc<Tokens>,
+    pub(super) audit: Audit,
+    pub(super) audit_failed: AtomicBool,
+    reload: Arc<Reload>,
+}
+
+/// What the control plane keeps besides the registry.
+pub(super) struct Keep {
+    pub(super) tokens: Tokens,
+    pub(super) audit: Audit,
+    pub(super) reload: Reload,
+    pub(super) facts: Option<GatewayFacts>,
 }
 
 #[derive(OpenApi)]
@@ -48,10 +66,13 @@ pub(super) struct Plane {
     info(
         title = "Duet gateway",
         description = "How a gateway is, its devices, and commands to them. On the control socket the caller is the \
-            user of the process; the gateway's own user and root may do everything.",
+            user of the process; the gateway's own user and root may do everything. Over TLS a token in the header \
+            Authorization: Bearer names the caller and its role: viewer (look), operator (devices and commands) or \
+            admin (everything).",
     ),
     tags(
         (name = "gateway", description = "How the gateway is"),
+        (name = "tokens", description = "Tokens for the API over TLS"),
         (name = "devices", description = "Devices that may connect, and commands to them"),
     )
 )]
@@ -63,9 +84,21 @@ impl Plane {
         view: Arc<View>,
         gateway: Arc<dyn Gateway>,
         telemetry: Telemetry,
-        facts: Option<GatewayFacts>,
+        keep: Keep,
     ) -> Self {
-        Self { registry, view, gateway, telemetry, requests: Semaphore::new(REQUESTS), facts }
+        let Keep { tokens, audit, reload, facts } = keep;
+        Self {
+            registry,
+            view,
+            gateway,
+            telemetry,
+            requests: Semaphore::new(REQUESTS),
+            facts,
+            tokens: Arc::new(tokens),
+            audit,
+            audit_failed: AtomicBool::new(false),
+            reload: Arc::new(reload),
+        }
     }
 
     /// Runs work that waits for the disk on a thread of its own.
@@ -101,6 +134,9 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
         .merge(
             OpenApiRouter::new()
                 .routes(routes!(devices::export))
+                .routes(routes!(control::reload))
+                .routes(routes!(tokens::list, tokens::add))
+                .routes(routes!(tokens::revoke))
                 .route_layer(middleware::from_fn_with_state(Role::Admin, access::require))
                 .layer(middleware::from_fn_with_state(Arc::clone(plane), bounded)),
         )
@@ -115,6 +151,7 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
         .route("/openapi.json", axum::routing::get(described))
         .fallback(unknown)
         .layer(middleware::from_fn(uncached))
+        .layer(middleware::from_fn_with_state(Arc::clone(plane), access::audit))
         .layer(middleware::from_fn_with_state(Arc::clone(plane), access::authenticate))
         .with_state(Arc::clone(plane));
     (router, document)

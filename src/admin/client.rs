@@ -6,11 +6,14 @@ use std::time::Duration;
 use duet_control::{Method, segment};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+use zeroize::Zeroizing;
 
-use super::api::{Added, CommandRequest, CommandResult, Ended, EndedAll};
+use super::access::Role;
+use super::api::{Added, CommandRequest, CommandResult, Ended, EndedAll, Made, NewToken};
 use super::devices::End;
+use super::tokens::TokenInfo;
 use super::wire::{DeviceInfo, DeviceLine, GatewayFacts, Refused};
-use super::{Problem, Status};
+use super::{Problem, Reloaded, Status};
 
 /// How long the gateway may take to say how it is; it answers from memory.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
@@ -54,6 +57,47 @@ impl Client {
     /// [`ClientError`], within seconds.
     pub fn status(&mut self) -> Result<Status, ClientError> {
         self.ask(Method::GET, "/v1/status", Vec::new(), STATUS_LIMIT)
+    }
+
+    /// Has it take changed settings.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] says what is wrong with them; nothing was changed then.
+    pub fn reload(&mut self) -> Result<Reloaded, ClientError> {
+        self.ask(Method::POST, "/v1/config/reload", Vec::new(), CHANGE_LIMIT)
+    }
+
+    /// Makes a token; it is shown this once.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn add_token(
+        &mut self,
+        name: &str,
+        role: Role,
+        valid_s: u32,
+    ) -> Result<Zeroizing<String>, ClientError> {
+        let wanted = NewToken { name: name.to_owned(), role, valid_s };
+        let body = serde_json::to_vec(&wanted).map_err(|_| ClientError::Answer)?;
+        let mut made: Made = self.ask(Method::POST, "/v1/tokens", body, CHANGE_LIMIT)?;
+        Ok(Zeroizing::new(std::mem::take(&mut made.token)))
+    }
+
+    /// All tokens.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn tokens(&mut self) -> Result<Vec<TokenInfo>, ClientError> {
+        self.ask(Method::GET, "/v1/tokens", Vec::new(), CHANGE_LIMIT)
+    }
+
+    /// Ends a token.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn revoke_token(&mut self, name: &str) -> Result<TokenInfo, ClientError> {
+        let target = format!("/v1/tokens/{}", segment(name));
+        self.ask(Method::DELETE, &target, Vec::new(), CHANGE_LIMIT)
     }
 
     /// Registers devices, all or none. Returns how many.

@@ -1,5 +1,5 @@
-//! The listeners and their connections: the control socket, and the plain address of metrics and health. Each
-//! connection is HTTP/1.1 and ends in one of two routers.
+//! The listeners and their connections: the control socket, the plain address of metrics and health, and the API over
+//! TLS. Each connection is HTTP/1.1 and ends in one of two routers.
 //!
 //! A door holds a bounded number of connections (see [`super::guests`]). It knows who is at the other end, and tells
 //! the router by [`Door`]; it decides nothing else.
@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
 
 use super::guests::{Guest, Guests, Seat};
@@ -43,9 +44,17 @@ pub(super) enum Door {
         /// The user.
         uid: u32,
     },
+    /// TLS; a token names the caller.
+    Tls {
+        /// The other end.
+        peer: SocketAddr,
+    },
     /// The plain address of metrics and health.
     Plain,
 }
+
+/// How TLS connections are accepted; replaced when the settings are reloaded.
+pub(super) type Acceptor = watch::Receiver<TlsAcceptor>;
 
 /// Becomes true when the control plane stops.
 pub(super) type Stopping = watch::Receiver<bool>;
@@ -93,6 +102,41 @@ pub(super) async fn plain(listener: TcpListener, router: Router, stopping: Stopp
             let (router, stopping) = (router.clone(), stopping.clone());
             tokio::spawn(async move {
                 serve(stream, guest, Door::Plain, router, Some(HEAD_LIMIT), stopping).await;
+            });
+        }
+    };
+    until(accept, &guests, stopping.clone()).await;
+}
+
+/// Serves the API over TLS until the control plane stops.
+pub(super) async fn tls(
+    listener: TcpListener,
+    acceptor: Acceptor,
+    router: Router,
+    stopping: Stopping,
+) {
+    let guests = Guests::new(PLACES);
+    let accept = async {
+        loop {
+            let Ok((stream, peer)) = listener.accept().await else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let Some(guest) = guests.enter() else { continue };
+            let (router, stopping) = (router.clone(), stopping.clone());
+            let acceptor = acceptor.borrow().clone();
+            tokio::spawn(async move {
+                let seat = Arc::clone(guest.seat());
+                let stream = tokio::select! {
+                    met = tokio::time::timeout(HEAD_LIMIT, acceptor.accept(stream)) => met,
+                    () = seat.asked_to_leave() => return,
+                    () = stopped(stopping.clone()) => return,
+                };
+                // A stranger that breaks off or dawdles is its own concern.
+                if let Ok(Ok(stream)) = stream {
+                    let door = Door::Tls { peer };
+                    serve(stream, guest, door, router, Some(HEAD_LIMIT), stopping).await;
+                }
             });
         }
     };

@@ -106,6 +106,8 @@ pub enum Fault {
     MarksUnsaved,
     /// An upstream does not have readings that have waited too long.
     Delivering,
+    /// A change could not be written into the audit log.
+    AuditUnwritten,
 }
 
 /// How shards do I/O.
@@ -116,6 +118,36 @@ pub enum Driver {
     IoUring,
     /// `recvmmsg` and epoll, where io_uring is refused.
     Epoll,
+}
+
+/// What became of a reload. If anything had been wrong, nothing would have changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Reloaded {
+    /// Changes that hold from now on.
+    pub applied: Vec<String>,
+    /// Changes that wait for the next start.
+    pub restart: Vec<String>,
+    /// What to look after.
+    pub warnings: Vec<String>,
+}
+
+impl Reloaded {
+    /// For people.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (head, entries) in [
+            ("applied", &self.applied),
+            ("needs a restart", &self.restart),
+            ("warning", &self.warnings),
+        ] {
+            lines.extend(entries.iter().map(|entry| format!("{head}: {entry}")));
+        }
+        if lines.is_empty() {
+            lines.push("nothing has changed".into());
+        }
+        lines
+    }
 }
 
 impl Status {

@@ -48,6 +48,8 @@ pub fn install() -> Telemetry {
         describe_gauge!("duet_marks_failed", "1 while freshness marks cannot be saved.");
         describe_counter!("duet_marks_saved_total", "Freshness marks saved.");
         describe_counter!("duet_control_requests_total", "Requests on the control socket.");
+        describe_counter!("duet_api_denied_total", "Requests to the API without a valid token.");
+        counter!("duet_api_denied_total").absolute(0);
         describe_gauge!("duet_build_info", "1, with the version as a label.");
         gauge!("duet_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         gauge!("duet_marks_failed").set(0.0);
@@ -84,6 +86,10 @@ impl Telemetry {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
     pub(super) fn set_devices(&self, devices: usize) {
         gauge!("duet_devices").set(devices as f64);
+    }
+
+    pub(super) fn count_denied(&self) {
+        counter!("duet_api_denied_total").increment(1);
     }
 
     pub(super) fn count_request(&self) {

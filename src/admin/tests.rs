@@ -49,6 +49,10 @@ struct Running {
 }
 
 fn running() -> Running {
+    running_with(None)
+}
+
+fn running_with(api: Option<(SocketAddr, watch::Receiver<TlsAcceptor>)>) -> Running {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(crate::registry::FILE);
     let registry = Arc::new(Registry::create(&path).unwrap());
@@ -71,6 +75,8 @@ fn running() -> Running {
         http: "127.0.0.1:0".parse().unwrap(),
         save_marks_every: Duration::from_millis(50),
         facts: None,
+        reload: Box::new(|| Err("line 3: no".into())),
+        api,
     };
     let (registry_, gateway_) = (Arc::clone(&registry), Arc::clone(&gateway));
     let admin = start(options, registry_, gateway_, install_telemetry()).unwrap();
@@ -136,6 +142,7 @@ fn requests_change_the_registry_and_reach_the_gateway() {
     assert_eq!(*running.gateway.revoked.lock().unwrap(), [DeviceId(1u64.to_be_bytes())]);
     assert!(refused(client.command("a", String::new(), limit)).contains("revoked already"));
     assert_eq!(client.status().unwrap().devices, 1_200);
+    assert_eq!(refused(client.reload()), "nothing was changed: line 3: no");
     client.end("a", End::Remove).unwrap();
     assert!(refused(client.show("a")).contains("no device of this name"));
     assert!(refused(client.show("../../health")).contains("characters"));
@@ -274,6 +281,131 @@ fn a_stuck_registry_delays_no_probe() {
     stuck.join().unwrap();
     waiting.into_iter().for_each(|client| assert_eq!(client.join().unwrap(), 1));
     assert_eq!(running.client().status().unwrap().devices, 5);
+}
+
+/// Each endpoint of the document, asked through the router as if over TLS: nobody without a good token gets in, and a
+/// viewer changes nothing.
+#[tokio::test]
+async fn every_endpoint_denies_whoever_may_not() {
+    use axum::body::Body;
+    use axum::http::{Request, StatusCode};
+    use tower::Service as _;
+
+    let running = running();
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = Tokens::open(dir.path()).unwrap();
+    let now_s = crate::identity::now_s();
+    let made = |role: Role, from, end| {
+        tokens.add(format!("{role}{end}").parse().unwrap(), role, from, end).unwrap().to_string()
+    };
+    let later = now_s + 1_000;
+    let expired = made(Role::Admin, 0, 1);
+    let [viewer, operator, admin] =
+        [Role::Viewer, Role::Operator, Role::Admin].map(|role| made(role, now_s, later));
+    let keep = Keep {
+        tokens,
+        audit: Audit::open(dir.path()).unwrap(),
+        reload: Box::new(|| Err("no".into())),
+        facts: None,
+    };
+    let view = running.registry.view().unwrap();
+    let (registry, gateway) = (Arc::clone(&running.registry), running.gateway.clone());
+    let plane = Arc::new(Plane::new(registry, view, gateway, install_telemetry(), keep));
+    let (router, document) = api::router(&plane);
+    let document = serde_json::to_value(&document).unwrap();
+    assert_eq!(document["openapi"].as_str().map(|version| &version[..2]), Some("3."));
+    let mut endpoints = vec![("GET".to_owned(), "/openapi.json".to_owned())];
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            endpoints.push((method.to_uppercase(), path.replace("{name}", "a")));
+        }
+    }
+    assert!(endpoints.len() >= 14, "{endpoints:?}");
+    for (method, path) in endpoints {
+        let ask = |authorization: Option<String>| {
+            let mut request = Request::builder().method(method.as_str()).uri(&path);
+            if let Some(text) = authorization {
+                request = request.header("authorization", text);
+            }
+            let mut request = request.body(Body::empty()).unwrap();
+            let peer = "192.0.2.1:1".parse().unwrap();
+            request.extensions_mut().insert(door::Door::Tls { peer });
+            let mut router = router.clone();
+            async move { router.call(request).await.unwrap().status() }
+        };
+        let wrong = "duet_00".to_owned();
+        for bad in [
+            None,
+            Some(format!("Bearer {wrong}")),
+            Some(format!("Bearer {expired}")),
+            Some(admin.clone()),
+        ] {
+            assert_eq!(ask(bad).await, StatusCode::UNAUTHORIZED, "{method} {path}");
+        }
+        let as_role = |token: &str| ask(Some(format!("Bearer {token}")));
+        let reads_only = method == "GET" && !path.starts_with("/v1/tokens");
+        let is_denied = as_role(&viewer).await == StatusCode::FORBIDDEN;
+        assert_eq!(is_denied, !reads_only, "viewer: {method} {path}");
+        let is_admins = path.starts_with("/v1/tokens") || path.starts_with("/v1/config");
+        let is_denied = as_role(&operator).await == StatusCode::FORBIDDEN;
+        assert_eq!(is_denied, is_admins, "operator: {method} {path}");
+        let status = as_role(&admin).await;
+        assert!(
+            !matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED),
+            "admin: {method} {path}"
+        );
+    }
+    let mut denied = 0;
+    let whole =
+        audit::verify(dir.path(), |entry| denied += u32::from(entry.outcome == "denied")).unwrap();
+    assert!(denied >= 9 && whole.entries > u64::from(denied), "{denied} of {whole:?}");
+}
+
+#[test]
+fn the_api_is_served_over_tls_to_whoever_has_a_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let place = |name: &str| dir.path().join(name);
+    fs::write(place("api.pem"), made.cert.pem()).unwrap();
+    crate::identity::write_new(
+        &place("api.key"),
+        made.signing_key.serialize_pem().as_bytes(),
+        0o600,
+    )
+    .unwrap();
+    let acceptor = acceptor(&place("api.pem"), &place("api.key")).unwrap();
+    let (_renew, acceptor) = watch::channel(acceptor);
+    let running = running_with(Some(("127.0.0.1:0".parse().unwrap(), acceptor)));
+    let token = running.client().add_token("looker", Role::Viewer, 60).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let config = Arc::new(config);
+    let ask = |head: &str| {
+        let name = "localhost".try_into().unwrap();
+        let session = rustls::ClientConnection::new(Arc::clone(&config), name).unwrap();
+        let socket = TcpStream::connect(running.admin.api().unwrap()).unwrap();
+        let mut stream = rustls::StreamOwned::new(session, socket);
+        write!(stream, "{head}Host: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let bearer = format!("Authorization: Bearer {}\r\n", *token);
+    let status = ask(&format!("GET /v1/status HTTP/1.1\r\n{bearer}"));
+    assert!(status.starts_with("HTTP/1.1 200") && status.contains("\"phase\""), "{status}");
+    assert!(ask("GET /v1/status HTTP/1.1\r\n").starts_with("HTTP/1.1 401"));
+    let denied = ask(&format!("DELETE /v1/devices/a HTTP/1.1\r\n{bearer}"));
+    assert!(denied.starts_with("HTTP/1.1 403") && denied.contains("operator"), "{denied}");
+    let plain = get(running.admin.http(), "/v1/status");
+    assert!(plain.contains("404"), "the plain address has the probes alone: {plain}");
+    running.client().revoke_token("looker").unwrap();
+    assert!(ask(&format!("GET /v1/status HTTP/1.1\r\n{bearer}")).starts_with("HTTP/1.1 401"));
 }
 
 #[test]

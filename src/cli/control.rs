@@ -1,10 +1,11 @@
 //! Who answers a command: the running gateway, or the registry itself while none runs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use duet::admin::audit::{Audit, AuditError, Event};
 use duet::admin::devices::{self, End};
 use duet::admin::{Client, ClientError, DeviceInfo, DeviceLine, GatewayFacts, Problem, Refused};
 use duet::config::{KeyFiles, Overrides};
@@ -20,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) enum Control {
     /// Over its socket.
     Gateway(Client),
-    /// No gateway runs: the registry is open here.
-    Direct(Box<Registry>),
+    /// No gateway runs: the registry is open here, and changes go into the audit log from here.
+    Direct(Box<Registry>, PathBuf),
 }
 
 impl Control {
@@ -33,7 +34,7 @@ impl Control {
                 return Ok(Self::Gateway(client));
             }
             match open_registry(state) {
-                Ok(registry) => return Ok(Self::Direct(Box::new(registry))),
+                Ok(registry) => return Ok(Self::Direct(Box::new(registry), state.to_owned())),
                 // Another command, or a gateway that is about to listen.
                 Err(RegistryError::InUse(_)) if Instant::now() < deadline => {
                     thread::sleep(Duration::from_millis(20));
@@ -51,7 +52,10 @@ impl Control {
     ) -> Result<usize> {
         let added = match self {
             Self::Gateway(client) => client.add(lines),
-            Self::Direct(registry) => devices::add(registry, lines).map_err(ClientError::Refused),
+            Self::Direct(registry, state) => {
+                let added = devices::add(registry, lines).map_err(ClientError::Refused);
+                audited(state, "POST /v1/devices", added)?
+            }
         };
         match added {
             Err(ClientError::Refused(Problem { error, device: Some(index), .. })) => {
@@ -68,7 +72,7 @@ impl Control {
     pub(super) fn check(&mut self, lines: &[DeviceLine]) -> Result<Vec<Refused>> {
         Ok(match self {
             Self::Gateway(client) => client.check(lines)?,
-            Self::Direct(registry) => devices::check(registry, lines)?,
+            Self::Direct(registry, _) => devices::check(registry, lines)?,
         })
     }
 
@@ -87,7 +91,10 @@ impl Control {
     pub(super) fn end_all(&mut self, names: &[String], how: End) -> Result<usize> {
         Ok(match self {
             Self::Gateway(client) => client.end_all(names, how)?,
-            Self::Direct(registry) => devices::end_all(registry, None, names, how)?,
+            Self::Direct(registry, state) => {
+                let action = format!("{how:?} {} devices", names.len());
+                audited(state, &action, devices::end_all(registry, None, names, how))??
+            }
         })
     }
 
@@ -99,7 +106,7 @@ impl Control {
     ) -> Result<()> {
         let registry = match self {
             Self::Gateway(client) => return client.export(with_keys, each),
-            Self::Direct(registry) => registry,
+            Self::Direct(registry, _) => registry,
         };
         let mut after = None;
         loop {
@@ -116,7 +123,7 @@ impl Control {
     pub(super) fn list(&mut self, mut each: impl FnMut(DeviceInfo) -> Result<()>) -> Result<()> {
         let registry = match self {
             Self::Gateway(client) => return client.list(each),
-            Self::Direct(registry) => registry,
+            Self::Direct(registry, _) => registry,
         };
         let mut after = None;
         loop {
@@ -131,7 +138,7 @@ impl Control {
     pub(super) fn show(&mut self, name: &str) -> Result<DeviceInfo> {
         Ok(match self {
             Self::Gateway(client) => client.show(name)?,
-            Self::Direct(registry) => devices::show(registry, name)?,
+            Self::Direct(registry, _) => devices::show(registry, name)?,
         })
     }
 
@@ -139,9 +146,27 @@ impl Control {
     pub(super) fn end(&mut self, name: &str, how: End) -> Result<String> {
         Ok(match self {
             Self::Gateway(client) => client.end(name, how)?,
-            Self::Direct(registry) => devices::end(registry, None, name, how)?.to_string(),
+            Self::Direct(registry, state) => {
+                let action = match how {
+                    End::Revoke => format!("POST /v1/devices/{name}/revoke"),
+                    End::Remove => format!("DELETE /v1/devices/{name}"),
+                };
+                audited(state, &action, devices::end(registry, None, name, how))??.to_string()
+            }
         })
     }
+}
+
+/// Writes what was done without a gateway into the audit log, and hands its result on.
+pub(super) fn audited<T, E>(
+    state: &Path,
+    action: &str,
+    result: Result<T, E>,
+) -> Result<Result<T, E>, AuditError> {
+    let who = format!("uid {}", rustix::process::getuid().as_raw());
+    let outcome = if result.is_ok() { "done" } else { "refused" };
+    Audit::open(state)?.write(Event { who: &who, from: "offline", action, outcome })?;
+    Ok(result)
 }
 
 /// Opens the registry, patiently, for a gateway that starts.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use duet::admin::{self, GatewayFacts, Options};
-use duet::config::Config;
+use duet::config::{Config, Overrides};
 use duet::delivery::{Care, Health};
 use duet::identity::GatewayIdentity;
 use duet::registry::Registry;
@@ -19,21 +19,24 @@ use duet_protocol::identity::Gateway;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
+use super::Place;
 use super::control::open_patiently;
 use super::identities::Identities;
+use super::reload::{Reloader, Start};
 
 /// All that was checked before anything is bound.
 struct Prepared {
-    config: Config,
     registry: Arc<Registry>,
-    /// Key id and identity; the current one first.
-    identities: Vec<(u8, GatewayIdentity)>,
+    identities: Identities,
 }
 
-pub(super) fn run(config: Config, forget: &[String]) -> Result<ExitCode> {
-    let prepared = prepare(config)?;
-    give_up(&prepared.config, forget)?;
-    serve(prepared)?;
+pub(super) fn run(place: Place, flags: Overrides, forget: &[String]) -> Result<ExitCode> {
+    // From here on no SIGHUP ends the process.
+    let stop = Stop::listen()?;
+    let loaded = place.loaded(&flags)?;
+    let prepared = prepare(&loaded.config)?;
+    give_up(&loaded.config, forget)?;
+    serve(prepared, stop, Start { place, flags, loaded })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -50,7 +53,8 @@ fn give_up(config: &Config, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn prepare(config: Config) -> Result<Prepared> {
+/// Whether the state directory is one, and others cannot change what is in it.
+pub(super) fn check_state(config: &Config) -> Result<()> {
     if !config.state.is_dir() {
         bail!("{}: no such state directory; `duet init` makes one", config.state.display());
     }
@@ -61,60 +65,89 @@ fn prepare(config: Config) -> Result<Prepared> {
             config.state.display()
         );
     }
+    Ok(())
+}
+
+fn prepare(config: &Config) -> Result<Prepared> {
+    check_state(config)?;
     let warn = |text: &str| {
         let _ = writeln!(io::stderr(), "warning: {text}");
     };
-    let Identities { all: identities, warnings } = Identities::load_in_time(&config, warn)?;
-    warnings.iter().for_each(|text| warn(text));
+    let identities = Identities::load_in_time(config, warn)?;
+    identities.warnings.iter().for_each(|text| warn(text));
     let registry = Arc::new(open_patiently(&config.state)?);
     registry.view()?;
-    Ok(Prepared { config, registry, identities })
+    Ok(Prepared { registry, identities })
 }
 
-/// Runs both planes until a signal comes.
-fn serve(prepared: Prepared) -> Result<()> {
-    let Prepared { config, registry, identities } = prepared;
-    let stop = Stop::listen()?;
-    let telemetry = admin::install_telemetry();
-    let view = registry.view()?;
-    let mut keys = Vec::new();
-    for (key_id, identity) in &identities {
+/// The keys that shards answer hellos with.
+pub(super) fn gateway_keys(identities: &Identities) -> Result<Vec<GatewayKey>> {
+    let key = |(key_id, identity): &(u8, GatewayIdentity)| {
         let GatewayIdentity { certificate, secret } = identity;
-        telemetry.set_certificate_end(*key_id, certificate.validity.not_after_s);
         let gateway =
             Gateway { key_id: *key_id, fingerprint: certificate.fingerprint, key: certificate.key };
         let Some(secret) = SecretScalar::from_bytes(secret.expose()) else {
             bail!("key {key_id}: the private key is out of range");
         };
-        keys.push(GatewayKey { gateway, secret });
+        Ok(GatewayKey { gateway, secret })
+    };
+    identities.all.iter().map(key).collect()
+}
+
+/// Runs both planes until a signal comes.
+fn serve(prepared: Prepared, stop: Stop, start: Start) -> Result<()> {
+    let Prepared { registry, identities } = prepared;
+    let telemetry = admin::install_telemetry();
+    let view = registry.view()?;
+    for (key_id, identity) in &identities.all {
+        telemetry.set_certificate_end(*key_id, identity.certificate.validity.not_after_s);
     }
-    let server = Server::start(&config, &keys, &registry)?;
-    drop(keys);
-    let mut options = Options::new(&config);
-    let (current, files) = (&identities[0].1.certificate, &config.gateway);
+    let config = &start.loaded.config;
+    let mut options = Options::new(config);
+    let mut renew_tls = None;
+    if let Some(api) = &config.api {
+        let (sender, acceptor) = watch::channel(admin::acceptor(&api.certificate, &api.key)?);
+        (options.api, renew_tls) = (Some((api.listen, acceptor)), Some(sender));
+    }
+    let server = Server::start(config, &gateway_keys(&identities)?, &registry)?;
+    let (current, files) = (&identities.all[0].1.certificate, &config.gateway);
     options.facts = Some(GatewayFacts::of(files.key_id, current, &files.certificate, server.local));
-    let admin = match admin::start(options, Arc::clone(&registry), server.control(), telemetry) {
-        Ok(admin) => admin,
+    let fingerprint = identities.all[0].1.certificate.fingerprint;
+    let started = Reloader::new(start, &identities, server.control(), telemetry.clone(), renew_tls)
+        .and_then(|reloader| {
+            let reloader = Arc::new(reloader);
+            let asked = Arc::clone(&reloader);
+            let reload = Box::new(move || asked.reload().map_err(|error| crate::message(&error)));
+            let options = Options { reload, ..options };
+            let admin = admin::start(options, Arc::clone(&registry), server.control(), telemetry)?;
+            Ok((reloader, admin))
+        });
+    let (reloader, admin) = match started {
+        Ok(started) => started,
         Err(error) => {
             server.drain()?;
-            return Err(error.into());
+            return Err(error);
         }
     };
+    drop(identities);
 
     // Nobody needs to read this: a gateway does not end because its log has.
     let tell = |text: std::fmt::Arguments<'_>| {
         let _ = writeln!(io::stdout(), "{text}");
     };
-    let fingerprint = &identities[0].1.certificate.fingerprint;
     for warning in &server.warnings {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     tell(format_args!("listening    {} (UDP and TCP)", server.local));
-    tell(format_args!("fingerprint  {}", duet::identity::fingerprint_text(fingerprint)));
+    tell(format_args!("fingerprint  {}", duet::identity::fingerprint_text(&fingerprint)));
     tell(format_args!("devices      {}", view.len()));
     tell(format_args!("metrics      http://{}/metrics", admin.http()));
+    if let Some(address) = admin.api() {
+        tell(format_args!("API          https://{address}"));
+    }
     tell(format_args!("running"));
-    let asked = stop.wait(&server.ended(), server.spool(), server.damage(), server.care());
+    let (spool, damage) = (server.spool(), server.damage());
+    let asked = stop.wait(&server.ended(), spool, damage, server.care(), &reloader);
     let drained = server.drain();
     let saved = admin.shutdown();
     // A full disk fails both, and only the spool's error has the place and the cause.
@@ -127,11 +160,12 @@ fn serve(prepared: Prepared) -> Result<()> {
     Ok(())
 }
 
-/// SIGTERM and SIGINT, caught from the moment this exists.
+/// SIGTERM, SIGINT and SIGHUP, caught from the moment this exists.
 struct Stop {
     runtime: tokio::runtime::Runtime,
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl Stop {
@@ -140,8 +174,9 @@ impl Stop {
         let entered = runtime.enter();
         let terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
         let interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
+        let hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
         drop(entered);
-        Ok(Self { runtime, terminate, interrupt })
+        Ok(Self { runtime, terminate, interrupt, hangup })
     }
 
     /// Whether it was a signal, and not a shard's end.
@@ -151,6 +186,7 @@ impl Stop {
         spool: watch::Receiver<Health>,
         damage: watch::Receiver<Option<String>>,
         care: watch::Receiver<Care>,
+        reloader: &Arc<Reloader>,
     ) -> bool {
         let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
         self.runtime.block_on(async {
@@ -161,9 +197,26 @@ impl Stop {
                 () = tell_health(spool) => false,
                 () = tell_damage(damage) => false,
                 () = tell_care(care) => false,
+                () = reload_at(&mut self.hangup, reloader) => false,
             }
         })
     }
+}
+
+/// Has changed settings taken whenever the signal comes, and says what became of it. It never completes.
+async fn reload_at(hangup: &mut tokio::signal::unix::Signal, reloader: &Arc<Reloader>) {
+    while hangup.recv().await.is_some() {
+        let reloader = Arc::clone(reloader);
+        // It reads files, and shards may take a moment to hear of it.
+        let done = tokio::task::spawn_blocking(move || reloader.reload()).await;
+        let told = match done {
+            Ok(Ok(done)) => done.lines().join("\nduet: reload: "),
+            Ok(Err(error)) => format!("nothing was changed: {}", crate::message(&error)),
+            Err(_) => "failed; this is a bug in duet, please report it".into(),
+        };
+        let _ = writeln!(io::stderr(), "duet: reload: {told}");
+    }
+    std::future::pending().await
 }
 
 /// Says how the spool is when that changes: whoever finds devices unanswered looks here first. It never completes.

@@ -1,16 +1,21 @@
 //! Settings: defaults, refusals with their places, what stands above what.
 
+use std::net::Ipv6Addr;
+
 use super::*;
 
-fn load(text: &str) -> Result<Config, ConfigError> {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join(FILE), text).unwrap();
-    let loaded = Config::load(Some(dir.path()), None, &Overrides::default());
-    loaded.map(|config| Config { state: "state".into(), ..config })
+fn with(text: &str, variables: &[(&str, &str)]) -> Result<(Config, Values), String> {
+    let variables = variables.iter().map(|(name, text)| ((*name).into(), (*text).into()));
+    let resolved = resolve(text, variables, &Overrides::default(), Path::new("state"));
+    resolved.map_err(|problems| Lines(&problems).to_string())
+}
+
+fn load(text: &str) -> Result<Config, String> {
+    with(text, &[]).map(|(config, _)| config)
 }
 
 fn message(text: &str) -> String {
-    load(text).unwrap_err().to_string()
+    load(text).unwrap_err()
 }
 
 #[test]
@@ -21,28 +26,52 @@ fn the_template_says_the_defaults() {
         _ => line.to_owned(),
     };
     let all: Vec<_> = TEMPLATE.lines().map(uncommented).collect();
-    let state = Path::new("/nonexistent");
-    let parse = |text: &str| {
-        Config::resolve(toml::from_str(text).unwrap(), state.into(), &Overrides::default())
-    };
-    let defaults = parse(TEMPLATE).unwrap();
-    assert_eq!(parse("").unwrap(), defaults);
-    assert_eq!(Config { shards: cpus(), ..parse(&all.join("\n")).unwrap() }, defaults);
-    assert!(all.iter().filter(|line| line.contains(" = ")).count() >= 15);
+    let defaults = load(&TEMPLATE).unwrap();
+    assert_eq!(load("").unwrap(), defaults);
+    let given = load(&all.join("\n")).unwrap();
+    let retiring = given.retiring.clone();
+    assert_eq!(retiring.as_ref().unwrap().key_id, 255);
+    assert_eq!(Config { shards: defaults.shards, retiring: None, api: None, ..given }, defaults);
+    assert_eq!(defaults.listen, (Ipv6Addr::UNSPECIFIED, PORT).into());
+    assert_eq!(defaults.metrics.listen.port(), METRICS_PORT);
+    let values = all.iter().filter(|line| line.contains(" = ") && !line.starts_with('#'));
+    assert_eq!(values.count(), catalogue::SETTINGS.len());
 }
 
 #[test]
 fn unknown_keys_and_wrong_kinds_are_refused_with_their_place() {
-    let unknown = message("shards = 2\nlisten_address = \"[::]:1\"\n");
-    assert!(unknown.contains("duet.toml") && unknown.contains("line 2"), "{unknown}");
-    assert!(unknown.contains("listen_address"), "{unknown}");
-    assert!(message("[session]\nidle = 3").contains("line 2"));
-    assert!(message("listen = \"localhost\"").contains("line 1"));
-    assert!(message("shards = \"two\"").contains("line 1"));
-    assert!(message("io = \"kqueue\"").contains("line 1"));
-    assert!(message("shards = ").contains("line 1"));
-    assert!(message("[spool]\nwhen_full = \"drop\"").contains("drop_oldest"));
-    assert!(message("shards = -1").contains("line 1"));
+    let unknown = message("shards = 2\nlisen = \"[::]:1\"\n");
+    assert!(
+        unknown.contains("line 2, column 1: unknown setting lisen; did you mean listen?"),
+        "{unknown}"
+    );
+    assert!(unknown.contains("lisen = \"[::]:1\""), "the line itself: {unknown}");
+    let table = message("[sesion]\nidle = 3");
+    assert!(table.contains("line 1, column 2: unknown setting sesion"), "{table}");
+    let inner = message("[session]\n  idle_timeut_s = 3");
+    assert!(
+        inner.contains("line 2, column 3") && inner.contains("session.idle_timeout_s?"),
+        "{inner}"
+    );
+    for (text, must) in [
+        ("listen = \"localhost\"", "listen must be an IP address and a port"),
+        ("shards = \"two\"", "shards must be 1 to 256, and is \"two\""),
+        ("io = \"kqueue\"", "io must be \"auto\", \"io_uring\", \"epoll\", and is \"kqueue\""),
+        ("shards = -1", "and is -1"),
+        ("shards = 1.5", "and is 1.5"),
+        ("pin = 1", "pin must be true or false, and is 1"),
+        ("[spool]\nwhen_full = \"drop\"", "drop_oldest"),
+        ("[spool]\ndir = \"\"", "a path in quotation marks"),
+        ("gateway = 1", "unknown setting gateway"),
+        ("state = 1", "state must be a path"),
+        ("shards = ", "not TOML"),
+        ("a = 1\na = 2", "not TOML"),
+        ("\u{1}", "not TOML"),
+    ] {
+        let said = message(text);
+        assert!(said.contains(must) && said.contains("line "), "{text}: {said}");
+        assert!(!said.contains('\u{1}'));
+    }
 }
 
 #[test]
@@ -85,11 +114,37 @@ fn every_value_out_of_range_is_named_at_once() {
     assert!(message(same).contains("must differ"));
     let twice = "[gateway.retiring]\ncertificate = \"a\"\nkey = \"b\"\nkey_id = 0";
     assert!(message(twice).contains("gateway.retiring.key_id must differ"));
+    assert!(
+        message("[gateway.retiring]\nkey = \"b\"")
+            .contains("gateway.retiring.certificate must be given")
+    );
+    assert!(message("[api]\nlisten = \"[::1]:1\"").contains("api.key must be given"));
     assert!(load("[metrics]\nlisten = \"192.0.2.1:9\"\nallow_remote = true").is_ok());
+    let short = "[session]\nlifetime_s = 60\nidle_timeout_s = 61";
+    assert!(message(short).contains("line 3, column 1: session.idle_timeout_s must be at most"));
+    let block = "[spool]\nsegment_bytes = 1048577";
+    assert!(message(block).contains("a multiple of 4096"));
+}
+
+/// Each setting in turn: a value of every kind is taken, or refused with its place; none is ignored.
+#[test]
+fn no_setting_is_ignored() {
+    for setting in catalogue::SETTINGS {
+        let (table, name) = setting.key.rsplit_once('.').unwrap_or(("", setting.key));
+        let table = if table.is_empty() { String::new() } else { format!("[{table}]\n") };
+        for value in ["[]", "{}", "1979-05-27", "1e999", "-9223372036854775808", "\"\\u0000\""] {
+            let said = message(&format!("{table}{name} = {value}"));
+            assert!(
+                said.contains("line ") && said.contains(setting.key),
+                "{}: {said}",
+                setting.key
+            );
+        }
+    }
 }
 
 #[test]
-fn flags_stand_above_the_file_and_paths_below_the_state() {
+fn flags_and_environment_stand_above_the_file_and_paths_below_the_state() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("other.toml");
     std::fs::write(&file, "shards = 3\nstate = \"here\"\n[spool]\ndir = \"/spool\"").unwrap();
@@ -97,13 +152,52 @@ fn flags_stand_above_the_file_and_paths_below_the_state() {
         listen: Some("127.0.0.1:0".parse().unwrap()),
         metrics: Some("[::1]:0".parse().unwrap()),
         shards: Some(7),
+        defaults: false,
     };
-    let config = Config::load(None, Some(&file), &flags).unwrap();
+    let loaded = Loaded::load(None, Some(&file), &flags).unwrap();
+    let config = &loaded.config;
     assert_eq!((config.shards, config.listen.port()), (7, 0));
     assert_eq!(config.state, dir.path().join("here"));
     assert_eq!(config.gateway.key, dir.path().join("here/gateway.key"));
     assert_eq!(config.spool.dir, Path::new("/spool"));
+    let origin = |key| loaded.values.get(key).unwrap().1;
+    assert_eq!(origin("shards"), Origin::Flag("--shards"));
+    assert_eq!(origin("spool.dir"), Origin::File { line: 4 });
+    assert_eq!(origin("pin"), Origin::Default);
     let missing = Config::load(None, Some(&dir.path().join("none.toml")), &flags);
-    assert!(matches!(missing, Err(ConfigError::Io { .. })));
+    assert!(matches!(missing, Err(ConfigError::Missing(_))));
+    assert!(matches!(Config::load(Some(dir.path()), None, &flags), Err(ConfigError::Missing(_))));
+    let flags = Overrides { defaults: true, ..flags };
     assert_eq!(Config::load(Some(dir.path()), None, &flags).unwrap().shards, 7);
+
+    let text = "[session]\nlifetime_s = 60\nidle_timeout_s = 60";
+    let above = [("DUET__SESSION__LIFETIME_S", "90"), ("DUET_STATE", "x"), ("OTHER", "y")];
+    let (config, values) = with(text, &above).unwrap();
+    assert_eq!(config.session.lifetime_s, 90);
+    let origin = Origin::Environment("DUET__SESSION__LIFETIME_S".into());
+    assert_eq!(values.get("session.lifetime_s").unwrap(), (Value::Number(90), origin));
+    let wrong =
+        with(text, &[("DUET__SESSION__LIFETIME_S", "9"), ("DUET__SHARD", "9")]).unwrap_err();
+    assert!(
+        wrong.contains("DUET__SESSION__LIFETIME_S (environment): session.lifetime_s must be 60"),
+        "{wrong}"
+    );
+    assert!(wrong.contains("DUET__SHARD (environment): there is no setting shard"), "{wrong}");
+}
+
+#[test]
+fn a_change_is_known_by_its_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = |text: &str| {
+        std::fs::write(dir.path().join(FILE), text).unwrap();
+        Loaded::load(Some(dir.path()), None, &Overrides::default()).unwrap()
+    };
+    let old = load("shards = 2\n[session]\nidle_timeout_s = 60");
+    let new = load("shards = 3\n# a comment\n[session]\nlifetime_s = 86400\nidle_timeout_s = 90");
+    let found = changes(&old, &new);
+    let keys: Vec<_> = found.iter().map(|change| (change.key, change.taken)).collect();
+    use catalogue::Taken::{AtReload, AtStart};
+    assert_eq!(keys, [("shards", AtStart), ("session.idle_timeout_s", AtReload)]);
+    assert_eq!(found[0].to_string(), "shards = 3 (was 2)");
+    assert_eq!(changes(&new, &new), []);
 }

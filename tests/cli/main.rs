@@ -317,6 +317,39 @@ fn a_running_gateway_answers_on_its_socket_and_over_http() {
 }
 
 #[test]
+fn the_audit_log_has_every_change_with_and_without_a_gateway() {
+    let scratch = Scratch::initialised();
+    scratch.good(&["device", "add", "a", "--registered-id", "--out", "a.json"]);
+    let token = scratch.good(&["token", "add", "early", "--role", "viewer", "--expires", "1h"]);
+    let gateway = scratch.run();
+    scratch.good(&["device", "revoke", "a"]);
+    let late = scratch.good(&["token", "add", "late", "--role", "admin"]);
+    assert!(scratch.bad(&["token", "add", "late", "--role", "admin"]).contains("exists"));
+    assert!(scratch.good(&["token", "list"]).contains("early"));
+    let verified = scratch.good(&["audit", "verify"]);
+    gateway.stop("-TERM");
+    scratch.good(&["token", "revoke", "early"]);
+    let shown = scratch.good(&["audit", "show"]);
+    for words in [
+        "(offline): POST /v1/devices: done",
+        "(offline): POST /v1/tokens: done",
+        "(socket): POST /v1/devices/a/revoke: done",
+        "(socket): POST /v1/tokens: refused (409)",
+        "(offline): DELETE /v1/tokens/early: done",
+    ] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    assert!(verified.starts_with("5 entries, all whole"), "{verified}");
+    for secret in [token, late] {
+        assert!(!shown.contains(secret.trim()));
+    }
+    let log = scratch.state().join("audit.ndjson");
+    let text = fs::read_to_string(&log).unwrap();
+    fs::write(&log, text.replacen("revoke", "remove", 1)).unwrap();
+    assert!(scratch.bad(&["audit", "verify"]).contains("line 3: the entry was changed"));
+}
+
+#[test]
 fn commands_at_the_same_time_all_succeed() {
     let scratch = Scratch::initialised();
     let add = |round: &str| {

@@ -12,6 +12,7 @@ use duet_device::Confirmed;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::Kind;
 
+mod reload;
 mod rotation;
 #[path = "../support/socket.rs"]
 mod socket;

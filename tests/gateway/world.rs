@@ -96,11 +96,14 @@ impl Scratch {
     }
 
     pub(crate) fn run(&self, listen: &str) -> Running {
-        let mut child = self
-            .command(&["run", "--shards", "2", "--listen", listen, "--metrics", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        self.run_with(listen, |_| ())
+    }
+
+    pub(crate) fn run_with(&self, listen: &str, with: impl FnOnce(&mut Command)) -> Running {
+        let arguments = ["run", "--shards", "2", "--listen", listen, "--metrics", "127.0.0.1:0"];
+        let mut command = self.command(&arguments);
+        with(command.stdout(Stdio::piped()));
+        let mut child = command.spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         let (mut address, mut metrics) = (None, None);
         for line in out.lines().map_while(Result::ok) {

@@ -10,6 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Plane;
+use crate::admin::access::audit_fault;
 use crate::admin::{Fault, GatewayFacts, Phase, Problem, Status};
 
 /// The text format of Prometheus.
@@ -33,6 +34,7 @@ impl Plane {
         if self.telemetry.marks_failed() {
             status.faults.push(Fault::MarksUnsaved);
         }
+        status.faults.extend(audit_fault(self));
         status
     }
 }

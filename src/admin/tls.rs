@@ -1,0 +1,81 @@
+//! The certificate of the API over TLS. It is not the gateway's own: devices know that one, and its key serves another
+//! protocol.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use thiserror::Error;
+use tokio_rustls::TlsAcceptor;
+use zeroize::Zeroizing;
+
+/// Why the API cannot be served over TLS.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// Others may read the key.
+    #[error("{}: mode {mode:04o} lets others read the key; run `chmod 600` on it", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Not what was expected.
+    #[error("{}: not {expected} in PEM", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// The two do not belong together, or are of a kind that is not supported.
+    #[error("{}: certificate and key cannot be used together: {error}", path.display())]
+    Pair {
+        /// The certificate's file.
+        path: PathBuf,
+        /// What TLS says.
+        error: rustls::Error,
+    },
+}
+
+/// Reads certificate (with its chain) and key.
+///
+/// # Errors
+/// [`TlsError`].
+pub fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
+    let failed = |path: &Path, error| TlsError::Io { path: path.to_owned(), error };
+    let pem = |path: &Path, expected| TlsError::Pem { path: path.to_owned(), expected };
+    let text = fs::read(certificate).map_err(|error| failed(certificate, error))?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let chain = chain.ok().filter(|chain| !chain.is_empty());
+    let chain = chain.ok_or_else(|| pem(certificate, "a certificate"))?;
+    let mode = fs::metadata(key).map_err(|error| failed(key, error))?;
+    let mode = std::os::unix::fs::MetadataExt::mode(&mode) & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(TlsError::Open { path: key.to_owned(), mode });
+    }
+    let text = Zeroizing::new(fs::read(key).map_err(|error| failed(key, error))?);
+    let secret = PrivateKeyDer::from_pem_slice(&text).map_err(|_| pem(key, "a private key"))?;
+    let pair = |error| TlsError::Pair { path: certificate.to_owned(), error };
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(pair)?
+        .with_no_client_auth()
+        .with_single_cert(chain, secret)
+        .map_err(pair)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}

@@ -1,0 +1,274 @@
+//! Tokens for the API over TLS: each has a name, a role and an end. Only their hashes are kept; a token itself is
+//! shown once, to whoever made it.
+//!
+//! A token holds 256 random bits, so one round of SHA-256 is enough: nobody can try them all.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use thiserror::Error;
+use utoipa::ToSchema;
+use zeroize::Zeroizing;
+
+use super::access::Role;
+use crate::hex::{self, Hex};
+use crate::identity;
+use crate::registry::Name;
+
+/// The file's name in the state directory.
+pub const FILE: &str = "tokens.json";
+
+/// By this programs that look for lost secrets recognise one.
+const PREFIX: &str = "duet_";
+/// The most tokens that are kept.
+const MAX_TOKENS: usize = 1_000;
+
+/// Why tokens cannot be used or changed.
+#[derive(Debug, Error)]
+pub enum TokenError {
+    /// The file system refused.
+    #[error("{}: the tokens cannot be kept: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Its answer.
+        error: io::Error,
+    },
+    /// Others may read the hashes, or change them.
+    #[error("{}: mode {mode:04o} lets others use it; run `chmod 600` on it", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// The file is none of ours.
+    #[error("{}: not a file of tokens; remove it and make new tokens with `duet token add`", .0.display())]
+    Damaged(PathBuf),
+    /// The name is in use.
+    #[error("{0}: a token of this name exists; revoke it first")]
+    Taken(Name),
+    /// No such token.
+    #[error("{0}: no token of this name")]
+    Unknown(Name),
+    /// There are too many.
+    #[error("there are {MAX_TOKENS} tokens already; revoke some")]
+    TooMany,
+    /// The end has passed already.
+    #[error("the token would have ended before it was made")]
+    Past,
+    /// The kernel gave none.
+    #[error("the kernel gave no random bytes")]
+    Randomness,
+}
+
+/// A token as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenInfo {
+    /// Its name.
+    pub name: String,
+    /// What it allows.
+    pub role: Role,
+    /// When it was made, Unix seconds.
+    pub created_s: i64,
+    /// When it ends, Unix seconds.
+    pub expires_s: i64,
+}
+
+/// A token as it is kept.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    name: String,
+    role: Role,
+    created_s: i64,
+    expires_s: i64,
+    sha256: String,
+}
+
+impl Kept {
+    fn info(&self) -> TokenInfo {
+        let Self { name, role, created_s, expires_s, sha256: _ } = self.clone();
+        TokenInfo { name, role, created_s, expires_s }
+    }
+}
+
+/// Why a token opens nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Denied {
+    /// No token of ours.
+    Wrong,
+    /// It has ended.
+    Expired,
+}
+
+/// The tokens of a state directory.
+pub struct Tokens {
+    path: PathBuf,
+    kept: RwLock<Vec<Kept>>,
+}
+
+impl Tokens {
+    /// Reads the tokens of a state directory; without a file there are none.
+    ///
+    /// # Errors
+    /// [`TokenError`].
+    pub fn open(state: &Path) -> Result<Self, TokenError> {
+        let path = state.join(FILE);
+        let failed = |error| TokenError::Io { path: path.clone(), error };
+        let kept = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(failed(error)),
+            Ok(text) => {
+                use std::os::unix::fs::MetadataExt as _;
+                let mode = fs::metadata(&path).map_err(failed)?.mode() & 0o777;
+                if mode & 0o077 != 0 {
+                    return Err(TokenError::Open { path, mode });
+                }
+                serde_json::from_slice(&text).map_err(|_| TokenError::Damaged(path.clone()))?
+            }
+        };
+        Ok(Self { path, kept: RwLock::new(kept) })
+    }
+
+    /// Makes a token. It is returned and kept nowhere.
+    ///
+    /// # Errors
+    /// [`TokenError`]; nothing was changed then.
+    pub fn add(
+        &self,
+        name: Name,
+        role: Role,
+        now_s: i64,
+        expires_s: i64,
+    ) -> Result<Zeroizing<String>, TokenError> {
+        if expires_s <= now_s {
+            return Err(TokenError::Past);
+        }
+        let mut secret = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *secret).map_err(|_| TokenError::Randomness)?;
+        let token =
+            Zeroizing::new(format!("{PREFIX}{}", *Zeroizing::new(Hex(&*secret).to_string())));
+        let sha256 = Hex(&Sha256::digest(token.as_bytes())).to_string();
+        self.change(|kept| {
+            if kept.iter().any(|token| token.name == name.as_str()) {
+                return Err(TokenError::Taken(name));
+            }
+            if kept.len() == MAX_TOKENS {
+                return Err(TokenError::TooMany);
+            }
+            kept.push(Kept { name: name.to_string(), role, created_s: now_s, expires_s, sha256 });
+            Ok(())
+        })?;
+        Ok(token)
+    }
+
+    /// Ends a token. Returns what it was.
+    ///
+    /// # Errors
+    /// [`TokenError`]; nothing was changed then.
+    pub fn revoke(&self, name: &Name) -> Result<TokenInfo, TokenError> {
+        self.change(|kept| {
+            let at = kept.iter().position(|token| token.name == name.as_str());
+            let ended = kept.remove(at.ok_or_else(|| TokenError::Unknown(name.clone()))?);
+            Ok(ended.info())
+        })
+    }
+
+    /// All tokens, those that have ended included.
+    #[must_use]
+    pub fn list(&self) -> Vec<TokenInfo> {
+        self.kept.read().unwrap_or_else(PoisonError::into_inner).iter().map(Kept::info).collect()
+    }
+
+    /// Whose token this is.
+    pub(super) fn find(&self, token: &str, now_s: i64) -> Result<(String, Role), Denied> {
+        let sha256: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        let found = kept.iter().find(|kept| {
+            hex::decode_array::<32>(&kept.sha256)
+                .is_some_and(|known| bool::from(known.ct_eq(&sha256)))
+        });
+        match found {
+            None => Err(Denied::Wrong),
+            Some(kept) if kept.expires_s <= now_s => Err(Denied::Expired),
+            Some(kept) => Ok((kept.name.clone(), kept.role)),
+        }
+    }
+
+    /// Changes the list on disk, whole or not at all, and then here.
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut Vec<Kept>) -> Result<T, TokenError>,
+    ) -> Result<T, TokenError> {
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        let mut next = kept.clone();
+        let done = change(&mut next)?;
+        self.write(&next).map_err(|error| TokenError::Io { path: self.path.clone(), error })?;
+        *kept = next;
+        Ok(done)
+    }
+
+    fn write(&self, kept: &[Kept]) -> io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(kept)?;
+        text.push(b'\n');
+        let draft = self.path.with_extension("draft");
+        match fs::remove_file(&draft) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => identity::write_new(&draft, &text, 0o600)?,
+        }
+        fs::rename(&draft, &self.path)?;
+        match self.path.parent() {
+            Some(dir) => fs::File::open(dir)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_opens_until_it_ends_or_is_revoked() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens::open(dir.path()).unwrap();
+        let name: Name = "ops".parse().unwrap();
+        let token = tokens.add(name.clone(), Role::Operator, 100, 200).unwrap();
+        assert_eq!(tokens.find(&token, 199), Ok(("ops".into(), Role::Operator)));
+        assert_eq!(tokens.find(&token, 200), Err(Denied::Expired));
+        assert_eq!(tokens.find(&token[1..], 199), Err(Denied::Wrong));
+        assert_eq!(tokens.find("", 199), Err(Denied::Wrong));
+        let again = tokens.add(name.clone(), Role::Viewer, 100, 200);
+        assert!(matches!(again, Err(TokenError::Taken(_))));
+        let past = tokens.add("past".parse().unwrap(), Role::Viewer, 100, 100);
+        assert!(matches!(past, Err(TokenError::Past)));
+        let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
+        assert!(!text.contains(&token[PREFIX.len()..]), "only the hash is kept");
+        let tokens = Tokens::open(dir.path()).unwrap();
+        assert_eq!(tokens.find(&token, 199), Ok(("ops".into(), Role::Operator)));
+        tokens.revoke(&name).unwrap();
+        assert_eq!(tokens.find(&token, 199), Err(Denied::Wrong));
+        assert!(matches!(tokens.revoke(&name), Err(TokenError::Unknown(_))));
+        assert!(Tokens::open(dir.path()).unwrap().list().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_or_that_is_none_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        fs::write(&path, "[]").unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        fs::set_permissions(&path, open).unwrap();
+        assert!(matches!(Tokens::open(dir.path()), Err(TokenError::Open { mode: 0o644, .. })));
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(&path, private).unwrap();
+        fs::write(&path, "[{}]").unwrap();
+        assert!(matches!(Tokens::open(dir.path()), Err(TokenError::Damaged(_))));
+    }
+}

@@ -1,0 +1,168 @@
+//! `duet token …` and `duet audit …`: who may use the API over TLS, and what everybody did.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::Subcommand;
+use duet::admin::audit;
+use duet::admin::tokens::{TokenInfo, Tokens};
+use duet::admin::{Client, Role};
+use duet::identity::{Utc, now_s};
+use zeroize::Zeroizing;
+
+use super::Format;
+use super::control::audited;
+
+/// Tokens for the API over TLS
+#[derive(Subcommand)]
+pub(super) enum Token {
+    /// Make a token and print it; it is shown this once
+    Add {
+        /// Its name, 1 to 64 of the characters A-Z a-z 0-9 . _ -
+        name: String,
+        /// viewer (look), operator (devices and commands) or admin (everything)
+        #[arg(long)]
+        role: Role,
+        /// How long it is valid, for example 12h or 90d
+        #[arg(long, value_name = "TIME", default_value = "90d", value_parser = span)]
+        expires: Duration,
+    },
+    /// List tokens, without the tokens themselves
+    List {
+        /// How to show them
+        #[arg(long, value_enum, default_value = "table")]
+        format: Format,
+    },
+    /// End a token
+    Revoke {
+        /// Its name
+        name: String,
+    },
+}
+
+/// The audit log: who changed what
+#[derive(Subcommand)]
+pub(super) enum Audit {
+    /// Print all entries
+    Show {
+        /// How to show them
+        #[arg(long, value_enum, default_value = "table")]
+        format: Format,
+    },
+    /// Check that no entry was changed, removed or put in; note the hash that is printed to find a cut at the end later
+    Verify,
+}
+
+/// A number of seconds, minutes, hours or days.
+fn span(text: &str) -> Result<Duration, &'static str> {
+    let wrong = "a number and a unit are expected, for example 30m, 12h or 90d";
+    let unit = text.chars().last().ok_or(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return Err(wrong),
+    };
+    let number: u32 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| wrong)?;
+    let seconds = number.checked_mul(seconds).filter(|seconds| *seconds > 0);
+    seconds.map(|seconds| Duration::from_secs(seconds.into())).ok_or("too long, or nothing")
+}
+
+impl Token {
+    pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
+        let mut out = io::stdout().lock();
+        match self {
+            Self::Add { name, role, expires } => {
+                let token = add(state, &name, role, expires)?;
+                writeln!(out, "{}", *token)?;
+                if io::stdout().is_terminal() {
+                    eprintln!("this token is kept nowhere: copy it now");
+                }
+            }
+            Self::List { format } => {
+                let tokens = match Client::connect(state)? {
+                    Some(mut client) => client.tokens()?,
+                    None => Tokens::open(state)?.list(),
+                };
+                print(&mut out, &tokens, format)?;
+            }
+            Self::Revoke { name } => {
+                let ended = match Client::connect(state)? {
+                    Some(mut client) => client.revoke_token(&name)?,
+                    None => {
+                        let ended = Tokens::open(state)?.revoke(&name.parse()?);
+                        audited(state, &format!("DELETE /v1/tokens/{name}"), ended)??
+                    }
+                };
+                writeln!(out, "revoked {}", ended.name)?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn add(state: &Path, name: &str, role: Role, expires: Duration) -> Result<Zeroizing<String>> {
+    let valid_s = u32::try_from(expires.as_secs())?;
+    if let Some(mut client) = Client::connect(state)? {
+        return Ok(client.add_token(name, role, valid_s)?);
+    }
+    if !state.is_dir() {
+        bail!("{}: no such state directory; `duet init` makes one", state.display());
+    }
+    let now_s = now_s();
+    let added = Tokens::open(state)?.add(name.parse()?, role, now_s, now_s + i64::from(valid_s));
+    Ok(audited(state, "POST /v1/tokens", added)??)
+}
+
+fn print(out: &mut impl Write, tokens: &[TokenInfo], format: Format) -> Result<()> {
+    if format == Format::Table {
+        writeln!(out, "{:<24} {:<9} {:<20} EXPIRES", "NAME", "ROLE", "MADE")?;
+    }
+    for token in tokens {
+        let TokenInfo { name, role, created_s, expires_s } = token;
+        match format {
+            Format::Json => writeln!(out, "{}", serde_json::to_string(token)?)?,
+            Format::Table => {
+                writeln!(out, "{name:<24} {role:<9} {} {}", Utc(*created_s), Utc(*expires_s))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Audit {
+    pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        match self {
+            Self::Verify => {
+                let audit::Verified { entries, hash } = audit::verify(state, |_| ())?;
+                writeln!(out, "{entries} entries, all whole; the last hash is {hash}")?;
+            }
+            Self::Show { format } => {
+                let mut written = Ok(());
+                let verified = audit::verify(state, |entry| {
+                    let line = match format {
+                        Format::Json => serde_json::to_string(entry).unwrap_or_default(),
+                        Format::Table => {
+                            let time = Utc(i64::try_from(entry.time_ms / 1000).unwrap_or(i64::MAX));
+                            let audit::Entry { who, from, action, outcome, .. } = entry;
+                            format!("{time} {who} ({from}): {action}: {outcome}")
+                        }
+                    };
+                    if written.is_ok() {
+                        written = writeln!(out, "{line}");
+                    }
+                });
+                written?;
+                out.flush()?;
+                verified?;
+            }
+        }
+        out.flush()?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

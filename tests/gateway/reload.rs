@@ -1,0 +1,121 @@
+//! Settings that change while the gateway runs.
+
+use std::fs;
+use std::process::Command;
+
+use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
+
+use crate::world::{Client, Running, Scratch};
+
+const PROFILE: Profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
+
+fn hang_up(gateway: &Running) {
+    let pid = gateway.child.id().to_string();
+    assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+}
+
+/// Reads what the gateway says until a line has the words.
+fn wait_for(log: &std::path::Path, words: &str) -> String {
+    let began = std::time::Instant::now();
+    loop {
+        let text = fs::read_to_string(log).unwrap();
+        if let Some(line) = text.lines().find(|line| line.contains(words)) {
+            return line.to_owned();
+        }
+        assert!(began.elapsed().as_secs() < 20, "{words} was not said: {text}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_running_gateway_takes_changed_settings_and_certificates_or_none() {
+    let scratch = Scratch::new();
+    let mut device = scratch.device(1, PROFILE, Transport::Datagram);
+    let log = scratch.0.path().join("log");
+    let gateway = scratch.run_with("127.0.0.1:0", |command| {
+        command.stderr(fs::File::create(&log).unwrap());
+    });
+    let settings = scratch.state().join("duet.toml");
+    assert_eq!(scratch.duet(&["config", "reload"]), (true, "nothing has changed\n".into()));
+
+    // Wrong: it is said where, and all stays.
+    fs::write(&settings, "shards = 3\n[session]\nlifetime_s = 5\n").unwrap();
+    let (done, said) = scratch.duet(&["config", "reload"]);
+    assert!(!done && said.contains("nothing was changed"), "{said}");
+    assert!(said.contains("line 3, column 1: session.lifetime_s must be 60 to"), "{said}");
+    hang_up(&gateway);
+    assert!(wait_for(&log, "reload").contains("nothing was changed"));
+
+    // Right: what can be taken is, and the rest is named.
+    let new = "[gateway]\nkey_id = 1\ncertificate = \"new.pem\"\nkey = \"new.key\"\n";
+    let old =
+        "[gateway.retiring]\nkey_id = 0\ncertificate = \"gateway.pem\"\nkey = \"gateway.key\"\n";
+    scratch.gateway_certificate("new", 90);
+    fs::write(&settings, format!("io = \"epoll\"\n{new}{old}[session]\nlifetime_s = 7200\n"))
+        .unwrap();
+    let (done, said) = scratch.duet(&["config", "reload"]);
+    assert!(done, "{said}");
+    for line in [
+        "applied: session.lifetime_s = 7200 (was 86400)",
+        "applied: gateway.key_id = 1 (was 0)",
+        "applied: the gateway's certificates",
+        "needs a restart: io = \"epoll\" (was \"auto\")",
+    ] {
+        assert!(said.lines().any(|said| said == line), "{line}: {said}");
+    }
+    let works = |device| {
+        let mut client = Client::new(device, gateway.address, Transport::Datagram);
+        client.device.send_reading(0, 1, b"x", true).unwrap();
+        client.device.open(0);
+        assert!(client.drive(|client| !client.confirmed.is_empty()));
+    };
+    // With the certificate that is retiring, and, from the settings as they are now, with the new one.
+    works(device);
+    hang_up(&gateway);
+    assert!(wait_for(&log, "needs a restart").contains("io"));
+    assert!(scratch.duet(&["status"]).0);
+    gateway.terminate();
+    device = scratch.device(2, PROFILE, Transport::Datagram);
+    let gateway = scratch.run("127.0.0.1:0");
+    let mut client = Client::new(device, gateway.address, Transport::Datagram);
+    client.device.send_reading(0, 1, b"x", true).unwrap();
+    client.device.open(0);
+    assert!(client.drive(|client| !client.confirmed.is_empty()));
+    gateway.terminate();
+}
+
+#[test]
+fn check_names_what_would_keep_a_gateway_from_starting() {
+    let scratch = Scratch::new();
+    let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listen.local_addr().unwrap();
+    let settings = scratch.state().join("duet.toml");
+    let write = |more: &str| {
+        fs::write(
+            &settings,
+            format!("listen = \"127.0.0.1:0\"\n[metrics]\nlisten = \"{taken}\"\n{more}"),
+        )
+    };
+    write("").unwrap();
+    let (good, said) = scratch.duet(&["check"]);
+    assert!(!good && said.contains("FAIL metrics"), "{said}");
+    drop(listen);
+    let (good, said) = scratch.duet(&["check"]);
+    assert!(good && said.contains("ok   certificate"), "{said}");
+    fs::remove_file(scratch.state().join("gateway.key")).unwrap();
+    let (good, said) = scratch.duet(&["check"]);
+    assert!(!good && said.contains("gateway.key"), "{said}");
+    write("[log]\nlevel = \"loud\"\n").unwrap();
+    let (good, said) = scratch.duet(&["check"]);
+    assert!(!good && said.contains("line 5, column 1: log.level must be"), "{said}");
+    write("[log]\nlevel = \"warn\"\n").unwrap();
+    let (good, said) = scratch.duet(&["config", "show", "--origin"]);
+    assert!(
+        good && said.lines().any(|line| line.starts_with("log.level") && line.ends_with("line 5")),
+        "{said}"
+    );
+    assert!(
+        said.lines().any(|line| line.starts_with("shards") && line.ends_with("default")),
+        "{said}"
+    );
+}
