@@ -352,9 +352,9 @@ const HEAD: &str = "\
 #
 # Where readings go on to: as many as are wanted, each a table of its own (docs/delivery.md), for example
 #   [[upstream]]
-#   name = "archive"
-#   kind = "file"
-#   dir = "archive"
+#   name = \"archive\"
+#   kind = \"file\"
+#   dir = \"archive\"
 ";
 
 /// The setting of a key.
