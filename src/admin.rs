@@ -171,7 +171,14 @@ impl Options {
     pub fn new(config: &crate::config::Config) -> Self {
         let (state, http) = (config.state.clone(), config.metrics.listen);
         let reload = Box::new(|| Err("this gateway takes no settings while it runs".into()));
-        Self { state, http, save_marks_every: Duration::from_secs(5), reload, api: None, facts: None }
+        Self {
+            state,
+            http,
+            save_marks_every: Duration::from_secs(5),
+            reload,
+            api: None,
+            facts: None,
+        }
     }
 }
 

@@ -200,7 +200,9 @@ pub const SETTINGS: &[Setting] = &[
         "quota.share_percent",
         number(0, 25, "0: no limit; more is not left when it counts"),
         "1",
-        &["When less than a quarter of the spool is left: the part of the whole that one device may fill in an hour."],
+        &[
+            "When less than a quarter of the spool is left: the part of the whole that one device may fill in an hour.",
+        ],
         AtStart,
     ),
     setting(
