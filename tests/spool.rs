@@ -394,7 +394,7 @@ fn a_damaged_last_commit_is_kept_aside_and_told_until_somebody_has_looked() {
         spool.shutdown().unwrap();
         let found = all(&path);
         assert!(found[..3] == [0, 1, 2] && found.len() == 4 && found[3] >= 5, "{found:?}");
-        assert_eq!(verify(&path).unwrap().cuts, [aside.clone()]);
+        assert_eq!(verify(&path).unwrap().cuts, std::slice::from_ref(&aside));
         let spool = Spool::start(config(dir.path())).unwrap();
         assert_eq!((spool.recovery.cut_bytes, &spool.recovery.kept_aside), (0, &None));
         spool.shutdown().unwrap();

@@ -5,9 +5,11 @@ use zeroize::Zeroize as _;
 
 const BLOCK: usize = 4_096;
 
+type Fill = dyn FnMut(&mut [u8]) + Send;
+
 /// A source of random bytes, one for each shard. Each byte is handed out once and erased here.
 pub struct Random {
-    fill: Box<dyn FnMut(&mut [u8]) + Send>,
+    fill: Box<Fill>,
     block: Box<[u8; BLOCK]>,
     used: usize,
 }

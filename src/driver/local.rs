@@ -75,7 +75,7 @@ impl LocalAddress {
             match (level, kind) {
                 // Said of IPv4 alone, and of a broadcast it names who may answer: it counts more.
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                    return Self::v4(Ipv4Addr::from(<[u8; 4]>::from(word(4)?)));
+                    return Self::v4(Ipv4Addr::from(word(4)?));
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let ip: [u8; 16] = info.get(..16)?.try_into().ok()?;

@@ -70,8 +70,8 @@ pub(super) fn open_all(
         warnings.push(Warning::Steering(error));
     }
     if local.ip().is_unspecified() {
-        let all = sockets.iter().flat_map(|own| [&own.datagrams, &own.hellos]);
-        let told = all.map(|socket| tell_local_address(socket, local)).collect::<io::Result<()>>();
+        let mut all = sockets.iter().flat_map(|own| [&own.datagrams, &own.hellos]);
+        let told = all.try_for_each(|socket| tell_local_address(socket, local));
         warnings.extend(told.err().map(Warning::LocalAddress));
     }
     for own in &sockets {

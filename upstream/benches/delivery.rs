@@ -79,12 +79,17 @@ async fn naive(port: u16, readings: u64) {
     }
 }
 
-struct Nats(Child, u16, tempfile::TempDir);
+struct Nats {
+    server: Child,
+    port: u16,
+    /// Goes with the server.
+    _dir: tempfile::TempDir,
+}
 
 impl Drop for Nats {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.server.kill();
+        let _ = self.server.wait();
     }
 }
 
@@ -105,7 +110,7 @@ fn nats(runtime: &tokio::runtime::Runtime) -> Option<Nats> {
     )
     .unwrap();
     let child = Command::new(program).arg("-c").arg(&conf).stderr(Stdio::null()).spawn().unwrap();
-    let server = Nats(child, port, dir);
+    let server = Nats { server: child, port, _dir: dir };
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         std::thread::sleep(Duration::from_millis(10));
     }

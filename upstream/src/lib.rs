@@ -127,15 +127,15 @@ pub fn forget(dir: &Path, name: &str) -> Result<bool, StartError> {
     }
 }
 
+/// Gives an upstream its way into the spool.
+pub type OpenSource<'a> = dyn FnMut(&Upstream) -> Result<Box<dyn Source>, SourceError> + 'a;
+
 /// Starts all upstreams on one thread; each gets a way into the spool by `open`. That an upstream cannot be
 /// reached is no error: it is told, and tried again.
 ///
 /// # Errors
 /// [`StartError`]; nothing runs then.
-pub fn start(
-    options: Options,
-    open: &mut dyn FnMut(&Upstream) -> Result<Box<dyn Source>, SourceError>,
-) -> Result<Upstreams, StartError> {
+pub fn start(options: Options, open: &mut OpenSource<'_>) -> Result<Upstreams, StartError> {
     let Options { dir, upstreams, tell } = options;
     let io = |error| StartError::Io { path: dir.clone(), error };
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io)?;

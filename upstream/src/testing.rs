@@ -16,7 +16,7 @@ impl Rng {
     }
 
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -26,7 +26,7 @@ impl Rng {
 
     /// A number below `limit`, which is not 0.
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
+        self.draw() % limit
     }
 }
 
@@ -72,7 +72,7 @@ impl Memory {
         let memory = Self::new();
         let large = rng.below(2) == 0;
         for _ in 0..1 + rng.below(2_000) {
-            let payload = rng.next().to_be_bytes().repeat(if large { 128 } else { 1 });
+            let payload = rng.draw().to_be_bytes().repeat(if large { 128 } else { 1 });
             let length = usize::try_from(rng.below(payload.len() as u64)).unwrap_or(0);
             memory.push("pump-7", 0, &payload[..length]);
         }

@@ -321,15 +321,15 @@ fn a_stream_is_closed_after_a_fixed_time_but_not_for_a_repeated_record() {
     assert_eq!(world.shard.counts.drops[DropReason::Replay as usize], 1);
     world.pass(10_000_000);
     world.shard.handle_turn(world.now);
-    assert_eq!(world.to_close(), []);
+    assert_eq!(world.take_closed(), []);
 
     let bad = StreamId(6);
     world.stream_message(bad, b"nonsense");
     world.shard.handle_turn(world.now);
-    assert_eq!(world.to_close(), [], "not before its time");
+    assert_eq!(world.take_closed(), [], "not before its time");
     world.pass(1_000_000);
     world.shard.handle_turn(world.now);
-    assert_eq!(world.to_close(), [bad]);
+    assert_eq!(world.take_closed(), [bad]);
 }
 
 /// R46: a device that lost its counter answers a challenge; whoever has its old HELLOs cannot end what it then got.

@@ -237,7 +237,7 @@ fn a_device_without_its_counter_is_in_within_two_round_trips_whatever_is_played_
     arrive(&mut world, thief, &hellos[2]);
     let _ = sent(&mut world);
     device.open(world.now.mono_us);
-    for round in 0..2 {
+    for played_back in &hellos[..2] {
         let hello = next(&world, &mut device).expect("a HELLO");
         arrive(&mut world, home(), &hello);
         for (_, mut message) in
@@ -246,7 +246,7 @@ fn a_device_without_its_counter_is_in_within_two_round_trips_whatever_is_played_
             device.handle_message(world.now.mono_us, &mut message).unwrap();
         }
         // R46: what answered a challenge stands, whatever has a greater counter.
-        arrive(&mut world, thief, &hellos[round]);
+        arrive(&mut world, thief, played_back);
         let _ = sent(&mut world);
     }
     assert!(device.is_open());

@@ -63,7 +63,7 @@ fn a_stream_that_only_fails_is_remembered_once() {
     assert_eq!(world.shard.counts.drops[DropReason::StreamFailed as usize], 99_999);
     world.pass(1_000_000);
     world.shard.handle_turn(world.now);
-    assert_eq!(world.to_close(), [StreamId(1)]);
+    assert_eq!(world.take_closed(), [StreamId(1)]);
 }
 
 /// Whoever has seen one record can play it back on any number of streams; none of them may stay.
@@ -82,11 +82,11 @@ fn a_stream_without_an_authentic_record_does_not_stay() {
     assert_eq!(world.shard.counts.drops[DropReason::Replay as usize], 2);
     world.pass(29_000_000);
     world.shard.handle_turn(world.now);
-    assert_eq!(world.to_close(), []);
+    assert_eq!(world.take_closed(), []);
     world.pass(1_000_000);
     assert!(world.shard.poll_timeout().unwrap() <= world.now.mono_us);
     world.shard.handle_turn(world.now);
-    assert_eq!(world.to_close(), [strangers]);
+    assert_eq!(world.take_closed(), [strangers]);
 }
 
 /// A device has one session and needs one stream, however many it opens and proves.
@@ -104,7 +104,7 @@ fn a_stream_over_which_no_session_speaks_any_more_does_not_stay() {
     for _ in 0..3 {
         world.pass(30_000_000);
         world.shard.handle_turn(world.now);
-        closed.extend(world.to_close());
+        closed.extend(world.take_closed());
     }
     assert_eq!(closed, streams[..2], "the session speaks over the last one");
     device.close();
@@ -116,7 +116,7 @@ fn a_stream_over_which_no_session_speaks_any_more_does_not_stay() {
     for _ in 0..2 {
         world.pass(30_000_000);
         world.shard.handle_turn(world.now);
-        closed.extend(world.to_close());
+        closed.extend(world.take_closed());
     }
     assert_eq!(closed, streams);
 }

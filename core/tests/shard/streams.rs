@@ -188,10 +188,10 @@ fn a_stream_is_closed_at_one_time_after_its_bad_message_arrived() {
     assert_eq!(world.shard.counts.drops[DropReason::HelloOpen as usize], 1);
     world.pass(399_999);
     sent(&mut world);
-    assert_eq!(world.to_close(), []);
+    assert_eq!(world.take_closed(), []);
     world.pass(1);
     sent(&mut world);
-    assert_eq!(world.to_close(), [StreamId(1), StreamId(2)]);
+    assert_eq!(world.take_closed(), [StreamId(1), StreamId(2)]);
 }
 
 /// A worthless HELLO costs its sender its place, whatever carried it.

@@ -110,7 +110,7 @@ impl World {
     }
 
     /// Closes the streams that are to be closed now.
-    pub(crate) fn to_close(&mut self) -> Vec<StreamId> {
+    pub(crate) fn take_closed(&mut self) -> Vec<StreamId> {
         let closing: Vec<_> = std::iter::from_fn(|| self.shard.poll_close()).collect();
         closing.iter().for_each(|(stream, _)| self.shard.handle_stream_closed(self.now, *stream));
         closing.into_iter().map(|(stream, _)| stream).collect()

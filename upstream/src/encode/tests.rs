@@ -69,13 +69,13 @@ impl Any {
         let pick = |count: u64, rng: &mut Rng| usize::try_from(rng.below(count)).unwrap();
         let mut payload = samples[pick(8, rng)].to_vec();
         if rng.below(4) == 0 {
-            payload = (0..rng.below(1024)).map(|_| rng.next().to_be_bytes()[0]).collect();
+            payload = (0..rng.below(1024)).map(|_| rng.draw().to_be_bytes()[0]).collect();
         }
         let devices = ["pump-7", "a b,c=d", "\"q\"\\", "ü.{channel}", "x"];
         let received_ms = [0, 1, 1_795_687_200_123, u64::MAX / 2_000_000][pick(4, rng)];
         let earlier = rng.below(2) * rng.below(received_ms + 1);
         let mut id = [0; 16];
-        id[..8].copy_from_slice(&rng.next().to_be_bytes());
+        id[..8].copy_from_slice(&rng.draw().to_be_bytes());
         Self {
             device: devices[pick(5, rng)].to_owned(),
             id,

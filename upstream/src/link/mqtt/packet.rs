@@ -324,7 +324,7 @@ mod tests {
         let mut rng = Rng::new(3);
         for _ in 0..50_000 {
             let length = usize::try_from(rng.below(40)).unwrap();
-            let mut bytes: Vec<u8> = (0..length).map(|_| rng.next().to_be_bytes()[0]).collect();
+            let mut bytes: Vec<u8> = (0..length).map(|_| rng.draw().to_be_bytes()[0]).collect();
             if let Some(second) = bytes.get_mut(1) {
                 *second %= 40;
             }
