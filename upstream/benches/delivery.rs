@@ -141,7 +141,7 @@ fn main() {
         let out = dir.path().display();
         let file = format!("name = \"f\"\nkind = \"file\"\ndir = \"{out}/out\"\n");
         let mut done = vec![drain("file, ndjson, synced", &memory, &file)];
-        if let Some(Nats(_, port, _)) = &server {
+        if let Some(Nats { port, .. }) = &server {
             let nats = |more: &str| {
                 format!(
                     "name = \"n\"\nkind = \"nats\"\nurl = \"nats://127.0.0.1:{port}\"\nsubject = \"bench.duet\"\n{more}"
