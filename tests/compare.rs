@@ -13,11 +13,15 @@ use loadgen::tls::Host;
 mod schema;
 
 /// Each contender's flights of TCP's set-up, of the handshake, and all until the confirmation.
-const EXPECTED: [(&str, u32, u32, u32); 14] = [
+const EXPECTED: [(&str, u32, u32, u32); 18] = [
     ("ephemeral-udp", 0, 2, 4),
     ("xor-udp", 0, 2, 4),
     ("client-udp", 0, 2, 4),
     ("registered-id-udp", 0, 2, 4),
+    ("early-udp", 0, 2, 2),
+    ("early-registered-id-udp", 0, 2, 2),
+    ("early-tcp", 2, 2, 4),
+    ("fast-udp", 0, 2, 4),
     ("ephemeral-tcp", 2, 2, 6),
     ("xor-tcp", 2, 2, 6),
     ("client-tcp", 2, 2, 6),

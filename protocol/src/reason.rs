@@ -46,8 +46,6 @@ reasons! {
     Proof = "proof",
     /// The registry does not allow this device this profile.
     NotAllowed = "not_allowed",
-    /// The echoed challenge is not the one that was given, or it is too old.
-    Challenge = "challenge",
     /// A HELLO whose session is already confirmed, or pending under a newer HELLO.
     Stale = "stale",
     /// A HELLO that is waiting for its answer already.

@@ -122,8 +122,15 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
         .merge(probes().route_layer(middleware::from_fn_with_state(Role::Viewer, access::require)))
         .merge(
             OpenApiRouter::new()
-                .routes(routes!(devices::list, devices::add))
-                .routes(routes!(devices::show, devices::remove))
+                .routes(routes!(devices::list))
+                .routes(routes!(devices::show))
+                .route_layer(middleware::from_fn_with_state(Role::Viewer, access::require))
+                .layer(middleware::from_fn_with_state(Arc::clone(plane), bounded)),
+        )
+        .merge(
+            OpenApiRouter::new()
+                .routes(routes!(devices::add))
+                .routes(routes!(devices::remove))
                 .routes(routes!(devices::revoke))
                 .routes(routes!(devices::revoke_all))
                 .routes(routes!(devices::remove_all))

@@ -180,7 +180,9 @@ async fn serve(
             }
         })
     };
+    // A client may end its direction before it has its answer.
     let connection = http1::Builder::new()
+        .half_close(true)
         .timer(TokioTimer::new())
         .header_read_timeout(head_limit)
         .max_buf_size(MAX_HEAD)

@@ -5,7 +5,6 @@
 //! ended is left out.
 
 use std::path::PathBuf;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -58,11 +57,13 @@ impl Identities {
     }
 
     /// Loads what the settings name, and waits for the clock while it stands before a certificate's beginning.
-    /// `tell` is given what people must know meanwhile.
+    /// `tell` is given what people must know meanwhile; `pause` waits so long, and says whether to go on: `None` where it
+    /// says no.
     pub(super) fn load_in_time(
         config: &Config,
         mut tell: impl FnMut(&str),
-    ) -> Result<Self, IdentityError> {
+        mut pause: impl FnMut(Duration) -> bool,
+    ) -> Result<Option<Self>, IdentityError> {
         let mut waited: Option<PathBuf> = None;
         loop {
             let now_s = now_s();
@@ -77,13 +78,15 @@ impl Identities {
                         ));
                         waited = Some(path);
                     }
-                    thread::sleep(LOOK_EVERY);
+                    if !pause(LOOK_EVERY) {
+                        return Ok(None);
+                    }
                 }
                 Ok(loaded) => {
                     if waited.is_some() {
                         tell(&format!("the clock says {} now: starting", Utc(now_s)));
                     }
-                    return Ok(loaded);
+                    return Ok(Some(loaded));
                 }
                 Err(error) => return Err(error),
             }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use duet::admin::{self, GatewayFacts, Options};
@@ -32,9 +33,9 @@ struct Prepared {
 
 pub(super) fn run(place: Place, flags: Overrides, forget: &[String]) -> Result<ExitCode> {
     // From here on no SIGHUP ends the process.
-    let stop = Stop::listen()?;
+    let mut stop = Stop::listen()?;
     let loaded = place.loaded(&flags)?;
-    let prepared = prepare(&loaded.config)?;
+    let prepared = prepare(&loaded.config, &mut stop)?;
     give_up(&loaded.config, forget)?;
     serve(prepared, stop, Start { place, flags, loaded })?;
     Ok(ExitCode::SUCCESS)
@@ -68,12 +69,13 @@ pub(super) fn check_state(config: &Config) -> Result<()> {
     Ok(())
 }
 
-fn prepare(config: &Config) -> Result<Prepared> {
+fn prepare(config: &Config, stop: &mut Stop) -> Result<Prepared> {
     check_state(config)?;
     let warn = |text: &str| {
         let _ = writeln!(io::stderr(), "warning: {text}");
     };
-    let identities = Identities::load_in_time(config, warn)?;
+    let loaded = Identities::load_in_time(config, warn, |time| stop.pause(time))?;
+    let Some(identities) = loaded else { bail!("ended by a signal, before it had started") };
     identities.warnings.iter().for_each(|text| warn(text));
     let registry = Arc::new(open_patiently(&config.state)?);
     registry.view()?;
@@ -177,6 +179,18 @@ impl Stop {
         let hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
         drop(entered);
         Ok(Self { runtime, terminate, interrupt, hangup })
+    }
+
+    /// Waits so long; false as soon as a signal says to end.
+    fn pause(&mut self, time: Duration) -> bool {
+        let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
+        self.runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => false,
+                _ = interrupt.recv() => false,
+                () = tokio::time::sleep(time) => true,
+            }
+        })
     }
 
     /// Whether it was a signal, and not a shard's end.

@@ -136,8 +136,9 @@ fn a_killed_gateway_loses_nothing_it_confirmed_and_gets_every_device_back() {
     gateway.terminate();
     let (_, stored) = scratch.duet(&["spool", "cat"]);
     for client in &clients {
-        for Confirmed { session, sequence, .. } in &client.confirmed {
-            let key = format!(r#""hello":"{:08x}{:016x}","sequence":{sequence},"#, session.0, 0);
+        for Confirmed { id, .. } in &client.confirmed {
+            let hello: String = id.hello.iter().map(|byte| format!("{byte:02x}")).collect();
+            let key = format!(r#""hello":"{hello}","sequence":{},"#, id.sequence);
             assert!(stored.contains(&key), "confirmed, but not stored: {key}");
         }
     }

@@ -148,7 +148,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     /// batch. What is left over has its turn after the records that came meanwhile. Those whose readings
     /// storage has answered join the second half.
     pub(super) fn answer_hellos(&mut self, now: Now) {
-        let mut authorised = self.go_on(now);
+        let due = self.early.take_due(now.mono_us);
+        if due.is_empty() && self.hellos.is_empty() {
+            return;
+        }
+        let mut authorised = self.go_on(now, due);
         if let Some(oldest_us) = self.hellos.oldest_us() {
             let waited_us = now.mono_us.saturating_sub(oldest_us);
             let hellos = self.hellos.take(now, BATCH_MAX);
@@ -168,9 +172,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// The handshakes that have waited for their readings, and go on with what storage said, or without.
-    fn go_on(&mut self, now: Now) -> Wiped<Authorised<E::PointTable>> {
-        let mut authorised = Wiped::with_capacity(2 * BATCH_MAX);
-        for mut waiting in self.early.take_due(now.mono_us) {
+    fn go_on(
+        &mut self,
+        now: Now,
+        due: Vec<Box<Waiting<E::PointTable>>>,
+    ) -> Wiped<Authorised<E::PointTable>> {
+        let mut authorised = Wiped::with_capacity(due.len() + BATCH_MAX);
+        for mut waiting in due {
             let Some(proven) = waiting.take_proven() else { continue };
             let Waiting { origin, paths, device, key, table, session, stored, .. } = *waiting;
             paths.iter().for_each(|path| self.settle_at(*path));
