@@ -86,7 +86,14 @@ fn two_messages_and_two_round_trips_against_four_and_four_at_each_round_trip_tim
         assert_eq!(tickets, usize::from(resumes), "{}: {:?}", row.key, row.exchange);
         for cell in &row.cells {
             let at = format!("{} at {} ms", row.key, cell.round_trip_ms);
-            assert_eq!((cell.round_trips, cell.success_percent), (Some(all / 2), 100.0), "{at}");
+            assert_eq!(cell.success_percent, 100.0, "{at}");
+            // A reading inside HELLO that is not stored in time follows as a record, which costs a round trip more.
+            let most = all / 2 + u32::from(row.key.starts_with("early"));
+            assert!(
+                cell.round_trips.is_some_and(|n| (all / 2..=most).contains(&n)),
+                "{at}: {:?}",
+                cell.round_trips
+            );
             // Light is not faster: so many round trips take at least so long.
             #[expect(clippy::cast_precision_loss, reason = "some hundreds")]
             let least = (cell.round_trip_ms * u64::from(all / 2)) as f64;

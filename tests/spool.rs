@@ -800,7 +800,10 @@ struct Program(tempfile::TempDir);
 impl Program {
     fn with(count: u32) -> Self {
         let program = Self(tempfile::tempdir().unwrap());
-        assert!(program.run(&["init"]).status.success());
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(program.0.path(), private).unwrap();
+        let made = program.run(&["init"]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let spool = Spool::start(config(program.0.path())).unwrap();
         store(&spool, 1, count);
         spool.shutdown().unwrap();

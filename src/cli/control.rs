@@ -1,5 +1,6 @@
 //! Who answers a command: the running gateway, or the registry itself while none runs.
 
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -165,7 +166,16 @@ pub(super) fn audited<T, E>(
 ) -> Result<Result<T, E>, AuditError> {
     let who = format!("uid {}", rustix::process::getuid().as_raw());
     let outcome = if result.is_ok() { "done" } else { "refused" };
-    Audit::open(state)?.write(Event { who: &who, from: "offline", action, outcome })?;
+    let written = Audit::open(state)
+        .and_then(|audit| audit.write(Event { who: &who, from: "offline", action, outcome }));
+    match written {
+        // What was done is done: a full disk keeps nobody from revoking a device.
+        Err(AuditError::Io { path, error }) => {
+            let told = format!("{}: this is not in the audit log: {error}", path.display());
+            let _ = writeln!(io::stderr(), "warning: {told}");
+        }
+        written => written?,
+    }
     Ok(result)
 }
 

@@ -354,7 +354,7 @@ fn one_session(running: &Running, number: usize) -> Vec<String> {
             assert!(there, "the search must find {needle} in the {name} while the session lives");
         }
         let expanded = |hit: &&String| hit.contains("round key") && !hit.contains("key 0 ");
-        assert_eq!(found.iter().find(expanded), None, "expanded between two records");
+        assert_eq!(found.iter().find(expanded), None, "{name}: expanded between two records");
     }
     device.0.stdin.as_mut().unwrap().write_all(b"close\n").unwrap();
     relay_until("closed", &mut said, &front, &back, &mut kept);

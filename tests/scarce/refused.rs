@@ -70,7 +70,7 @@ impl Served {
     fn assert_driver(&self, name: &str, status: &str) {
         let info = format!("duet_driver_info{{driver=\"{name}\"}} 1");
         assert!(self.metrics.contains(&info), "{}", self.metrics);
-        let said = self.status.lines().find(|line| line.starts_with("transport")).unwrap();
+        let said = self.status.lines().find(|line| line.starts_with("driver")).unwrap();
         assert!(said.ends_with(status), "{said}");
     }
 }
@@ -130,7 +130,7 @@ fn the_shipped_profile_lets_the_gateway_do_its_work_and_little_else() {
     }
     let dir = tempfile::tempdir().unwrap();
     let program = filtered(dir.path(), &only(names.iter()));
-    serve(&program, dir.path()).assert_driver("io_uring", "uring");
+    serve(&program, dir.path()).assert_driver("io_uring", "io_uring");
 
     let dir = tempfile::tempdir().unwrap();
     let rest = names.iter().filter(|name| !IO_URING.contains(&name.as_str()));
