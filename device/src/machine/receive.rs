@@ -159,6 +159,8 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             return Err(DropReason::Replay.into());
         }
         let text = session.open(&mut self.crypto, header, message)?;
+        // The key was expanded for this record alone.
+        self.crypto.scrub();
         let text = text.ok_or(DropReason::RecordOpen)?;
         session.window.take(header.sequence);
         session.heard = now_us;

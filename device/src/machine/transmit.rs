@@ -36,11 +36,12 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         }
         if self.closing {
             self.closing = false;
-            let session = self.session.take();
-            let len = session.and_then(|mut session| {
+            let len = self.session.as_mut().and_then(|session| {
                 let sequence = session.take_sequence()?;
                 session.seal(&mut self.crypto, sequence, &Up::Close, out).ok()
             });
+            // Dropped where it lies: taken out, it would leave a copy of its keys there.
+            self.session = None;
             self.crypto.scrub();
             return len;
         }
@@ -58,7 +59,13 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
                 }
             }
         }
-        self.transmit_hello(now_us, out).or_else(|| self.transmit_record(now_us, out))
+        if let Some(len) = self.transmit_hello(now_us, out) {
+            return Some(len);
+        }
+        let len = self.transmit_record(now_us, out)?;
+        // The key was expanded for this record alone.
+        self.crypto.scrub();
+        Some(len)
     }
 
     fn transmit_hello(&mut self, now_us: u64, out: &mut [u8]) -> Option<usize> {
