@@ -72,8 +72,6 @@ pub struct Config {
     pub queues: Queues,
     /// The API over TLS, where it is asked for.
     pub api: Option<Api>,
-    /// What is written to standard error.
-    pub log: Log,
 }
 
 /// `[api]`
@@ -100,15 +98,6 @@ pub struct Queues {
     pub stream_buffers: u16,
     /// Datagrams that are on their way out at once.
     pub send_slots: u32,
-}
-
-/// `[log]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// The least important level that is written: `error`, `warn`, `info` or `debug`.
-    pub level: String,
-    /// Whether each message is a JSON object.
-    pub json: bool,
 }
 
 /// One certificate of the gateway.
@@ -430,7 +419,6 @@ fn config(values: &Values, state: &Path) -> Config {
             certificate: given("api.certificate"),
             key: given("api.key"),
         }),
-        log: Log { level: values.text("log.level"), json: values.text("log.format") == "json" },
     }
 }
 

@@ -329,20 +329,6 @@ pub const SETTINGS: &[Setting] = &[
         AtStart,
     ),
     setting("api.key", Kind::Path, "", &["The certificate's key (PEM, mode 0600)."], AtStart),
-    setting(
-        "log.level",
-        Kind::Word(&["error", "warn", "info", "debug"]),
-        "\"info\"",
-        &["The least important messages that are written to standard error."],
-        AtStart,
-    ),
-    setting(
-        "log.format",
-        Kind::Word(&["text", "json"]),
-        "\"text\"",
-        &["For people, or one JSON object per line."],
-        AtStart,
-    ),
 ];
 
 /// What `duet init` writes above the settings.

@@ -105,13 +105,15 @@ fn check_names_what_would_keep_a_gateway_from_starting() {
     fs::remove_file(scratch.state().join("gateway.key")).unwrap();
     let (good, said) = scratch.duet(&["check"]);
     assert!(!good && said.contains("gateway.key"), "{said}");
-    write("[log]\nlevel = \"loud\"\n").unwrap();
+    write("[queues]\nsubmissions = 0\n").unwrap();
     let (good, said) = scratch.duet(&["check"]);
-    assert!(!good && said.contains("line 5, column 1: log.level must be"), "{said}");
-    write("[log]\nlevel = \"warn\"\n").unwrap();
+    assert!(!good && said.contains("line 5, column 1: queues.submissions must be"), "{said}");
+    write("[queues]\nsubmissions = 2048\n").unwrap();
     let (good, said) = scratch.duet(&["config", "show", "--origin"]);
     assert!(
-        good && said.lines().any(|line| line.starts_with("log.level") && line.ends_with("line 5")),
+        good && said
+            .lines()
+            .any(|line| line.starts_with("queues.submissions") && line.ends_with("line 5")),
         "{said}"
     );
     assert!(
