@@ -107,7 +107,7 @@ fn both() -> Vec<World> {
     ];
     let worlds = makes.into_iter().filter_map(|make| match World::new(make) {
         Err(error) if error.is_refusal() => {
-            eprintln!("SKIP: io_uring: {error}");
+            eprintln!("SKIPPED: io_uring: {error}");
             None
         }
         world => Some(world.unwrap()),

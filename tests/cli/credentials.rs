@@ -103,7 +103,7 @@ fn a_credential_as_a_c_header_compiles_and_is_the_same() {
     let compile = ["-Wall", "-Wextra", "-Werror", "-std=c99", "main.c", "-o", "main"];
     let Ok(compiled) = Command::new("cc").args(compile).current_dir(scratch.dir.path()).output()
     else {
-        eprintln!("SKIP: no C compiler, so the header was not compiled");
+        eprintln!("SKIPPED: no C compiler, so the header was not compiled");
         return;
     };
     assert!(compiled.status.success(), "{}", text(&compiled.stderr));

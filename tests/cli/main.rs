@@ -61,7 +61,7 @@ fn init_killed_at(scratch: &Scratch, kind: &str, call: usize) -> bool {
 #[test]
 fn whenever_init_is_killed_the_unit_starts_afterwards() {
     if Command::new("strace").arg("--version").output().is_err() {
-        eprintln!("SKIP: strace is missing, so init was killed nowhere");
+        eprintln!("SKIPPED: strace is missing, so init was killed nowhere");
         return;
     }
     let mut killed = 0;

@@ -113,7 +113,7 @@ fn a_device_in_rust_is_the_page() {
 #[test]
 fn a_device_in_c_is_the_page() {
     if !there("cc") || !there("make") {
-        eprintln!("SKIP: no C compiler or no make, so no device in C was built");
+        eprintln!("SKIPPED: no C compiler or no make, so no device in C was built");
         return;
     }
     let (page, _gateway) = begin();
@@ -127,7 +127,7 @@ fn a_device_in_c_is_the_page() {
         let lines = "valgrind -q --error-exitcode=9 --leak-check=full ./sensor 44.0";
         assert!(page.run(lines).contains("stored: 44.0"));
     } else {
-        eprintln!("SKIP: no valgrind, so the device in C was not run under it");
+        eprintln!("SKIPPED: no valgrind, so the device in C was not run under it");
     }
 }
 
@@ -136,7 +136,7 @@ fn a_device_in_python_is_the_page() {
     let wheel =
         Command::new("python3").args(["-m", "venv", "--help"]).stdout(Stdio::null()).status();
     if !wheel.is_ok_and(|status| status.success()) {
-        eprintln!("SKIP: no python3 with venv, so no device in Python was installed");
+        eprintln!("SKIPPED: no python3 with venv, so no device in Python was installed");
         return;
     }
     let (page, _gateway) = begin();
@@ -144,7 +144,7 @@ fn a_device_in_python_is_the_page() {
     let install = page.shell(&blocks("sh python")[0]).output().unwrap();
     let said = String::from_utf8_lossy(&install.stderr);
     if said.contains("Could not find a version") || said.contains("No matching distribution") {
-        eprintln!("SKIP: no package index, so the wheel could not be built");
+        eprintln!("SKIPPED: no package index, so the wheel could not be built");
         return;
     }
     assert!(install.status.success(), "{said}");

@@ -58,7 +58,7 @@ fn ipv6_answers_leave_from_the_address_that_was_asked() {
     const OWN: [&str; 2] = ["fd00::2", "fd00::3"];
     let in_a_network_of_its_own = || {
         if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
-            return eprintln!("SKIP: no network of its own: {errno}");
+            return eprintln!("SKIPPED: a network of its own is refused: {errno}");
         }
         let ip = |words: &str| Command::new("ip").args(words.split(' ')).status();
         let ready = ip("link set lo up").is_ok_and(|status| status.success())
@@ -67,7 +67,7 @@ fn ipv6_answers_leave_from_the_address_that_was_asked() {
                 ip(&add).is_ok_and(|status| status.success())
             });
         if !ready {
-            return eprintln!("SKIP: no ip command, or no IPv6");
+            return eprintln!("SKIPPED: no ip command, or this kernel has no IPv6");
         }
         answers_from("[::]:0", &["::1", OWN[0], OWN[1], "127.0.0.2"]);
     };

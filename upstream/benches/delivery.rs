@@ -97,7 +97,7 @@ impl Drop for Nats {
 fn nats(runtime: &tokio::runtime::Runtime) -> Option<Nats> {
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/servers/nats-server");
     if !program.is_file() {
-        println!("SKIP: nats-server is not installed; scripts/install-servers does it");
+        println!("SKIPPED: nats-server is not installed; scripts/install-servers does it");
         return None;
     }
     let dir = tempfile::tempdir().unwrap();

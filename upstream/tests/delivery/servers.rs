@@ -15,7 +15,7 @@ fn program(name: &str) -> Option<PathBuf> {
     places.push(Path::new("/usr/sbin").join(name));
     let found = places.into_iter().find(|place| place.is_file());
     if found.is_none() {
-        println!("SKIP: {name} is not installed; scripts/install-servers does it");
+        println!("SKIPPED: {name} is not installed; scripts/install-servers does it");
     }
     found
 }
