@@ -13,16 +13,19 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use duet::config::{Config, Loaded, Overrides};
 
 mod control;
+#[cfg(feature = "demo")]
 mod demo;
 mod device;
 mod identities;
 mod init;
+mod papers;
 mod reload;
 mod run;
 mod settings;
 mod spool;
 mod talk;
 mod token;
+mod version;
 
 /// Where `--state` points if it is not given.
 const DEFAULT_STATE: &str = "duet-state";
@@ -31,7 +34,8 @@ const DEFAULT_STATE: &str = "duet-state";
 #[derive(Parser)]
 #[command(
     name = "duet",
-    version,
+    version = version::short(),
+    long_version = version::long(),
     max_term_width = 98,
     after_help = "First steps:\n  \
         duet init                                        make a state directory and a certificate\n  \
@@ -64,6 +68,7 @@ struct Place {
 
 #[derive(Subcommand)]
 enum Command {
+    #[cfg(feature = "demo")]
     /// See it work: a gateway and a thousand devices on this machine, in under a minute
     Demo(demo::Demo),
     /// Make a state directory with a certificate, settings and an empty registry
@@ -88,6 +93,11 @@ enum Command {
     Token(token::Token),
     #[command(subcommand)]
     Audit(token::Audit),
+    /// Print what has a shell complete this command
+    Completions(papers::Completions),
+    /// Write manual pages and completions, as packages have them
+    #[command(hide = true)]
+    Papers(papers::Papers),
 }
 
 /// Flags of `duet run`: each stands above its setting in the file.
@@ -153,6 +163,7 @@ impl Place {
 pub(crate) fn run() -> Result<ExitCode> {
     let Cli { place, command } = Cli::parse();
     match command {
+        #[cfg(feature = "demo")]
         Command::Demo(demo) => demo.run(),
         Command::Init(init) => init.run(&place.chosen()),
         Command::Run(Run { listen, metrics, shards, forget }) => {
@@ -166,6 +177,8 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Config(settings) => settings.run(&place),
         Command::Token(token) => token.run(&place.state()?),
         Command::Audit(audit) => audit.run(&place.state()?),
+        Command::Completions(completions) => Ok(completions.run()),
+        Command::Papers(papers) => papers.run(),
     }
 }
 

@@ -13,7 +13,7 @@ use duet::delivery::{
     self, Cursor, End, Event, Filter, Hold, Overview, SpoolError, Trimmed, Verified,
 };
 
-use super::Place;
+use super::{Format, Place};
 
 mod since;
 
@@ -23,7 +23,11 @@ pub(super) enum Spool {
     /// Print the readings, oldest first
     Cat(Box<Cat>),
     /// Show which readings are kept, and who has read how far
-    List,
+    List {
+        /// How to show them
+        #[arg(long, value_enum, default_value = "table")]
+        format: Format,
+    },
     /// Read and check every record; exit code 1 where something is damaged, torn or was cut off
     Verify,
     /// Say that what was cut off at a start has been looked at: it stays, and is no fault any more
@@ -102,7 +106,7 @@ impl Spool {
         let mut out = BufWriter::with_capacity(64 * 1024, io::stdout().lock());
         match self {
             Self::Cat(cat) => cat.run(&dir, &mut out)?,
-            Self::List => list(&delivery::overview(&dir)?, &mut out)?,
+            Self::List { format } => list(&delivery::overview(&dir)?, format, &mut out)?,
             Self::Verify => {
                 let found = delivery::verify(&dir)?;
                 let code = tell(&found, &mut out)?;
@@ -219,9 +223,29 @@ impl Change {
     }
 }
 
-fn list(found: &Overview, out: &mut impl Write) -> io::Result<()> {
+fn list(found: &Overview, format: Format, out: &mut impl Write) -> io::Result<()> {
     let Overview { spool, first, durable, segments, cursors } = found;
     let bytes: u64 = segments.iter().map(|(_, bytes)| bytes).sum();
+    if format == Format::Json {
+        let cursors: Vec<_> = cursors
+            .iter()
+            .map(|cursor| {
+                let hold = match cursor.hold {
+                    Hold::Nothing => "nothing",
+                    Hold::Required => "required",
+                    Hold::Always => "always",
+                };
+                let behind = durable.saturating_sub(cursor.index);
+                let (name, index) = (&cursor.name, cursor.index);
+                serde_json::json!({ "name": name, "index": index, "behind": behind, "hold": hold })
+            })
+            .collect();
+        let shown = serde_json::json!({
+            "spool": spool.to_string(), "first": first, "end": durable,
+            "segments": segments.len(), "bytes": bytes, "cursors": cursors,
+        });
+        return writeln!(out, "{shown}");
+    }
     writeln!(out, "spool        {spool}")?;
     writeln!(out, "readings     {first} to {durable}, the end not included")?;
     writeln!(out, "segments     {}, {} MiB", segments.len(), bytes >> 20)?;

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 
 mod credentials;
 mod fleet;
+mod packages;
 mod surroundings;
 mod world;
 
