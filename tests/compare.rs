@@ -40,7 +40,8 @@ fn two_messages_and_two_round_trips_against_four_and_four_at_each_round_trip_tim
     let mut settings = Settings {
         contenders: CATALOGUE.to_vec(),
         repetitions: 1,
-        samples: 1,
+        // The median of three is judged: a disk that once takes half a second makes a reading inside HELLO wait for a record.
+        samples: 3,
         round_trips_ms: vec![50, 100, 300],
         losses_percent: vec![0.0],
         conditions: Conditions::default(),
@@ -84,16 +85,15 @@ fn two_messages_and_two_round_trips_against_four_and_four_at_each_round_trip_tim
         let tickets = row.exchange.iter().filter(|packet| packet.what.contains("icket")).count();
         let resumes = row.key == "tls13-resumed";
         assert_eq!(tickets, usize::from(resumes), "{}: {:?}", row.key, row.exchange);
+        if row.key == "early-udp" {
+            let bytes = row.ip_bytes.up + row.ip_bytes.down;
+            assert_eq!((row.packets.up, row.packets.down), (1, 1));
+            assert!(bytes <= 330, "64 bytes are stored and confirmed for {bytes} bytes of IP");
+        }
         for cell in &row.cells {
             let at = format!("{} at {} ms", row.key, cell.round_trip_ms);
             assert_eq!(cell.success_percent, 100.0, "{at}");
-            // A reading inside HELLO that is not stored in time follows as a record, which costs a round trip more.
-            let most = all / 2 + u32::from(row.key.starts_with("early"));
-            assert!(
-                cell.round_trips.is_some_and(|n| (all / 2..=most).contains(&n)),
-                "{at}: {:?}",
-                cell.round_trips
-            );
+            assert_eq!(cell.round_trips, Some(all.div_ceil(2)), "{at}");
             // Light is not faster: so many round trips take at least so long.
             #[expect(clippy::cast_precision_loss, reason = "some hundreds")]
             let least = (cell.round_trip_ms * u64::from(all / 2)) as f64;

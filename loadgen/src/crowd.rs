@@ -109,6 +109,11 @@ impl Crowd {
         self.shares.iter_mut().for_each(|share| share.overhear(Arc::clone(by)));
     }
 
+    /// From now on each device's HELLO carries this reading, and its channel counts as open once that is confirmed.
+    pub fn carry(&mut self, reading: &[u8]) {
+        self.shares.iter_mut().for_each(|share| share.carry(reading));
+    }
+
     /// How many devices there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -122,7 +127,8 @@ impl Crowd {
     }
 
     /// Every device opens a new channel, one after the other over `ramp`, or all at once if that is zero; waits for all,
-    /// at most `limit`. Latency is from the time when a device was to begin to its open channel.
+    /// at most `limit`. Latency is from the time when a device was to begin to its open channel, or to the confirmation of the reading
+    /// that its HELLO [carries](Self::carry).
     ///
     /// # Errors
     /// When waiting for the sockets fails.

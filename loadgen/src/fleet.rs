@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use duet_device::{Config, Device, Event, Software};
+use duet_device::{Config, Device, Early, Event, Software};
 use duet_protocol::profile::{Profile, Transport};
 use duet_protocol::reading::ReadingId;
 use duet_protocol::wire::{Kind, MESSAGE_MAX};
@@ -199,6 +199,7 @@ impl Active {
             }
         };
         let mut device = Device::seeded(config, seed)?;
+        device.set_early(Early::Stay);
         device.open(u64::try_from(begin.as_micros())?);
         let outcome = Outcome {
             device: name,
@@ -277,7 +278,8 @@ impl Active {
                 payload,
             });
         }
-        while self.sent < job.readings && self.began.is_some() {
+        // The first one waits for the HELLO that carries it.
+        while self.sent < job.readings && (self.sent == 0 || self.began.is_some()) {
             let channel = self.sent;
             let payload = format!("{} {channel}", self.outcome.device).into_bytes();
             match self.device.send_reading(now, channel, &payload, true) {

@@ -75,6 +75,8 @@ pub struct Plan {
     pub connect_per_s: u32,
     /// What carries their messages.
     pub transport: Transport,
+    /// Whether each HELLO carries a reading, which is confirmed when the channel counts as open.
+    pub early: bool,
     /// Readings, or commands, a second, of all together.
     pub per_s: u32,
     /// Whether latency counts from the schedule.
@@ -203,6 +205,9 @@ impl Bench {
             _ => None,
         };
         let mut crowd = Crowd::new(members, gateway.address(), plan.threads, plan.loss, plan.seed)?;
+        if plan.early {
+            crowd.carry(plan.payloads.first().context("no reading to carry")?);
+        }
         let overheard = Arc::default();
         if plan.scenario == Scenario::Hostile {
             crowd.overhear(&overheard);
@@ -254,6 +259,7 @@ impl Bench {
             devices: plan.devices,
             profile: plan.profile.name().to_owned(),
             transport: if plan.transport == Transport::Stream { "tcp" } else { "udp" }.to_owned(),
+            early: plan.early,
             per_s: if plan.scenario.is_storm() { 0 } else { plan.per_s },
             pacing: if plan.pacing == Loop::Open { "open" } else { "closed" }.to_owned(),
             loss_ppm: plan.loss.0,

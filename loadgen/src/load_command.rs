@@ -29,6 +29,9 @@ pub(super) struct Load {
     /// What carries their messages; over TCP each device has a connection of its own
     #[arg(long, value_enum, default_value = "udp")]
     transport: Carrier,
+    /// Each HELLO carries a reading, and a channel counts as open once that is confirmed
+    #[arg(long)]
+    early: bool,
     /// Devices that begin to connect each second, outside of storms
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
     connect_rate: u32,
@@ -144,6 +147,7 @@ impl Load {
                 Carrier::Udp => Transport::Datagram,
                 Carrier::Tcp => Transport::Stream,
             },
+            early: self.early,
             per_s: self.rate,
             hostile_per_s: self.hostile_rate,
             pacing: if self.closed_loop { Loop::Closed } else { Loop::Open },

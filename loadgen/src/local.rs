@@ -14,6 +14,7 @@ use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::{
     Credential, DeviceId, Fingerprint, Gateway, PublicKey, RegistrationKey,
 };
+use duet_protocol::mark::FIRST_FRESH;
 use duet_protocol::profile::{Mode, Profile, Transport};
 use p256::pkcs8::DecodePrivateKey as _;
 
@@ -116,7 +117,8 @@ impl LocalGateway {
             let (identity, line) = enrol(wanted)?;
             writeln!(out, "{line}")?;
             let Wanted { name, profile, transport } = wanted.clone();
-            let config = Config { identity, gateway, profile, transport, fresh: 1 };
+            let fresh = first_fresh(profile.mode);
+            let config = Config { identity, gateway, profile, transport, fresh };
             members.push(Member { name, config, seed: random()? });
         }
         drop(out);
@@ -252,7 +254,7 @@ pub(crate) fn enrol(wanted: &Wanted) -> Result<(Identity, String)> {
     };
     if mode == Mode::RegisteredId {
         let key: [u8; 32] = random()?;
-        let rest = serde_json::json!({ "id": id.to_string(), "key": hex(&key) });
+        let rest = serde_json::json!({ "id": id.to_string(), "key": hex(&key), "made": true });
         let fingerprint = Fingerprint::of_registered_id(&id);
         let key = DeviceKey::Registration(RegistrationKey(key));
         return Ok((Identity { id, fingerprint, key }, line("registered-id", rest)));
@@ -274,6 +276,11 @@ pub(crate) fn enrol(wanted: &Wanted) -> Result<(Identity, String)> {
     };
     let Credential { id, fingerprint, .. } = credential;
     Ok((Identity { id, fingerprint, key: DeviceKey::Private(secret) }, line))
+}
+
+/// Where the counter of a device that [`enrol`] has made begins (R123).
+pub(crate) const fn first_fresh(mode: Mode) -> u64 {
+    if matches!(mode, Mode::RegisteredId) { FIRST_FRESH } else { 1 }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -9,7 +9,7 @@ use duet_device::Config;
 
 use crate::control::Control;
 use crate::fleet::Member;
-use crate::local::{Wanted, enrol, random, read_certificate};
+use crate::local::{Wanted, enrol, first_fresh, random, read_certificate};
 
 /// Devices of this program on a gateway that others may use too; removed when dropped.
 pub struct RunningGateway {
@@ -51,7 +51,8 @@ impl RunningGateway {
             let (identity, line) = enrol(&wanted)?;
             lines.push(line);
             let Wanted { profile, transport, .. } = wanted;
-            let config = Config { identity, gateway, profile, transport, fresh: 1 };
+            let fresh = first_fresh(profile.mode);
+            let config = Config { identity, gateway, profile, transport, fresh };
             members.push(Member { name, config, seed: random()? });
         }
         control.import(&lines)?;

@@ -77,6 +77,11 @@ pub enum BadLine {
     /// `key`; the value is not shown.
     #[error("key must be 64 hexadecimal digits")]
     Key,
+    /// `made`
+    #[error(
+        "made says that the registration key was made for this registration, and there is none"
+    )]
+    Made,
     /// A field that the mode needs is not there, or one that it has no use for is.
     #[error("the mode needs {0}, and nothing else")]
     Fields(&'static str),
@@ -94,6 +99,10 @@ impl DeviceLine {
             Some(text) => text.parse()?,
         };
         let fields = (&self.certificate, &self.id, &self.key);
+        // That a certificate is new here proves nothing (R123).
+        if self.made && self.key.is_none() {
+            return Err(BadLine::Made);
+        }
         let enrolment = match (self.mode.as_str(), fields) {
             ("certificate", (Some(certificate), None, None)) => {
                 Enrolment::Certificate { der: certificate_der(certificate)? }
@@ -248,5 +257,22 @@ fn mode_name(mode: Mode) -> &'static str {
         Mode::Certificate => "certificate",
         Mode::RegisteredCertificate => "registered-certificate",
         Mode::RegisteredId => "registered-id",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_key_can_have_been_made_for_a_registration() {
+        let line = |json: &str| serde_json::from_str::<DeviceLine>(json).unwrap();
+        let brought = r#"{"name":"a","mode":"certificate","certificate":"00","made":true}"#;
+        assert!(matches!(line(brought).read(), Err(BadLine::Made)));
+        let key = "11".repeat(32);
+        let made = format!(
+            r#"{{"name":"a","mode":"registered-id","id":"0000000000000001","key":"{key}","made":true}}"#
+        );
+        assert!(line(&made).read().unwrap().made);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use duet_device::fast::Fast;
-use duet_device::{Device, Event, Volatile};
+use duet_device::{Device, Early, Event, Volatile};
 use duet_protocol::profile::Transport;
 use duet_protocol::wire::MESSAGE_MAX;
 
@@ -40,8 +40,28 @@ struct One {
     waits: bool,
     /// When its channel was to be opened, µs; `None` once it stands.
     opening: Option<u64>,
+    /// The reading that goes with its HELLO, by token: the channel stands for us once that is confirmed.
+    first: Option<u32>,
     /// Its valid entry in the heap.
     due_us: u64,
+}
+
+impl One {
+    /// Opens a channel, with this reading in its HELLO.
+    fn open(&mut self, now: u64, reading: Option<&[u8]>) {
+        self.first =
+            reading.and_then(|reading| self.device.send_reading(now, 1, reading, true).ok());
+        self.device.open(now);
+    }
+
+    /// When what its channel was opened for was to begin, once that is done.
+    fn opened(&mut self, confirmed: Option<u32>) -> Option<u64> {
+        if self.first != confirmed {
+            return None;
+        }
+        self.first = None;
+        self.opening.take()
+    }
 }
 
 /// One thread's share of a crowd.
@@ -56,6 +76,8 @@ pub(super) struct Share {
     random: fastrand::Rng,
     overheard: Option<Arc<Overheard>>,
     next_payload: usize,
+    /// What each HELLO carries, if it does.
+    early: Option<Vec<u8>>,
     /// What the road had lost when the last phase ended.
     overflowed: u32,
 }
@@ -88,6 +110,7 @@ impl Share {
                 next_us: u64::MAX,
                 waits: false,
                 opening: None,
+                first: None,
                 due_us: u64::MAX,
             })
         };
@@ -105,12 +128,19 @@ impl Share {
             random,
             overheard: None,
             next_payload: 0,
+            early: None,
             overflowed: 0,
         })
     }
 
     pub(super) fn overhear(&mut self, by: Arc<Overheard>) {
         self.overheard = Some(by);
+    }
+
+    /// From now on each HELLO carries this reading.
+    pub(super) fn carry(&mut self, reading: &[u8]) {
+        self.early = Some(reading.to_vec());
+        self.devices.iter_mut().for_each(|one| one.device.set_early(Early::Stay));
     }
 
     pub(super) fn len(&self) -> usize {
@@ -147,7 +177,7 @@ impl Share {
             let one = &mut self.devices[index];
             one.opening = Some(at);
             if hellos.is_empty() {
-                one.device.open(at);
+                one.open(at, self.early.as_deref());
             }
             self.schedule(index);
         }
@@ -190,7 +220,7 @@ impl Share {
             let (began, now) = (Instant::now(), self.now());
             let mut bytes = [0; MESSAGE_MAX];
             for one in &mut self.devices {
-                one.device.open(now);
+                one.open(now, self.early.as_deref());
                 let len = one.device.poll_transmit(now, &mut bytes).unwrap_or_default();
                 hellos.push(bytes[..len].to_vec());
             }
@@ -288,18 +318,14 @@ impl Share {
             }
             let now = self.now();
             let Some(one) = self.devices.get_mut(index) else { continue };
+            let mut opened = None;
             match one.device.handle_message(now, &mut bytes[..len]) {
-                Ok(Event::Opened) => {
-                    if let Some(at) = one.opening.take() {
-                        tally.note_done(now.saturating_sub(at));
-                        *left = left.saturating_sub(1);
-                        progress.open.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
+                Ok(Event::Opened) => opened = one.opened(None),
                 Ok(Event::Command { command, .. }) => one.device.send_result(command, 0, b"done"),
                 _ => {}
             }
             while let Some(confirmed) = one.device.poll_confirmed() {
+                opened = opened.or(one.opened(Some(confirmed.token)));
                 let Some(at) = one.window.iter().position(|kept| kept.0 == confirmed.token) else {
                     continue;
                 };
@@ -312,6 +338,11 @@ impl Share {
                     one.waits = false;
                     one.next_us = now + u64::try_from(period.as_micros()).unwrap_or(u64::MAX / 2);
                 }
+            }
+            if let Some(at) = opened {
+                tally.note_done(now.saturating_sub(at));
+                *left = left.saturating_sub(1);
+                progress.open.fetch_add(1, Ordering::Relaxed);
             }
             self.advance(index, steady, tally, progress)?;
         }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{Hostile, Scenario};
 
 /// The version of [`Report`]'s structure.
-pub(crate) const SCHEMA: u32 = 2;
+pub(crate) const SCHEMA: u32 = 3;
 
 /// Latencies, ms.
 #[derive(Clone, Copy, Debug, Default, Serialize, JsonSchema)]
@@ -96,6 +96,8 @@ pub struct Report {
     pub profile: String,
     /// What carried their messages: `udp` or `tcp`.
     pub transport: String,
+    /// Whether each HELLO carried a reading; a channel is then open when that is confirmed.
+    pub early: bool,
     /// Readings, or commands, a second that were asked for; 0 in storms.
     pub per_s: u32,
     /// `open` or `closed`.
