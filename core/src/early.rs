@@ -174,6 +174,19 @@ impl<T> Early<T> {
         }
     }
 
+    /// Tells states apart that behave differently.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn fingerprint(&self, now_us: u64, out: &mut impl std::hash::Hasher) {
+        use std::hash::Hash as _;
+        let mut commits: Vec<_> = self.commits.values().map(|one| (one.token, one.id)).collect();
+        commits.sort_unstable();
+        let mut waiting: Vec<_> = self.waiting.values().map(|one| one.digest()).collect();
+        waiting.sort_unstable();
+        let left = |(until_us, _): &(u64, _)| until_us.saturating_sub(now_us);
+        let deadlines: Vec<_> = self.deadlines.iter().map(left).collect();
+        (commits, waiting, deadlines).hash(out);
+    }
+
     /// Asserts what holds between two calls.
     ///
     /// # Panics

@@ -20,6 +20,7 @@
 //! | `records`, `unsealed`, `keys` | the record layer's batches |
 //! | `streams` | the life of a stream: who is at its other end, and when it is to be closed |
 //! | `outbox` | what waits to be sent |
+//! | `rules` | what tests can switch off |
 //! | `wiped` | a list for secrets that move: the only code here that is `unsafe` |
 
 mod destinations;
@@ -32,6 +33,7 @@ mod keys;
 mod outbox;
 mod random;
 mod records;
+pub mod rules;
 mod session;
 mod sessions;
 mod shard;

@@ -321,6 +321,28 @@ impl Sessions {
         self.all.iter().filter(|(_, session)| over(session)).map(|(id, _)| *id).collect()
     }
 
+    /// Tells states apart that behave differently.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn fingerprint(&self, now: Now, out: &mut impl std::hash::Hasher) {
+        use std::hash::Hash as _;
+        let mut contacts: Vec<_> = self.contacts.iter().collect();
+        contacts.sort_by_key(|(device, _)| **device);
+        for (device, Contact { live, pending, challenge, previous }) in contacts {
+            device.0.hash(out);
+            for id in live.iter().chain(pending) {
+                let Some(session) = self.all.get(id) else { continue };
+                (*id, now.mono_us - session.created_us).hash(out);
+                session.fingerprint(out);
+            }
+            let left = |one: &Challenge| (one.value, one.until_us.saturating_sub(now.mono_us));
+            let left = challenge.as_deref().map(left);
+            left.hash(out);
+            if let Some(Previous { hello, window, stored, .. }) = previous.as_deref() {
+                (hello, format!("{window:?} {stored:?}")).hash(out);
+            }
+        }
+    }
+
     /// Asserts what holds between two calls.
     ///
     /// # Panics

@@ -29,6 +29,7 @@ use crate::hello_queue::HelloQueue;
 use crate::keys::Expanded;
 use crate::outbox::Outbox;
 use crate::records::Records;
+use crate::rules::{Rule, in_force};
 use crate::sessions::{Ended, Sessions};
 use crate::streams::{self, StreamLimits, Streams};
 use crate::unsealed::Unsealed;
@@ -41,8 +42,9 @@ use crate::{
 pub const BATCH_MAX: usize = 64;
 /// How long a shard that drains waits for readings to become durable, µs.
 const DRAIN_US: u64 = 5_000_000;
-/// The most RESETs a second (R62).
-const RESETS_PER_S: u32 = 10_000;
+/// The most RESETs a second of all shards of a node together (R62). Each has its part: who sends records of unknown
+/// sessions sends them for all slots.
+const RESETS_PER_S: usize = 10_000;
 
 /// One of the gateway's certificates with its private key.
 #[derive(Clone)]
@@ -84,6 +86,10 @@ pub struct Settings {
 }
 
 impl Settings {
+    fn resets_per_s(&self) -> usize {
+        RESETS_PER_S.div_ceil(self.shards.max(1))
+    }
+
     fn renew(&mut self, renewal: Renewal) {
         let Renewal { keys, idle_us, pending_us, lifetime_s, sessions_max, pending_max } = renewal;
         self.keys = keys;
@@ -299,7 +305,7 @@ pub struct Shard<E: Engine, S> {
     next_second_us: u64,
     /// When confirmed sessions are looked through next.
     next_idle_scan_us: u64,
-    resets_left: u32,
+    resets_left: usize,
     /// Until when it drains, µs, if it does.
     drain_until_us: Option<u64>,
     /// Whether keys were moved or destroyed in this turn, and copies may lie on the stack.
@@ -320,6 +326,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     ) -> Self {
         Self {
             streams: Streams::new(settings.streams),
+            resets_left: settings.resets_per_s(),
             settings,
             directory,
             engine,
@@ -338,7 +345,6 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             now_us: 0,
             next_second_us: 0,
             next_idle_scan_us: 0,
-            resets_left: RESETS_PER_S,
             drain_until_us: None,
             scrub: false,
             counts: Counts::default(),
@@ -383,6 +389,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.sessions.check();
         self.early.check();
         self.streams.check();
+    }
+
+    /// Tells states apart that behave differently, for tests that look at all of them.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn fingerprint(&self, now: Now, out: &mut impl std::hash::Hasher) {
+        self.sessions.fingerprint(now, out);
+        self.early.fingerprint(now.mono_us, out);
     }
 
     /// R91: one reason for each input. R88, R89: its stream is closed, always at the same time after it arrived,
@@ -477,7 +490,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             return;
         }
         self.next_second_us = now.mono_us + 1_000_000;
-        self.resets_left = RESETS_PER_S;
+        self.resets_left = self.settings.resets_per_s();
         let Settings { idle_us, pending_us, lifetime_s, .. } = self.settings;
         let mut over = self.sessions.pending_for(now, pending_us);
         // The others may be a million, and have hours: they are looked through less often.
@@ -495,6 +508,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         // R101: the stored reading itself says what becomes true of its device.
         if let Some(commit) = self.early.settle(token, durable)
             && durable
+            && in_force(Rule::MarkMoves)
         {
             commit.device.committed(commit.mark, commit.id);
             self.directory.save_later(&commit.device);

@@ -15,6 +15,7 @@ use thiserror::Error;
 use super::{Event, Shard, Sink};
 use crate::Now;
 use crate::engine::Engine;
+use crate::rules::{Rule, in_force};
 
 /// The most commands that a shard holds.
 const COMMANDS_MAX: usize = 1 << 20;
@@ -94,7 +95,9 @@ impl Commands {
 
     /// Whether a device may be told that no command waits for it (R113).
     pub(super) fn nothing_waits(&self, device: &DeviceId) -> bool {
-        !self.behind && !self.open.contains_key(device)
+        let open = self.open.get(device);
+        let waits = open.is_some_and(|open| in_force(Rule::SentStillWaits) || open.times == 0);
+        !self.behind && !waits
     }
 
     pub(super) fn set_behind(&mut self, behind: bool) {

@@ -20,6 +20,7 @@ use crate::destinations::Destinations;
 use crate::early::{InFlight, Paths, Waiting};
 use crate::engine::Engine;
 use crate::hello_queue::{Origin, Policy, Refusal};
+use crate::rules::{Rule, in_force};
 use crate::session::{Pending, Session};
 use crate::sessions::{Challenge, Known};
 use crate::{Device, Now, Path, Wiped};
@@ -316,19 +317,18 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let id = device.credential.id;
         let known = reading.again && self.sessions.known(&id, reading.id) == Known::Stored;
         // R99.
-        if device.last() == Some(reading.id) || known {
+        let known = known || device.last() == Some(reading.id);
+        if known && in_force(Rule::KnownInHello) {
             self.counts.readings_known += 1;
             return EarlyVerdict::Stored;
         }
         // R97, R98.
-        let answered = proven.challenge().is_some();
-        let taken = device.freshness().takes_reading(proven.fresh(), answered);
+        let answered = proven.challenge().is_some() || !in_force(Rule::FirstContact);
+        let taken = device.freshness().takes_reading(proven.fresh(), answered)
+            || !in_force(Rule::WithinReach);
         let room = self.sessions.pending() + self.early.waiting() < self.settings.pending_max;
-        if taken && room && self.early.of(&id).is_none() {
-            EarlyVerdict::Store
-        } else {
-            EarlyVerdict::Leave
-        }
+        let alone = self.early.of(&id).is_none() || !in_force(Rule::OneOnItsWay);
+        if taken && room && alone { EarlyVerdict::Store } else { EarlyVerdict::Leave }
     }
 
     /// Hands the reading of a HELLO to storage, with what it commits to (R95, R101).
@@ -442,12 +442,15 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let expected = self.sessions.challenge(now, &id);
             expected.is_some_and(|expected| bool::from(expected.value.ct_eq(answer)))
         } else {
-            device.freshness().passes(proven.fresh())
+            device.freshness().passes(proven.fresh()) || !in_force(Rule::Freshness)
         };
         let in_batch = batch.granted.get(&id);
         let overtaken = in_batch.is_some_and(|earlier| !replaces(proven, *earlier));
         // R102: whoever has proved himself never meets silence for his counter.
         if !passes || overtaken || self.is_overtaken(proven) {
+            if !in_force(Rule::NoSilence) {
+                return Err(DropReason::Stale);
+            }
             return Ok(Verdict::Challenge(device));
         }
         let coming = batch.granted.len() + self.early.waiting();
@@ -523,5 +526,6 @@ struct Batch {
 
 /// R46: whether a HELLO replaces a pending session with this `fresh`, which answered a challenge or not.
 fn replaces(proven: &Proven, (fresh, challenged): (u64, bool)) -> bool {
-    proven.challenge().is_some() || (!challenged && proven.fresh() > fresh)
+    let stands = challenged && in_force(Rule::AnswerStands);
+    proven.challenge().is_some() || (!stands && proven.fresh() > fresh)
 }

@@ -13,6 +13,7 @@ use duet_protocol::wire::{Reset, SessionId, TAG, UP_HEADER, UpHeader};
 use super::{Commit, Reading, Shard, Sink};
 use crate::early::InFlight;
 use crate::engine::Engine;
+use crate::rules::{Rule, in_force};
 use crate::sessions::Known;
 use crate::{Now, Path};
 use subtle::ConstantTimeEq as _;
@@ -31,14 +32,17 @@ fn path_challenge(
     address: SocketAddr,
 ) -> [u8; 4] {
     let epoch = (now.mono_us / PATH_EPOCH_US).wrapping_sub(ago);
+    let epoch = if in_force(Rule::AskedLately) { epoch } else { 0 };
     let epoch = u32::try_from(epoch & u64::from(u32::MAX)).unwrap_or(u32::MAX);
     let ip = match address.ip() {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,
     };
     let mut place = [0; 18];
-    place[..16].copy_from_slice(&ip.octets());
-    place[16..].copy_from_slice(&address.port().to_be_bytes());
+    if in_force(Rule::AskedThere) {
+        place[..16].copy_from_slice(&ip.octets());
+        place[16..].copy_from_slice(&address.port().to_be_bytes());
+    }
     schedule::path_challenge(node_key, epoch, session, &place)
 }
 
@@ -143,7 +147,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             Place::TooOld => return Err(DropReason::Replay),
             // R110: a copy of this record may have been faster.
             Place::Repeated
-                if here && session.window.place(header.sequence + 1) == Place::Newest =>
+                if here
+                    && session.window.place(header.sequence + 1) == Place::Newest
+                    && in_force(Rule::CopyProves) =>
             {
                 session.proved(path);
                 self.commands.wake(now, &device, true);
@@ -182,10 +188,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             Up::Reading { confirm, channel, age_ms, again, payload } => {
                 let commit = if let Some(first) = again {
                     // R100: a newer one was stored meanwhile.
-                    if session.fresh < session.device.mark() {
+                    if session.fresh < session.device.mark() && in_force(Rule::OlderSession) {
                         return Err(DropReason::Stale);
                     }
-                    let known = session.device.last() == Some(first);
+                    let known =
+                        session.device.last() == Some(first) && in_force(Rule::KnownInRecord);
                     let known =
                         if known { Known::Stored } else { self.sessions.known(&device, first) };
                     if known == Known::Stored {
@@ -263,7 +270,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             return;
         }
         let device = session.device.credential.id;
-        let mut budget = if matches!(path, Path::Stream(_)) { usize::MAX } else { len };
+        let free = matches!(path, Path::Stream(_)) || !in_force(Rule::OwnBytes);
+        let mut budget = if free { usize::MAX } else { len };
+        let path = if in_force(Rule::AnsweredThere) { path } else { session.path };
         if let Some(first) = durable {
             let nothing_waits = self.commands.nothing_waits(&device);
             let (ranges, mut encoded) = ([Range { first, count: 1 }], [0; RANGES_MAX * 6]);
