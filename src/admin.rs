@@ -155,7 +155,7 @@ pub struct Options {
     /// How often marks are saved.
     pub save_marks_every: Duration,
     /// What devices need to know of the gateway.
-    pub facts: Option<GatewayFacts>,
+    pub facts: watch::Receiver<Option<GatewayFacts>>,
     /// Takes changed settings, or says why none were taken.
     pub reload: Reload,
     /// The API over TLS, where it is asked for.
@@ -177,7 +177,7 @@ impl Options {
             save_marks_every: Duration::from_secs(5),
             reload,
             api: None,
-            facts: None,
+            facts: watch::channel(None).1,
         }
     }
 }

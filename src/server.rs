@@ -25,13 +25,13 @@ use duet_core::{
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::Kind;
-use duet_upstream::{Reports, Upstreams};
 use tokio::sync::{Notify, oneshot, watch};
 
 use self::host::{CommandResult, Gauges, Host, Waiting};
 use self::marks::Marks;
 pub use self::marks::MarksError;
-use self::quota::Quotas;
+use self::quota::{Allowance, Quotas};
+use self::upstreams::Forwarding;
 pub use self::upstreams::{UpstreamError, forget};
 use crate::admin::{CommandError, Driver, Fault, Gateway, Phase, Status};
 use crate::config::{self, Config};
@@ -89,7 +89,6 @@ pub struct Server {
     spool: Spool,
     /// The thread that copies marks from the spool, and what stops it.
     marks: (mpsc::Sender<()>, JoinHandle<()>),
-    upstreams: Upstreams,
     control: Arc<Control>,
 }
 
@@ -105,7 +104,8 @@ pub struct Control {
     view: Arc<View>,
     draining: AtomicBool,
     spool: watch::Receiver<Health>,
-    upstreams: Reports,
+    upstreams: Forwarding,
+    allowed: Arc<Allowance>,
     damage: watch::Receiver<Option<String>>,
     care: watch::Receiver<Care>,
     gauges: Vec<Arc<Gauges>>,
@@ -182,7 +182,7 @@ impl Server {
         let view = &registry.view()?;
         // R101: before the first HELLO is answered.
         let marks = Marks::restore(&config.spool.dir, Arc::clone(registry), spool.source())?;
-        let upstreams = match upstreams::start(config, &spool) {
+        let upstreams = match Forwarding::start(config, spool.source()) {
             Ok(upstreams) => upstreams,
             Err(error) => {
                 spool.shutdown()?;
@@ -197,6 +197,8 @@ impl Server {
         // Measured by the pipeline bench, in batches.
         let hello_us = if curve.lanes() == 1 { 150 } else { 35 };
         let tables = config.limits.max_tables as usize / config.shards;
+        let allowed = Allowance::new(&config.quota, config.spool.max_bytes, spool.scarce());
+        let allowed = Arc::new(allowed);
         let (mut threads, ended) = (Vec::new(), Arc::new(Notify::new()));
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
         let waiting: Vec<_> = shards.iter().map(|_| Arc::new(Waiting::default())).collect();
@@ -216,7 +218,7 @@ impl Server {
                 streams: StreamLimits { most: streams_max, ..StreamLimits::default() },
                 gcm,
             };
-            let quotas = Quotas::new(&config.quota, config.spool.max_bytes, spool.scarce());
+            let quotas = Quotas::new(Arc::clone(&allowed));
             let sink = sink::SpoolSink::new(spool.submitter(), own, quotas);
             let (gauges, waiting) =
                 (Arc::clone(&gauges[io.index()]), Arc::clone(&waiting[io.index()]));
@@ -247,7 +249,8 @@ impl Server {
             view: Arc::clone(view),
             draining: AtomicBool::new(false),
             spool: spool.health(),
-            upstreams: upstreams.reports(),
+            upstreams,
+            allowed,
             damage: spool.damage(),
             care: spool.care(),
             gauges,
@@ -261,7 +264,7 @@ impl Server {
             .spawn(move || marks.keep(&stopped))
             .map_err(|_| ServerError::System("a thread"))?;
         let marks = (stop_marks, marks);
-        Ok(Self { local, warnings, threads, stop, ended, spool, marks, upstreams, control })
+        Ok(Self { local, warnings, threads, stop, ended, spool, marks, control })
     }
 
     /// Completes when a shard ends by itself: then the gateway must end, for a supervisor to
@@ -322,7 +325,7 @@ impl Server {
         }
         let stored = self.spool.shutdown();
         // What was stored last may still arrive.
-        self.upstreams.shutdown();
+        self.control.upstreams.shutdown();
         stored?;
         result
     }
@@ -362,6 +365,7 @@ impl Control {
     /// Has every shard take new keys and the settings that can change while it runs; what it already holds keeps
     /// its former terms. It blocks until all have been told.
     pub fn renew(&self, config: &Config, keys: &[GatewayKey]) {
+        self.allowed.change(&config.quota);
         let shards = self.mail.len();
         let limits = Renewal {
             keys: keys.to_vec(),
@@ -372,6 +376,21 @@ impl Control {
             pending_max: (config.limits.max_pending as usize / shards).max(1),
         };
         let _ = self.tell_all(|| Mail::Renew(Box::new(limits.clone())));
+    }
+
+    /// Where devices reach it.
+    #[must_use]
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// Passes readings on by other settings; says which upstreams are new, changed or gone. It blocks until those of
+    /// before have ended.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; then those of before go on.
+    pub fn change_upstreams(&self, config: &Config) -> Result<Vec<String>, UpstreamError> {
+        self.upstreams.change(config)
     }
 
     /// Whether every shard took it. Control mail must arrive, and a full mailbox empties within

@@ -608,9 +608,9 @@ fn what_every_required_cursor_has_goes_by_itself_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let path = config(dir.path()).dir;
     let spool = Spool::start(config(dir.path())).unwrap();
-    let mut slow = spool.cursor("slow", Hold::Required).unwrap();
-    let mut fast = spool.cursor("fast", Hold::Required).unwrap();
-    let _lost = spool.cursor("lost", Hold::Nothing).unwrap();
+    let mut slow = spool.source().cursor("slow", Hold::Required).unwrap();
+    let mut fast = spool.source().cursor("fast", Hold::Required).unwrap();
+    let _lost = spool.source().cursor("lost", Hold::Nothing).unwrap();
     let end = grow(&spool, &path, 4);
     let segments = log_files(&path);
     fast.set(end).unwrap();
@@ -637,12 +637,12 @@ fn a_full_spool_that_drops_the_oldest_stores_on_but_never_passes_the_gateways_ow
     let small = SpoolConfig { max_bytes: 768 * 1024, retention, ..config(dir.path()) };
     let path = small.dir.clone();
     let spool = Spool::start(small).unwrap();
-    let _required = spool.cursor("nats", Hold::Required).unwrap();
+    let _required = spool.source().cursor("nats", Hold::Required).unwrap();
     for session in 0..30 {
         assert_eq!(store(&spool, session, 1_000), Durability::Durable);
     }
     assert_eq!(log_files(&path).len(), 3);
-    let mut marks = spool.cursor("marks", Hold::Always).unwrap();
+    let mut marks = spool.source().cursor("marks", Hold::Always).unwrap();
     while store(&spool, 99, 1_000) == Durability::Durable {
         assert!(spool.source().durable() < 60_000, "the marks are still to be read");
     }
@@ -662,7 +662,7 @@ fn readings_that_are_too_old_go_whoever_lacks_them_but_not_by_a_clock_that_was_n
         let retention = Retention { when_full: WhenFull::Block, max_age };
         let path = config(dir.path()).dir;
         let spool = Spool::start(SpoolConfig { retention, ..config(dir.path()) }).unwrap();
-        let _required = spool.cursor("nats", Hold::Required).unwrap();
+        let _required = spool.source().cursor("nats", Hold::Required).unwrap();
         while log_files(&path)
             .last()
             .is_none_or(|last| !last.ends_with("spool-0000000000002ee0.log"))
@@ -684,12 +684,12 @@ fn an_operator_does_not_trim_what_somebody_needs_unless_he_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let path = config(dir.path()).dir;
     let spool = Spool::start(config(dir.path())).unwrap();
-    let _nats = spool.cursor("nats", Hold::Required).unwrap();
+    let _nats = spool.source().cursor("nats", Hold::Required).unwrap();
     grow(&spool, &path, 3);
     let refused = trim(&path, u64::MAX).unwrap_err().to_string();
     assert!(refused.contains("cursor nats stands at 0") && refused.contains("--undelivered"));
     assert_eq!(log_files(&path).len(), 3);
-    let marks = spool.cursor("marks", Hold::Always).unwrap();
+    let marks = spool.source().cursor("marks", Hold::Always).unwrap();
     let refused = trim_undelivered(&path, u64::MAX).unwrap_err().to_string();
     assert!(refused.contains("cursor marks") && !refused.contains("--undelivered"), "{refused}");
     marks.remove().unwrap();

@@ -12,7 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
@@ -46,7 +46,7 @@ pub(super) struct Plane {
     pub(super) telemetry: Telemetry,
     pub(super) requests: Semaphore,
     /// What devices need to know of this gateway.
-    pub(super) facts: Option<GatewayFacts>,
+    pub(super) facts: watch::Receiver<Option<GatewayFacts>>,
     pub(super) tokens: Arc<Tokens>,
     pub(super) audit: Audit,
     pub(super) audit_failed: AtomicBool,
@@ -58,7 +58,7 @@ pub(super) struct Keep {
     pub(super) tokens: Tokens,
     pub(super) audit: Audit,
     pub(super) reload: Reload,
-    pub(super) facts: Option<GatewayFacts>,
+    pub(super) facts: watch::Receiver<Option<GatewayFacts>>,
 }
 
 #[derive(OpenApi)]

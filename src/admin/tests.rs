@@ -74,7 +74,7 @@ fn running_with(api: Option<(SocketAddr, watch::Receiver<TlsAcceptor>)>) -> Runn
         state: dir.path().into(),
         http: "127.0.0.1:0".parse().unwrap(),
         save_marks_every: Duration::from_millis(50),
-        facts: None,
+        facts: tokio::sync::watch::channel(None).1,
         reload: Box::new(|| Err("line 3: no".into())),
         api,
     };
@@ -306,7 +306,7 @@ async fn every_endpoint_denies_whoever_may_not() {
         tokens,
         audit: Audit::open(dir.path()).unwrap(),
         reload: Box::new(|| Err("no".into())),
-        facts: None,
+        facts: tokio::sync::watch::channel(None).1,
     };
     let view = running.registry.view().unwrap();
     let (registry, gateway) = (Arc::clone(&running.registry), running.gateway.clone());

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
-use duet::admin::{Reloaded, Telemetry, acceptor};
+use duet::admin::{GatewayFacts, Reloaded, Telemetry, acceptor};
 use duet::config::catalogue::Taken;
 use duet::config::{Loaded, Overrides, changes};
 use duet::identity::now_s;
@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::Place;
 use super::identities::Identities;
-use super::run::gateway_keys;
+use super::run::{facts, gateway_keys};
 
 /// What a running gateway is asked to do anew.
 pub(super) struct Reloader {
@@ -23,8 +23,7 @@ pub(super) struct Reloader {
     flags: Overrides,
     control: Arc<Control>,
     telemetry: Telemetry,
-    /// Gives the API over TLS another certificate.
-    renew_tls: Option<watch::Sender<TlsAcceptor>>,
+    renewed: Renewed,
     state: Mutex<State>,
 }
 
@@ -35,6 +34,14 @@ struct State {
     current: Loaded,
     /// Of the certificates in use.
     fingerprints: Vec<(u8, Fingerprint)>,
+}
+
+/// What the API is given anew.
+pub(super) struct Renewed {
+    /// What devices need to know of this gateway.
+    pub(super) facts: watch::Sender<Option<GatewayFacts>>,
+    /// How its connections over TLS are accepted, where it has any.
+    pub(super) tls: Option<watch::Sender<TlsAcceptor>>,
 }
 
 /// The settings that a gateway starts with.
@@ -50,12 +57,12 @@ impl Reloader {
         identities: &Identities,
         control: Arc<Control>,
         telemetry: Telemetry,
-        renew_tls: Option<watch::Sender<TlsAcceptor>>,
+        renewed: Renewed,
     ) -> Result<Self> {
         let Start { place, flags, loaded: started } = start;
         let current = place.loaded(&flags)?;
         let state = State { started, current, fingerprints: fingerprints(identities) };
-        Ok(Self { place, flags, control, telemetry, renew_tls, state: Mutex::new(state) })
+        Ok(Self { place, flags, control, telemetry, renewed, state: Mutex::new(state) })
     }
 
     /// Reads the settings and the certificates again and takes what can be taken.
@@ -70,13 +77,13 @@ impl Reloader {
         let keys = gateway_keys(&identities)?;
         let api = new.config.api.as_ref().map(|api| acceptor(&api.certificate, &api.key));
         let api = api.transpose()?;
-        let keys_before = std::mem::replace(&mut state.fingerprints, fingerprints(&identities));
+        let now = fingerprints(&identities);
         let mut applied: Vec<String> = changes(&state.current, &new)
             .into_iter()
             .filter(|change| change.taken == Taken::AtReload)
             .map(|change| change.to_string())
             .collect();
-        if state.fingerprints != keys_before {
+        if state.fingerprints != now {
             applied.push("the gateway's certificates".into());
         }
         let restart = changes(&state.started, &new)
@@ -84,15 +91,18 @@ impl Reloader {
             .filter(|change| change.taken == Taken::AtStart)
             .map(|change| change.to_string())
             .collect();
+        applied.extend(self.control.change_upstreams(&new.config)?);
         // Everything is right: from here on nothing fails.
         self.control.renew(&new.config, &keys);
-        if let (Some(sender), Some(api)) = (&self.renew_tls, api) {
+        let facts = facts(&new.config, &identities, self.control.listen());
+        self.renewed.facts.send_replace(Some(facts));
+        if let (Some(sender), Some(api)) = (&self.renewed.tls, api) {
             sender.send_replace(api);
         }
         for (key_id, identity) in &identities.all {
             self.telemetry.set_certificate_end(*key_id, identity.certificate.validity.not_after_s);
         }
-        state.current = new;
+        (state.current, state.fingerprints) = (new, now);
         Ok(Reloaded { applied, restart, warnings: identities.warnings })
     }
 }

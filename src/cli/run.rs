@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use tokio::sync::{Notify, watch};
 use super::Place;
 use super::control::open_patiently;
 use super::identities::Identities;
-use super::reload::{Reloader, Start};
+use super::reload::{Reloader, Renewed, Start};
 
 /// All that was checked before anything is bound.
 struct Prepared {
@@ -96,6 +97,12 @@ pub(super) fn gateway_keys(identities: &Identities) -> Result<Vec<GatewayKey>> {
     identities.all.iter().map(key).collect()
 }
 
+/// What devices need to know of a gateway that listens here.
+pub(super) fn facts(config: &Config, identities: &Identities, listen: SocketAddr) -> GatewayFacts {
+    let (current, files) = (&identities.all[0].1.certificate, &config.gateway);
+    GatewayFacts::of(files.key_id, current, &files.certificate, listen)
+}
+
 /// Runs both planes until a signal comes.
 fn serve(prepared: Prepared, stop: Stop, start: Start) -> Result<()> {
     let Prepared { registry, identities } = prepared;
@@ -112,10 +119,11 @@ fn serve(prepared: Prepared, stop: Stop, start: Start) -> Result<()> {
         (options.api, renew_tls) = (Some((api.listen, acceptor)), Some(sender));
     }
     let server = Server::start(config, &gateway_keys(&identities)?, &registry)?;
-    let (current, files) = (&identities.all[0].1.certificate, &config.gateway);
-    options.facts = Some(GatewayFacts::of(files.key_id, current, &files.certificate, server.local));
+    let facts = watch::Sender::new(Some(facts(config, &identities, server.local)));
+    options.facts = facts.subscribe();
+    let renewed = Renewed { facts, tls: renew_tls };
     let fingerprint = identities.all[0].1.certificate.fingerprint;
-    let started = Reloader::new(start, &identities, server.control(), telemetry.clone(), renew_tls)
+    let started = Reloader::new(start, &identities, server.control(), telemetry.clone(), renewed)
         .and_then(|reloader| {
             let reloader = Arc::new(reloader);
             let asked = Arc::clone(&reloader);

@@ -187,14 +187,14 @@ pub const SETTINGS: &[Setting] = &[
             "Readings a second that one device may store; ten seconds' worth may come at once. More is not",
             "confirmed: a device keeps it and tries again.",
         ],
-        AtStart,
+        AtReload,
     ),
     setting(
         "quota.bytes_per_s",
         number(0, 1 << 30, "0: no limit"),
         "0",
         &["Stored bytes a second, the same way."],
-        AtStart,
+        AtReload,
     ),
     setting(
         "quota.share_percent",
@@ -203,7 +203,7 @@ pub const SETTINGS: &[Setting] = &[
         &[
             "When less than a quarter of the spool is left: the part of the whole that one device may fill in an hour.",
         ],
-        AtStart,
+        AtReload,
     ),
     setting(
         "metrics.listen",

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
+use super::cursor::{Cursor, Hold};
 use super::error::SpoolError;
 use super::format::{ReadingRef, Record};
 use super::id::SpoolId;
@@ -59,6 +60,20 @@ impl SpoolSource {
         commits: Arc<AtomicU64>,
     ) -> Self {
         Self { dir, spool, durable, commits, first: AtomicU64::new(0), reader: None }
+    }
+
+    /// Another way to the same readings, at their beginning.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self::new(self.dir.clone(), self.spool, self.durable.clone(), Arc::clone(&self.commits))
+    }
+
+    /// A cursor of this spool, which only this process moves; one that is new begins with the oldest reading.
+    ///
+    /// # Errors
+    /// [`SpoolError`] when it is in use, damaged or another spool's.
+    pub fn cursor(&self, name: &str, hold: Hold) -> Result<Cursor, SpoolError> {
+        Cursor::open(&self.dir, name, self.spool, self.first(), hold)
     }
 
     /// One past the last durable reading, of those since the start, that commits to a mark.

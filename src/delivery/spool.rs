@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::batch::Batch;
 use super::check::Check;
-use super::cursor::{Cursor, Hold};
+
 use super::cut::cuts;
 use super::error::SpoolError;
 use super::file::Runtime;
@@ -21,7 +21,7 @@ use super::keeper::{Care, Keeper};
 use super::marker::{Marker, MarkerFile};
 use super::recover::{Recovery, recover};
 use super::retention::Retention;
-use super::source::{Source as _, SpoolSource};
+use super::source::SpoolSource;
 use super::writer::{Shared, Writer};
 use super::{MAX_BATCH_BYTES, metrics as names, segment};
 
@@ -210,14 +210,6 @@ impl Spool {
     pub fn source(&self) -> SpoolSource {
         let (dir, commits) = (self.dir.clone(), Arc::clone(&self.commits));
         SpoolSource::new(dir, self.id, self.durable.clone(), commits)
-    }
-
-    /// A cursor of its, which only this process moves; one that is new begins with the oldest reading.
-    ///
-    /// # Errors
-    /// [`SpoolError`] when it is in use, damaged or another spool's.
-    pub fn cursor(&self, name: &str, hold: Hold) -> Result<Cursor, SpoolError> {
-        Cursor::open(&self.dir, name, self.id, self.source().first(), hold)
     }
 
     /// What an operator has to see although it works.

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::config::Quota;
 
@@ -54,45 +54,70 @@ impl Buckets {
     }
 }
 
+/// What every device is allowed, for all shards. It can change while they run.
+pub(super) struct Allowance {
+    /// What a reading costs of its bucket, µs; 0: no limit.
+    reading_us: AtomicU64,
+    /// Bytes a second; 0: no limit.
+    bytes_per_s: AtomicU64,
+    /// Bytes an hour while the spool is scarce; 0: no limit.
+    share_bytes: AtomicU64,
+    /// Of the spool.
+    max_bytes: u64,
+    /// Says that the spool is nearly full.
+    scarce: Arc<AtomicBool>,
+}
+
+impl Allowance {
+    /// For a spool of `max_bytes`, which is nearly full when `scarce` says so.
+    pub(super) fn new(quota: &Quota, max_bytes: u64, scarce: Arc<AtomicBool>) -> Self {
+        let none = || AtomicU64::new(0);
+        let (reading_us, bytes_per_s, share_bytes) = (none(), none(), none());
+        let this = Self { reading_us, bytes_per_s, share_bytes, max_bytes, scarce };
+        this.change(quota);
+        this
+    }
+
+    /// From now on this is allowed. A shard may see one of the three before the others.
+    pub(super) fn change(&self, quota: &Quota) {
+        let per_s = u64::from(quota.readings_per_s);
+        let reading_us = 1_000_000_u64.checked_div(per_s).map_or(0, |us| us.max(1));
+        self.reading_us.store(reading_us, Ordering::Relaxed);
+        self.bytes_per_s.store(quota.bytes_per_s, Ordering::Relaxed);
+        let share = self.max_bytes / 100 * u64::from(quota.share_percent);
+        self.share_bytes.store(share, Ordering::Relaxed);
+    }
+}
+
 /// A shard's quotas.
 pub(super) struct Quotas {
-    /// What a reading costs of its bucket, µs; 0: no limit.
-    reading_us: u64,
-    /// Bytes a second; 0: no limit.
-    bytes_per_s: u64,
-    /// Bytes an hour while the spool is scarce; 0: no limit.
-    share_bytes: u64,
-    scarce: Arc<AtomicBool>,
+    allowed: Arc<Allowance>,
     devices: HashMap<Box<str>, Buckets>,
 }
 
 impl Quotas {
-    /// For a spool of `max_bytes`, which is nearly full when `scarce` says so.
-    pub(super) fn new(quota: &Quota, max_bytes: u64, scarce: Arc<AtomicBool>) -> Self {
-        let per_s = u64::from(quota.readings_per_s);
-        Self {
-            reading_us: 1_000_000_u64.checked_div(per_s).map_or(0, |us| us.max(1)),
-            bytes_per_s: quota.bytes_per_s,
-            share_bytes: max_bytes / 100 * u64::from(quota.share_percent),
-            scarce,
-            devices: HashMap::new(),
-        }
+    pub(super) fn new(allowed: Arc<Allowance>) -> Self {
+        Self { allowed, devices: HashMap::new() }
     }
 
     /// Takes a reading of so many bytes into account; where it is too much, nothing is.
     pub(super) fn take(&mut self, device: &str, bytes: usize, now_us: u64) -> Result<(), Excess> {
-        let share = self.share_bytes > 0 && self.scarce.load(Ordering::Relaxed);
-        if self.reading_us == 0 && self.bytes_per_s == 0 && !share {
+        let now = |limit: &AtomicU64| limit.load(Ordering::Relaxed);
+        let (reading_us, bytes_per_s) =
+            (now(&self.allowed.reading_us), now(&self.allowed.bytes_per_s));
+        let share_bytes = now(&self.allowed.share_bytes);
+        let share = share_bytes > 0 && self.allowed.scarce.load(Ordering::Relaxed);
+        if reading_us == 0 && bytes_per_s == 0 && !share {
             return Ok(());
         }
         let bytes = bytes as u64;
         let mut buckets = self.devices.get(device).copied().unwrap_or_default();
         buckets.readings =
-            spend(buckets.readings, self.reading_us, BURST_US, now_us).ok_or(Excess::Readings)?;
-        let cost = (bytes * 1_000_000).checked_div(self.bytes_per_s).unwrap_or(0);
+            spend(buckets.readings, reading_us, BURST_US, now_us).ok_or(Excess::Readings)?;
+        let cost = (bytes * 1_000_000).checked_div(bytes_per_s).unwrap_or(0);
         buckets.bytes = spend(buckets.bytes, cost, BURST_US, now_us).ok_or(Excess::Bytes)?;
         if share {
-            let cost = (bytes * SHARE_US).checked_div(self.share_bytes).unwrap_or(0);
+            let cost = (bytes * SHARE_US).checked_div(share_bytes).unwrap_or(0);
             buckets.share = spend(buckets.share, cost, SHARE_US, now_us).ok_or(Excess::Share)?;
         }
         match self.devices.get_mut(device) {
@@ -133,7 +158,8 @@ mod tests {
 
     fn quotas(readings_per_s: u32, bytes_per_s: u64, share_percent: u8) -> Quotas {
         let quota = Quota { readings_per_s, bytes_per_s, share_percent };
-        Quotas::new(&quota, 1 << 20, Arc::new(AtomicBool::new(false)))
+        let allowed = Allowance::new(&quota, 1 << 20, Arc::new(AtomicBool::new(false)));
+        Quotas::new(Arc::new(allowed))
     }
 
     /// How many readings of 100 bytes a device gets through at once.
@@ -171,12 +197,23 @@ mod tests {
     fn what_is_left_of_a_scarce_spool_is_shared() {
         let mut quotas = quotas(0, 0, 1);
         quotas.take("a", 1 << 30, 5).unwrap();
-        quotas.scarce.store(true, Ordering::Relaxed);
+        quotas.allowed.scarce.store(true, Ordering::Relaxed);
         let (taken, excess) = burst(&mut quotas, "a", 5);
         assert_eq!((taken, excess), (104, Excess::Share), "a hundredth of 1 MiB");
         assert_eq!(burst(&mut quotas, "b", 5).0, 104);
-        quotas.scarce.store(false, Ordering::Relaxed);
+        quotas.allowed.scarce.store(false, Ordering::Relaxed);
         assert_eq!(quotas.take("a", 1 << 30, 5), Ok(()));
+    }
+
+    #[test]
+    fn another_allowance_holds_from_the_next_reading_on() {
+        let mut quotas = quotas(100, 0, 0);
+        burst(&mut quotas, "a", 5);
+        quotas.allowed.change(&Quota { readings_per_s: 0, bytes_per_s: 0, share_percent: 0 });
+        assert_eq!(quotas.take("a", 100, 5), Ok(()));
+        quotas.allowed.change(&Quota { readings_per_s: 10, bytes_per_s: 0, share_percent: 0 });
+        assert_eq!(quotas.take("a", 100, 5), Err(Excess::Readings), "its bucket is still empty");
+        assert_eq!(burst(&mut quotas, "b", 5).0, 100);
     }
 
     #[test]

@@ -2,17 +2,16 @@
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use duet_protocol::reading::ReadingId;
 use duet_upstream::{
-    Options, Reading, Source, SourceError, StartError, Upstream, Upstreams, Vanished,
+    Options, Reading, Report, Reports, Source, SourceError, StartError, Upstream, Upstreams,
+    Vanished,
 };
 
 use crate::config::Config;
-use crate::delivery::{
-    Cursor, Hold, ReadingRef, Source as _, Spool, SpoolError, SpoolSource, cursors,
-};
+use crate::delivery::{Cursor, Hold, ReadingRef, Source as _, SpoolError, SpoolSource, cursors};
 
 /// Where cursors and parked readings lie, in the state directory.
 const DIR: &str = "upstream";
@@ -53,13 +52,104 @@ fn cursor_name(upstream: &str) -> String {
     format!("{PREFIX}{upstream}")
 }
 
-/// Starts what the settings name.
-pub(super) fn start(config: &Config, spool: &Spool) -> Result<Upstreams, UpstreamError> {
-    let dir = config.state.join(DIR);
-    let look = Tail { source: spool.source(), carried: None, cursor: None };
-    if let Some(vanished) = duet_upstream::vanished(&dir, &config.upstreams, &look)?.pop() {
-        return Err(vanished.into());
+/// What runs, and by which settings.
+struct Running {
+    /// Nothing where it could not be started again, and at the end.
+    upstreams: Option<Upstreams>,
+    settings: Vec<Upstream>,
+    ended: bool,
+}
+
+/// Passes readings on to what the settings name, which can change meanwhile.
+pub(super) struct Forwarding {
+    spool: SpoolSource,
+    running: Mutex<Running>,
+    /// Looked at without waiting for whoever changes what runs.
+    reports: RwLock<Reports>,
+}
+
+impl Forwarding {
+    /// Starts what the settings name.
+    pub(super) fn start(config: &Config, spool: SpoolSource) -> Result<Self, UpstreamError> {
+        let upstreams = start(config, &spool)?;
+        let reports = RwLock::new(upstreams.reports());
+        let settings = config.upstreams.clone();
+        let running = Running { upstreams: Some(upstreams), settings, ended: false };
+        Ok(Self { spool, running: Mutex::new(running), reports })
     }
+
+    /// How each upstream is at this moment.
+    pub(super) fn look(&self) -> Vec<Report> {
+        self.reports.read().unwrap_or_else(PoisonError::into_inner).look()
+    }
+
+    /// Takes other settings, if they are others: whatever runs ends and begins again from its cursors, so readings on
+    /// their way may arrive twice. Says which upstreams are new, changed or gone.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; then those of before go on.
+    pub(super) fn change(&self, config: &Config) -> Result<Vec<String>, UpstreamError> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = differences(&running.settings, &config.upstreams);
+        if told.is_empty() || running.ended {
+            return Ok(told);
+        }
+        refuse_vanished(config, &self.spool)?;
+        let former = Config { upstreams: std::mem::take(&mut running.settings), ..config.clone() };
+        // Two of one name at once would share a cursor.
+        if let Some(upstreams) = running.upstreams.take() {
+            upstreams.shutdown();
+        }
+        let started = self.begin(&mut running, config);
+        if started.is_err() {
+            self.begin(&mut running, &former)?;
+        }
+        started.map(|()| told)
+    }
+
+    fn begin(&self, running: &mut Running, config: &Config) -> Result<(), UpstreamError> {
+        let upstreams = start(config, &self.spool)?;
+        *self.reports.write().unwrap_or_else(PoisonError::into_inner) = upstreams.reports();
+        (running.upstreams, running.settings) = (Some(upstreams), config.upstreams.clone());
+        Ok(())
+    }
+
+    /// What is durable may still arrive; then nothing runs any more.
+    pub(super) fn shutdown(&self) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.ended = true;
+        if let Some(upstreams) = running.upstreams.take() {
+            upstreams.shutdown();
+        }
+    }
+}
+
+/// Which upstreams are not in both lists as they are.
+fn differences(before: &[Upstream], now: &[Upstream]) -> Vec<String> {
+    let same_name = |list: &[Upstream], name: &str| list.iter().any(|one| one.name() == name);
+    let mut told = Vec::new();
+    for upstream in now.iter().filter(|upstream| !before.contains(upstream)) {
+        let how = if same_name(before, upstream.name()) { "changed" } else { "new" };
+        told.push(format!("upstream {} ({how})", upstream.name()));
+    }
+    for upstream in before.iter().filter(|upstream| !same_name(now, upstream.name())) {
+        told.push(format!("upstream {} (gone)", upstream.name()));
+    }
+    told
+}
+
+/// An upstream that readings wait for must not go unnoticed.
+fn refuse_vanished(config: &Config, spool: &SpoolSource) -> Result<(), UpstreamError> {
+    let look = Tail { source: spool.another(), carried: None, cursor: None };
+    let vanished =
+        duet_upstream::vanished(&config.state.join(DIR), &config.upstreams, &look)?.pop();
+    vanished.map_or(Ok(()), |vanished| Err(vanished.into()))
+}
+
+/// Starts what the settings name.
+fn start(config: &Config, spool: &SpoolSource) -> Result<Upstreams, UpstreamError> {
+    refuse_vanished(config, spool)?;
+    let dir = config.state.join(DIR);
     // Others that the settings no longer have are done with, and must not keep what lies behind them.
     for position in cursors(&config.spool.dir)? {
         if let Some(name) = position.name.strip_prefix(PREFIX)
@@ -79,7 +169,7 @@ pub(super) fn start(config: &Config, spool: &Spool) -> Result<Upstreams, Upstrea
         let cursor = spool
             .cursor(&cursor_name(upstream.name()), hold)
             .map_err(|error| SourceError(Box::new(error)))?;
-        let tail = Tail { source: spool.source(), carried: None, cursor: Some(cursor) };
+        let tail = Tail { source: spool.another(), carried: None, cursor: Some(cursor) };
         Ok(Box::new(tail) as Box<dyn Source>)
     };
     Ok(duet_upstream::start(options, &mut open)?)

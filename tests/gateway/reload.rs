@@ -63,6 +63,9 @@ fn a_running_gateway_takes_changed_settings_and_certificates_or_none() {
     ] {
         assert!(said.lines().any(|said| said == line), "{line}: {said}");
     }
+    // Credentials that are made from now on name the new one.
+    let (done, said) = scratch.duet(&["device", "add", "later", "--registered-id"]);
+    assert!(done && said.contains("\"key_id\":1,"), "{said}");
     let works = |device| {
         let mut client = Client::new(device, gateway.address, Transport::Datagram);
         client.device.send_reading(0, 1, b"x", true).unwrap();
@@ -81,6 +84,61 @@ fn a_running_gateway_takes_changed_settings_and_certificates_or_none() {
     client.device.send_reading(0, 1, b"x", true).unwrap();
     client.device.open(0);
     assert!(client.drive(|client| !client.confirmed.is_empty()));
+    gateway.terminate();
+}
+
+/// Upstreams and quotas change without a restart; one that still misses readings cannot vanish.
+#[test]
+fn a_running_gateway_passes_readings_on_by_changed_settings() {
+    let scratch = Scratch::new();
+    let mut device = Some(scratch.device(1, PROFILE, Transport::Datagram));
+    let gateway = scratch.run("127.0.0.1:0");
+    let settings = scratch.state().join("duet.toml");
+    let first = fs::read_to_string(&settings).unwrap();
+    let write = |more: &str| fs::write(&settings, format!("{first}{more}")).unwrap();
+    let mut client = Client::new(device.take().unwrap(), gateway.address, Transport::Datagram);
+    client.device.open(0);
+    let mut store = |payload: &[u8]| {
+        let before = client.confirmed.len();
+        client.device.send_reading(client.now(), 1, payload, true).unwrap();
+        assert!(client.drive(|client| client.confirmed.len() > before));
+    };
+    store(b"before");
+
+    let file = |name: &str| {
+        format!("[[upstream]]\nname = \"{name}\"\nkind = \"file\"\ndir = \"{name}\"\n")
+    };
+    write(&file("a"));
+    let (done, said) = scratch.duet(&["config", "reload"]);
+    assert!(done && said.contains("applied: upstream a (new)"), "{said}");
+    store(b"after");
+    let arrived = |name: &str, word: &str| {
+        let dir = scratch.state().join(name);
+        let files = fs::read_dir(dir).into_iter().flatten().flatten();
+        files.into_iter().any(|file| fs::read_to_string(file.path()).unwrap().contains(word))
+    };
+    let wait = |name: &str, word: &str| {
+        let began = std::time::Instant::now();
+        while !arrived(name, word) {
+            assert!(began.elapsed().as_secs() < 20, "{word} did not arrive in {name}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    wait("a", "before");
+    wait("a", "after");
+    // Nobody listens there: what is stored from now on has not reached it, so it may not go.
+    let nowhere = "[[upstream]]\nname = \"b\"\nkind = \"webhook\"\nurl = \"http://127.0.0.1:1/\"\n";
+    let quota = first.replace("[quota]\n", "[quota]\nreadings_per_s = 5\n");
+    fs::write(&settings, format!("{quota}{}{nowhere}", file("a"))).unwrap();
+    let (done, said) = scratch.duet(&["config", "reload"]);
+    assert!(done && said.contains("applied: upstream b (new)"), "{said}");
+    assert!(said.contains("applied: quota.readings_per_s = 5 (was 0)"), "{said}");
+    store(b"waiting");
+    write(&file("a"));
+    let (done, said) = scratch.duet(&["config", "reload"]);
+    assert!(!done && said.contains("upstream b is gone from the settings"), "{said}");
+    store(b"goes on");
+    wait("a", "goes on");
     gateway.terminate();
 }
 

@@ -50,7 +50,7 @@ pub(super) async fn status(State(plane): State<Arc<Plane>>) -> Json<Status> {
 pub(super) async fn gateway(
     State(plane): State<Arc<Plane>>,
 ) -> Result<Json<GatewayFacts>, Problem> {
-    let facts = plane.facts.clone().map(Json);
+    let facts = plane.facts.borrow().clone().map(Json);
     facts.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "the gateway has no certificate"))
 }
 
