@@ -160,6 +160,7 @@ fn micros(elapsed: Duration) -> u64 {
 mod tests {
     use duet_protocol::reading::ReadingId;
 
+    use super::super::quota::Allowance;
     use super::*;
     use crate::config::Quota;
     use crate::delivery::{Retention, Spool, SpoolConfig};
@@ -206,7 +207,8 @@ mod tests {
             spare: ArrayQueue::new(1),
         });
         let quota = Quota { readings_per_s: 1, bytes_per_s: 0, share_percent: 0 };
-        let quotas = Quotas::new(&quota, 4 << 20, spool.scarce());
+        let allowed = Allowance::new(&quota, 4 << 20, spool.scarce());
+        let quotas = Quotas::new(Arc::new(allowed));
         let mut sink = SpoolSink::over(spool.submitter(), answers, quotas);
         for (device, session) in [("heavy", SessionId(1)), ("light", SessionId(2))] {
             for sequence in 0..if device == "heavy" { 12 } else { 1 } {
