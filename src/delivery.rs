@@ -79,7 +79,7 @@ mod health;
 mod id;
 mod keeper;
 mod marker;
-pub mod metrics;
+mod meters;
 mod overview;
 mod reader;
 mod recover;

@@ -4,6 +4,7 @@
 mod host;
 mod marks;
 mod node_key;
+mod publish;
 mod quota;
 mod sink;
 mod upstreams;
@@ -25,6 +26,7 @@ use duet_core::{
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::Kind;
+use duet_telemetry::catalogue::{DRIVER_INFO, LIMITS};
 use tokio::sync::{Notify, oneshot, watch};
 
 use self::host::{CommandResult, Gauges, Host, Waiting};
@@ -191,9 +193,11 @@ impl Server {
         };
         // A limit below the number of shards still lets each of them work.
         let sessions_max = (config.limits.max_sessions as usize / config.shards).max(1);
-        metrics::gauge!("duet_backend_info", "curve" => curve.name(), "aead" => gcm.backend().name())
-            .set(1.0);
-        metrics::gauge!("duet_driver_info", "driver" => kind.name()).set(1.0);
+        for driver in [driver::DriverKind::IoUring, driver::DriverKind::Epoll] {
+            DRIVER_INFO.with([driver.name()]).set_flag(driver == kind);
+        }
+        set_limits(config);
+        LIMITS.with(["streams"]).set_count(u64::from(config.limits.max_streams));
         // Measured by the pipeline bench, in batches.
         let hello_us = if curve.lanes() == 1 { 150 } else { 35 };
         let tables = config.limits.max_tables as usize / config.shards;
@@ -361,11 +365,18 @@ fn cores(shards: usize) -> Vec<usize> {
     if cores.len() == shards { cores } else { Vec::new() }
 }
 
+/// Shows the limits that a running gateway takes.
+fn set_limits(config: &Config) {
+    LIMITS.with(["sessions"]).set_count(u64::from(config.limits.max_sessions));
+    LIMITS.with(["pending"]).set_count(u64::from(config.limits.max_pending));
+}
+
 impl Control {
     /// Has every shard take new keys and the settings that can change while it runs; what it already holds keeps
     /// its former terms. It blocks until all have been told.
     pub fn renew(&self, config: &Config, keys: &[GatewayKey]) {
         self.allowed.change(&config.quota);
+        set_limits(config);
         let shards = self.mail.len();
         let limits = Renewal {
             keys: keys.to_vec(),

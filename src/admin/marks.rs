@@ -21,7 +21,6 @@ pub(super) async fn keep(
         let saved = tokio::task::spawn_blocking(move || save(&registry)).await;
         let saved = saved.map_err(|_| AdminError::Panicked)?;
         plane.telemetry.marks_saved(saved.as_ref().ok().copied());
-        plane.telemetry.run_upkeep();
         if stop {
             return saved.map(drop).map_err(AdminError::Marks);
         }

@@ -110,6 +110,37 @@ pub enum Fault {
     AuditUnwritten,
 }
 
+impl Fault {
+    /// All there are.
+    pub const ALL: [Self; 9] = [
+        Self::SpoolFailed,
+        Self::SpoolFull,
+        Self::DiskFull,
+        Self::SpoolDamaged,
+        Self::SpoolCut,
+        Self::SpoolUntrimmed,
+        Self::MarksUnsaved,
+        Self::Delivering,
+        Self::AuditUnwritten,
+    ];
+
+    /// Its name in `duet status`, in the API and in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SpoolFailed => "spool-failed",
+            Self::SpoolFull => "spool-full",
+            Self::DiskFull => "disk-full",
+            Self::SpoolDamaged => "spool-damaged",
+            Self::SpoolCut => "spool-cut",
+            Self::SpoolUntrimmed => "spool-untrimmed",
+            Self::MarksUnsaved => "marks-unsaved",
+            Self::Delivering => "delivering",
+            Self::AuditUnwritten => "audit-unwritten",
+        }
+    }
+}
+
 /// How shards do I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

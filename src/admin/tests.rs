@@ -375,7 +375,7 @@ fn the_api_is_served_over_tls_to_whoever_has_a_token() {
         0o600,
     )
     .unwrap();
-    let acceptor = acceptor(&place("api.pem"), &place("api.key")).unwrap();
+    let (acceptor, _) = acceptor(&place("api.pem"), &place("api.key")).unwrap();
     let (_renew, acceptor) = watch::channel(acceptor);
     let running = running_with(Some(("127.0.0.1:0".parse().unwrap(), acceptor)));
     let token = running.client().add_token("looker", Role::Viewer, 60).unwrap();

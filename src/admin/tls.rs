@@ -50,17 +50,20 @@ pub enum TlsError {
     },
 }
 
-/// Reads certificate (with its chain) and key.
+/// Reads certificate (with its chain) and key. The other part is when the certificate ends, Unix seconds.
 ///
 /// # Errors
 /// [`TlsError`].
-pub fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
+pub fn acceptor(certificate: &Path, key: &Path) -> Result<(TlsAcceptor, i64), TlsError> {
     let failed = |path: &Path, error| TlsError::Io { path: path.to_owned(), error };
     let pem = |path: &Path, expected| TlsError::Pem { path: path.to_owned(), expected };
     let text = fs::read(certificate).map_err(|error| failed(certificate, error))?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     let chain = chain.ok().filter(|chain| !chain.is_empty());
     let chain = chain.ok_or_else(|| pem(certificate, "a certificate"))?;
+    let first = chain.first().and_then(|first| x509_parser::parse_x509_certificate(first).ok());
+    let (_, first) = first.ok_or_else(|| pem(certificate, "a certificate"))?;
+    let end_s = first.validity.not_after.timestamp();
     let mode = fs::metadata(key).map_err(|error| failed(key, error))?;
     let mode = std::os::unix::fs::MetadataExt::mode(&mode) & 0o777;
     if mode & 0o077 != 0 {
@@ -77,5 +80,5 @@ pub fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError>
         .with_single_cert(chain, secret)
         .map_err(pair)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok((TlsAcceptor::from(Arc::new(config)), end_s))
 }

@@ -70,13 +70,19 @@ impl Reloader {
     /// # Errors
     /// Whatever is wrong with them; then all is as it was.
     pub(super) fn reload(&self) -> Result<Reloaded> {
+        let done = self.take();
+        self.telemetry.count_reload(done.is_ok());
+        done
+    }
+
+    fn take(&self) -> Result<Reloaded> {
         // The state is only ever replaced when everything was right.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let new = self.place.loaded(&self.flags)?;
         let identities = Identities::load(&new.config, now_s())?;
         let keys = gateway_keys(&identities)?;
         let api = new.config.api.as_ref().map(|api| acceptor(&api.certificate, &api.key));
-        let api = api.transpose()?;
+        let (api, api_end_s) = api.transpose()?.unzip();
         let now = fingerprints(&identities);
         let mut applied: Vec<String> = changes(&state.current, &new)
             .into_iter()
@@ -98,6 +104,14 @@ impl Reloader {
         self.renewed.facts.send_replace(Some(facts));
         if let (Some(sender), Some(api)) = (&self.renewed.tls, api) {
             sender.send_replace(api);
+        }
+        if let Some(end_s) = api_end_s {
+            self.telemetry.set_api_certificate_end(end_s);
+        }
+        for (gone, _) in &state.fingerprints {
+            if now.iter().all(|(key_id, _)| key_id != gone) {
+                self.telemetry.forget_certificate(*gone);
+            }
         }
         for (key_id, identity) in &identities.all {
             self.telemetry.set_certificate_end(*key_id, identity.certificate.validity.not_after_s);

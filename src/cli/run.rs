@@ -111,11 +111,15 @@ fn serve(prepared: Prepared, stop: Stop, start: Start) -> Result<()> {
     for (key_id, identity) in &identities.all {
         telemetry.set_certificate_end(*key_id, identity.certificate.validity.not_after_s);
     }
+    let (curve, gcm) = (duet_curve::Backend::select()?, duet_aead::Gcm::select()?);
+    telemetry.set_build(curve.name(), gcm.backend().name());
     let config = &start.loaded.config;
     let mut options = Options::new(config);
     let mut renew_tls = None;
     if let Some(api) = &config.api {
-        let (sender, acceptor) = watch::channel(admin::acceptor(&api.certificate, &api.key)?);
+        let (acceptor, end_s) = admin::acceptor(&api.certificate, &api.key)?;
+        telemetry.set_api_certificate_end(end_s);
+        let (sender, acceptor) = watch::channel(acceptor);
         (options.api, renew_tls) = (Some((api.listen, acceptor)), Some(sender));
     }
     let server = Server::start(config, &gateway_keys(&identities)?, &registry)?;

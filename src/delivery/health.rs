@@ -1,9 +1,9 @@
 //! How the spool is, for whoever reports it.
 
+use duet_telemetry::catalogue::SPOOL_HEALTHY;
 use tokio::sync::watch;
 
 use super::error::SpoolError;
-use super::metrics as names;
 
 /// How the spool is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(super) struct Teller(watch::Sender<Health>);
 impl Teller {
     pub(super) fn new() -> (Self, watch::Receiver<Health>) {
         let (sender, receiver) = watch::channel(Health::Working);
-        metrics::gauge!(names::HEALTHY).set(1.0);
+        SPOOL_HEALTHY.one().set_flag(true);
         (Self(sender), receiver)
     }
 
@@ -59,7 +59,7 @@ impl Teller {
             let changes = !before.has_failed() && *before != now;
             if changes {
                 *before = now;
-                metrics::gauge!(names::HEALTHY).set(if before.has_failed() { 0.0 } else { 1.0 });
+                SPOOL_HEALTHY.one().set_flag(!before.has_failed());
             }
             changes
         });

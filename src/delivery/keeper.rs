@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use duet_telemetry::catalogue::{SPOOL_DISK, SPOOL_OLDEST};
 use tokio::sync::watch;
 
 use super::cut::cuts;
 use super::error::SpoolError;
 use super::retention::{Retention, trim_by_itself};
+use super::segment;
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -23,6 +25,19 @@ pub struct Care {
     pub cuts: usize,
     /// Why nothing goes by itself at the moment.
     pub untrimmed: Option<String>,
+}
+
+/// How far back readings are kept, and what they take on the disk.
+fn measure(dir: &Path) {
+    // What cannot be read is told where it is needed.
+    if let Ok(Some(oldest)) =
+        segment::list(dir).map(|entries| entries.first().map(|e| e.first_index))
+    {
+        SPOOL_OLDEST.one().set_count(oldest);
+    }
+    if let Ok(bytes) = segment::disk_bytes(dir) {
+        SPOOL_DISK.one().set_count(bytes);
+    }
 }
 
 /// The thread.
@@ -45,6 +60,7 @@ impl Keeper {
                 while !flag.load(Ordering::Relaxed) {
                     let untrimmed =
                         trim_by_itself(&own, &retention).err().map(|error| error.to_string());
+                    measure(&own);
                     let now = Care { cuts: cuts(&own).map_or(0, |cuts| cuts.len()), untrimmed };
                     care.send_if_modified(|before| {
                         let changes = *before != now;

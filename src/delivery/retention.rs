@@ -8,9 +8,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use duet_telemetry::catalogue::SPOOL_DROPPED;
+
 use super::cursor::{self, Hold};
 use super::error::SpoolError;
-use super::metrics as names;
 use super::scan::{Scan, Step};
 use super::segment::{self, Entry};
 
@@ -85,7 +86,7 @@ pub(super) fn trim_by_itself(dir: &Path, retention: &Retention) -> Result<(), Sp
         if !delivered && !is_older(next, retention.max_age)? {
             break;
         }
-        remove(entry, held.undelivered(entry.first_index, next.first_index), names::AGE)?;
+        remove(entry, held.undelivered(entry.first_index, next.first_index), "age")?;
         removed = true;
     }
     if removed { segment::sync_dir(dir) } else { Ok(()) }
@@ -102,7 +103,7 @@ pub(super) fn make_room(dir: &Path, wanted: u64, max_bytes: u64) -> Result<bool,
             break;
         }
         let length = fs::metadata(&entry.path).map_or(0, |found| found.len());
-        remove(entry, held.undelivered(entry.first_index, next.first_index), names::SIZE)?;
+        remove(entry, held.undelivered(entry.first_index, next.first_index), "size")?;
         bytes = bytes.saturating_sub(length);
     }
     segment::sync_dir(dir)?;
@@ -130,7 +131,7 @@ fn remove(entry: &Entry, undelivered: u64, reason: &'static str) -> Result<(), S
         removed => removed.map_err(SpoolError::io("removing", &entry.path))?,
     }
     if undelivered > 0 {
-        metrics::counter!(names::DROPPED, "reason" => reason).increment(undelivered);
+        SPOOL_DROPPED.with([reason]).add(undelivered);
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use duet_telemetry::catalogue::SPOOL_UNREADABLE;
 use tokio::sync::watch;
 
 use super::cursor::{Cursor, Hold};
@@ -12,7 +13,7 @@ use super::error::SpoolError;
 use super::format::{ReadingRef, Record};
 use super::id::SpoolId;
 use super::reader::{Limit, Reader};
-use super::{metrics as names, segment};
+use super::segment;
 
 /// Where upstreams take readings from.
 pub trait Source {
@@ -143,7 +144,7 @@ fn read_on(reader: &mut Reader) -> Result<Option<Record<'_>>, SpoolError> {
                     return Err(error);
                 }
                 let lost = reader.next_index().saturating_sub(before);
-                metrics::counter!(names::UNREADABLE).increment(lost);
+                SPOOL_UNREADABLE.one().add(lost);
             }
             Err(error) => return Err(error),
         }
@@ -159,7 +160,7 @@ impl SpoolSource {
             match Reader::begin(&self.dir, limit, Some(from)) {
                 Err(error @ (SpoolError::Damaged { .. } | SpoolError::Foreign(_))) => {
                     let next = segment::successor(&self.dir, from)?.ok_or(error)?.first_index;
-                    metrics::counter!(names::UNREADABLE).increment(next - from);
+                    SPOOL_UNREADABLE.one().add(next - from);
                     from = next;
                 }
                 begun => return begun,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
 
+use duet_telemetry::catalogue::SPOOL_MAX;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::batch::Batch;
@@ -23,7 +24,7 @@ use super::recover::{Recovery, recover};
 use super::retention::Retention;
 use super::source::SpoolSource;
 use super::writer::{Shared, Writer};
-use super::{MAX_BATCH_BYTES, metrics as names, segment};
+use super::{MAX_BATCH_BYTES, meters, segment};
 
 /// The most batches that wait for the next group.
 pub(super) const QUEUE: usize = 1_024;
@@ -84,7 +85,7 @@ impl Submitter {
     /// The batch and its completion, when too many are waiting or the spool has ended.
     pub fn submit(&self, batch: Batch, urgency: Urgency, done: Done) -> Result<(), (Batch, Done)> {
         self.queue.try_send(Submission { batch, urgency, done }).map_err(|refused| {
-            metrics::counter!(names::REFUSED, "reason" => names::QUEUE).increment(1);
+            meters::refused("queue");
             let Submission { batch, done, .. } = refused.into_inner();
             (batch, done)
         })?;
@@ -126,7 +127,7 @@ impl Spool {
                 expected: "from 135168 (132 KiB) to 4294967296 (4 GiB)",
             });
         }
-        names::describe();
+        SPOOL_MAX.one().set_count(config.max_bytes);
         segment::create_dir(&config.dir)?;
         let lock = segment::Lock::take(&config.dir)?;
         let (tail, recovery) = recover(&config)?;

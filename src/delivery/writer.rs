@@ -19,11 +19,12 @@ use super::file::{File, Storage};
 use super::format::{DATA_START, Header};
 use super::health::Teller;
 use super::marker::MarkerFile;
+use super::meters::{self, Meters};
 use super::recover::Tail;
 use super::retention::{self, WhenFull};
+use super::segment;
 use super::spare::Spare;
 use super::spool::{Durability, SpoolConfig, Submission, Urgency};
-use super::{metrics as names, segment};
 
 /// How long readings gather for which nobody waits.
 const QUIET: Duration = Duration::from_millis(10);
@@ -83,6 +84,7 @@ pub(super) struct Writer {
     /// There was no room for the next segment: when to ask again. Until there is, smaller groups that
     /// this segment could still take are refused as well, so that the spool's health does not flicker.
     ask_again: Option<Instant>,
+    meters: Meters,
 }
 
 enum Commit {
@@ -121,6 +123,7 @@ impl Writer {
             shared,
             teller,
             ask_again: None,
+            meters: Meters::new(next_index),
         }
     }
 
@@ -171,18 +174,18 @@ impl Writer {
                 }
                 Ok(Commit::Full) => {
                     self.teller.full();
-                    refused(names::FULL)
+                    refused("full")
                 }
                 Ok(Commit::DiskFull(error)) => {
                     self.teller.disk_full(&error);
-                    refused(names::DISK)
+                    refused("disk")
                 }
-                Ok(Commit::Waiting) => refused(names::DISK),
-                Ok(Commit::Ended) => refused(names::FAILED),
+                Ok(Commit::Waiting) => refused("disk"),
+                Ok(Commit::Ended) => refused("failed"),
                 Err(error) => {
                     self.teller.failed(&error);
                     open = Err(error);
-                    refused(names::FAILED)
+                    refused("failed")
                 }
             };
             for Submission { batch, done, .. } in batches {
@@ -289,15 +292,7 @@ impl Writer {
         self.at += bytes as u64;
         self.next_index += u64::from(records);
         self.tell_durable(batches.iter().any(|one| one.batch.commits()))?;
-        metrics::counter!(names::RECORDS).increment(records.into());
-        #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
-        {
-            metrics::gauge!(names::DURABLE_INDEX).set(self.next_index as f64);
-            metrics::gauge!(names::DISK_BYTES).set(self.disk_bytes as f64);
-        }
-        metrics::counter!(names::BYTES).increment(bytes as u64);
-        metrics::histogram!(names::BATCH_RECORDS).record(f64::from(records));
-        metrics::histogram!(names::COMMIT_SECONDS).record(began.elapsed().as_secs_f64());
+        self.meters.committed(records, bytes, began.elapsed(), self.next_index);
         if self.spare.is_none() && self.at - DATA_START > (self.header.size - DATA_START) / 2 {
             self.spare = Spare::begin(&self.config).ok();
         }
@@ -381,6 +376,6 @@ impl Writer {
 
 /// Counts what is refused.
 fn refused(reason: &'static str) -> Durability {
-    metrics::counter!(names::REFUSED, "reason" => reason).increment(1);
+    meters::refused(reason);
     Durability::Failed
 }

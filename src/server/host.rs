@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use duet_core::engine::Engine;
 use duet_core::{
-    Close, CommandFailure, Counts, Event, GatewayKey, Handler, Mail, Now, Peer, Settings, Shard,
-    Sink, StreamId, Transmit,
+    Close, CommandFailure, Event, Handler, Mail, Now, Peer, Settings, Shard, Sink, StreamId,
+    Transmit,
 };
-use duet_protocol::reason::DropReason;
+use duet_telemetry::{Histogram, catalogue as metrics};
 use tokio::sync::oneshot;
 
+use super::publish::{Look, Published};
 use crate::admin::CommandError;
 
 /// How often counts are published, µs.
@@ -103,11 +104,26 @@ pub(super) struct Host<E: Engine, S: Sink> {
     gauges: Arc<Gauges>,
     waiting: Arc<Waiting>,
     publish_at_us: u64,
+    published: Published,
+    hello_batch: Histogram,
+    hello_wait: Histogram,
+    hello_batch_seconds: Histogram,
 }
 
 impl<E: Engine, S: Sink> Host<E, S> {
     pub(super) fn new(shard: Shard<E, S>, gauges: Arc<Gauges>, waiting: Arc<Waiting>) -> Self {
-        Self { shard, gauges, waiting, publish_at_us: 0 }
+        let Settings { keys, index, .. } = shard.settings();
+        let published = Published::new(*index, keys);
+        Self {
+            shard,
+            gauges,
+            waiting,
+            publish_at_us: 0,
+            published,
+            hello_batch: metrics::HELLO_BATCH.one(),
+            hello_wait: metrics::HELLO_WAIT.one(),
+            hello_batch_seconds: metrics::HELLO_BATCH_SECONDS.one(),
+        }
     }
 
     fn take_events(&mut self, now: Now, turn_took: Duration) {
@@ -123,10 +139,9 @@ impl<E: Engine, S: Sink> Host<E, S> {
                 Event::CommandSent { .. } => {}
                 Event::HellosAnswered { count, waited_us } => {
                     #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
-                    metrics::histogram!("duet_hello_batch").record(count as f64);
-                    let waited = Duration::from_micros(waited_us);
-                    metrics::histogram!("duet_hello_wait_seconds").record(waited.as_secs_f64());
-                    metrics::histogram!("duet_hello_batch_seconds").record(turn_took.as_secs_f64());
+                    self.hello_batch.observe(count as f64);
+                    self.hello_wait.observe(Duration::from_micros(waited_us).as_secs_f64());
+                    self.hello_batch_seconds.observe(turn_took.as_secs_f64());
                 }
             }
         }
@@ -135,55 +150,17 @@ impl<E: Engine, S: Sink> Host<E, S> {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let pending = self.shard.pending();
         let live = self.shard.sessions() - pending;
         self.gauges.pending.store(pending as u64, Ordering::Relaxed);
         self.gauges.sessions.store(live as u64, Ordering::Relaxed);
-        let Settings { keys, index, .. } = self.shard.settings();
-        let shard = index.to_string();
-        #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
-        {
-            metrics::gauge!("duet_sessions", "shard" => shard.clone()).set(live as f64);
-            metrics::gauge!("duet_sessions_pending", "shard" => shard.clone()).set(pending as f64);
-        }
-        let Counts {
-            drops,
-            proven: _,
-            challenges,
-            accepts,
-            accepts_retiring,
-            confirmed,
-            readings,
-            readings_early,
-            readings_known,
-            resets,
-            unsent,
-        } = &self.shard.counts;
-        for (reason, count) in DropReason::ALL.iter().zip(drops) {
-            if *count > 0 {
-                let labels = [("reason", reason.label().to_owned()), ("shard", shard.clone())];
-                metrics::counter!("duet_drops_total", &labels).absolute(*count);
-            }
-        }
-        // Per certificate: an operator retires one when no device uses it any more.
-        let accepts = [accepts - accepts_retiring, *accepts_retiring];
-        for (GatewayKey { gateway, .. }, count) in keys.iter().zip(accepts) {
-            let labels = [("key_id", gateway.key_id.to_string()), ("shard", shard.clone())];
-            metrics::counter!("duet_accepts_total", &labels).absolute(count);
-        }
-        metrics::counter!("duet_sessions_confirmed_total", "shard" => shard.clone())
-            .absolute(*confirmed);
-        metrics::counter!("duet_readings_total", "shard" => shard.clone()).absolute(*readings);
-        metrics::counter!("duet_readings_early_total", "shard" => shard.clone())
-            .absolute(*readings_early);
-        metrics::counter!("duet_readings_known_total", "shard" => shard.clone())
-            .absolute(*readings_known);
-        metrics::counter!("duet_challenges_total", "shard" => shard.clone()).absolute(*challenges);
-        metrics::counter!("duet_resets_total", "shard" => shard.clone()).absolute(*resets);
-        metrics::counter!("duet_slow_verifications_total", "shard" => shard.clone())
-            .absolute(self.shard.slow_verifications());
-        metrics::counter!("duet_unsent_total", "shard" => shard).absolute(*unsent);
+        self.published.publish(&Look {
+            sessions: live as u64,
+            pending: pending as u64,
+            slow_verifications: self.shard.slow_verifications(),
+            counts: &self.shard.counts,
+        });
     }
 }
 
@@ -217,7 +194,14 @@ impl<E: Engine, S: Sink> Handler for Host<E, S> {
     }
 
     fn handle_mail(&mut self, now: Now, mail: Mail) {
+        let renews = matches!(mail, Mail::Renew(_));
+        if renews {
+            self.publish();
+        }
         self.shard.handle_mail(now, mail);
+        if renews {
+            self.published.renew(&self.shard.settings().keys);
+        }
     }
 
     fn handle_turn(&mut self, now: Now) {

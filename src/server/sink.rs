@@ -7,11 +7,10 @@ use crossbeam_queue::ArrayQueue;
 use duet_core::{Mail, Reading, Sink};
 use duet_protocol::message::PAYLOAD_MAX;
 use duet_protocol::wire::SessionId;
+use duet_telemetry::catalogue::SPOOL_BEYOND;
 
 use super::quota::Quotas;
-use crate::delivery::{
-    self, Batch, Commit, Durability, MAX_PAYLOAD, ReadingRef, Submitter, Urgency,
-};
+use crate::delivery::{Batch, Commit, Durability, MAX_PAYLOAD, ReadingRef, Submitter, Urgency};
 use crate::transport::MailSender;
 
 const _: () = assert!(PAYLOAD_MAX <= MAX_PAYLOAD, "the spool takes whatever a device can send");
@@ -85,7 +84,7 @@ impl Sink for SpoolSink {
         let now_us = *self.turn_us.get_or_insert_with(|| micros(began.elapsed()));
         let bytes = Batch::stored_bytes(&record);
         if let Err(excess) = self.quotas.take(reading.device, bytes, now_us) {
-            metrics::counter!(delivery::metrics::BEYOND, "quota" => excess.name()).increment(1);
+            SPOOL_BEYOND.with([excess.name()]).add(1);
             if reading.confirm {
                 self.beyond.push((reading.session, reading.sequence));
             }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
+use duet_telemetry::{Counter, Gauge, catalogue};
 use serde::{Deserialize, Serialize};
 
 use crate::link::{Cause, Failure};
@@ -105,33 +105,8 @@ pub(crate) struct Board {
     errors: Vec<Counter>,
 }
 
-const OLDEST: &str = "duet_upstream_oldest_seconds";
-const BACKLOG: &str = "duet_upstream_backlog_readings";
-const IN_FLIGHT: &str = "duet_upstream_in_flight_batches";
-const DELIVERED: &str = "duet_upstream_delivered_readings_total";
-const DUPLICATES: &str = "duet_upstream_duplicate_batches_total";
-const PARKED: &str = "duet_upstream_parked_readings_total";
-const LOST: &str = "duet_upstream_lost_readings_total";
-const ERRORS: &str = "duet_upstream_errors_total";
-
-fn describe() {
-    describe_gauge!(OLDEST, Unit::Seconds, "how long the oldest undelivered reading has waited");
-    describe_gauge!(BACKLOG, Unit::Count, "readings that the upstream does not have");
-    describe_gauge!(IN_FLIGHT, Unit::Count, "batches whose answer is awaited");
-    describe_counter!(DELIVERED, Unit::Count, "readings that the upstream has acknowledged");
-    describe_counter!(DUPLICATES, Unit::Count, "batches that the upstream had before");
-    describe_counter!(PARKED, Unit::Count, "readings that the upstream will not take, put aside");
-    describe_counter!(
-        LOST,
-        Unit::Count,
-        "readings that the spool let go before the upstream had them"
-    );
-    describe_counter!(ERRORS, Unit::Count, "failures to deliver, by cause");
-}
-
 impl Board {
     pub(crate) fn new(upstream: &Upstream) -> Self {
-        describe();
         let name = upstream.name.clone();
         let report = Report {
             name: name.clone(),
@@ -140,29 +115,24 @@ impl Board {
             worth: "not connected yet".to_owned(),
             ..Report::default()
         };
-        let label = || name.clone();
+        let label = [name.as_str()];
         let errors = Cause::ALL
-            .map(|cause| counter!(ERRORS, "upstream" => label(), "cause" => cause.name()))
+            .map(|cause| catalogue::UPSTREAM_ERRORS.with([&name, cause.name()]))
             .into_iter()
-            .inspect(|counter| counter.increment(0))
             .collect();
-        let counters = [DELIVERED, DUPLICATES, PARKED, LOST]
-            .map(|metric| counter!(metric, "upstream" => label()));
-        counters.iter().for_each(|counter| counter.increment(0));
-        let [delivered, duplicates, parked, lost] = counters;
         Self {
             shared: Shared(Arc::new(Mutex::new(Inner {
                 report,
                 waits: None,
                 late_after: upstream.late_after,
             }))),
-            oldest: gauge!(OLDEST, "upstream" => label()),
-            backlog: gauge!(BACKLOG, "upstream" => label()),
-            in_flight: gauge!(IN_FLIGHT, "upstream" => label()),
-            delivered,
-            duplicates,
-            parked,
-            lost,
+            oldest: catalogue::UPSTREAM_OLDEST.with(label),
+            backlog: catalogue::UPSTREAM_BACKLOG.with(label),
+            in_flight: catalogue::UPSTREAM_IN_FLIGHT.with(label),
+            delivered: catalogue::UPSTREAM_DELIVERED.with(label),
+            duplicates: catalogue::UPSTREAM_DUPLICATES.with(label),
+            parked: catalogue::UPSTREAM_PARKED.with(label),
+            lost: catalogue::UPSTREAM_LOST.with(label),
             errors,
         }
     }
@@ -177,21 +147,21 @@ impl Board {
     }
 
     pub(crate) fn delivered(&self, readings: u64) {
-        self.delivered.increment(readings);
+        self.delivered.add(readings);
         self.change(|inner| inner.report.delivered += readings);
     }
 
     pub(crate) fn duplicate(&self) {
-        self.duplicates.increment(1);
+        self.duplicates.add(1);
     }
 
     pub(crate) fn parked(&self) {
-        self.parked.increment(1);
+        self.parked.add(1);
         self.change(|inner| inner.report.parked += 1);
     }
 
     pub(crate) fn lost(&self, readings: u64) {
-        self.lost.increment(readings);
+        self.lost.add(readings);
         self.change(|inner| inner.report.lost += readings);
     }
 
@@ -201,7 +171,7 @@ impl Board {
 
     /// Counts a failure; true where it is another one than the one that is shown.
     pub(crate) fn failed(&self, failure: &Failure) -> bool {
-        self.errors[failure.cause as usize].increment(1);
+        self.errors[failure.cause as usize].add(1);
         self.change(|inner| {
             let told = inner.report.problem.as_deref() == Some(&failure.text);
             inner.report.problem = Some(failure.text.to_string());
@@ -220,12 +190,9 @@ impl Board {
         let Place { next, durable, in_flight, waits } = place;
         let (backlog, in_flight) = (durable.saturating_sub(next), in_flight as u64);
         let oldest_ms = waits.map_or(0, Waits::age_ms);
-        #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
-        {
-            self.oldest.set(oldest_ms as f64 / 1_000.0);
-            self.backlog.set(backlog as f64);
-            self.in_flight.set(in_flight as f64);
-        }
+        self.oldest.set(Duration::from_millis(oldest_ms).as_secs_f64());
+        self.backlog.set_count(backlog);
+        self.in_flight.set_count(in_flight);
         self.change(|inner| {
             inner.waits = waits;
             inner.report.next = next;

@@ -78,6 +78,7 @@ pub(super) async fn ready(State(plane): State<Arc<Plane>>) -> Response {
 ))]
 pub(super) async fn metrics(State(plane): State<Arc<Plane>>) -> Response {
     plane.telemetry.set_devices(plane.view.len());
+    plane.telemetry.set_faults(&plane.status().faults);
     ([(header::CONTENT_TYPE, PROMETHEUS)], plane.telemetry.render()).into_response()
 }
 
