@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use duet_protocol::identity::DeviceId;
 use thiserror::Error;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 mod access;
@@ -36,7 +36,7 @@ pub mod tokens;
 mod wire;
 
 pub use access::{Role, UnknownRole};
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, How};
 pub use problem::Problem;
 pub use status::{Driver, Fault, Phase, Reloaded, Status, UpstreamStatus};
 pub use telemetry::{Telemetry, install as install_telemetry};
@@ -46,6 +46,7 @@ pub use wire::{
     MAX_LINE_LEN, Refused,
 };
 
+use crate::commands::{CommandState, Commands};
 use crate::registry::{Registry, RegistryError};
 use api::{Keep, Plane};
 use audit::Audit;
@@ -63,14 +64,8 @@ pub trait Gateway: Send + Sync {
     /// The device was revoked or removed, on disk and in the view: end its sessions.
     fn revoked(&self, device: DeviceId);
 
-    /// Sends a command to a connected device. The answer arrives within `timeout`, or the error
-    /// does.
-    fn command(
-        &self,
-        device: DeviceId,
-        payload: Vec<u8>,
-        timeout: Duration,
-    ) -> oneshot::Receiver<Result<Vec<u8>, CommandError>>;
+    /// The queue of commands, where there is one.
+    fn commands(&self) -> Option<&Commands>;
 
     /// How the gateway is. `devices` is filled in by the caller.
     fn status(&self) -> Status;
@@ -85,15 +80,12 @@ pub enum CommandError {
     /// No result within the time given; the command may have been carried out.
     #[error("no result in time; the device may have carried the command out")]
     TimedOut,
-    /// Longer than a record carries.
-    #[error("the payload is longer than a command can be")]
-    TooLong,
-    /// Too many commands wait for this device.
-    #[error("too many commands are waiting for the device")]
-    Busy,
-    /// The session ended while the command was under way.
-    #[error("the session ended before the result; the device may have carried the command out")]
-    SessionEnded,
+    /// Somebody cancelled it, or another one took its place.
+    #[error("the command was {0} before a result came")]
+    Over(CommandState),
+    /// The gateway ended meanwhile.
+    #[error("the gateway is ending; the device may have carried the command out")]
+    Ending,
     /// The device carried it out, or tried to, and reports a failure of its own.
     #[error("the device reports failure (status {0})")]
     Reported(u8),

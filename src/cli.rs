@@ -12,6 +12,7 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use duet::config::{Config, Loaded, Overrides};
 
+mod command;
 mod control;
 #[cfg(feature = "demo")]
 mod demo;
@@ -78,9 +79,9 @@ enum Command {
     /// Register, list and revoke devices, whether or not the gateway is running
     #[command(subcommand)]
     Device(device::Device),
-    /// Send a command to a connected device and print its result
+    /// Have a device do something, now or when it wakes
     #[command(name = "command")]
-    Send(talk::SendCommand),
+    Send(command::Command),
     #[command(subcommand)]
     Spool(spool::Spool),
     /// Show how the running gateway is; exit code 1 if something is wrong

@@ -68,6 +68,8 @@ pub struct Config {
     pub session: Session,
     /// Bounds on memory.
     pub limits: Limits,
+    /// The queue of commands.
+    pub commands: Commands,
     /// Sizes of what each data-plane thread shares with the kernel.
     pub queues: Queues,
     /// The API over TLS, where it is asked for.
@@ -163,6 +165,15 @@ pub struct Session {
     pub pending_timeout_ms: u32,
     /// A session ends after this in any case, and the device makes a new one.
     pub lifetime_s: u32,
+}
+
+/// `[commands]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Commands {
+    /// How long a command waits that does not say, seconds.
+    pub ttl_s: u32,
+    /// The most that may wait for one device.
+    pub per_device: u32,
 }
 
 /// `[limits]`
@@ -406,6 +417,10 @@ fn config(values: &Values, state: &Path) -> Config {
             max_pending: values.number_as("limits.max_pending"),
             max_streams: values.number_as("limits.max_streams"),
             max_tables: values.number_as("limits.max_tables"),
+        },
+        commands: Commands {
+            ttl_s: values.number_as("commands.ttl_s"),
+            per_device: values.number_as("commands.per_device"),
         },
         queues: Queues {
             submissions: values.number_as("queues.submissions"),

@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` has the layers; dependencies between these modules point down only, which a test checks.
 
 pub mod admin;
+pub mod commands;
 pub mod config;
 pub mod delivery;
 pub mod driver;

@@ -1,6 +1,7 @@
 //! Starts and ends the data plane: one thread a shard, the spool behind them. It moves no byte
 //! itself.
 
+mod commands;
 mod host;
 mod marks;
 mod node_key;
@@ -13,29 +14,32 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use duet_aead::Gcm;
 use duet_core::engine::Batched;
 use duet_core::{
-    BATCH_MAX, Command, Directory, GatewayKey, Mail, Random, Renewal, Settings, Shard, StreamLimits,
+    BATCH_MAX, Directory, GatewayKey, Handler as _, Mail, Random, Renewal, Settings, Shard,
+    StreamLimits,
 };
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::Kind;
 use duet_telemetry::catalogue::{DRIVER_INFO, LIMITS};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, watch};
 
-use self::host::{CommandResult, Gauges, Host, Waiting};
+use self::commands::ShardWays;
+use self::host::{Gauges, Host};
 use self::marks::Marks;
 pub use self::marks::MarksError;
 use self::quota::{Allowance, Quotas};
 use self::upstreams::Forwarding;
 pub use self::upstreams::{UpstreamError, forget};
-use crate::admin::{CommandError, Driver, Fault, Gateway, Phase, Status};
+use crate::admin::{Driver, Fault, Gateway, Phase, Status};
+use crate::commands::{Commands, Limits, Opened, StoreError};
 use crate::config::{self, Config};
 use crate::delivery::{Care, Health, Retention, Spool, SpoolConfig, SpoolError, WhenFull};
 use crate::driver;
@@ -60,6 +64,9 @@ pub enum ServerError {
     /// What readings go on to.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// The queue of commands.
+    #[error(transparent)]
+    Commands(#[from] StoreError),
     /// The node's own secret.
     #[error("{}: the node key cannot be used: {error}. With another key devices take longer to come back: restore the file from a backup if there is one", path.display())]
     NodeKey {
@@ -96,8 +103,7 @@ pub struct Server {
 
 /// The data plane as the control plane sees it.
 pub struct Control {
-    /// The number of the next command: it rises over restarts, since the clock does.
-    numbers: AtomicU32,
+    commands: Commands,
     mail: Vec<MailSender<Mail>>,
     listen: SocketAddr,
     driver: Driver,
@@ -111,7 +117,6 @@ pub struct Control {
     damage: watch::Receiver<Option<String>>,
     care: watch::Receiver<Care>,
     gauges: Vec<Arc<Gauges>>,
-    waiting: Vec<Arc<Waiting>>,
 }
 
 fn sum(gauges: &[Arc<Gauges>], of: impl Fn(&Gauges) -> &AtomicU64) -> u64 {
@@ -165,6 +170,12 @@ impl Server {
         let Bound { local, shards, mail, warnings, stop, driver: kind } =
             transport::bind::<Mail>(settings)?;
         let node_key = node_key::load(&config.state.join(node_key::FILE))?;
+        let limits = Limits {
+            per_device: config.commands.per_device as usize,
+            ttl_ms: u64::from(config.commands.ttl_s) * 1_000,
+            ..Limits::default()
+        };
+        let commands = Opened::open(config.state.join(crate::commands::FILE), limits)?;
         let spool = Spool::start(SpoolConfig {
             dir: config.spool.dir.clone(),
             segment_bytes: config.spool.segment_bytes,
@@ -205,7 +216,6 @@ impl Server {
         let allowed = Arc::new(allowed);
         let (mut threads, ended) = (Vec::new(), Arc::new(Notify::new()));
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
-        let waiting: Vec<_> = shards.iter().map(|_| Arc::new(Waiting::default())).collect();
         for (io, own) in shards.into_iter().zip(mail.clone()) {
             let settings = Settings {
                 keys: keys.to_vec(),
@@ -224,8 +234,7 @@ impl Server {
             };
             let quotas = Quotas::new(Arc::clone(&allowed));
             let sink = sink::SpoolSink::new(spool.submitter(), own, quotas);
-            let (gauges, waiting) =
-                (Arc::clone(&gauges[io.index()]), Arc::clone(&waiting[io.index()]));
+            let (gauges, teller) = (Arc::clone(&gauges[io.index()]), commands.teller());
             let directory: Arc<dyn Directory> = Arc::<View>::clone(view);
             let ending = Ending(Arc::clone(&ended));
             let mut random = Random::new(kernel_randomness);
@@ -234,14 +243,20 @@ impl Server {
                 .spawn(move || {
                     let _ending = ending;
                     let engine = Batched::new(curve, tables, &random.bytes());
-                    let shard = Shard::new(settings, directory, engine, sink, random);
-                    run_shard(io, Host::new(shard, gauges, waiting)).map(|_| ())
+                    let mut shard = Shard::new(settings, directory, engine, sink, random);
+                    // R113: what is queued comes by mail.
+                    shard.handle_mail(transport::now(), Mail::CommandsBehind(true));
+                    run_shard(io, Host::new(shard, gauges, teller)).map(|_| ())
                 })
                 .map_err(|_| ServerError::System("a thread"))?;
             threads.push(thread);
         }
+        let teller = commands.teller();
+        let commands = commands
+            .run(Box::new(ShardWays { mail: mail.clone(), teller }))
+            .map_err(|_| ServerError::System("a thread"))?;
         let control = Arc::new(Control {
-            numbers: AtomicU32::new(first_number()),
+            commands,
             mail,
             listen: local,
             driver: match kind {
@@ -258,7 +273,6 @@ impl Server {
             damage: spool.damage(),
             care: spool.care(),
             gauges,
-            waiting,
         });
         let mut warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
         warnings.extend(spool.recovery.told(&config.spool.dir));
@@ -321,6 +335,8 @@ impl Server {
                 Err(_) => result = Err(ServerError::System("a shard to go on: it panicked")),
             }
         }
+        // What devices said last is recorded before the spool, to which it goes on, ends.
+        self.control.commands.shutdown();
         let (stop, marks) = self.marks;
         // Dropped, it tells the thread to copy once more and end.
         drop(stop);
@@ -333,13 +349,6 @@ impl Server {
         stored?;
         result
     }
-}
-
-/// Seconds since 2020: with fewer than one command a second for each device, numbers rise over restarts.
-fn first_number() -> u32 {
-    const YEAR_2020_S: u64 = 1_577_836_800;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u32::try_from(now.as_secs().saturating_sub(YEAR_2020_S)).unwrap_or(1).max(1)
 }
 
 /// Tells that a shard's thread ends, also by a panic.
@@ -427,25 +436,11 @@ impl Gateway for Control {
     fn revoked(&self, device: DeviceId) {
         // Where it does not arrive, the registry's view tells with the device's next record.
         let _ = self.tell_all(|| Mail::Revoked(device));
+        self.commands.revoked(device);
     }
 
-    fn command(
-        &self,
-        device: DeviceId,
-        payload: Vec<u8>,
-        timeout: Duration,
-    ) -> oneshot::Receiver<CommandResult> {
-        let shard = usize::from(device.slot()) % self.waiting.len();
-        let (token, waiting) = self.waiting[shard].wait();
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let patient = false;
-        let command = Command { token, device, number, payload, timeout, patient };
-        let command = Mail::Command(command);
-        let sent = self.mail[shard].try_send(command).is_ok();
-        if !sent {
-            self.waiting[shard].answer(token, Err(CommandError::Busy));
-        }
-        waiting
+    fn commands(&self) -> Option<&Commands> {
+        Some(&self.commands)
     }
 
     fn status(&self) -> Status {
@@ -460,6 +455,7 @@ impl Gateway for Control {
         let damaged = self.damage.borrow().as_ref().map(|_| Fault::SpoolDamaged);
         let upstreams = self.upstreams.look();
         let late = upstreams.iter().any(|upstream| upstream.late).then_some(Fault::Delivering);
+        let commands = self.commands.has_failed().then_some(Fault::CommandsUnwritten);
         let (cut, untrimmed) = {
             let care = self.care.borrow();
             let cut = (care.cuts > 0).then_some(Fault::SpoolCut);
@@ -475,7 +471,7 @@ impl Gateway for Control {
             pending: sum(&self.gauges, |gauges| &gauges.pending),
             devices: self.view.len() as u64,
             upstreams: upstreams.into_iter().map(Into::into).collect(),
-            faults: [fault, damaged, cut, untrimmed, late].into_iter().flatten().collect(),
+            faults: [fault, damaged, cut, untrimmed, late, commands].into_iter().flatten().collect(),
         }
     }
 }

@@ -221,7 +221,8 @@ const BELOW: &[(&str, &[&str])] = &[
     ("transport", &["driver", "mailbox"]),
     ("delivery", &["hex", "identity"]),
     ("registry", &["hex", "identity"]),
-    ("admin", &["config", "hex", "identity", "registry"]),
+    ("commands", &["hex", "identity"]),
+    ("admin", &["commands", "config", "hex", "identity", "registry"]),
 ];
 
 /// Words that no code of the registry contains: it is a file, and has no business with sockets or time.

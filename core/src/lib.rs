@@ -50,7 +50,7 @@ pub use self::drive::{
 };
 pub use self::random::Random;
 pub use self::shard::{
-    BATCH_MAX, Command, CommandFailure, Commit, Counts, Event, GatewayKey, Mail, Reading, Renewal,
+    BATCH_MAX, Command, CommandAnswer, CommandFailure, Commit, Counts, Event, GatewayKey, Mail, Reading, Renewal,
     Settings, Shard, Sink,
 };
 pub use self::sources::{SourceSet, UnknownSource};

@@ -22,7 +22,7 @@ use duet_protocol::record::scrub_stack;
 use duet_protocol::wire::{Kind, SessionId};
 
 use self::commands::Commands;
-pub use self::commands::{Command, CommandFailure};
+pub use self::commands::{Command, CommandAnswer, CommandFailure};
 use crate::early::Early;
 use crate::engine::Engine;
 use crate::hello_queue::HelloQueue;
@@ -169,6 +169,13 @@ pub enum Mail {
     Command(Command),
     /// The command with this token, which this device was given, is not wanted any more.
     WithdrawCommand(DeviceId, u64),
+    /// The same, and its device gets another one in its place. No device is told in between that nothing waits for it.
+    ReplaceCommand {
+        /// The token of the one that is not wanted.
+        over: u64,
+        /// What the device is to do now.
+        by: Command,
+    },
     /// Whether commands may be queued outside that this shard has not been told of: then no device is told that nothing
     /// waits for it.
     CommandsBehind(bool),
@@ -216,7 +223,7 @@ pub enum Event {
         /// The command's.
         token: u64,
         /// What the device answered, or why there is no answer.
-        result: Result<Vec<u8>, CommandFailure>,
+        result: Result<CommandAnswer, CommandFailure>,
         /// The record that brought the answer. Once the answer is recorded, [`Mail::Durable`] must name it: the device
         /// repeats it until then.
         record: Option<(SessionId, u32)>,
@@ -228,10 +235,8 @@ pub enum Event {
         device: DeviceId,
         /// The command's number.
         number: u32,
-        /// Zero for success; other values are the device's own.
-        status: u8,
         /// What the device answered.
-        output: Vec<u8>,
+        answer: CommandAnswer,
         /// The record that brought it.
         record: (SessionId, u32),
     },
@@ -514,6 +519,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             self.directory.save_later(&commit.device);
         }
         let (id, sequence) = token;
+        if durable {
+            self.commands.recorded(token);
+        }
         if sequence != EARLY_SEQUENCE {
             self.answered(id);
         }
@@ -590,9 +598,11 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
             Mail::Revoked(device) => {
                 self.sessions.of(&device).for_each(|id| self.close_session(id));
                 self.sessions.forget(&device);
+                self.commands.forget(&device);
             }
             Mail::Command(command) => self.handle_command(now, command),
             Mail::WithdrawCommand(device, token) => self.withdraw_command(&device, token),
+            Mail::ReplaceCommand { over, by } => self.replace_command(now, over, by),
             Mail::CommandsBehind(behind) => self.commands.set_behind(behind),
             Mail::Renew(renewal) => self.settings.renew(*renewal),
             Mail::Drain => {

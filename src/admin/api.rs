@@ -18,6 +18,7 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+mod commands;
 mod control;
 mod devices;
 mod input;
@@ -30,7 +31,8 @@ use super::tokens::Tokens;
 use super::{Gateway, GatewayFacts, Problem, Reload, Telemetry, door};
 use crate::registry::{Registry, View};
 
-pub(crate) use devices::{Added, CommandRequest, CommandResult, Ended, EndedAll};
+pub(crate) use commands::{CommandRequest, CommandResult, NewCommand, QueuedCommand};
+pub(crate) use devices::{Added, Ended, EndedAll};
 pub(crate) use tokens::{Made, NewToken};
 
 /// Requests that may be under way at once, beside the probes: fewer than a door has places, so that one is left for
@@ -73,7 +75,8 @@ pub(super) struct Keep {
     tags(
         (name = "gateway", description = "How the gateway is"),
         (name = "tokens", description = "Tokens for the API over TLS"),
-        (name = "devices", description = "Devices that may connect, and commands to them"),
+        (name = "devices", description = "Devices that may connect"),
+        (name = "commands", description = "What devices are to do, whether they are connected or asleep"),
     )
 )]
 struct Heading;
@@ -124,6 +127,8 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
             OpenApiRouter::new()
                 .routes(routes!(devices::list))
                 .routes(routes!(devices::show))
+                .routes(routes!(commands::list))
+                .routes(routes!(commands::show))
                 .route_layer(middleware::from_fn_with_state(Role::Viewer, access::require))
                 .layer(middleware::from_fn_with_state(Arc::clone(plane), bounded)),
         )
@@ -134,7 +139,9 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
                 .routes(routes!(devices::revoke))
                 .routes(routes!(devices::revoke_all))
                 .routes(routes!(devices::remove_all))
-                .routes(routes!(devices::command))
+                .routes(routes!(commands::command))
+                .routes(routes!(commands::queue))
+                .routes(routes!(commands::cancel))
                 .route_layer(middleware::from_fn_with_state(Role::Operator, access::require))
                 .layer(middleware::from_fn_with_state(Arc::clone(plane), bounded)),
         )

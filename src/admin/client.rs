@@ -9,11 +9,15 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::access::Role;
-use super::api::{Added, CommandRequest, CommandResult, Ended, EndedAll, Made, NewToken};
+use super::api::{
+    Added, CommandRequest, CommandResult, Ended, EndedAll, Made, NewCommand, NewToken,
+    QueuedCommand,
+};
 use super::devices::End;
 use super::tokens::TokenInfo;
 use super::wire::{DeviceInfo, DeviceLine, GatewayFacts, Refused};
 use super::{Problem, Reloaded, Status};
+use crate::commands::CommandInfo;
 
 /// How long the gateway may take to say how it is; it answers from memory.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
@@ -36,6 +40,17 @@ pub enum ClientError {
     /// Its answer is none.
     #[error("unexpected answer from the gateway; does `duet --version` match the one that runs?")]
     Answer,
+}
+
+/// How a command is queued.
+#[derive(Clone, Debug, Default)]
+pub struct How {
+    /// How long it may wait for its result; without it, what the gateway's settings say.
+    pub ttl: Option<Duration>,
+    /// Its idempotency key.
+    pub key: Option<String>,
+    /// Its collapse key.
+    pub collapse: Option<String>,
 }
 
 /// A connection to the gateway that runs on a state directory.
@@ -224,6 +239,67 @@ impl Client {
         let limit = timeout.saturating_add(COMMAND_SLACK);
         let CommandResult { payload } = self.ask(Method::POST, &target, body, limit)?;
         Ok(payload)
+    }
+
+    /// Queues a command; its payload is hexadecimal. Says how it is, and whether it was there already.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn queue(
+        &mut self,
+        name: &str,
+        payload: String,
+        how: How,
+    ) -> Result<(CommandInfo, bool), ClientError> {
+        let How { ttl, key, collapse } = how;
+        let ttl_ms = ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+        let request = NewCommand { payload, ttl_ms, key, collapse };
+        let body = serde_json::to_vec(&request).map_err(|_| ClientError::Answer)?;
+        let target = format!("/v1/devices/{}/commands", segment(name));
+        let QueuedCommand { command, known } =
+            self.ask(Method::POST, &target, body, CHANGE_LIMIT)?;
+        Ok((command, known))
+    }
+
+    /// Hands commands on in the order in which they were queued: of one device, or those that are not over, or all.
+    ///
+    /// # Errors
+    /// [`ClientError`], or the first error of `each`.
+    pub fn commands<E: From<ClientError>>(
+        &mut self,
+        device: Option<&str>,
+        open: bool,
+        mut each: impl FnMut(CommandInfo) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let device = device.map(|name| format!("&device={}", segment(name))).unwrap_or_default();
+        let mut after = 0;
+        loop {
+            let (mut last, target) = (after, format!("/v1/commands?open={open}&after={after}{device}"));
+            self.lines(&target, |command: CommandInfo| {
+                last = command.id;
+                each(command)
+            })?;
+            if last == after {
+                return Ok(());
+            }
+            after = last;
+        }
+    }
+
+    /// One command.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn show_command(&mut self, id: u64) -> Result<CommandInfo, ClientError> {
+        self.ask(Method::GET, &format!("/v1/commands/{id}"), Vec::new(), CHANGE_LIMIT)
+    }
+
+    /// Cancels a command.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn cancel_command(&mut self, id: u64) -> Result<CommandInfo, ClientError> {
+        self.ask(Method::DELETE, &format!("/v1/commands/{id}"), Vec::new(), CHANGE_LIMIT)
     }
 
     fn ask<T: DeserializeOwned>(

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::CommandError;
 use super::wire::BadLine;
+use crate::commands::QueueError;
 use crate::registry::{BadName, NotAdded, RegistryError};
 
 /// Why a request was refused. Nothing was changed then.
@@ -101,12 +102,28 @@ impl Problem {
     /// A command without a result.
     pub(super) fn of_command(name: &str, error: CommandError) -> Self {
         let status = match error {
-            CommandError::NotConnected | CommandError::SessionEnded => StatusCode::CONFLICT,
+            CommandError::NotConnected | CommandError::Over(_) => StatusCode::CONFLICT,
             CommandError::TimedOut => StatusCode::GATEWAY_TIMEOUT,
-            CommandError::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
-            CommandError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            CommandError::Ending => StatusCode::SERVICE_UNAVAILABLE,
             CommandError::Reported(_) => StatusCode::BAD_GATEWAY,
         };
         Self::new(status, format_args!("{name}: {error}"))
+    }
+
+    /// A command that was not queued, or is not there.
+    pub(super) fn of_queue(error: &QueueError) -> Self {
+        let status = match error {
+            QueueError::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            QueueError::BadKey | QueueError::BadTtl => StatusCode::BAD_REQUEST,
+            QueueError::Unknown(_) => StatusCode::NOT_FOUND,
+            QueueError::KeyTaken | QueueError::Over(..) | QueueError::Numbers => {
+                StatusCode::CONFLICT
+            }
+            QueueError::DeviceFull(_)
+            | QueueError::Full
+            | QueueError::Unwritten
+            | QueueError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error)
     }
 }

@@ -106,6 +106,8 @@ pub enum Fault {
     MarksUnsaved,
     /// An upstream does not have readings that have waited too long.
     Delivering,
+    /// The queue of commands cannot be written: none is queued, and no result is taken.
+    CommandsUnwritten,
     /// A change could not be written into the audit log.
     AuditUnwritten,
 }

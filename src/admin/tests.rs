@@ -5,15 +5,46 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 
-use duet_core::Directory as _;
+use duet_core::{Command, CommandAnswer, CommandFailure, Directory as _, Mail};
+
+use crate::commands::{CommandState, Limits, Opened, Teller, Told, Ways};
 
 use super::devices::End;
 use super::*;
 
-/// Answers commands with their payload reversed and notes what it is told.
+/// A gateway of which only the queue of commands is real; it notes what it is told.
 struct Echo {
     revoked: Mutex<Vec<DeviceId>>,
     status: Mutex<Status>,
+    commands: Commands,
+}
+
+/// Answers each command with its payload reversed, and an empty one with a failure.
+struct Reverse(Teller);
+
+impl Ways for Reverse {
+    fn shards(&self) -> usize {
+        1
+    }
+
+    fn mail(&mut self, _: usize, mail: Mail) -> Result<(), Box<Mail>> {
+        let Mail::Command(command) = mail else { return Ok(()) };
+        let Command { token, payload: mut output, patient, .. } = command;
+        output.reverse();
+        let status = if output.is_empty() { 3 } else { 0 };
+        let result = match &output[..] {
+            b"pord" => Err(CommandFailure::NotConnected),
+            _ => Ok(CommandAnswer { status, output }),
+        };
+        if !patient {
+            self.0.ended(0, token, result, None);
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, _: &[Told]) -> bool {
+        true
+    }
 }
 
 impl Gateway for Echo {
@@ -21,19 +52,8 @@ impl Gateway for Echo {
         self.revoked.lock().unwrap().push(device);
     }
 
-    fn command(
-        &self,
-        _: DeviceId,
-        mut payload: Vec<u8>,
-        _: Duration,
-    ) -> oneshot::Receiver<Result<Vec<u8>, CommandError>> {
-        let (answer, waiting) = oneshot::channel();
-        if payload != b"drop" {
-            payload.reverse();
-            let result = if payload.is_empty() { Err(CommandError::Busy) } else { Ok(payload) };
-            answer.send(result).unwrap();
-        }
-        waiting
+    fn commands(&self) -> Option<&Commands> {
+        Some(&self.commands)
     }
 
     fn status(&self) -> Status {
@@ -69,7 +89,10 @@ fn running_with(api: Option<(SocketAddr, watch::Receiver<TlsAcceptor>)>) -> Runn
         pending: 0,
         upstreams: Vec::new(),
     });
-    let gateway = Arc::new(Echo { revoked: Mutex::default(), status });
+    let queue = Opened::open(dir.path().join(crate::commands::FILE), Limits::default()).unwrap();
+    let ways = Box::new(Reverse(queue.teller()));
+    let commands = queue.run(ways).unwrap();
+    let gateway = Arc::new(Echo { revoked: Mutex::default(), status, commands });
     let options = Options {
         state: dir.path().into(),
         http: "127.0.0.1:0".parse().unwrap(),
@@ -131,16 +154,40 @@ fn requests_change_the_registry_and_reach_the_gateway() {
     listed.unwrap();
     assert_eq!((names.len(), names[0].as_str()), (1_201, "a"));
     assert!(names.is_sorted());
-    let limit = Duration::from_millis(10);
+    let limit = Duration::from_secs(20);
     let mut command = |payload: &str| client.command("a", payload.into(), limit);
     assert_eq!(command("0102").unwrap(), "0201");
-    assert_eq!(refused(command("")), "a: too many commands are waiting for the device");
-    assert!(refused(command("64726f70")).contains("session ended"));
+    assert_eq!(refused(command("")), "a: the device reports failure (status 3)");
+    assert_eq!(refused(command("64726f70")), "a: the device is not connected");
     assert!(refused(command("x")).contains("hexadecimal"));
+    let keyed = || How { key: Some("k".into()), ..How::default() };
+    let (queued, known) = client.queue("a", "01".into(), keyed()).unwrap();
+    assert_eq!((queued.state, known), (CommandState::Queued, false));
+    assert!(client.queue("a", "01".into(), keyed()).unwrap().1, "the same once more");
+    assert!(refused(client.queue("a", "02".into(), keyed())).contains("another payload"));
+    assert!(refused(client.queue("nobody", "02".into(), keyed())).contains("no device"));
+    let mut listed = Vec::new();
+    let of = |client: &mut Client, device, open, listed: &mut Vec<_>| {
+        listed.clear();
+        client.commands(device, open, |command| {
+            listed.push(command.id);
+            Ok::<_, ClientError>(())
+        })
+    };
+    of(&mut client, Some("a"), true, &mut listed).unwrap();
+    assert_eq!(listed, [queued.id]);
+    of(&mut client, None, false, &mut listed).unwrap();
+    assert_eq!(listed.len(), 4, "those that are over, too");
+    of(&mut client, Some("n2"), false, &mut listed).unwrap();
+    assert!(listed.is_empty());
+    assert_eq!(client.cancel_command(queued.id).unwrap().state, CommandState::Cancelled);
+    assert!(refused(client.cancel_command(queued.id)).contains("is over: cancelled"));
+    assert!(refused(client.show_command(999)).contains("no command 999"));
+    assert_eq!(client.show_command(queued.id).unwrap().payload, "01");
     client.end("a", End::Revoke).unwrap();
     assert!(refused(client.end("a", End::Revoke)).contains("revoked already"));
     assert_eq!(*running.gateway.revoked.lock().unwrap(), [DeviceId(1u64.to_be_bytes())]);
-    assert!(refused(client.command("a", String::new(), limit)).contains("revoked already"));
+    assert!(refused(client.command("a", "01".into(), limit)).contains("revoked already"));
     assert_eq!(client.status().unwrap().devices, 1_200);
     assert_eq!(refused(client.reload()), "nothing was changed: line 3: no");
     client.end("a", End::Remove).unwrap();

@@ -17,6 +17,8 @@ mod export;
 mod import;
 mod list;
 
+pub(super) use list::time as span;
+
 /// Subcommands of `duet device`.
 #[derive(Subcommand)]
 pub(super) enum Device {

@@ -1,38 +1,16 @@
-//! `duet command` and `duet status`: what only a running gateway can answer.
+//! `duet status`, and the way to a running gateway for all that only it can answer.
 
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
-use duet::admin::{Client, MAX_COMMAND_TIMEOUT_MS, Status, UpstreamStatus};
-use duet::hex::{self, Hex};
+use duet::admin::{Client, Status, UpstreamStatus};
 
 use serde_json::Value;
 
 use super::Format;
-
-/// Flags of `duet command`.
-#[derive(Args)]
-#[command(
-    after_help = "The result is printed as text if it is printable, else (or with --hex) in \
-    hexadecimal. Exit code 1: the device is not connected, or gave no result in time."
-)]
-pub(super) struct SendCommand {
-    /// The device's name
-    name: String,
-    /// What to send, as text
-    payload: String,
-    /// The payload is hexadecimal, and so is the result
-    #[arg(long)]
-    hex: bool,
-    /// Seconds to wait for the result
-    #[arg(long, value_name = "SECONDS", default_value_t = 10,
-          value_parser = clap::value_parser!(u64).range(1..=MAX_COMMAND_TIMEOUT_MS / 1000))]
-    timeout: u64,
-}
 
 /// Flags of `duet status`.
 #[derive(Args)]
@@ -40,23 +18,6 @@ pub(super) struct ShowStatus {
     /// How to show it
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
-}
-
-impl SendCommand {
-    pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
-        let payload = match self.hex {
-            true => hex::decode(&self.payload).context("the payload is not hexadecimal")?,
-            false => self.payload.into_bytes(),
-        };
-        let payload = Hex(&payload).to_string();
-        let timeout = Duration::from_secs(self.timeout);
-        let payload = gateway(state)?.command(&self.name, payload, timeout)?;
-        let bytes = hex::decode(&payload).context("the result is not hexadecimal")?;
-        let text = String::from_utf8(bytes).ok();
-        let text = text.filter(|text| !self.hex && !text.chars().any(char::is_control));
-        writeln!(io::stdout(), "{}", text.unwrap_or(payload))?;
-        Ok(ExitCode::SUCCESS)
-    }
 }
 
 impl ShowStatus {

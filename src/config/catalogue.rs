@@ -274,6 +274,20 @@ pub const SETTINGS: &[Setting] = &[
         AtStart,
     ),
     setting(
+        "commands.ttl_s",
+        number(1, 30 * 86_400, "30 days"),
+        "86400",
+        &["Seconds that a command waits for its device's answer, where the one who gives it says nothing."],
+        AtStart,
+    ),
+    setting(
+        "commands.per_device",
+        number(1, 10_000, ""),
+        "50",
+        &["Commands that may wait for one device."],
+        AtStart,
+    ),
+    setting(
         "queues.submissions",
         number(1, 1 << 15, ""),
         "1024",

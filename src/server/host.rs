@@ -1,29 +1,23 @@
-//! A shard as the gateway runs it: its counts are published, and what becomes of commands is delivered.
+//! A shard as the gateway runs it: its counts are published, and what becomes of commands is told to their queue.
 //!
 //! It hands everything on to the core's shard as it came and decides nothing itself.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use duet_core::engine::Engine;
 use duet_core::{
-    Close, CommandFailure, Event, Handler, Mail, Now, Peer, Settings, Shard, Sink, StreamId,
-    Transmit,
+    Close, Event, Handler, Mail, Now, Peer, Settings, Shard, Sink, StreamId, Transmit,
 };
 use duet_telemetry::{Histogram, catalogue as metrics};
-use tokio::sync::oneshot;
 
 use super::publish::{Look, Published};
-use crate::admin::CommandError;
+use crate::commands::Teller;
 
 /// How often counts are published, µs.
 const PUBLISH_EVERY_US: u64 = 1_000_000;
-
-/// What becomes of a command.
-pub(super) type CommandResult = Result<Vec<u8>, CommandError>;
 
 /// What a shard tells of itself: it alone writes here.
 #[derive(Debug, Default)]
@@ -34,75 +28,11 @@ pub(super) struct Gauges {
     pub(super) pending: AtomicU64,
 }
 
-/// Who waits for a shard's answers to commands. Those who give commands and the shard share it.
-pub(super) struct Waiting(Mutex<Open>);
-
-struct Open {
-    answers: HashMap<u64, oneshot::Sender<CommandResult>>,
-    next_token: u64,
-    /// Whether the shard has ended: then nobody would answer.
-    ended: bool,
-}
-
-impl Default for Waiting {
-    fn default() -> Self {
-        Self(Mutex::new(Open { answers: HashMap::new(), next_token: 0, ended: false }))
-    }
-}
-
-impl Waiting {
-    fn lock(&self) -> MutexGuard<'_, Open> {
-        // What it protects is sound after each statement.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A place for the answer to a command, and the token by which it is found.
-    pub(super) fn wait(&self) -> (u64, oneshot::Receiver<CommandResult>) {
-        let (answer, waiting) = oneshot::channel();
-        let mut open = self.lock();
-        let token = open.next_token;
-        open.next_token += 1;
-        if open.ended {
-            // Nobody may be waiting any more, which is fine here and below.
-            let _ = answer.send(Err(CommandError::NotConnected));
-        } else {
-            open.answers.insert(token, answer);
-        }
-        (token, waiting)
-    }
-
-    /// Delivers an answer to whoever waits for it.
-    pub(super) fn answer(&self, token: u64, result: CommandResult) {
-        let answer = self.lock().answers.remove(&token);
-        if let Some(answer) = answer {
-            let _ = answer.send(result);
-        }
-    }
-
-    fn end(&self) {
-        let mut open = self.lock();
-        open.ended = true;
-        for (_, answer) in open.answers.drain() {
-            let _ = answer.send(Err(CommandError::SessionEnded));
-        }
-    }
-}
-
-fn told(failure: CommandFailure) -> CommandError {
-    match failure {
-        CommandFailure::NotConnected => CommandError::NotConnected,
-        CommandFailure::TimedOut => CommandError::TimedOut,
-        CommandFailure::TooLong => CommandError::TooLong,
-        CommandFailure::Busy => CommandError::Busy,
-        CommandFailure::Reported(status) => CommandError::Reported(status),
-    }
-}
-
 /// The core's shard with its surroundings.
 pub(super) struct Host<E: Engine, S: Sink> {
     shard: Shard<E, S>,
     gauges: Arc<Gauges>,
-    waiting: Arc<Waiting>,
+    commands: Teller,
     publish_at_us: u64,
     published: Published,
     hello_batch: Histogram,
@@ -111,13 +41,13 @@ pub(super) struct Host<E: Engine, S: Sink> {
 }
 
 impl<E: Engine, S: Sink> Host<E, S> {
-    pub(super) fn new(shard: Shard<E, S>, gauges: Arc<Gauges>, waiting: Arc<Waiting>) -> Self {
+    pub(super) fn new(shard: Shard<E, S>, gauges: Arc<Gauges>, commands: Teller) -> Self {
         let Settings { keys, index, .. } = shard.settings();
         let published = Published::new(*index, keys);
         Self {
             shard,
             gauges,
-            waiting,
+            commands,
             publish_at_us: 0,
             published,
             hello_batch: metrics::HELLO_BATCH.one(),
@@ -126,17 +56,17 @@ impl<E: Engine, S: Sink> Host<E, S> {
         }
     }
 
-    fn take_events(&mut self, now: Now, turn_took: Duration) {
-        let mut recorded = Vec::new();
+    fn take_events(&mut self, turn_took: Duration) {
+        let index = self.shard.settings().index;
         while let Some(event) = self.shard.poll_event() {
             match event {
-                // Whoever waits has it then, and nobody else wants it.
+                Event::CommandSent { token, .. } => self.commands.sent(token),
                 Event::CommandResult { token, result, record } => {
-                    self.waiting.answer(token, result.map_err(told));
-                    recorded.extend(record);
+                    self.commands.ended(index, token, result, record);
                 }
-                Event::UnexpectedResult { record, .. } => recorded.push(record),
-                Event::CommandSent { .. } => {}
+                Event::UnexpectedResult { device, number, answer, record } => {
+                    self.commands.unexpected(index, device, number, answer, record);
+                }
                 Event::HellosAnswered { count, waited_us } => {
                     #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
                     self.hello_batch.observe(count as f64);
@@ -144,9 +74,6 @@ impl<E: Engine, S: Sink> Host<E, S> {
                     self.hello_batch_seconds.observe(turn_took.as_secs_f64());
                 }
             }
-        }
-        if !recorded.is_empty() {
-            self.shard.handle_mail(now, Mail::Durable(recorded));
         }
     }
 
@@ -207,7 +134,7 @@ impl<E: Engine, S: Sink> Handler for Host<E, S> {
     fn handle_turn(&mut self, now: Now) {
         let began = Instant::now();
         self.shard.handle_turn(now);
-        self.take_events(now, began.elapsed());
+        self.take_events(began.elapsed());
         if now.mono_us >= self.publish_at_us || self.shard.is_finished() {
             self.publish_at_us = now.mono_us + PUBLISH_EVERY_US;
             self.publish();
@@ -234,24 +161,5 @@ impl<E: Engine, S: Sink> Handler for Host<E, S> {
 impl<E: Engine, S: Sink> Drop for Host<E, S> {
     fn drop(&mut self) {
         self.publish();
-        self.waiting.end();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_reaches_who_waits_and_nobody_waits_for_a_shard_that_has_ended() {
-        let waiting = Waiting::default();
-        let [(first, mut one), (second, mut two)] = [waiting.wait(), waiting.wait()];
-        assert_ne!(first, second);
-        waiting.answer(second, Ok(b"two".to_vec()));
-        assert_eq!(two.try_recv().unwrap(), Ok(b"two".to_vec()));
-        assert!(one.try_recv().is_err(), "nothing yet");
-        waiting.end();
-        assert_eq!(one.try_recv().unwrap(), Err(CommandError::SessionEnded));
-        assert_eq!(waiting.wait().1.try_recv().unwrap(), Err(CommandError::NotConnected));
     }
 }

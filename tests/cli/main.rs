@@ -299,7 +299,7 @@ fn a_running_gateway_answers_on_its_socket_and_over_http() {
     assert!(scratch.good(&["device", "show", "a"]).contains("revoked"));
     assert!(scratch.bad(&["device", "revoke", "a"]).contains("revoked already"));
     assert!(scratch.bad(&["device", "show", "nobody"]).contains("no device of this name"));
-    assert!(scratch.bad(&["command", "before", "hello"]).contains("not connected"));
+    assert!(scratch.bad(&["command", "--wait", "before", "hello"]).contains("not connected"));
     assert!(scratch.good(&["status"]).contains("running"));
 
     assert!(gateway.get("/metrics").contains("duet_devices 1001"));

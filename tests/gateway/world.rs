@@ -201,20 +201,23 @@ pub(crate) struct Client {
     pub(crate) crossed: Vec<(bool, Kind, usize)>,
     pub(crate) confirmed: Vec<Confirmed>,
     pub(crate) lost: usize,
+    /// The payloads of the commands that it carried out.
+    pub(crate) commands: Vec<Vec<u8>>,
 }
 
 impl Client {
     pub(crate) fn new(device: Device<Software>, to: SocketAddr, transport: Transport) -> Self {
         let socket = Socket::connect(to, transport, Duration::from_millis(20));
         let began = Some(Instant::now());
-        Self { device, socket, began, crossed: Vec::new(), confirmed: Vec::new(), lost: 0 }
+        let (crossed, confirmed, commands) = (Vec::new(), Vec::new(), Vec::new());
+        Self { device, socket, began, crossed, confirmed, lost: 0, commands }
     }
 
     pub(crate) fn now(&self) -> u64 {
         self.began.map_or(0, |began| u64::try_from(began.elapsed().as_micros()).unwrap())
     }
 
-    /// Drives the device until `done` or for ten seconds; the payloads of commands that came.
+    /// Drives the device until `done` or for ten seconds. It answers commands by their payloads reversed.
     pub(crate) fn drive(&mut self, done: impl Fn(&Self) -> bool) -> bool {
         let deadline = Instant::now() + Duration::from_secs(10);
         let mut out = [0; MESSAGE_MAX];
@@ -242,6 +245,7 @@ impl Client {
                 _ => {}
             }
             if let Some((number, mut payload)) = command {
+                self.commands.push(payload.clone());
                 payload.reverse();
                 self.device.send_result(number, 0, &payload);
             }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use duet_protocol::identity::DeviceId;
 use duet_protocol::message::{Down, PAYLOAD_MAX};
 use duet_protocol::wire::{DOWN_HEADER, SessionId, TAG};
+use rustc_hash::FxHashMap;
 use thiserror::Error;
 
 use super::{Event, Shard, Sink};
@@ -57,9 +58,15 @@ pub enum CommandFailure {
     /// Too many commands wait, or one for this device.
     #[error("too many commands are waiting for the device")]
     Busy,
-    /// The device carried it out, or tried to, and reports a failure of its own.
-    #[error("the device reports failure (status {0})")]
-    Reported(u8),
+}
+
+/// What a device says of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandAnswer {
+    /// Zero for success; other values are the device's own.
+    pub status: u8,
+    /// What it answered.
+    pub output: Vec<u8>,
 }
 
 /// A command that its device has not answered.
@@ -83,6 +90,11 @@ pub(super) struct Commands {
     open: HashMap<DeviceId, OpenCommand>,
     /// When each is to be looked at, the earliest first.
     due: BTreeSet<(u64, DeviceId)>,
+    /// Whose result came in which record and is not recorded yet. Only then does whoever queues commands know that the next
+    /// one may follow.
+    unrecorded: HashMap<DeviceId, (SessionId, u32)>,
+    /// The same, by the record.
+    records: FxHashMap<(SessionId, u32), DeviceId>,
     /// Whether commands may be queued outside that this shard has not been told of.
     behind: bool,
 }
@@ -97,7 +109,31 @@ impl Commands {
     pub(super) fn nothing_waits(&self, device: &DeviceId) -> bool {
         let open = self.open.get(device);
         let waits = open.is_some_and(|open| in_force(Rule::SentStillWaits) || open.times == 0);
-        !self.behind && !waits
+        !self.behind && !waits && !self.unrecorded.contains_key(device)
+    }
+
+    /// A result came that is not recorded yet.
+    fn await_recorded(&mut self, device: DeviceId, record: (SessionId, u32)) {
+        if let Some(before) = self.unrecorded.insert(device, record) {
+            self.records.remove(&before);
+        }
+        self.records.insert(record, device);
+    }
+
+    /// What came in this record is durable.
+    pub(super) fn recorded(&mut self, record: (SessionId, u32)) {
+        if !self.records.is_empty()
+            && let Some(device) = self.records.remove(&record)
+        {
+            self.unrecorded.remove(&device);
+        }
+    }
+
+    /// Forgets a device that may not connect any more.
+    pub(super) fn forget(&mut self, device: &DeviceId) {
+        if let Some(record) = self.unrecorded.remove(device) {
+            self.records.remove(&record);
+        }
     }
 
     pub(super) fn set_behind(&mut self, behind: bool) {
@@ -166,6 +202,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.commands.insert(OpenCommand { command, until_us, send_us, times });
     }
 
+    /// Gives the device another command in place of one that is over.
+    pub(super) fn replace_command(&mut self, now: Now, over: u64, by: Command) {
+        self.withdraw_command(&by.device, over);
+        self.handle_command(now, by);
+    }
+
     /// Nobody waits for this command any more.
     pub(super) fn withdraw_command(&mut self, device: &DeviceId, token: u64) {
         if self.commands.open.get(device).is_some_and(|open| open.command.token == token) {
@@ -176,7 +218,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn end_command(
         &mut self,
         token: u64,
-        result: Result<Vec<u8>, CommandFailure>,
+        result: Result<CommandAnswer, CommandFailure>,
         record: Option<(SessionId, u32)>,
     ) {
         self.events.push_back(Event::CommandResult { token, result, record });
@@ -192,23 +234,18 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         record: (SessionId, u32),
     ) {
         let open = self.commands.open.get(&device);
+        let answer = CommandAnswer { status, output: payload.to_vec() };
         if open.is_some_and(|open| open.command.number == number)
             && let Some(open) = self.commands.remove(&device)
         {
-            let result = match status {
-                0 => Ok(payload.to_vec()),
-                status => Err(CommandFailure::Reported(status)),
-            };
-            self.end_command(open.command.token, result, Some(record));
+            self.commands.await_recorded(device, record);
+            self.end_command(open.command.token, Ok(answer), Some(record));
         } else {
-            let output = payload.to_vec();
-            self.events.push_back(Event::UnexpectedResult {
-                device,
-                number,
-                status,
-                output,
-                record,
-            });
+            // The record in which the result came first may never have been answered.
+            if self.commands.unrecorded.contains_key(&device) {
+                self.commands.await_recorded(device, record);
+            }
+            self.events.push_back(Event::UnexpectedResult { device, number, answer, record });
         }
     }
 

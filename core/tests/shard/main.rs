@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
 mod behaviour;
+mod commands;
 mod early;
 mod hostile;
 mod limits;

@@ -133,7 +133,9 @@ impl World {
     /// The next command that ended, and how.
     pub(crate) fn command_result(&mut self) -> Option<(u64, Result<Vec<u8>, CommandFailure>)> {
         std::iter::from_fn(|| self.shard.poll_event()).find_map(|event| match event {
-            ShardEvent::CommandResult { token, result, .. } => Some((token, result)),
+            ShardEvent::CommandResult { token, result, .. } => {
+                Some((token, result.map(|answer| answer.output)))
+            }
             _ => None,
         })
     }

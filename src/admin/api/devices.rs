@@ -1,28 +1,24 @@
 //! Devices over the API.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use http_body_util::channel::{Channel, Sender};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use zeroize::Zeroizing;
 
-use super::input::{Input, Lines, Names};
+use super::input::{Lines, Names};
 use super::{Answer, Plane};
 use crate::admin::devices::{self, End};
-use crate::admin::wire::{DeviceInfo, DeviceLine, MAX_COMMAND_TIMEOUT_MS, Refused};
-use crate::admin::{CommandError, Problem};
-use crate::hex::{self, Hex};
+use crate::admin::Problem;
+use crate::admin::wire::{DeviceInfo, DeviceLine, Refused};
 use crate::registry::Name;
 
-/// How long the gateway may take for a command beyond the command's own limit before it is taken for stuck.
-const COMMAND_SLACK: Duration = Duration::from_secs(2);
 /// Pages of a list that are read ahead of the client.
 const PAGES_AHEAD: usize = 2;
 
@@ -66,23 +62,6 @@ pub(super) struct ExportHow {
 pub(crate) struct Ended {
     /// Its id, hexadecimal.
     pub(crate) id: String,
-}
-
-/// A command to a device.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct CommandRequest {
-    /// Its payload, hexadecimal.
-    pub(crate) payload: String,
-    /// How long to wait for the result, milliseconds, at most 300,000.
-    pub(crate) timeout_ms: u64,
-}
-
-/// A device's answer to a command.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub(crate) struct CommandResult {
-    /// Hexadecimal.
-    pub(crate) payload: String,
 }
 
 /// Where a list begins.
@@ -267,41 +246,4 @@ async fn end(plane: &Plane, name: String, how: End) -> Answer<Ended> {
         .blocking(move |registry, gateway| devices::end(registry, Some(gateway), &name, how))
         .await?;
     Ok(Json(Ended { id: id.to_string() }))
-}
-
-/// Sends a command to a connected device and waits for its result
-#[utoipa::path(post, path = "/v1/devices/{name}/command", tag = "devices",
-    params(("name" = String, Path, description = "The device's name")), request_body = CommandRequest,
-    responses(
-        (status = 200, body = CommandResult),
-        (status = 404, body = Problem),
-        (status = 409, description = "Not connected, or no longer; the text says which", body = Problem),
-        (status = 502, description = "The device reports failure", body = Problem),
-        (status = 503, description = "Too many commands wait", body = Problem),
-        (status = 504, description = "No result in time", body = Problem),
-    ))]
-pub(super) async fn command(
-    State(plane): State<Arc<Plane>>,
-    Path(name): Path<String>,
-    Input(CommandRequest { payload, timeout_ms }): Input<CommandRequest>,
-) -> Answer<CommandResult> {
-    let name: Name = name.parse()?;
-    let payload =
-        hex::decode(&payload).ok_or_else(|| Problem::bad("the payload is not hexadecimal"))?;
-    if timeout_ms > MAX_COMMAND_TIMEOUT_MS {
-        let text = format!("timeout_ms must be at most {MAX_COMMAND_TIMEOUT_MS}");
-        return Err(Problem::new(StatusCode::BAD_REQUEST, text));
-    }
-    let known = name.clone();
-    let device = plane.blocking(move |registry, _| devices::commanded(registry, &known)).await?;
-    let timeout = Duration::from_millis(timeout_ms);
-    let waiting = plane.gateway.command(device, payload, timeout);
-    let result = match tokio::time::timeout(timeout + COMMAND_SLACK, waiting).await {
-        Ok(Ok(result)) => result,
-        // The gateway let go of the command without a word: it is ending.
-        Ok(Err(_)) => Err(CommandError::SessionEnded),
-        Err(_) => Err(CommandError::TimedOut),
-    };
-    let payload = result.map_err(|error| Problem::of_command(name.as_str(), error))?;
-    Ok(Json(CommandResult { payload: Hex(&payload).to_string() }))
 }

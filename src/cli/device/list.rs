@@ -146,7 +146,7 @@ fn matches(pattern: &str, name: &str) -> bool {
 }
 
 /// Takes a number of days, hours, minutes or seconds.
-fn time(text: &str) -> Result<i64, &'static str> {
+pub(in super::super) fn time(text: &str) -> Result<i64, &'static str> {
     let wrong = "expected a number and d, h, m or s, for example 30d";
     let unit = match text.chars().last() {
         Some('d') => 86_400,

@@ -1,0 +1,108 @@
+//! What a shard says of commands to a device that wants to sleep, and when.
+
+use duet_core::{Command, Event as ShardEvent, Handler, Mail};
+use duet_device::{Device, Event, Software};
+use duet_protocol::identity::DeviceId;
+use duet_protocol::wire::{MESSAGE_MAX, SessionId};
+
+use crate::world::World;
+
+fn command(token: u64) -> Command {
+    Command {
+        token,
+        device: DeviceId([1; 8]),
+        number: u32::try_from(token).unwrap(),
+        payload: b"do".to_vec(),
+        timeout: std::time::Duration::from_secs(60),
+        patient: true,
+    }
+}
+
+/// The record of the result that the shard tells of.
+fn record(world: &mut World) -> Option<(SessionId, u32)> {
+    std::iter::from_fn(|| world.shard.poll_event()).find_map(|event| match event {
+        ShardEvent::CommandResult { record, .. } => record,
+        ShardEvent::UnexpectedResult { record, .. } => Some(record),
+        _ => None,
+    })
+}
+
+/// Carries messages until both sides are silent; the device does what it is told.
+fn settle(world: &mut World, device: &mut Device<Software>) -> Vec<u32> {
+    let mut done = Vec::new();
+    let from: std::net::SocketAddr = "192.0.2.1:4000".parse().unwrap();
+    loop {
+        let (mut moved, mut out) = (false, [0; MESSAGE_MAX]);
+        while let Some(len) = device.poll_transmit(world.now.mono_us, &mut out) {
+            world.shard.handle_datagram(world.now, from, &out[..len]);
+            moved = true;
+        }
+        world.shard.handle_turn(world.now);
+        while let Some(sent) = world.shard.poll_transmit(&mut out) {
+            moved = true;
+            let event = device.handle_message(world.now.mono_us, &mut out[..sent.len]);
+            if let Ok(Event::Command { command, .. }) = event {
+                done.push(command);
+                device.send_result(command, 0, b"done");
+            }
+        }
+        if !moved {
+            return done;
+        }
+    }
+}
+
+/// R113: whoever queues commands gives the next one when it has recorded the result of the last. Until it says so, a device
+/// is not told that nothing waits, though the shard has no command for it.
+#[test]
+fn until_a_result_is_recorded_more_may_wait() {
+    let mut world = World::new();
+    let mut device = world.opened();
+    world.shard.handle_mail(world.now, Mail::Command(command(1)));
+    assert_eq!(settle(&mut world, &mut device), [1]);
+    let first = record(&mut world).unwrap();
+    device.rest(world.now.mono_us);
+    settle(&mut world, &mut device);
+    assert!(!device.may_sleep(world.now.mono_us), "its result is not acknowledged");
+    // The result again, as after an answer that was lost on the way to whoever records it.
+    world.pass(1_000_000);
+    settle(&mut world, &mut device);
+    assert_eq!(record(&mut world), None, "the same record is no second result");
+
+    // The next command comes with the acknowledgement, and goes with it.
+    world.shard.handle_mail(world.now, Mail::Command(command(2)));
+    world.shard.handle_mail(world.now, Mail::Durable(vec![first]));
+    assert_eq!(settle(&mut world, &mut device), [2]);
+    let second = record(&mut world).unwrap();
+    assert!(!device.may_sleep(world.now.mono_us));
+    world.shard.handle_mail(world.now, Mail::Durable(vec![second]));
+    settle(&mut world, &mut device);
+    assert!(device.may_sleep(world.now.mono_us), "told with the acknowledgement");
+}
+
+/// R80: the next command goes out when the one before is over, and in no moment between does nothing wait.
+#[test]
+fn a_command_takes_the_place_of_one_that_is_over() {
+    let mut world = World::new();
+    let mut device = world.opened();
+    world.shard.handle_mail(world.now, Mail::Command(command(1)));
+    let by = command(2);
+    world.shard.handle_mail(world.now, Mail::ReplaceCommand { over: 1, by });
+    assert_eq!(settle(&mut world, &mut device), [2]);
+    // What is over already is in nobody's way.
+    let by = command(3);
+    world.shard.handle_mail(world.now, Mail::ReplaceCommand { over: 2, by });
+    assert_eq!(settle(&mut world, &mut device), [3]);
+    world.shard.handle_mail(world.now, Mail::CommandsBehind(true));
+    let second = record(&mut world).unwrap();
+    let third = record(&mut world);
+    world.shard.handle_mail(world.now, Mail::Durable([second].into_iter().chain(third).collect()));
+    device.rest(world.now.mono_us);
+    settle(&mut world, &mut device);
+    assert!(!device.may_sleep(world.now.mono_us), "who may be behind says nothing");
+    world.shard.handle_mail(world.now, Mail::CommandsBehind(false));
+    device.send_reading(world.now.mono_us, 1, b"x", false).unwrap();
+    device.rest(world.now.mono_us);
+    settle(&mut world, &mut device);
+    assert!(device.may_sleep(world.now.mono_us));
+}

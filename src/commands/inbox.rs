@@ -1,0 +1,56 @@
+//! What the queue's thread is told and asked.
+
+use duet_core::{CommandAnswer, CommandFailure};
+use duet_protocol::identity::DeviceId;
+use duet_protocol::wire::SessionId;
+use tokio::sync::oneshot;
+
+use super::{CommandInfo, Order, QueueError, Queued, Wanted};
+
+/// Where an answer goes.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, QueueError>>;
+
+/// A question, or something to do for somebody who waits.
+pub(super) enum Request {
+    Queue(Order, Reply<Queued>),
+    Cancel(u64, Reply<CommandInfo>),
+    Show(u64, Reply<CommandInfo>),
+    List(Wanted, Reply<Vec<CommandInfo>>),
+}
+
+impl Request {
+    /// Answers with a refusal. Whoever asked may be gone, which is fine.
+    pub(super) fn refuse(self, error: &QueueError) {
+        match self {
+            Self::Queue(_, reply) => drop(reply.send(Err(error.clone()))),
+            Self::Cancel(_, reply) | Self::Show(_, reply) => drop(reply.send(Err(error.clone()))),
+            Self::List(_, reply) => drop(reply.send(Err(error.clone()))),
+        }
+    }
+}
+
+/// Something that happened.
+pub(super) enum Input {
+    Request(Request),
+    /// A command went out once more.
+    Sent(u64),
+    Ended {
+        shard: usize,
+        id: u64,
+        result: Result<CommandAnswer, CommandFailure>,
+        record: Option<(SessionId, u32)>,
+    },
+    Unexpected {
+        shard: usize,
+        device: DeviceId,
+        number: u32,
+        answer: CommandAnswer,
+        record: (SessionId, u32),
+    },
+    Told {
+        ends: Vec<(u64, bool)>,
+        stored: bool,
+    },
+    Revoked(DeviceId),
+    Stop,
+}

@@ -1,0 +1,287 @@
+//! The queue's file: its rows, and its transactions. Knows nothing of what the rows mean for each other.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use duet_protocol::identity::DeviceId;
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use thiserror::Error;
+
+use super::entry::Entry;
+use crate::identity;
+
+/// Commands by their ids.
+const COMMANDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("commands");
+/// The last number that each device's commands were given.
+const NUMBERS: TableDefinition<'_, [u8; 8], u32> = TableDefinition::new("numbers");
+/// What there is one of: [`NEXT`] and [`FLOOR`].
+const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
+/// The id of the next command.
+const NEXT: &str = "next";
+/// Above it lie the numbers of every device.
+const FLOOR: &str = "floor";
+
+/// Rows are read once and then only written.
+const CACHE_BYTES: usize = 4 << 20;
+
+/// Why the queue's file cannot be used.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// Another process holds it.
+    #[error("{}: in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// Others could read what devices are told to do, or change it.
+    #[error("{}: mode {mode:04o} lets others read the commands; run `chmod 600 {}`", path.display(), path.display())]
+    OpenToOthers {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// It is no queue, or not whole.
+    #[error("{}: the queue of commands is damaged and was left as it is; restore it from a backup, or move it away and queue the commands anew ({detail})", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: Flaw,
+    },
+    /// The system refused.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        error: io::Error,
+    },
+    /// The storage engine failed in another way.
+    #[error("{}: the queue of commands failed: {error}", path.display())]
+    Storage {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        error: Box<redb::Error>,
+    },
+}
+
+/// What is wrong with a damaged file.
+#[derive(Debug, Error)]
+pub enum Flaw {
+    /// Found by the storage engine.
+    #[error("{0}")]
+    Engine(Box<DatabaseError>),
+    /// So much that the storage engine stumbled over it.
+    #[error("its structure cannot be read")]
+    Structure,
+    /// A row that is none.
+    #[error("command {0} cannot be read")]
+    Row(u64),
+    /// A counter is not there.
+    #[error("a counter is missing")]
+    Counter,
+}
+
+/// All that a store holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Loaded {
+    pub(super) entries: Vec<Entry>,
+    pub(super) numbers: Vec<(DeviceId, u32)>,
+    pub(super) next_id: u64,
+    pub(super) floor: u32,
+}
+
+/// What is to be changed in it at once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Change {
+    /// Rows by their ids; `None` removes one.
+    pub(super) rows: Vec<(u64, Option<Vec<u8>>)>,
+    pub(super) numbers: Vec<(DeviceId, u32)>,
+    pub(super) next_id: u64,
+}
+
+/// Where commands are kept.
+pub(super) trait Store: Send {
+    /// Reads everything, also after a failure.
+    fn load(&mut self) -> Result<Loaded, StoreError>;
+
+    /// Makes a change durable, or not at all. After an error nobody knows which, until it is loaded.
+    fn save(&mut self, change: &Change) -> Result<(), StoreError>;
+}
+
+/// The file.
+pub(super) struct Disk {
+    path: PathBuf,
+    /// After an error the engine does nothing more until the file is opened anew.
+    database: Option<Database>,
+}
+
+impl Disk {
+    /// Opens the file and verifies it, or makes an empty one.
+    pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
+        if path.symlink_metadata().is_err() {
+            create(&path)?;
+        }
+        let database = Some(open(&path)?);
+        Ok(Self { path, database })
+    }
+
+    fn try_load(&mut self) -> Result<Loaded, StoreError> {
+        if self.database.is_none() {
+            self.database = Some(open(&self.path)?);
+        }
+        let Some(database) = &self.database else { return Ok(Loaded::default()) };
+        let mut loaded = Loaded::default();
+        let mut flaw = None;
+        let mut read = || -> Result<(), redb::Error> {
+            let read = database.begin_read()?;
+            for row in read.open_table(COMMANDS)?.iter()? {
+                let (id, row) = row?;
+                match Entry::decode(id.value(), row.value()) {
+                    Some(entry) => loaded.entries.push(entry),
+                    None => flaw = Some(Flaw::Row(id.value())),
+                }
+            }
+            for row in read.open_table(NUMBERS)?.iter()? {
+                let (device, number) = row?;
+                loaded.numbers.push((DeviceId(device.value()), number.value()));
+            }
+            let counters = read.open_table(COUNTERS)?;
+            let counter = |name| Ok::<_, redb::Error>(counters.get(name)?.map(|row| row.value()));
+            let floor = counter(FLOOR)?.and_then(|floor| u32::try_from(floor).ok());
+            match (counter(NEXT)?, floor) {
+                (Some(next), Some(floor)) => (loaded.next_id, loaded.floor) = (next, floor),
+                _ => flaw = Some(Flaw::Counter),
+            }
+            Ok(())
+        };
+        read().map_err(|error| self.failed(error))?;
+        match flaw {
+            None => Ok(loaded),
+            Some(detail) => Err(StoreError::Damaged { path: self.path.clone(), detail }),
+        }
+    }
+
+    fn failed(&self, error: redb::Error) -> StoreError {
+        match error {
+            redb::Error::Io(error) => StoreError::Io { path: self.path.clone(), error },
+            error => StoreError::Storage { path: self.path.clone(), error: Box::new(error) },
+        }
+    }
+}
+
+impl Store for Disk {
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        let loaded = self.try_load();
+        if loaded.is_err() {
+            self.database = None;
+        }
+        loaded
+    }
+
+    fn save(&mut self, change: &Change) -> Result<(), StoreError> {
+        if self.database.is_none() {
+            self.database = Some(open(&self.path)?);
+        }
+        let Some(database) = &self.database else { return Ok(()) };
+        let written = write(database, change);
+        written.map_err(|error| {
+            let error = self.failed(error);
+            self.database = None;
+            error
+        })
+    }
+}
+
+fn write(database: &Database, change: &Change) -> Result<(), redb::Error> {
+    let write = database.begin_write()?;
+    {
+        let mut commands = write.open_table(COMMANDS)?;
+        for (id, row) in &change.rows {
+            match row {
+                Some(row) => drop(commands.insert(id, &row[..])?),
+                None => drop(commands.remove(id)?),
+            }
+        }
+        let mut numbers = write.open_table(NUMBERS)?;
+        for (device, number) in &change.numbers {
+            numbers.insert(device.0, number)?;
+        }
+        write.open_table(COUNTERS)?.insert(NEXT, change.next_id)?;
+    }
+    Ok(write.commit()?)
+}
+
+/// Makes an empty file. One that is cut short by the end of the machine is not found in its place.
+fn create(path: &Path) -> Result<(), StoreError> {
+    let failed = |error| StoreError::Io { path: path.to_owned(), error };
+    let draft = path.with_extension("draft");
+    match std::fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    // The file is made first, with its mode: the engine would make it readable by all.
+    identity::write_new(&draft, &[], 0o600).map_err(failed)?;
+    let make = || -> Result<(), redb::Error> {
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&draft)?;
+        let write = database.begin_write()?;
+        write.open_table(COMMANDS)?;
+        write.open_table(NUMBERS)?;
+        let mut counters = write.open_table(COUNTERS)?;
+        counters.insert(NEXT, 1)?;
+        counters.insert(FLOOR, u64::from(first_number()))?;
+        drop(counters);
+        Ok(write.commit()?)
+    };
+    // The engine has closed it by then.
+    let placed = make()
+        .map_err(|error| StoreError::Storage { path: draft.clone(), error: Box::new(error) })
+        .and_then(|()| identity::rename_new(&draft, path).map_err(failed));
+    if let Err(error) = placed {
+        let _ = std::fs::remove_file(&draft);
+        return Err(error);
+    }
+    identity::sync_dir_of(path).map_err(failed)
+}
+
+/// Where the numbers of a new file begin: seconds since 2020. The file before it may have been lost, and a device takes
+/// nothing under a number that it has had; with fewer than one command a second for each device, these are higher.
+fn first_number() -> u32 {
+    const YEAR_2020_S: u64 = 1_577_836_800;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u32::try_from(now.as_secs().saturating_sub(YEAR_2020_S)).unwrap_or(0)
+}
+
+fn open(path: &Path) -> Result<Database, StoreError> {
+    let path = path.to_owned();
+    match identity::mode_for_others(&path) {
+        Ok(None) => {}
+        Ok(Some(mode)) => return Err(StoreError::OpenToOthers { path, mode }),
+        Err(error) => return Err(StoreError::Io { path, error }),
+    }
+    // The engine's own checks miss some damage to the first bytes of a file, over which it panics.
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            // Otherwise the engine trusts a file that was closed cleanly, and panics later.
+            .set_check_integrity_on_open(true)
+            .open(&path)
+    }));
+    match opened {
+        Ok(Ok(database)) => Ok(database),
+        Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(StoreError::InUse(path)),
+        Ok(Err(DatabaseError::Storage(StorageError::Io(error))))
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            Err(StoreError::Io { path, error })
+        }
+        Ok(Err(error)) => {
+            Err(StoreError::Damaged { path, detail: Flaw::Engine(Box::new(error)) })
+        }
+        Err(_) => Err(StoreError::Damaged { path, detail: Flaw::Structure }),
+    }
+}

@@ -1,0 +1,546 @@
+//! The queue against devices that carry commands out, with a store that fails, and with ends of the process anywhere.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
+
+use duet_core::Command;
+use duet_upstream::testing::Rng;
+
+use super::store::{Change, Loaded, Store};
+use super::worker::now_ms;
+use super::*;
+
+/// What survives the end of the process.
+#[derive(Clone, Default)]
+struct Shelf(Arc<Mutex<Kept>>);
+
+#[derive(Default)]
+struct Kept {
+    rows: BTreeMap<u64, Vec<u8>>,
+    numbers: HashMap<DeviceId, u32>,
+    next_id: u64,
+    /// How many of the next writes succeed; none fails while there is nothing.
+    fails_after: Option<u32>,
+    /// Whether the write that fails has reached the disk all the same.
+    reaches: bool,
+}
+
+impl Store for Shelf {
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        let kept = self.0.lock().unwrap();
+        let entries = kept.rows.iter().map(|(id, row)| entry::Entry::decode(*id, row).unwrap());
+        let entries = entries.collect();
+        let numbers = kept.numbers.iter().map(|(device, number)| (*device, *number)).collect();
+        Ok(Loaded { entries, numbers, next_id: kept.next_id.max(1), floor: 0 })
+    }
+
+    fn save(&mut self, change: &Change) -> Result<(), StoreError> {
+        let mut kept = self.0.lock().unwrap();
+        let fails = kept.fails_after.is_some_and(|left| left == 0);
+        kept.fails_after = kept.fails_after.map(|left| left.saturating_sub(1));
+        if !fails || kept.reaches {
+            for (id, row) in &change.rows {
+                match row {
+                    Some(row) => drop(kept.rows.insert(*id, row.clone())),
+                    None => drop(kept.rows.remove(id)),
+                }
+            }
+            kept.numbers.extend(change.numbers.iter().copied());
+            kept.next_id = change.next_id;
+        }
+        if fails {
+            kept.fails_after = None;
+            let error = std::io::Error::other("the disk is gone");
+            return Err(StoreError::Io { path: "commands".into(), error });
+        }
+        Ok(())
+    }
+}
+
+/// What shards and the spool were told.
+#[derive(Clone, Default)]
+struct Ears {
+    mail: Arc<Mutex<VecDeque<(usize, Mail)>>>,
+    ends: Arc<Mutex<Vec<Told>>>,
+    /// Whether mailboxes are full, and the spool.
+    full: Arc<AtomicBool>,
+}
+
+impl Ways for Ears {
+    fn shards(&self) -> usize {
+        2
+    }
+
+    fn mail(&mut self, shard: usize, mail: Mail) -> Result<(), Box<Mail>> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(Box::new(mail));
+        }
+        self.mail.lock().unwrap().push_back((shard, mail));
+        Ok(())
+    }
+
+    fn tell(&mut self, ends: &[Told]) -> bool {
+        let room = !self.full.load(Ordering::Relaxed);
+        if room {
+            self.ends.lock().unwrap().extend(ends.iter().cloned());
+        }
+        room
+    }
+}
+
+/// A device as it is beyond the process: what it did, and the result that nobody has acknowledged.
+#[derive(Default)]
+struct Device {
+    last: u32,
+    done: Vec<(u32, Vec<u8>)>,
+    unanswered: Option<(u32, CommandAnswer)>,
+}
+
+/// A gateway of which only the queue is real.
+struct World {
+    shelf: Shelf,
+    told: Ears,
+    worker: Worker<Shelf>,
+    /// What shards hold: token, number and payload for each device.
+    open: HashMap<DeviceId, (u64, u32, Vec<u8>)>,
+    devices: HashMap<DeviceId, Device>,
+    records: u32,
+    /// Whose record brought a result that is not acknowledged.
+    waiting: HashMap<u32, (DeviceId, u32)>,
+    inputs: Vec<Input>,
+}
+
+fn worker(shelf: &Shelf, limits: Limits) -> Worker<Shelf> {
+    let (_, inbox) = sync_channel(1);
+    Worker::open(shelf.clone(), limits, inbox, Arc::default()).unwrap()
+}
+
+fn device(n: u64) -> DeviceId {
+    DeviceId([u8::try_from(n).unwrap(); 8])
+}
+
+fn order(n: u64, payload: &[u8]) -> Order {
+    Order {
+        device: device(n),
+        name: format!("d{n}"),
+        payload: payload.to_vec(),
+        ttl_ms: None,
+        key: None,
+        collapse: None,
+        patient: true,
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let (shelf, told) = (Shelf::default(), Ears::default());
+        let mut world = Self {
+            worker: worker(&shelf, Limits::default()),
+            shelf,
+            told,
+            open: HashMap::new(),
+            devices: HashMap::new(),
+            records: 0,
+            waiting: HashMap::new(),
+            inputs: Vec::new(),
+        };
+        world.worker.begin(&mut world.told.clone());
+        world
+    }
+
+    /// The process ends, and another one begins.
+    fn restart(&mut self) {
+        self.told = Ears::default();
+        self.open.clear();
+        self.waiting.clear();
+        self.inputs.clear();
+        self.worker = worker(&self.shelf, Limits::default());
+        self.worker.begin(&mut self.told.clone());
+    }
+
+    fn turn(&mut self) {
+        let inputs = std::mem::take(&mut self.inputs);
+        self.worker.turn(&mut self.told.clone(), inputs, now_ms());
+        self.worker.check();
+    }
+
+    fn queue(&mut self, order: Order) -> oneshot::Receiver<Result<Queued, QueueError>> {
+        let (reply, answer) = oneshot::channel();
+        self.inputs.push(Input::Request(Request::Queue(order, reply)));
+        answer
+    }
+
+    fn give(&mut self, shard: usize, command: Command) {
+        assert_eq!(usize::from(command.device.slot()) % 2, shard, "its device's shard");
+        let Command { token, device, number, payload, .. } = command;
+        let before = self.open.insert(device, (token, number, payload));
+        assert!(before.is_none_or(|before| before.0 == token), "one at a time (R80)");
+    }
+
+    /// The shards look into their mailboxes, as far as the first `most` items.
+    fn read_mail(&mut self, most: usize) {
+        for _ in 0..most {
+            let Some((shard, mail)) = self.told.mail.lock().unwrap().pop_front() else { return };
+            match mail {
+                Mail::Command(command) => self.give(shard, command),
+                Mail::ReplaceCommand { over, by } => {
+                    if self.open.get(&by.device).is_some_and(|open| open.0 == over) {
+                        self.open.remove(&by.device);
+                    }
+                    self.give(shard, by);
+                }
+                Mail::WithdrawCommand(device, token) => {
+                    if self.open.get(&device).is_some_and(|open| open.0 == token) {
+                        self.open.remove(&device);
+                    }
+                }
+                Mail::Durable(records) => {
+                    for (_, record) in records {
+                        let Some((device, number)) = self.waiting.remove(&record) else { continue };
+                        let device = self.devices.get_mut(&device).unwrap();
+                        device.unanswered.take_if(|(unanswered, _)| *unanswered == number);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A device is awake: it gets its command, does what is new to it, and says what nobody has acknowledged.
+    fn wake(&mut self, id: DeviceId, heard: bool) {
+        let one = self.devices.entry(id).or_default();
+        if let Some((token, number, payload)) = self.open.get(&id)
+            && heard
+        {
+            self.inputs.push(Input::Sent(*token));
+            if *number > one.last {
+                one.last = *number;
+                one.done.push((*number, payload.clone()));
+                let output = payload.iter().rev().copied().collect();
+                one.unanswered = Some((*number, CommandAnswer { status: 0, output }));
+            }
+        }
+        let Some((number, answer)) = one.unanswered.clone() else { return };
+        self.records += 1;
+        self.waiting.insert(self.records, (id, number));
+        let (shard, record) = (usize::from(id.slot()) % 2, (SessionId(1), self.records));
+        if self.open.get(&id).is_some_and(|open| open.1 == number)
+            && let Some((id, ..)) = self.open.remove(&id)
+        {
+            let record = Some(record);
+            self.inputs.push(Input::Ended { shard, id, result: Ok(answer), record });
+        } else {
+            let device = id;
+            self.inputs.push(Input::Unexpected { shard, device, number, answer, record });
+        }
+    }
+
+    /// Everything works, until nothing more happens.
+    fn settle(&mut self) {
+        self.told.full.store(false, Ordering::Relaxed);
+        self.shelf.0.lock().unwrap().fails_after = None;
+        for _ in 0..200 {
+            self.turn();
+            self.read_mail(usize::MAX);
+            let ids: Vec<_> = self.devices.keys().copied().collect();
+            ids.into_iter().for_each(|id| self.wake(id, true));
+        }
+        self.turn();
+    }
+
+    fn all(&mut self) -> Vec<CommandInfo> {
+        let (reply, mut answer) = oneshot::channel();
+        let wanted = Wanted { limit: usize::MAX, ..Wanted::default() };
+        self.inputs.push(Input::Request(Request::List(wanted, reply)));
+        self.turn();
+        answer.try_recv().unwrap().unwrap()
+    }
+}
+
+/// Whatever fails or ends, and whenever: what was queued is carried out once, in its order, and its result is recorded.
+#[test]
+fn what_is_queued_is_done_once_whatever_ends() {
+    let (mut restarts, mut failures) = (0, 0);
+    for seed in 0..150 {
+        let mut rng = Rng::new(seed);
+        let mut world = World::new();
+        (1..4).for_each(|n| drop(world.devices.insert(device(n), Device::default())));
+        let (mut promised, mut answers) = (Vec::<Vec<u8>>::new(), Vec::new());
+        for step in 0..60_u32 {
+            match rng.below(12) {
+                0..3 => {
+                    let payload = step.to_be_bytes();
+                    let order = order(1 + rng.below(3), &payload);
+                    let answer = world.queue(order);
+                    answers.push((payload.to_vec(), answer));
+                }
+                3..5 => world.turn(),
+                5..7 => world.read_mail(usize::try_from(1 + rng.below(4)).unwrap()),
+                7..9 => world.wake(device(1 + rng.below(3)), rng.below(3) > 0),
+                9 => {
+                    let mut kept = world.shelf.0.lock().unwrap();
+                    kept.fails_after = Some(u32::try_from(rng.below(2)).unwrap());
+                    kept.reaches = rng.below(2) == 0;
+                    failures += 1;
+                }
+                10 => world.told.full.store(rng.below(2) == 0, Ordering::Relaxed),
+                _ => {
+                    restarts += 1;
+                    world.restart();
+                }
+            }
+            answers.retain_mut(|(payload, answer)| match answer.try_recv() {
+                Ok(queued) => {
+                    promised.extend(queued.is_ok().then(|| payload.clone()));
+                    false
+                }
+                Err(oneshot::error::TryRecvError::Empty) => true,
+                Err(oneshot::error::TryRecvError::Closed) => false,
+            });
+        }
+        world.restart();
+        world.settle();
+        let all = world.all();
+        for payload in &promised {
+            let payload = crate::hex::Hex(payload).to_string();
+            assert!(all.iter().any(|info| info.payload == payload), "seed {seed}: promised and gone");
+        }
+        let ends = world.told.ends.lock().unwrap().clone();
+        for info in &all {
+            assert_eq!(info.state, CommandState::Done, "seed {seed}: {info:?}");
+            let payload = crate::hex::decode(&info.payload).unwrap();
+            let times: usize = world
+                .devices
+                .values()
+                .map(|one| one.done.iter().filter(|(_, done)| *done == payload).count())
+                .sum();
+            assert_eq!(times, 1, "seed {seed}: {info:?}");
+            let reversed: Vec<_> = payload.iter().rev().copied().collect();
+            assert_eq!(info.output, Some(crate::hex::Hex(&reversed).to_string()));
+            // The process that ends last has told upstreams of all that the ones before did not know to be stored.
+            assert!(ends.iter().any(|end| end.id == info.id), "seed {seed}: {info:?}");
+        }
+        for (id, one) in &world.devices {
+            assert!(one.unanswered.is_none(), "seed {seed}: a result without acknowledgement");
+            let order: Vec<_> = one.done.iter().map(|(_, payload)| payload.clone()).collect();
+            assert!(order.is_sorted(), "seed {seed}: {id} did {order:?}");
+        }
+    }
+    assert!(restarts > 300 && failures > 300, "{restarts} restarts, {failures} failures");
+}
+
+impl<S: Store> Worker<S> {
+    fn check(&self) {
+        self.book().check();
+    }
+}
+
+fn queued(world: &mut World, order: Order) -> Result<Queued, QueueError> {
+    let mut answer = world.queue(order);
+    world.turn();
+    answer.try_recv().unwrap()
+}
+
+#[test]
+fn keys_collapse_and_limits_mean_what_they_say() {
+    let mut world = World::new();
+    let keyed = |payload: &[u8]| Order { key: Some("k".into()), ..order(1, payload) };
+    let first = queued(&mut world, keyed(b"a")).unwrap();
+    let again = queued(&mut world, keyed(b"a")).unwrap();
+    assert_eq!((first.known, again.known, again.info.id), (false, true, first.info.id));
+    assert_eq!(queued(&mut world, keyed(b"b")).unwrap_err(), QueueError::KeyTaken);
+    let other = Order { device: device(2), ..keyed(b"b") };
+    assert!(!queued(&mut world, other).unwrap().known, "a key is the device's");
+
+    let collapsing = |payload: &[u8]| Order { collapse: Some("c".into()), ..order(3, payload) };
+    let mut old = queued(&mut world, collapsing(b"old")).unwrap();
+    let new = queued(&mut world, collapsing(b"new")).unwrap();
+    assert_eq!(old.outcome.try_recv().unwrap(), Outcome::Over(CommandState::Superseded));
+    assert!(new.info.number > old.info.number);
+    world.read_mail(usize::MAX);
+    assert_eq!(world.open[&device(3)].2, b"new");
+
+    for _ in 0..50 {
+        queued(&mut world, order(4, b"x")).unwrap();
+    }
+    assert_eq!(queued(&mut world, order(4, b"x")).unwrap_err(), QueueError::DeviceFull(50));
+    let long = order(5, &[0; PAYLOAD_MAX + 1]);
+    assert_eq!(queued(&mut world, long).unwrap_err(), QueueError::TooLong);
+    let key = Order { key: Some(String::new()), ..order(5, b"") };
+    assert_eq!(queued(&mut world, key).unwrap_err(), QueueError::BadKey);
+    for ttl_ms in [0, MAX_TTL_MS + 1] {
+        let order = Order { ttl_ms: Some(ttl_ms), ..order(5, b"") };
+        assert_eq!(queued(&mut world, order).unwrap_err(), QueueError::BadTtl);
+    }
+}
+
+#[test]
+fn a_result_that_comes_late_is_recorded_and_acknowledged() {
+    let mut world = World::new();
+    world.devices.insert(device(1), Device::default());
+    let mut one = queued(&mut world, Order { ttl_ms: Some(1_000), ..order(1, b"ab") }).unwrap();
+    world.read_mail(usize::MAX);
+    // The device does it, and its result does not come through in time.
+    world.wake(device(1), true);
+    world.inputs.clear();
+    world.worker.turn(&mut world.told.clone(), Vec::new(), now_ms() + 2_000);
+    assert_eq!(one.outcome.try_recv().unwrap(), Outcome::Over(CommandState::Expired));
+    world.read_mail(usize::MAX);
+    world.wake(device(1), false);
+    world.turn();
+    world.read_mail(usize::MAX);
+    assert!(world.devices[&device(1)].unanswered.is_none());
+    let info = world.all().remove(0);
+    assert_eq!((info.state, info.late.unwrap().output), (CommandState::Expired, "6261".into()));
+    let ends = world.told.ends.lock().unwrap();
+    assert_eq!(ends.iter().map(|end| (end.late, end.state)).collect::<Vec<_>>(), [
+        (false, CommandState::Expired),
+        (true, CommandState::Expired)
+    ]);
+}
+
+/// R116: a device that has had a higher number would take none of ours.
+#[test]
+fn a_number_above_ours_renumbers_what_waits() {
+    let mut world = World::new();
+    let done = Device { last: 40, ..Device::default() };
+    world.devices.insert(device(1), done);
+    for payload in [b"a", b"b"] {
+        queued(&mut world, order(1, payload)).unwrap();
+    }
+    let answer = CommandAnswer { status: 0, output: Vec::new() };
+    world.devices.get_mut(&device(1)).unwrap().unanswered = Some((40, answer));
+    world.settle();
+    let numbers: Vec<_> = world.devices[&device(1)].done.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, [41, 42]);
+    assert!(world.all().iter().all(|info| info.state == CommandState::Done));
+}
+
+#[test]
+fn what_is_cancelled_is_withdrawn_and_a_removed_device_has_no_commands() {
+    let mut world = World::new();
+    let ids: Vec<_> =
+        (0..3_u8).map(|n| queued(&mut world, order(1, &[n])).unwrap().info.id).collect();
+    world.read_mail(usize::MAX);
+    let cancel = |world: &mut World, id| {
+        let (reply, mut answer) = oneshot::channel();
+        world.inputs.push(Input::Request(Request::Cancel(id, reply)));
+        world.turn();
+        world.read_mail(usize::MAX);
+        answer.try_recv().unwrap()
+    };
+    assert_eq!(cancel(&mut world, ids[0]).unwrap().state, CommandState::Cancelled);
+    assert_eq!(world.open[&device(1)].0, ids[1], "the next one has its turn");
+    let over = QueueError::Over(ids[0], CommandState::Cancelled);
+    assert_eq!(cancel(&mut world, ids[0]).unwrap_err(), over);
+    assert_eq!(cancel(&mut world, 99).unwrap_err(), QueueError::Unknown(99));
+    world.inputs.push(Input::Revoked(device(1)));
+    world.turn();
+    world.read_mail(usize::MAX);
+    assert!(world.open.is_empty());
+    assert!(world.all().iter().all(|info| info.state == CommandState::Cancelled));
+}
+
+#[test]
+fn what_is_over_is_forgotten_in_time_and_number() {
+    let shelf = Shelf::default();
+    let limits = Limits { ended: 3, keep_ms: 1_000, ..Limits::default() };
+    let mut worker = worker(&shelf, limits);
+    let mut told = Ears::default();
+    worker.begin(&mut told);
+    let now = now_ms();
+    for n in 0..10 {
+        let (reply, _answer) = oneshot::channel();
+        let short = Order { ttl_ms: Some(1), ..order(1, &[n]) };
+        worker.turn(&mut told, vec![Input::Request(Request::Queue(short, reply))], now);
+    }
+    worker.turn(&mut told, Vec::new(), now + 5);
+    worker.turn(&mut told, Vec::new(), now + 6);
+    let ends: Vec<_> = told.ends.lock().unwrap().iter().map(|end| (end.id, end.late)).collect();
+    assert_eq!(ends.len(), 3, "those that were still there to be told of");
+    let all = |worker: &mut Worker<Shelf>, at| {
+        let (reply, mut answer) = oneshot::channel();
+        let wanted = Wanted { limit: 100, ..Wanted::default() };
+        worker.turn(&mut Ears::default(), vec![Input::Request(Request::List(wanted, reply))], at);
+        answer.try_recv().unwrap().unwrap().len()
+    };
+    assert_eq!(all(&mut worker, now + 7), 3);
+    worker.turn(&mut told, vec![Input::Told { ends, stored: true }], now + 8);
+    worker.turn(&mut told, Vec::new(), now + 2_000);
+    assert_eq!(all(&mut worker, now + 2_001), 0);
+    worker.check();
+}
+
+#[test]
+fn a_hundred_thousand_commands_are_open_again_within_a_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    let (devices, each) = (10_000_u64, 10);
+    let row = |id: u64| {
+        let device = DeviceId((id % devices).to_be_bytes());
+        let number = u32::try_from(id / devices).unwrap() + 1;
+        entry::Entry {
+            id,
+            device,
+            name: format!("device-{:06}", id % devices).into(),
+            number,
+            payload: vec![7; 64],
+            key: None,
+            collapse: None,
+            queued_ms: 1,
+            expires_ms: u64::MAX,
+            patient: true,
+            sent: 0,
+            end: None,
+            late: None,
+            untold: entry::Untold::default(),
+        }
+    };
+    let mut disk = Disk::open(path.clone()).unwrap();
+    let rows = (0..devices * each).map(|id| (id, Some(row(id).encode()))).collect();
+    disk.save(&Change { rows, numbers: Vec::new(), next_id: devices * each }).unwrap();
+    drop(disk);
+    let began = std::time::Instant::now();
+    let opened = Opened::open(path, Limits::default()).unwrap();
+    let mut told = Ears::default();
+    let mut worker = opened.worker;
+    worker.begin(&mut told);
+    let took = began.elapsed();
+    println!("100,000 queued commands were open again in {} ms", took.as_millis());
+    let mail = told.mail.lock().unwrap();
+    let given: HashSet<_> = mail
+        .iter()
+        .filter_map(|(_, mail)| match mail {
+            Mail::Command(command) => Some(command.device),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(given.len(), usize::try_from(devices).unwrap(), "the oldest of each device");
+    for shard in 0..2 {
+        let last = mail.iter().rev().find(|(to, _)| *to == shard).map(|(_, mail)| mail);
+        assert!(matches!(last, Some(Mail::CommandsBehind(false))), "those are all");
+    }
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn a_file_that_is_none_is_refused_with_what_to_do_and_a_mode_that_lets_others_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    let open = |path: &std::path::Path| Opened::open(path.to_owned(), Limits::default());
+    let text = |path: &std::path::Path| match open(path) {
+        Ok(_) => panic!("it opened"),
+        Err(error) => error.to_string(),
+    };
+    drop(open(&path).unwrap());
+    let held = open(&path).unwrap();
+    assert!(text(&path).contains("in use"), "{}", text(&path));
+    drop(held);
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(text(&path).contains("chmod 600"));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(&path, b"not a queue").unwrap();
+    assert!(text(&path).contains("move it away"), "{}", text(&path));
+}
