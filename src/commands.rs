@@ -25,8 +25,8 @@
 
 mod book;
 mod entry;
-mod info;
 mod inbox;
+mod info;
 mod store;
 mod worker;
 
@@ -138,10 +138,14 @@ pub enum QueueError {
     #[error("command {0} is over: {1}")]
     Over(u64, CommandState),
     /// All numbers have been given.
-    #[error("the device has had all the numbers that commands can have; register it anew under another id")]
+    #[error(
+        "the device has had all the numbers that commands can have; register it anew under another id"
+    )]
     Numbers,
     /// It could not be written.
-    #[error("the queue of commands cannot be written at the moment; nothing was queued or cancelled (`duet status` says more)")]
+    #[error(
+        "the queue of commands cannot be written at the moment; nothing was queued or cancelled (`duet status` says more)"
+    )]
     Unwritten,
     /// More than it can take in.
     #[error("too much is asked of the queue of commands at once; try again")]
@@ -293,9 +297,8 @@ impl Opened {
     /// When the system has no thread to give.
     pub fn run(self, ways: Box<dyn Ways>) -> std::io::Result<Commands> {
         let Self { worker, inbox, failed } = self;
-        let thread = std::thread::Builder::new()
-            .name("commands".into())
-            .spawn(move || worker.run(ways))?;
+        let thread =
+            std::thread::Builder::new().name("commands".into()).spawn(move || worker.run(ways))?;
         Ok(Commands { inbox, failed, thread: std::sync::Mutex::new(Some(thread)) })
     }
 }

@@ -471,7 +471,10 @@ impl Gateway for Control {
             pending: sum(&self.gauges, |gauges| &gauges.pending),
             devices: self.view.len() as u64,
             upstreams: upstreams.into_iter().map(Into::into).collect(),
-            faults: [fault, damaged, cut, untrimmed, late, commands].into_iter().flatten().collect(),
+            faults: [fault, damaged, cut, untrimmed, late, commands]
+                .into_iter()
+                .flatten()
+                .collect(),
         }
     }
 }

@@ -274,7 +274,8 @@ impl Client {
         let device = device.map(|name| format!("&device={}", segment(name))).unwrap_or_default();
         let mut after = 0;
         loop {
-            let (mut last, target) = (after, format!("/v1/commands?open={open}&after={after}{device}"));
+            let (mut last, target) =
+                (after, format!("/v1/commands?open={open}&after={after}{device}"));
             self.lines(&target, |command: CommandInfo| {
                 last = command.id;
                 each(command)

@@ -152,7 +152,8 @@ impl Book {
         }
         let collapses = |id: &u64| {
             let entry = self.all.get(id);
-            collapse.is_some() && entry.is_some_and(|entry| entry.collapse.as_deref() == collapse.as_deref())
+            collapse.is_some()
+                && entry.is_some_and(|entry| entry.collapse.as_deref() == collapse.as_deref())
         };
         let superseded: Vec<u64> = line.open.iter().copied().filter(collapses).collect();
         if line.open.len() - superseded.len() >= self.limits.per_device {
@@ -225,7 +226,8 @@ impl Book {
 
     /// Ends all commands of a device.
     pub(super) fn cancel_all(&mut self, device: &DeviceId, now_ms: u64) {
-        let open: Vec<_> = self.lines.get(device).map_or(Vec::new(), |line| line.open.iter().copied().collect());
+        let open: Vec<_> =
+            self.lines.get(device).map_or(Vec::new(), |line| line.open.iter().copied().collect());
         open.into_iter().for_each(|id| self.end(id, How::Cancelled, now_ms));
     }
 
@@ -277,7 +279,8 @@ impl Book {
 
     /// Gives all commands of a device that are not over new numbers, in their order.
     fn renumber(&mut self, device: &DeviceId) {
-        let open: Vec<_> = self.lines.get(device).map_or(Vec::new(), |line| line.open.iter().copied().collect());
+        let open: Vec<_> =
+            self.lines.get(device).map_or(Vec::new(), |line| line.open.iter().copied().collect());
         for id in open {
             // Where no number is left, none of them can ever be carried out: their time ends.
             let Some(number) = self.next_number(device) else { return };

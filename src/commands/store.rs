@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use duet_protocol::identity::DeviceId;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+};
 use thiserror::Error;
 
 use super::entry::Entry;
@@ -279,9 +281,7 @@ fn open(path: &Path) -> Result<Database, StoreError> {
         {
             Err(StoreError::Io { path, error })
         }
-        Ok(Err(error)) => {
-            Err(StoreError::Damaged { path, detail: Flaw::Engine(Box::new(error)) })
-        }
+        Ok(Err(error)) => Err(StoreError::Damaged { path, detail: Flaw::Engine(Box::new(error)) }),
         Err(_) => Err(StoreError::Damaged { path, detail: Flaw::Structure }),
     }
 }

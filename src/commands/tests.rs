@@ -304,7 +304,10 @@ fn what_is_queued_is_done_once_whatever_ends() {
         let all = world.all();
         for payload in &promised {
             let payload = crate::hex::Hex(payload).to_string();
-            assert!(all.iter().any(|info| info.payload == payload), "seed {seed}: promised and gone");
+            assert!(
+                all.iter().any(|info| info.payload == payload),
+                "seed {seed}: promised and gone"
+            );
         }
         let ends = world.told.ends.lock().unwrap().clone();
         for info in &all {
@@ -394,10 +397,10 @@ fn a_result_that_comes_late_is_recorded_and_acknowledged() {
     let info = world.all().remove(0);
     assert_eq!((info.state, info.late.unwrap().output), (CommandState::Expired, "6261".into()));
     let ends = world.told.ends.lock().unwrap();
-    assert_eq!(ends.iter().map(|end| (end.late, end.state)).collect::<Vec<_>>(), [
-        (false, CommandState::Expired),
-        (true, CommandState::Expired)
-    ]);
+    assert_eq!(
+        ends.iter().map(|end| (end.late, end.state)).collect::<Vec<_>>(),
+        [(false, CommandState::Expired), (true, CommandState::Expired)]
+    );
 }
 
 /// R116: a device that has had a higher number would take none of ours.
@@ -412,7 +415,8 @@ fn a_number_above_ours_renumbers_what_waits() {
     let answer = CommandAnswer { status: 0, output: Vec::new() };
     world.devices.get_mut(&device(1)).unwrap().unanswered = Some((40, answer));
     world.settle();
-    let numbers: Vec<_> = world.devices[&device(1)].done.iter().map(|(number, _)| *number).collect();
+    let numbers: Vec<_> =
+        world.devices[&device(1)].done.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers, [41, 42]);
     assert!(world.all().iter().all(|info| info.state == CommandState::Done));
 }

@@ -223,13 +223,7 @@ impl<S: Store> Worker<S> {
         }
     }
 
-    fn queue(
-        &mut self,
-        order: Order,
-        reply: Reply<Queued>,
-        now_ms: u64,
-        after: &mut Vec<After>,
-    ) {
+    fn queue(&mut self, order: Order, reply: Reply<Queued>, now_ms: u64, after: &mut Vec<After>) {
         let queued = self.book.queue(order, now_ms).and_then(|(id, known)| {
             let (sender, outcome_of) = oneshot::channel();
             match self.book.find(id) {

@@ -277,7 +277,9 @@ pub const SETTINGS: &[Setting] = &[
         "commands.ttl_s",
         number(1, 30 * 86_400, "30 days"),
         "86400",
-        &["Seconds that a command waits for its device's answer, where the one who gives it says nothing."],
+        &[
+            "Seconds that a command waits for its device's answer, where the one who gives it says nothing.",
+        ],
         AtStart,
     ),
     setting(

@@ -41,7 +41,10 @@ fn a_command_for_a_sleeper_comes_with_the_answer_to_its_reading() {
     let (done, said) = scratch.duet(&["command", "cancel", "3"]);
     assert!(done && said.contains("cancelled 3"), "{said}");
     let (done, said) = scratch.duet(&["command", "--wait", "device-1", "now"]);
-    assert!(!done && said.contains("no result in time") || said.contains("not connected"), "{said}");
+    assert!(
+        !done && said.contains("no result in time") || said.contains("not connected"),
+        "{said}"
+    );
 
     client.device.open(0);
     assert!(wake(&mut client), "told that nothing more waits");
@@ -68,7 +71,8 @@ fn a_command_is_carried_out_once_and_its_result_recorded_whenever_the_gateway_is
     let mut rng = Rng::new(11);
     let mut ids = Vec::new();
     for number in 0..COMMANDS {
-        let payload: String = number.to_be_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let payload: String =
+            number.to_be_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
         let key = || How { key: Some(format!("k{number}")), ..How::default() };
         let kill = number % 2 == 0;
         let (awake, killed) = (AtomicBool::new(false), AtomicBool::new(false));

@@ -55,7 +55,11 @@ fn every_profile_on_both_transports_opens_with_two_messages_and_carries_both_way
         let name = format!("device-{seed}");
         let state = scratch.state();
         let sender = std::thread::spawn(move || {
-            Command::new(DUET).arg("--state").arg(state).args(["command", "--wait", &name, "abc"]).output()
+            Command::new(DUET)
+                .arg("--state")
+                .arg(state)
+                .args(["command", "--wait", &name, "abc"])
+                .output()
         });
         assert!(client.drive(|_| sender.is_finished()));
         let output = sender.join().unwrap().unwrap();

@@ -94,9 +94,7 @@ fn queue_of(plane: &Plane) -> Result<&Commands, Problem> {
 }
 
 /// What the queue answers, in time.
-async fn answered<T>(
-    waiting: oneshot::Receiver<Result<T, QueueError>>,
-) -> Result<T, Problem> {
+async fn answered<T>(waiting: oneshot::Receiver<Result<T, QueueError>>) -> Result<T, Problem> {
     match tokio::time::timeout(PATIENCE, waiting).await {
         Ok(Ok(answer)) => answer.map_err(|error| Problem::of_queue(&error)),
         Ok(Err(_)) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is ending")),

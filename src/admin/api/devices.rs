@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 
 use super::input::{Lines, Names};
 use super::{Answer, Plane};
-use crate::admin::devices::{self, End};
 use crate::admin::Problem;
+use crate::admin::devices::{self, End};
 use crate::admin::wire::{DeviceInfo, DeviceLine, Refused};
 use crate::registry::Name;
 
