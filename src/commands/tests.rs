@@ -171,6 +171,12 @@ impl World {
         answer
     }
 
+    fn withdraw(&mut self, device: DeviceId, token: u64) {
+        if self.open.get(&device).is_some_and(|open| open.0 == token) {
+            self.open.remove(&device);
+        }
+    }
+
     fn give(&mut self, shard: usize, command: Command) {
         assert_eq!(usize::from(command.device.slot()) % 2, shard, "its device's shard");
         let Command { token, device, number, payload, .. } = command;
@@ -185,16 +191,10 @@ impl World {
             match mail {
                 Mail::Command(command) => self.give(shard, command),
                 Mail::ReplaceCommand { over, by } => {
-                    if self.open.get(&by.device).is_some_and(|open| open.0 == over) {
-                        self.open.remove(&by.device);
-                    }
+                    self.withdraw(by.device, over);
                     self.give(shard, by);
                 }
-                Mail::WithdrawCommand(device, token) => {
-                    if self.open.get(&device).is_some_and(|open| open.0 == token) {
-                        self.open.remove(&device);
-                    }
-                }
+                Mail::WithdrawCommand(device, token) => self.withdraw(device, token),
                 Mail::Durable(records) => {
                     for (_, record) in records {
                         let Some((device, number)) = self.waiting.remove(&record) else { continue };
