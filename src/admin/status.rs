@@ -114,7 +114,7 @@ pub enum Fault {
 
 impl Fault {
     /// All there are.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::SpoolFailed,
         Self::SpoolFull,
         Self::DiskFull,
@@ -123,6 +123,7 @@ impl Fault {
         Self::SpoolUntrimmed,
         Self::MarksUnsaved,
         Self::Delivering,
+        Self::CommandsUnwritten,
         Self::AuditUnwritten,
     ];
 
@@ -138,6 +139,7 @@ impl Fault {
             Self::SpoolUntrimmed => "spool-untrimmed",
             Self::MarksUnsaved => "marks-unsaved",
             Self::Delivering => "delivering",
+            Self::CommandsUnwritten => "commands-unwritten",
             Self::AuditUnwritten => "audit-unwritten",
         }
     }

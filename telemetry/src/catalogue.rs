@@ -66,7 +66,7 @@ labels! {
     DROPPED = "reason": words!["age" "size"];
     QUOTA = "quota": words!["readings" "bytes" "share"];
     CAUSE = "cause": words!["connection" "tls" "credentials" "timeout" "busy" "setting" "file"];
-    FAULT = "fault": words!["spool-failed" "spool-full" "disk-full" "spool-damaged" "spool-cut" "spool-untrimmed" "marks-unsaved" "delivering" "audit-unwritten"];
+    FAULT = "fault": words!["spool-failed" "spool-full" "disk-full" "spool-damaged" "spool-cut" "spool-untrimmed" "marks-unsaved" "delivering" "commands-unwritten" "audit-unwritten"];
     RELOAD = "outcome": words!["done" "refused"];
 }
 
