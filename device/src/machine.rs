@@ -483,7 +483,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         let mut next = [self.begin, handshake].into_iter().flatten().min();
         let mut earlier = |due: u64| next = Some(next.map_or(due, |next| next.min(due)));
         if let Some(session) = &self.session {
-            if self.closing || session.here.is_some() {
+            if self.closing || !session.here.is_empty() {
                 earlier(0);
             }
             self.answer.resend.iter().for_each(|resend| earlier(resend.due));

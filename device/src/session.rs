@@ -82,6 +82,39 @@ impl Answers {
     }
 }
 
+/// Questions whether the device receives where it is, the oldest first: each is answered once, also when several came
+/// before anything was sent. An attacker who relays another address's question must not take the place of the own one.
+pub(crate) struct Questions {
+    open: [[u8; 4]; HERE_IN_A_SECOND],
+    count: usize,
+}
+
+impl Questions {
+    const fn new() -> Self {
+        Self { open: [[0; 4]; HERE_IN_A_SECOND], count: 0 }
+    }
+
+    /// One more, in place of the oldest where there is no room.
+    pub(crate) fn push(&mut self, challenge: [u8; 4]) {
+        if self.count == HERE_IN_A_SECOND {
+            let _ = self.take();
+        }
+        self.open[self.count] = challenge;
+        self.count += 1;
+    }
+
+    pub(crate) fn take(&mut self) -> Option<[u8; 4]> {
+        self.count = self.count.checked_sub(1)?;
+        let first = self.open[0];
+        self.open.rotate_left(1);
+        Some(first)
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
 /// No text of this kind is longer.
 const fn text_max(up: &Up<'_>) -> usize {
     match up {
@@ -107,8 +140,7 @@ pub(crate) struct Session {
     pub(crate) renew: u64,
     recent: [Option<[u8; 16]>; RECENT],
     pub(crate) ping: Option<Ping>,
-    /// A question whether the device receives here, to be answered.
-    pub(crate) here: Option<[u8; 4]>,
+    pub(crate) here: Questions,
     pub(crate) answers: Answers,
     /// When the last authentic record came, µs.
     pub(crate) heard: u64,
@@ -152,7 +184,7 @@ impl Session {
             renew,
             recent: [None; RECENT],
             ping: Some(Ping::due(now_us, true)),
-            here: None,
+            here: Questions::new(),
             answers: Answers::new(),
             heard: now_us,
             longest: 0,
@@ -258,6 +290,16 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_question_is_answered_once_and_the_newest_ones_stand() {
+        let mut questions = Questions::new();
+        (0..6).for_each(|number| questions.push([number; 4]));
+        for number in 2..6 {
+            assert_eq!(questions.take(), Some([number; 4]));
+        }
+        assert!(questions.is_empty() && questions.take().is_none());
+    }
 
     #[test]
     fn an_address_is_shown_four_times_a_second_and_sixteen_times_a_minute() {

@@ -71,21 +71,26 @@ pub(crate) struct Gateway {
     pub(crate) cursor: usize,
 }
 
-fn parts(kept: Kept) -> (Shard<Remembered, Taken>, Arc<Device>, Taken) {
+fn parts(kept: Kept, node_key: [u8; 32]) -> (Shard<Remembered, Taken>, Arc<Device>, Taken) {
     let (_, credential) = testing::identity(ID, PROFILE.mode);
     let sources = SourceSet::of([PROFILE.source]);
     let device = Device::new("device".into(), credential, sources, None);
     let device = Arc::new(device.with_mark(kept.0).with_last(kept.1));
     let (directory, taken) = (Arc::new(One(Arc::clone(&device))), Taken::default());
-    let settings = Settings { idle_us: 60_000_000, ..testing::settings() };
+    let settings = Settings { idle_us: 120_000_000, node_key, ..testing::settings() };
     let shard = Shard::new(settings, directory, Remembered, taken.clone(), curve::random());
     (shard, device, taken)
 }
 
 impl Gateway {
     pub(crate) fn new(mark: u64) -> Self {
+        Self::with_node_key(mark, [0x77; 32])
+    }
+
+    /// One that signs its RESETs and questions with a key of its own.
+    pub(crate) fn with_node_key(mark: u64, node_key: [u8; 32]) -> Self {
         let saved = (mark, None);
-        let (shard, device, taken) = parts(saved);
+        let (shard, device, taken) = parts(saved, node_key);
         let (flight, spool) = (Vec::new(), Vec::new());
         Self { shard, device, taken, flight, spool, lost: 0, saved, cursor: 0 }
     }
@@ -95,7 +100,8 @@ impl Gateway {
         let mut kept = self.saved;
         self.spool[self.cursor..].iter().for_each(|entry| rebuild(&mut kept, entry));
         self.flight.clear();
-        (self.shard, self.device, self.taken) = parts(kept);
+        let node_key = self.shard.settings().node_key;
+        (self.shard, self.device, self.taken) = parts(kept, node_key);
     }
 
     /// Loses its disk; its registry is entered anew.

@@ -6,7 +6,10 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
 mod curve;
+mod doubt;
 mod early;
 mod gateway;
 mod machine;
+mod paths;
 mod search;
+mod waits;

@@ -239,7 +239,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             }
             Down::Prove { challenge } => {
                 if session.answers.take(now_us) {
-                    session.here = Some(challenge);
+                    session.here.push(challenge);
                 }
                 Ok(Event::Nothing)
             }
