@@ -6,7 +6,9 @@
 //! deadline; there are no others. Descriptors, framing and bytes are the transport's, which asks
 //! [`poll`](Streams::poll) what to close and reports what it closed.
 //!
-//! Addresses have shares here: when places get scarce, no address has more than a quarter of them.
+//! Addresses have shares here: when places get scarce, no address has more than a quarter of them. When next to none are left,
+//! whoever comes from an address that has fewer takes the place of a stream of the address that has most: of one over which
+//! no session speaks.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -20,6 +22,8 @@ const CLOSE_AFTER_US: u64 = 1_000_000;
 /// How long a stream may go without an authentic record after its first message, µs (R90). Once it has brought one, it has
 /// twice this time from when the last session leaves it.
 const PROOF_WITHIN_US: u64 = 30_000_000;
+/// Among how many addresses, and how many streams of each, one is looked for that makes room.
+const GREEDY_MAX: usize = 16;
 /// How long whoever has ended his direction may wait for answers, µs.
 const OWED_WITHIN_US: u64 = 5_000_000;
 
@@ -54,6 +58,13 @@ enum State {
     Closed,
 }
 
+impl State {
+    /// Whether no session speaks over such a stream.
+    fn is_idle(self) -> bool {
+        matches!(self, Self::First | Self::Unproven | Self::Left)
+    }
+}
+
 struct Stream {
     source: IpAddr,
     state: State,
@@ -72,6 +83,10 @@ pub struct Streams {
     all: FxHashMap<StreamId, Stream>,
     /// How many each address has, whose are counted as one (see [`source`]).
     shares: HashMap<IpAddr, usize>,
+    /// The same, the greediest last.
+    ranked: BTreeSet<(usize, IpAddr)>,
+    /// Streams over which no session speaks, with their deadlines, by address.
+    idle: BTreeSet<(IpAddr, u64, StreamId)>,
     /// Every stream's deadline, the earliest first.
     due: BTreeSet<(u64, StreamId)>,
 }
@@ -97,10 +112,16 @@ impl Streams {
         let (source, most) = (source(peer), self.limits.most);
         let share = self.shares.get(&source).copied().unwrap_or(0);
         let scarce = self.all.len() >= most / 2;
-        if self.all.len() >= most || (scarce && share >= (most / 4).max(1)) {
+        if scarce && share >= (most / 4).max(1) {
             return false;
         }
-        *self.shares.entry(source).or_default() += 1;
+        if self.all.len() + (most / 16).max(1) >= most {
+            self.make_room(share);
+        }
+        if self.all.len() >= most {
+            return false;
+        }
+        self.rank(source, share, share + 1);
         let fresh = Stream { source, state: State::First, sessions: 0, owed: 0, due_us: None };
         self.all.insert(stream, fresh);
         self.enter(stream, State::First, Some(since_us + self.limits.first_message_us));
@@ -140,11 +161,41 @@ impl Streams {
         found.due_us.into_iter().for_each(|due_us| {
             self.due.remove(&(due_us, stream));
         });
-        if let Some(share) = self.shares.get_mut(&found.source) {
-            *share -= 1;
-            if *share == 0 {
-                self.shares.remove(&found.source);
-            }
+        let idle = found.due_us.filter(|_| found.state.is_idle());
+        idle.into_iter().for_each(|due_us| {
+            self.idle.remove(&(found.source, due_us, stream));
+        });
+        let share = self.shares.get(&found.source).copied().unwrap_or(0);
+        self.rank(found.source, share, share.saturating_sub(1));
+    }
+
+    /// An address has another number of streams.
+    fn rank(&mut self, source: IpAddr, before: usize, now: usize) {
+        self.ranked.remove(&(before, source));
+        if now > 0 {
+            self.shares.insert(source, now);
+            self.ranked.insert((now, source));
+        } else {
+            self.shares.remove(&source);
+        }
+    }
+
+    /// Lets the deadline of one stream be over: of an address that has more than one more than `share`, the one with most
+    /// first. One that waits for an answer of the gateway's stays.
+    fn make_room(&mut self, share: usize) {
+        let greedy = self.ranked.iter().rev().take(GREEDY_MAX);
+        let greedy = greedy.take_while(|(count, _)| *count > share + 1);
+        let found = greedy.into_iter().find_map(|(_, source)| {
+            // Those whose time is over already are about to go.
+            let idle = self.idle.range((*source, 1, StreamId(0))..).take(GREEDY_MAX);
+            let mut idle = idle.take_while(|(owner, ..)| owner == source);
+            idle.find_map(|(.., stream)| {
+                let found = self.all.get(stream).filter(|found| found.owed == 0)?;
+                Some((*stream, found.state))
+            })
+        });
+        if let Some((stream, state)) = found {
+            self.enter(stream, state, Some(0));
         }
     }
 
@@ -246,10 +297,16 @@ impl Streams {
         let Some(found) = self.all.get_mut(&stream) else { return };
         if let Some(before_us) = found.due_us {
             self.due.remove(&(before_us, stream));
+            if found.state.is_idle() {
+                self.idle.remove(&(found.source, before_us, stream));
+            }
         }
         (found.state, found.due_us) = (state, due_us);
         due_us.into_iter().for_each(|due_us| {
             self.due.insert((due_us, stream));
+            if state.is_idle() {
+                self.idle.insert((found.source, due_us, stream));
+            }
         });
     }
 
@@ -264,6 +321,12 @@ impl Streams {
             self.all.len(),
             "each stream has its share"
         );
+        let ranked: BTreeSet<_> = self.shares.iter().map(|(source, n)| (*n, *source)).collect();
+        assert_eq!(ranked, self.ranked, "each address has its rank");
+        let idle = self.all.iter().filter(|(_, found)| found.state.is_idle());
+        let idle: BTreeSet<_> =
+            idle.filter_map(|(id, found)| Some((found.source, found.due_us?, *id))).collect();
+        assert_eq!(idle, self.idle, "each idle stream is its address's");
         for found in self.all.values() {
             let timeless = matches!(found.state, State::Proven | State::Closed);
             assert_eq!(found.due_us.is_none(), timeless, "{:?} has its deadline", found.state);
@@ -350,6 +413,38 @@ mod tests {
     }
 
     #[test]
+    fn the_greediest_address_makes_room_by_streams_that_nobody_speaks_over() {
+        let mut streams = Streams::new(StreamLimits { most: 32, ..StreamLimits::default() });
+        let mut number = 0;
+        let mut open = |streams: &mut Streams, host| {
+            number += 1;
+            streams.opened(StreamId(number), peer(host), number).then_some(StreamId(number))
+        };
+        // 16 of one address, over two of which sessions speak, and one waits for its ACCEPT.
+        for speaks in (0..16).map(|place| place < 2) {
+            let stream = open(&mut streams, 1).unwrap();
+            assert!(!speaks || streams.arrived(S, stream));
+            speaks.then(|| streams.join(stream));
+        }
+        assert!(streams.arrived(S, StreamId(3)));
+        streams.owe(S, StreamId(3));
+        assert!((0..8).all(|_| open(&mut streams, 2).is_some()));
+        // Honest ones come one by one: each is in, and the first address pays, to the last one that nobody speaks over.
+        let mut gone = Vec::new();
+        for host in 10..36 {
+            assert!(open(&mut streams, host).is_some(), "address {host}");
+            while let Some((stream, _)) = streams.poll(2 * S) {
+                streams.closed(stream);
+                gone.push(stream.0);
+            }
+            streams.check();
+        }
+        let first: Vec<_> = gone.iter().copied().filter(|stream| *stream <= 16).collect();
+        assert!(first.iter().all(|stream| *stream > 3), "{gone:?}");
+        assert!(first.len() >= 9, "{gone:?}");
+    }
+
+    #[test]
     fn when_places_are_scarce_one_address_has_its_share() {
         let mut streams = Streams::new(StreamLimits { most: 16, ..StreamLimits::default() });
         let mut number = 0;
@@ -362,6 +457,11 @@ mod tests {
         assert!((0..8).all(|host| open(&mut streams, 2 + host)));
         assert!(!open(&mut streams, 99), "all places are taken");
         streams.check();
+        // The last one that was let in, and the one that was not, each made room for another.
+        for made_room in [1, 2] {
+            assert_eq!(streams.poll(0), Some((StreamId(made_room), Close::NoFirstMessage)));
+        }
+        assert_eq!(streams.poll(0), None);
         for stream in 1..=6 {
             streams.closed(StreamId(stream));
         }
