@@ -15,6 +15,7 @@ pub(super) async fn keep(
     stopping: Stopping,
 ) -> Result<(), AdminError> {
     loop {
+        duet_telemetry::upkeep();
         let stop = tokio::time::timeout(every, stopped(stopping.clone())).await.is_ok();
         let registry = Arc::clone(&plane.registry);
         // The disk may take its time; requests go on meanwhile.

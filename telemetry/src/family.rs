@@ -1,11 +1,9 @@
 //! What can be counted: families of counters, gauges and histograms. Only the catalogue makes families; others ask them
 //! for series.
 
-use std::sync::{LazyLock, OnceLock};
+use std::marker::PhantomData;
 
-use prometheus::{HistogramOpts, Opts, Registry};
-
-pub(crate) static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
+use crate::export;
 
 /// What a metric is.
 #[derive(Debug)]
@@ -69,7 +67,7 @@ pub trait Listed: Sync {
     /// What it is.
     fn about(&self) -> &About;
     /// Makes every series whose labels' values are known in advance.
-    fn begin(&self);
+    fn begin(&'static self);
 }
 
 mod sealed {
@@ -77,11 +75,7 @@ mod sealed {
 
     /// How the series of a kind of metric are made.
     pub trait Made: Sized {
-        /// All of one metric.
-        type Set: Clone + Send + Sync;
-        fn set(about: &About) -> Self::Set;
-        fn with(set: &Self::Set, values: &[&str]) -> Self;
-        fn remove(set: &Self::Set, values: &[&str]);
+        fn series(about: &'static About, values: &[&str]) -> Self;
     }
 }
 use sealed::Made;
@@ -94,40 +88,25 @@ pub trait Metric: Made {
 
 /// A counter. Copies count together.
 #[derive(Clone)]
-pub struct Counter(prometheus::IntCounter);
+pub struct Counter(metrics::Counter);
 
 /// A counter of seconds.
 #[derive(Clone)]
-pub struct Seconds(prometheus::Counter);
+pub struct Seconds(metrics::Gauge);
 
 /// A gauge.
 #[derive(Clone)]
-pub struct Gauge(prometheus::Gauge);
+pub struct Gauge(metrics::Gauge);
 
 /// A histogram.
 #[derive(Clone)]
-pub struct Histogram(prometheus::Histogram);
+pub struct Histogram(metrics::Histogram);
 
 macro_rules! metrics {
-    ($($metric:ident is $kind:ident in $set:ty;)*) => {$(
+    ($($metric:ident is $kind:ident by $register:ident;)*) => {$(
         impl Made for $metric {
-            type Set = $set;
-
-            fn set(about: &About) -> Self::Set {
-                let names: Vec<_> = about.labels.iter().map(|label| label.name).collect();
-                // A name that is wrong, or there twice, is found by the test that makes all of them.
-                let set = <$set>::new(about.into(), &names).expect("the catalogue's names are valid");
-                REGISTRY.register(Box::new(set.clone())).expect("the catalogue has each name once");
-                set
-            }
-
-            fn with(set: &Self::Set, values: &[&str]) -> Self {
-                Self(set.with_label_values(values))
-            }
-
-            fn remove(set: &Self::Set, values: &[&str]) {
-                // One that is not there is gone already.
-                let _ = set.remove_label_values(values);
+            fn series(about: &'static About, values: &[&str]) -> Self {
+                Self(export::$register(about, values))
             }
         }
 
@@ -138,38 +117,23 @@ macro_rules! metrics {
 }
 
 metrics! {
-    Counter is Counter in prometheus::IntCounterVec;
-    Seconds is Counter in prometheus::CounterVec;
-    Gauge is Gauge in prometheus::GaugeVec;
-    Histogram is Histogram in prometheus::HistogramVec;
-}
-
-impl From<&About> for Opts {
-    fn from(about: &About) -> Self {
-        Self::new(about.name, about.help.trim())
-    }
-}
-
-impl From<&About> for HistogramOpts {
-    fn from(about: &About) -> Self {
-        Self::new(about.name, about.help.trim()).buckets(about.buckets.to_vec())
-    }
+    Counter is Counter by counter;
+    Seconds is Counter by total;
+    Gauge is Gauge by gauge;
+    Histogram is Histogram by histogram;
 }
 
 impl Counter {
     /// Adds to it.
     pub fn add(&self, more: u64) {
-        self.0.inc_by(more);
+        self.0.increment(more);
     }
 }
 
 impl Seconds {
-    /// Brings it to a total that grows; one that is smaller than before changes nothing.
+    /// Brings it to a total, which must not be smaller than before.
     pub fn set(&self, total: f64) {
-        let more = total - self.0.get();
-        if more > 0.0 {
-            self.0.inc_by(more);
-        }
+        self.0.set(total);
     }
 }
 
@@ -194,7 +158,7 @@ impl Gauge {
 impl Histogram {
     /// Counts one observation.
     pub fn observe(&self, value: f64) {
-        self.0.observe(value);
+        self.0.record(value);
     }
 }
 
@@ -222,7 +186,7 @@ impl Tally {
 /// A metric with `N` labels.
 pub struct Family<M: Metric, const N: usize> {
     about: About,
-    set: OnceLock<M::Set>,
+    metric: PhantomData<fn() -> M>,
 }
 
 /// The parts of a metric that the catalogue writes down.
@@ -240,11 +204,7 @@ impl<M: Metric, const N: usize> Family<M, N> {
         let Entry { name, help, unit, labels, buckets } = entry;
         assert!(labels.len() == N);
         let about = About { name, help, kind: M::KIND, unit, labels, buckets };
-        Self { about, set: OnceLock::new() }
-    }
-
-    fn set(&self) -> &M::Set {
-        self.set.get_or_init(|| M::set(&self.about))
+        Self { about, metric: PhantomData }
     }
 
     /// The series with these values of the labels, in their order; it is made if there is none. It takes a lock: who
@@ -252,37 +212,34 @@ impl<M: Metric, const N: usize> Family<M, N> {
     ///
     /// # Panics
     /// If a label cannot have its value by the catalogue.
-    pub fn with(&self, values: [&str; N]) -> M {
+    pub fn with(&'static self, values: [&str; N]) -> M {
         for (label, value) in self.about.labels.iter().zip(values) {
             if let Values::Of(known) = label.values {
                 assert!(known().contains(&value), "the catalogue has no {}={value:?}", label.name);
             }
         }
-        M::with(self.set(), &values)
+        M::series(&self.about, &values)
     }
 
-    /// Lets a series go whose subject is gone.
+    /// Shows a series no more whose subject is gone, until somebody asks for it again. Not for histograms.
     pub fn remove(&self, values: [&str; N]) {
-        M::remove(self.set(), &values);
+        export::hide(&self.about, &values);
     }
 }
 
 impl<M: Metric> Family<M, 0> {
     /// The one series.
-    pub fn one(&self) -> M {
+    pub fn one(&'static self) -> M {
         self.with([])
     }
 }
 
-impl<M: Metric, const N: usize> Listed for Family<M, N>
-where
-    M::Set: 'static,
-{
+impl<M: Metric, const N: usize> Listed for Family<M, N> {
     fn about(&self) -> &About {
         &self.about
     }
 
-    fn begin(&self) {
+    fn begin(&'static self) {
         let mut known = vec![Vec::new()];
         for label in self.about.labels {
             let values = label.known();
@@ -293,7 +250,7 @@ where
             known = known.iter().flat_map(longer).collect();
         }
         for values in known {
-            M::with(self.set(), &values);
+            M::series(&self.about, &values);
         }
     }
 }

@@ -6,6 +6,7 @@
 //! be used by code that does no I/O (the core keeps plain numbers, which its host publishes here).
 
 pub mod catalogue;
+mod export;
 mod family;
 mod page;
 mod process;
@@ -25,11 +26,12 @@ pub fn start() {
 #[must_use]
 pub fn render() -> String {
     process::look();
-    let mut text = String::new();
-    let families = family::REGISTRY.gather();
-    // It writes to memory, and all names were valid when the metrics were made.
-    let _ = prometheus::TextEncoder::new().encode_utf8(&families, &mut text);
-    text
+    export::render()
+}
+
+/// To be called now and then, also when nobody reads the metrics.
+pub fn upkeep() {
+    export::upkeep();
 }
 
 #[cfg(test)]
