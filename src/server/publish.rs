@@ -35,7 +35,7 @@ pub(super) struct Look<'a> {
 impl Published {
     pub(super) fn new(shard: usize, keys: &[GatewayKey]) -> Self {
         let shard = shard.to_string();
-        let tally = |family: &Family<Counter, 1>| Tally::new(family.with([&shard]));
+        let tally = |family: &'static Family<Counter, 1>| Tally::new(family.with([&shard]));
         let drops = DropReason::ALL
             .iter()
             .map(|reason| Tally::new(metrics::DROPS.with([reason.label(), &shard])));
