@@ -11,6 +11,7 @@ use super::control::Control;
 use super::{Format, Place};
 
 mod add;
+mod attempt;
 mod credential;
 mod deliver;
 mod export;
@@ -38,6 +39,8 @@ pub(super) enum Device {
         #[arg(long, value_enum, default_value = "table")]
         format: Format,
     },
+    /// Be a device: open its channel, perhaps send a reading, and say each step
+    Try(attempt::Try),
     /// Refuse devices for ever under their present credentials, and end their sessions
     Revoke(Names),
     /// Forget devices and end their sessions; a credential that was revoked stays refused
@@ -63,6 +66,7 @@ impl Device {
             Self::Export(export) => export.run(place)?,
             Self::List(list) => list.run(place)?,
             Self::Show { name, format } => list::show(place, &name, format)?,
+            Self::Try(attempt) => return attempt.run(place),
             Self::Revoke(names) => names.end(place, End::Revoke)?,
             Self::Remove(names) => names.end(place, End::Remove)?,
         }

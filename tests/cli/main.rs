@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+mod attempt;
 mod credentials;
 mod fleet;
 mod packages;

@@ -100,6 +100,8 @@ fn begin() -> (Page, Gateway) {
 fn a_device_in_rust_is_the_page() {
     let (page, _gateway) = begin();
     page.run(&blocks("sh register")[0]);
+    let said = page.run(&blocks("sh try")[0]);
+    assert!(said.contains("stored: hello"), "{said}");
     let said = page.run(&blocks("sh rust")[0]);
     assert!(said.contains("stored: 21.5"), "{said}");
     assert!(page.stored().contains("boiler-1"), "{}", page.stored());
