@@ -91,6 +91,7 @@ fn hedge(c: &mut impl Crypto, key: &DeviceKey, salt: &[u8; 32]) -> Result<Secret
 
 impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
     /// Makes a HELLO in `out`, which is long enough for it.
+    #[inline(never)]
     pub(crate) fn make(
         c: &mut impl Crypto,
         saying: &Saying<'_>,
@@ -247,6 +248,7 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
     }
 
     /// What an ACCEPT grants, and the session's keys.
+    #[inline(never)]
     pub(crate) fn accept(
         &self,
         c: &mut impl Crypto,

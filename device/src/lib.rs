@@ -21,6 +21,8 @@ extern crate std;
 pub mod certificate;
 #[cfg(feature = "std")]
 pub mod client;
+#[cfg(feature = "compact")]
+pub mod compact;
 #[cfg(feature = "std")]
 pub mod credentials;
 pub mod crypto;

@@ -2,8 +2,6 @@
 
 #![allow(unsafe_code, reason = "the page lies at a fixed address")]
 
-use core::ptr;
-
 use duet_device::{
     Config, DeviceKey, Identity,
     protocol::{
@@ -33,31 +31,33 @@ struct Page {
     /// The registration key, or the certificate's private key.
     secret: [u8; 32],
     gateway_fingerprint: [u8; 32],
-    gateway_key: [u8; 65],
+    /// Both coordinates. That they are a point is found out where it is used.
+    gateway_key: [[u8; 32]; 2],
 }
 
 /// What the page says; `None` where there is none or it makes no sense.
 pub(crate) fn read() -> Option<Config> {
-    // SAFETY: the address is in flash behind the program, bytes are aligned everywhere, and any are a page.
-    let page = unsafe { ptr::read_volatile(ADDRESS as *const Page) };
+    // The address is not known before: else the compiler would take what lies there for what the linker put there.
+    let address = core::hint::black_box(ADDRESS) as *const Page;
+    // SAFETY: the address is in flash behind the program, nobody writes there, and any bytes are a page.
+    let page = unsafe { &*address };
+    if page.magic != MAGIC {
+        return None;
+    }
     let profile = Offer::decode(page.profile).ok()?.profile;
     let key = if profile.mode.has_certificate() {
         DeviceKey::Private(SecretScalar::from_bytes(&page.secret)?)
     } else {
         DeviceKey::Registration(RegistrationKey(page.secret))
     };
+    let [x, y] = &page.gateway_key;
     let gateway = Gateway {
         key_id: page.key_id,
         fingerprint: Fingerprint(page.gateway_fingerprint),
-        key: PublicKey::from_sec1(&page.gateway_key)?,
+        key: PublicKey::from_coordinates(x, y),
     };
-    let identity =
-        Identity { id: DeviceId(page.id), fingerprint: Fingerprint(page.fingerprint), key };
-    (page.magic == MAGIC).then_some(Config {
-        identity,
-        gateway,
-        profile,
-        transport: Transport::Stream,
-        fresh: u64::from_be_bytes(page.first_fresh),
-    })
+    let (id, fingerprint) = (DeviceId(page.id), Fingerprint(page.fingerprint));
+    let identity = Identity { id, fingerprint, key };
+    let fresh = u64::from_be_bytes(page.first_fresh);
+    Some(Config { identity, gateway, profile, transport: Transport::Stream, fresh })
 }

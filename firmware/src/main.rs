@@ -15,15 +15,21 @@ mod frame;
 mod host;
 mod memory;
 
+use core::mem::MaybeUninit;
+
 use cortex_m_rt::{entry, exception};
-use duet_device::{Device, Early, Event, Software, protocol::wire::Kind, store::TwoPages};
+#[cfg(feature = "compact")]
+use duet_device::compact::Compact as Engine;
+#[cfg(not(feature = "compact"))]
+use duet_device::software::Software as Engine;
+use duet_device::{Device, Early, Event, protocol::wire::Kind, store::TwoPages};
 
 use crate::{board::Board, frame::Receiver, memory::Paint};
 
 /// The longest payload, and the longest message that this device takes.
 const PAYLOAD: usize = 64;
 const MESSAGE: usize = 256;
-type Sensor = Device<Software, TwoPages<host::Flash>, 2, PAYLOAD>;
+type Sensor = Device<Engine, TwoPages<host::Flash>, 2, PAYLOAD>;
 
 /// How long between readings, and how long a nap is, µs.
 const PAUSE_US: u64 = 200_000;
@@ -56,6 +62,7 @@ struct Application {
 
 impl Application {
     /// Sends what is due.
+    #[inline(never)]
     fn transmit(&mut self) {
         let mut out = [0; 2 + Sensor::TRANSMIT_MAX];
         loop {
@@ -84,6 +91,7 @@ impl Application {
     }
 
     /// Takes a message of the gateway's.
+    #[inline(never)]
     fn handle(&mut self, len: usize) {
         let now = self.board.now_us();
         let before = self.board.ticks();
@@ -200,16 +208,14 @@ impl Application {
     }
 }
 
-#[entry]
-fn main() -> ! {
-    let paint = Paint::new();
+/// Makes the application where it stays.
+#[inline(never)]
+fn start() -> Option<&'static mut Application> {
+    let place = cortex_m::singleton!(: MaybeUninit<Application> = MaybeUninit::uninit())?;
     let board = Board::start();
-    let Some(config) = credential::read() else { panic!() };
-    let Some(seed) = host::random() else { panic!() };
-    let store = TwoPages::new(host::Flash);
-    let Ok(mut device) = Sensor::new(Software::seeded(seed), store, config) else { panic!() };
-    device.set_early(Early::Stay);
-    let mut application = Application {
+    let engine = Engine::seeded(host::random()?);
+    let device = Sensor::new(engine, TwoPages::new(host::Flash), credential::read()?).ok()?;
+    let application = place.write(Application {
         board,
         device,
         receiver: Receiver::new(),
@@ -218,6 +224,17 @@ fn main() -> ! {
         silent_us: 0,
         naps: 0,
         stops: false,
+    });
+    application.device.set_early(Early::Stay);
+    Some(application)
+}
+
+#[entry]
+fn main() -> ! {
+    let paint = Paint::new();
+    let Some(application) = start() else {
+        host::say("failed", None);
+        host::exit(false)
     };
     while !application.stops {
         application.round();

@@ -84,10 +84,14 @@ impl SecretScalar {
     /// `None` when it is zero or not below the group's order.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; 32]) -> Option<Self> {
-        let valid = Option::from(NonZeroScalar::from_repr(FieldBytes::from(*bytes)))
-            .map(|mut scalar: NonZeroScalar| scalar.zeroize())
-            .is_some();
-        valid.then(|| Self(*bytes))
+        // Whether bytes − n is below zero, and whether any bit is set, in the same time for all.
+        let (mut borrow, mut any) = (false, 0);
+        for (byte, order) in bytes.iter().zip(ORDER).rev() {
+            let (difference, under) = byte.overflowing_sub(order);
+            borrow = under | (difference < u8::from(borrow));
+            any |= byte;
+        }
+        (borrow & (any != 0)).then(|| Self(*bytes))
     }
 
     /// Maps 48 uniform bytes to a scalar with negligible bias: (bytes mod (n−1)) + 1 (R20).
@@ -171,6 +175,12 @@ impl PublicKey {
         self
     }
 }
+
+/// n, the group's order.
+const ORDER: [u8; 32] = [
+    0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6,
+    0xfa, 0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+];
 
 /// p, the field's prime: 2²⁵⁶ − 2²²⁴ + 2¹⁹² + 2⁹⁶ − 1.
 const FIELD: [u8; 32] = [
@@ -331,6 +341,16 @@ mod tests {
         assert_eq!(PublicKey::from_sec1(&bad), None);
         assert_eq!(PublicKey::from_sec1(&good.0[..33]), None);
         assert!(SecretScalar::from_bytes(&[0; 32]).is_none());
+        for at in 0..32 {
+            let mut near = ORDER;
+            assert!(SecretScalar::from_bytes(&near).is_none(), "n itself");
+            near[at] = near[at].wrapping_add(1);
+            let below = ORDER[at] == 0xff;
+            assert_eq!(SecretScalar::from_bytes(&near).is_some(), below, "byte {at} higher");
+            near[at] = near[at].wrapping_sub(2);
+            let below = ORDER[at] != 0;
+            assert_eq!(SecretScalar::from_bytes(&near).is_some(), below, "byte {at} lower");
+        }
         assert!(SecretScalar::from_bytes(&[0xff; 32]).is_none());
     }
 }

@@ -190,7 +190,7 @@ fn page_of(credential: &Path) -> Vec<u8> {
     page.extend(identity.fingerprint.0);
     page.extend(secret);
     page.extend(gateway.fingerprint.0);
-    page.extend(gateway.key.0);
+    page.extend(&gateway.key.0[1..]);
     page
 }
 

@@ -63,6 +63,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         Ok(Event::Nothing)
     }
 
+    #[inline(never)]
     fn handle_challenge<'m>(&mut self, now_us: u64, message: &[u8]) -> Result<Event<'m>, Error> {
         let handshake = self.handshake.as_ref().ok_or(DropReason::Unexpected)?;
         let (challenge, mark) = handshake.waiting.challenge(&mut self.crypto, message)?;
@@ -83,6 +84,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         Ok(Event::Nothing)
     }
 
+    #[inline(never)]
     fn handle_accept<'m>(&mut self, now_us: u64, message: &[u8]) -> Result<Event<'m>, Error> {
         let handshake = self.handshake.as_ref().ok_or(DropReason::Unexpected)?;
         let waiting = &handshake.waiting;
@@ -147,6 +149,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         Ok(Event::Opened)
     }
 
+    #[inline(never)]
     fn handle_record<'m>(
         &mut self,
         now_us: u64,
@@ -251,6 +254,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         }
     }
 
+    #[inline(never)]
     fn handle_reset<'m>(&mut self, now_us: u64, message: &[u8]) -> Result<Event<'m>, Error> {
         let reset = Reset::decode(message)?;
         let session = self.session.as_mut().ok_or(DropReason::Unexpected)?;

@@ -128,6 +128,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         found(&|reading| reading.first.is_none()).map(|(at, _)| at)
     }
 
+    #[inline(never)]
     fn make_hello(
         &mut self,
         now_us: u64,
@@ -166,6 +167,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         Ok((waiting, token))
     }
 
+    #[inline(never)]
     fn transmit_record(&mut self, now_us: u64, out: &mut [u8]) -> Option<usize> {
         let len = self.transmit_here(out);
         let len = len.or_else(|| self.transmit_answer(now_us, out));
