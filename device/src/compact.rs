@@ -27,7 +27,7 @@ use self::{
 };
 
 /// How much of the stack below a caller may hold what operations have left there, in words.
-const STACK_WORDS: usize = 512;
+const STACK_WORDS: usize = 384;
 
 /// Small code for everything; random bytes from `R`.
 pub struct Compact<R = Seeded>(R);
@@ -308,7 +308,9 @@ mod tests {
         for byte in (0..=255u8).step_by(5) {
             for x in [
                 [byte; 32],
-                core::array::from_fn(|at| byte.wrapping_mul(31).wrapping_add(at as u8)),
+                core::array::from_fn(|at| {
+                    byte.wrapping_mul(31).wrapping_add(u8::try_from(at).unwrap())
+                }),
             ] {
                 let ours = c.agree(PrivateKey::Scalar(&scalar), &x).unwrap();
                 assert_eq!(ours.map(|it| it.point), ec::lift_even(&x));

@@ -41,8 +41,8 @@ pub(crate) struct Saying<'a> {
     pub(crate) offer: Offer,
     pub(crate) fresh: u64,
     pub(crate) challenge: Option<&'a [u8; 16]>,
-    /// The text of a reading, empty where there is none.
-    pub(crate) reading: &'a [u8],
+    /// The text of a reading in two parts, its head and its payload; both empty where there is none.
+    pub(crate) reading: [&'a [u8]; 2],
 }
 
 /// What is destroyed with the wait (R35).
@@ -62,7 +62,7 @@ pub(crate) struct Waiting<const PAYLOAD: usize> {
     more: [u8; PAYLOAD],
     len: usize,
     digest: [u8; 32],
-    secrets: Secrets,
+    secrets: Option<Secrets>,
 }
 
 /// Writes one field after the other.
@@ -90,15 +90,23 @@ fn hedge(c: &mut impl Crypto, key: &DeviceKey, salt: &[u8; 32]) -> Result<Secret
 }
 
 impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
+    /// None yet: [`make`](Self::make) follows. It is made where it stays, since a device has little stack.
+    pub(crate) const fn empty(offer: Offer) -> Self {
+        let (base, more, digest) = ([0; BASE], [0; PAYLOAD], [0; 32]);
+        Self { offer, fresh: 0, base, more, len: 0, digest, secrets: None }
+    }
+
     /// Makes a HELLO in `out`, which is long enough for it.
     #[inline(never)]
     pub(crate) fn make(
+        &mut self,
         c: &mut impl Crypto,
         saying: &Saying<'_>,
         out: &mut [u8],
-    ) -> Result<Self, CryptoError> {
+    ) -> Result<(), CryptoError> {
         let Saying { identity, gateway, fresh, challenge, reading, .. } = *saying;
-        let early = !reading.is_empty();
+        let reading_len = reading[0].len() + reading[1].len();
+        let early = reading_len > 0;
         let offer = Offer { challenged: challenge.is_some(), early, ..saying.offer };
         // The hedge's salt, S (R23), and what the signature's nonce takes in.
         let mut random = Zeroizing::new([0; 32 + RANDOM + 32]);
@@ -108,8 +116,11 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
         let extra: &[u8; 32] = extra.try_into().map_err(|_| CryptoError::Random)?;
 
         let ch = challenge.copied().unwrap_or_default();
-        let carried =
-            if early || challenge.is_some() { Some(c.sha256(&[&ch, reading])?) } else { None };
+        let carried = if early || challenge.is_some() {
+            Some(c.sha256(&[&ch, reading[0], reading[1]])?)
+        } else {
+            None
+        };
         let prk = hedge(c, &identity.key, salt)?;
         let scalar =
             schedule::hedged_scalar(c, &prk, &gateway.fingerprint, fresh, carried.as_ref())?;
@@ -139,14 +150,14 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
             random,
             reading,
         };
-        let len = offer.hello_len(reading.len());
+        let len = offer.hello_len(reading_len);
         let message = out.get_mut(..len).ok_or(CryptoError::Unsupported)?;
         message.fill(0);
         let mut to = Writer { out: &mut *message, len: 0 };
         to.put(&header)?;
         to.put(&sent.point.x())?;
         if early {
-            let n = u16::try_from(reading.len()).map_err(|_| CryptoError::Unsupported)?;
+            let n = u16::try_from(reading_len).map_err(|_| CryptoError::Unsupported)?;
             to.put(&n.to_be_bytes())?;
         }
         to.put(&identity.id.0)?;
@@ -166,20 +177,20 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
             }
             DeviceKey::Registration(_) => to.put(&claim.binder(c, &hs)?)?,
         }
-        to.put(reading)?;
+        to.put(reading[0])?;
+        to.put(reading[1])?;
 
         let sealed = message.get_mut(offer.sealed_at()..).ok_or(CryptoError::Unsupported)?;
         let (text, tag) = sealed.split_last_chunk_mut::<16>().ok_or(CryptoError::Unsupported)?;
         *tag = hpke.seal(c, &header, text)?;
 
         let digest = c.sha256(&[message])?;
-        let secrets = Secrets { scalar, hs, random: *s };
-        let (base, more) = ([0; BASE], [0; PAYLOAD]);
-        let mut this = Self { offer, fresh, base, more, len, digest, secrets };
         let (head, tail) = message.split_at(len.min(BASE));
-        this.base[..head.len()].copy_from_slice(head);
-        this.more.get_mut(..tail.len()).ok_or(CryptoError::Unsupported)?.copy_from_slice(tail);
-        Ok(this)
+        self.base[..head.len()].copy_from_slice(head);
+        self.more.get_mut(..tail.len()).ok_or(CryptoError::Unsupported)?.copy_from_slice(tail);
+        (self.offer, self.fresh, self.len, self.digest) = (offer, fresh, len, digest);
+        self.secrets = Some(Secrets { scalar, hs, random: *s });
+        Ok(())
     }
 
     /// The counter in it.
@@ -236,7 +247,8 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
         let mut aad = [0; 25];
         aad[..17].copy_from_slice(clear);
         aad[17..].copy_from_slice(&self.digest[..8]);
-        let keys = schedule::challenge_key(c, &self.secrets.hs, nonce)?;
+        let secrets = self.secrets.as_ref().ok_or(DropReason::Unexpected)?;
+        let keys = schedule::challenge_key(c, &secrets.hs, nonce)?;
         let mut buffer = [0; 24];
         buffer.copy_from_slice(text);
         if !c.open(&keys.key, &keys.iv, &aad, &mut buffer, tag)? {
@@ -269,7 +281,8 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
 
         let (cs, cd) = (&gateway.fingerprint, &identity.fingerprint);
         let th = schedule::transcript(c, self.parts(), clear, cs, cd)?;
-        let Secrets { scalar, hs, random } = &self.secrets;
+        let secrets = self.secrets.as_ref().ok_or(DropReason::Unexpected)?;
+        let Secrets { scalar, hs, random } = secrets;
         let mut master = None;
         let own = match (profile.source, &identity.key) {
             (KeySource::Ephemeral, _) | (_, DeviceKey::Registration(_)) => None,

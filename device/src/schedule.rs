@@ -249,11 +249,11 @@ pub(crate) struct Claim<'a> {
     pub(crate) fresh: [u8; 8],
     pub(crate) challenge: [u8; 16],
     pub(crate) random: &'a [u8],
-    pub(crate) reading: &'a [u8],
+    pub(crate) reading: [&'a [u8]; 2],
 }
 
 impl Claim<'_> {
-    fn parts<'p>(&'p self, label: &'p [u8]) -> [&'p [u8]; 10] {
+    fn parts<'p>(&'p self, label: &'p [u8]) -> [&'p [u8]; 11] {
         [
             label,
             &self.header,
@@ -264,7 +264,8 @@ impl Claim<'_> {
             &self.fresh,
             &self.challenge,
             self.random,
-            self.reading,
+            self.reading[0],
+            self.reading[1],
         ]
     }
 

@@ -53,6 +53,17 @@ impl Ping {
     }
 }
 
+/// Microseconds in milliseconds, by four divisions of 32 bits: on a small processor one of 64 costs a kilobyte.
+pub(crate) fn milliseconds(us: u64) -> u64 {
+    let (mut rest, mut out) = (0, 0);
+    for chunk in us.to_be_bytes().chunks_exact(2) {
+        let digit = chunk.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+        let part = rest << 16 | digit;
+        (rest, out) = (part % 1_000, out << 16 | u64::from(part / 1_000));
+    }
+    out
+}
+
 /// The answers that show that the device receives at its address: how many were given lately.
 pub(crate) struct Answers {
     /// When the last ones were given, ms; the newest first.
@@ -68,7 +79,7 @@ impl Answers {
     /// Whether one more may be given now; if so it is counted.
     pub(crate) fn take(&mut self, now_us: u64) -> bool {
         // The difference of two times is right as long as it is below 49 days; older ones are long over.
-        let now = u32::try_from(now_us / 1_000 % (1 << 32)).unwrap_or(u32::MAX);
+        let now = u32::try_from(milliseconds(now_us) & 0xffff_ffff).unwrap_or(u32::MAX);
         let within = |count: usize, span: u32| {
             self.given >= count && now.wrapping_sub(self.at[count - 1]) < span
         };
@@ -299,6 +310,12 @@ mod tests {
             assert_eq!(questions.take(), Some([number; 4]));
         }
         assert!(questions.is_empty() && questions.take().is_none());
+    fn milliseconds_are_what_a_division_gives() {
+        for us in
+            [0, 1, 999, 1_000, 65_536_000, 4_294_967_295, 4_294_967_296_123, u64::MAX - 1, u64::MAX]
+        {
+            assert_eq!(milliseconds(us), us / 1_000);
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use cortex_m::{
 };
 
 /// The processor's clock, and that of the timers, in ticks a microsecond.
-const TICKS_PER_US: u64 = 25;
+const TICKS_PER_US: u32 = 25;
 
 /// Registers of a serial line (CMSDK APB UART).
 mod uart {
@@ -71,8 +71,8 @@ fn write(register: usize, value: u32) {
 
 /// The board's devices. There is one.
 pub(crate) struct Board {
-    /// Ticks of the clock's whole rounds so far, and where it stood when it was last read.
-    rounds: u64,
+    now_us: u64,
+    /// Where the clock stood then.
     last: u32,
 }
 
@@ -90,22 +90,20 @@ impl Board {
             // SAFETY: interrupts are masked, so unmasking a line runs no code.
             unsafe { NVIC::unmask(line) };
         }
-        Self { rounds: 0, last: 0 }
+        Self { now_us: 0, last: 0 }
     }
 
-    /// Ticks since the start. It must be asked once in 170 s, or it loses a round.
-    pub(crate) fn ticks(&mut self) -> u64 {
-        let now = !read(timer::CLOCK + timer::VALUE);
-        if now < self.last {
-            self.rounds += 1 << 32;
-        }
-        self.last = now;
-        self.rounds + u64::from(now)
+    /// The clock's ticks, 25 a microsecond; they begin again after 170 s.
+    pub(crate) fn ticks(&self) -> u32 {
+        !read(timer::CLOCK + timer::VALUE)
     }
 
-    /// Microseconds since the start.
+    /// Microseconds since the start. It must be asked once in 170 s.
     pub(crate) fn now_us(&mut self) -> u64 {
-        self.ticks() / TICKS_PER_US
+        let passed = self.ticks().wrapping_sub(self.last) / TICKS_PER_US;
+        self.last = self.last.wrapping_add(passed * TICKS_PER_US);
+        self.now_us += u64::from(passed);
+        self.now_us
     }
 
     /// A byte that has come.
@@ -130,8 +128,8 @@ impl Board {
             if now >= until_us || read(uart::STATE) & uart::RECEIVE_FULL != 0 {
                 return;
             }
-            let ticks = (until_us - now).saturating_mul(TICKS_PER_US).clamp(1, 120_000_000 * 25);
-            write(timer::WAKE + timer::VALUE, u32::try_from(ticks).unwrap_or(u32::MAX));
+            let wait_us = u32::try_from(until_us - now).unwrap_or(u32::MAX).min(120_000_000);
+            write(timer::WAKE + timer::VALUE, wait_us * TICKS_PER_US);
             write(timer::WAKE + timer::CONTROL, timer::ENABLE | timer::INTERRUPT);
             asm::wfi();
             write(timer::WAKE + timer::CONTROL, 0);

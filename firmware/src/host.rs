@@ -6,9 +6,9 @@ use cortex_m_semihosting::{debug, hio, syscall};
 use duet_device::store::{PAGE_LEN, Pages, StoreError};
 
 /// Says a line: words, and perhaps a number.
-pub(crate) fn say(word: &str, number: Option<u64>) {
+pub(crate) fn say(word: &str, number: Option<u32>) {
     let Ok(mut out) = hio::hstdout() else { return };
-    let mut digits = [b' '; 22];
+    let mut digits = [b' '; 12];
     let mut at = digits.len() - 1;
     digits[at] = b'\n';
     if let Some(mut rest) = number {

@@ -42,10 +42,10 @@ const NAPS: u32 = 3;
 /// What a step took when it was first taken, in ticks.
 #[derive(Default)]
 struct Costs {
-    hello: Option<u64>,
-    accept: Option<u64>,
-    reading: Option<u64>,
-    ack: Option<u64>,
+    hello: Option<u32>,
+    accept: Option<u32>,
+    reading: Option<u32>,
+    ack: Option<u32>,
 }
 
 struct Application {
@@ -53,7 +53,7 @@ struct Application {
     device: Sensor,
     receiver: Receiver<MESSAGE>,
     costs: Costs,
-    readings: u64,
+    readings: u32,
     /// Since when nothing came, µs.
     silent_us: u64,
     naps: u32,
@@ -79,7 +79,7 @@ impl Application {
                 }
                 return;
             };
-            let took = self.board.ticks() - before;
+            let took = self.board.ticks().wrapping_sub(before);
             let cost = match Kind::of(message) {
                 Ok(Kind::Hello) => &mut self.costs.hello,
                 _ => &mut self.costs.reading,
@@ -96,7 +96,7 @@ impl Application {
         let now = self.board.now_us();
         let before = self.board.ticks();
         let event = self.device.handle_message(now, self.receiver.message(len));
-        let took = self.board.ticks() - before;
+        let took = self.board.ticks().wrapping_sub(before);
         match event {
             Ok(Event::Opened) => {
                 self.costs.accept.get_or_insert(took);
@@ -121,7 +121,7 @@ impl Application {
                 };
                 let (status, output) = if known { (0, "yes") } else { (1, "unknown") };
                 self.device.send_result(command, status, output.as_bytes());
-                host::say("command", Some(u64::from(command)));
+                host::say("command", Some(command));
             }
             Ok(Event::Lost | Event::Doubted) => host::say("lost", None),
             // What is not for this device, or not genuine, is not answered.
@@ -245,8 +245,8 @@ fn main() -> ! {
     host::say("ticks reading", reading);
     host::say("ticks ack", ack);
     let (fixed, stack) = paint.used();
-    host::say("bytes static", u64::try_from(fixed).ok());
-    host::say("bytes stack", u64::try_from(stack).ok());
+    host::say("bytes static", u32::try_from(fixed).ok());
+    host::say("bytes stack", u32::try_from(stack).ok());
     host::exit(true)
 }
 

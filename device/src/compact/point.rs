@@ -225,8 +225,8 @@ impl Machine {
     }
 }
 
-/// Multiples of a point, from none to seven times; overwritten in the end.
-struct Table([Point; 8]);
+/// Multiples of a point, from none to three times; overwritten in the end.
+struct Table([Point; 4]);
 
 impl Drop for Table {
     fn drop(&mut self) {
@@ -254,22 +254,19 @@ impl Table {
 /// scalar · point; the scalar is 32 bytes, the highest first.
 pub(super) fn multiply(scalar: &[u8; 32], point: &Point) -> Point {
     let mut machine = Machine::new();
-    let mut table = Table([NOWHERE; 8]);
-    for at in 1..8 {
+    let mut table = Table([NOWHERE; 4]);
+    for at in 1..4 {
         machine.add(point);
         table.0[at] = machine.point();
     }
     machine.0[..3].copy_from_slice(&NOWHERE);
-    // Three bits at a time, from bit 257 on.
-    for window in (0..86).rev() {
-        let mut digit = 0;
-        for bit in (0..3).rev() {
-            let at = 3 * window + bit;
-            let byte = if at < 256 { scalar[31 - at / 8] } else { 0 };
-            digit = digit << 1 | u32::from(byte >> (at % 8) & 1);
+    // Two bits at a time.
+    for byte in scalar {
+        for shift in [6, 4, 2, 0] {
             machine.double();
+            machine.double();
+            machine.add(&table.select(u32::from(byte >> shift & 3)));
         }
-        machine.add(&table.select(digit));
     }
     machine.point()
 }

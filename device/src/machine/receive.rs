@@ -286,5 +286,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
 fn below(c: &mut impl Crypto, bound: u64) -> Result<u64, Error> {
     let mut bytes = [0; 4];
     c.random(&mut bytes)?;
-    Ok(u64::from(u32::from_be_bytes(bytes)) % bound.max(1))
+    // Times the share of 2³² that was drawn: no division, and as even as is needed here.
+    let bound = u32::try_from(bound).unwrap_or(u32::MAX);
+    Ok((u64::from(u32::from_be_bytes(bytes)) * u64::from(bound)) >> 32)
 }

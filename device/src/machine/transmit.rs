@@ -1,16 +1,12 @@
 //! What a device sends, and when.
 
-use duet_protocol::{
-    message::{TEXT_MAX, Up},
-    profile::Offer,
-};
-use zeroize::Zeroizing;
+use duet_protocol::{message::Up, profile::Offer, reading::READING_ID};
 
 use crate::{
     crypto::Crypto,
     error::Failure,
     hello::{Saying, Waiting},
-    session::{Ping, Retransmit},
+    session::{Ping, Retransmit, milliseconds},
     store::Store,
 };
 
@@ -22,6 +18,8 @@ use super::{
 /// A device that sends and has heard nothing authentic for this long asks whether anybody is there, µs
 /// (R108).
 const SILENCE_US: u64 = 15 * 60 * 1_000_000;
+/// What stands before a reading's payload: flags, channel, age, name.
+const READING_HEAD: usize = 3 + 4 + READING_ID;
 /// The least time between a doubt that led to a handshake and the next doubt, µs (R107).
 const DOUBT_AFTER_HANDSHAKE_US: u64 = 60_000_000;
 
@@ -78,15 +76,12 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         }
         if self.begin.is_some_and(|begin| begin <= now_us) {
             match self.make_hello(now_us, out) {
-                Ok((waiting, carried)) => {
+                Ok(()) => {
                     self.begin = None;
                     self.challenge = None;
-                    self.newest = waiting.fresh();
-                    let resend = Retransmit { due: now_us, attempts: 0 };
-                    let (cookie, retries) = (None, 0);
-                    self.handshake = Some(Handshake { waiting, carried, cookie, retries, resend });
                 }
                 Err(failure) => {
+                    self.handshake = None;
                     self.failure = Some(failure);
                     self.begin = Some(now_us.saturating_add(RETRANSMIT_US));
                 }
@@ -128,43 +123,52 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         found(&|reading| reading.first.is_none()).map(|(at, _)| at)
     }
 
+    /// Puts a handshake in its place that is to be filled.
     #[inline(never)]
-    fn make_hello(
-        &mut self,
-        now_us: u64,
-        out: &mut [u8],
-    ) -> Result<(Waiting<PAYLOAD>, Option<u32>), Failure> {
+    fn begin_handshake(&mut self, now_us: u64, offer: Offer) {
+        let resend = Retransmit { due: now_us, attempts: 0 };
+        let waiting = Waiting::empty(offer);
+        let (carried, cookie, retries) = (None, None, 0);
+        self.handshake = Some(Handshake { waiting, carried, cookie, retries, resend });
+    }
+
+    #[inline(never)]
+    fn make_hello(&mut self, now_us: u64, out: &mut [u8]) -> Result<(), Failure> {
         let carried = self.carry();
-        let mut text = Zeroizing::new([0; TEXT_MAX]);
-        let mut len = 0;
-        if let Some(reading) = carried.and_then(|at| self.readings[at].as_ref()) {
+        let fresh = self.memory.take_fresh()?;
+        let offer = Offer::new(self.config.profile, self.config.transport);
+        self.begin_handshake(now_us, offer);
+        let Some(handshake) = &mut self.handshake else { return Ok(()) };
+        let mut head = [0; READING_HEAD];
+        let mut reading: [&[u8]; 2] = [&[]; 2];
+        if let Some(carried) = carried.and_then(|at| self.readings[at].as_ref()) {
             let up = Up::Reading {
                 confirm: true,
-                channel: reading.channel,
-                age_ms: age_ms(reading.measured_us, now_us),
-                again: reading.first,
-                payload: &reading.payload[..reading.len],
+                channel: carried.channel,
+                age_ms: age_ms(carried.measured_us, now_us),
+                again: carried.first,
+                payload: &[],
             };
-            len = up.encode(text.as_mut_slice());
+            let len = up.encode(&mut head);
+            reading = [&head[..len], &carried.payload[..carried.len]];
         }
-        let fresh = self.memory.take_fresh()?;
         let saying = Saying {
             identity: &self.config.identity,
             gateway: &self.config.gateway,
-            offer: Offer::new(self.config.profile, self.config.transport),
+            offer,
             fresh,
             challenge: self.challenge.as_ref(),
-            reading: &text[..len],
+            reading,
         };
-        let waiting = Waiting::make(&mut self.crypto, &saying, out)?;
-        let mut token = None;
+        handshake.waiting.make(&mut self.crypto, &saying, out)?;
+        self.newest = fresh;
         if let Some(reading) = carried.and_then(|at| self.readings[at].as_mut()) {
-            token = Some(reading.token);
-            let first = *reading.first.get_or_insert(waiting.early_id());
+            handshake.carried = Some(reading.token);
+            let first = *reading.first.get_or_insert(handshake.waiting.early_id());
             // Kept before it is sent: else a power cut would make it two readings.
             self.memory.set_doubt(Some(first))?;
         }
-        Ok((waiting, token))
+        Ok(())
     }
 
     #[inline(never)]
@@ -306,5 +310,5 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
 /// How long ago that was.
 fn age_ms(measured_us: Option<u64>, now_us: u64) -> Option<u32> {
     let age_us = now_us.saturating_sub(measured_us?);
-    Some(u32::try_from(age_us / 1_000).unwrap_or(u32::MAX))
+    Some(u32::try_from(milliseconds(age_us)).unwrap_or(u32::MAX))
 }
