@@ -310,6 +310,9 @@ mod tests {
             assert_eq!(questions.take(), Some([number; 4]));
         }
         assert!(questions.is_empty() && questions.take().is_none());
+    }
+
+    #[test]
     fn milliseconds_are_what_a_division_gives() {
         for us in
             [0, 1, 999, 1_000, 65_536_000, 4_294_967_295, 4_294_967_296_123, u64::MAX - 1, u64::MAX]
