@@ -17,8 +17,10 @@ mod control;
 #[cfg(feature = "demo")]
 mod demo;
 mod device;
+mod doctor;
 mod identities;
 mod init;
+mod log;
 mod papers;
 mod reload;
 mod run;
@@ -88,8 +90,12 @@ enum Command {
     Status(talk::ShowStatus),
     /// Check settings, certificates, directories and addresses; exit code 1 if a gateway would not start
     Check(settings::Check),
+    /// Find out whether this machine lets a gateway run at full speed; exit code 1 if something is wrong
+    Doctor(doctor::Doctor),
     #[command(subcommand)]
     Config(settings::Settings),
+    #[command(subcommand)]
+    Log(log::Log),
     #[command(subcommand)]
     Token(token::Token),
     #[command(subcommand)]
@@ -175,7 +181,9 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Spool(spool) => spool.run(&place),
         Command::Status(status) => status.run(&place.state()?),
         Command::Check(check) => check.run(&place),
+        Command::Doctor(doctor) => doctor.run(&place),
         Command::Config(settings) => settings.run(&place),
+        Command::Log(log) => log.run(&place.state()?),
         Command::Token(token) => token.run(&place.state()?),
         Command::Audit(audit) => audit.run(&place.state()?),
         Command::Completions(completions) => Ok(completions.run()),

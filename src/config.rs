@@ -15,6 +15,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::driver::Choice;
+use crate::log::{Format, Level};
 
 pub mod catalogue;
 mod reload;
@@ -64,6 +65,8 @@ pub struct Config {
     pub quota: Quota,
     /// Metrics and health over HTTP.
     pub metrics: Metrics,
+    /// What is logged, and how.
+    pub log: Log,
     /// Lives of sessions.
     pub session: Session,
     /// Bounds on memory.
@@ -154,6 +157,15 @@ pub struct Quota {
 pub struct Metrics {
     /// Address of `/metrics`, `/health` and `/ready`.
     pub listen: SocketAddr,
+}
+
+/// `[log]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// From which level on.
+    pub level: Level,
+    /// In which form.
+    pub format: Format,
 }
 
 /// `[session]`
@@ -407,6 +419,13 @@ fn config(values: &Values, state: &Path) -> Config {
             share_percent: values.number_as("quota.share_percent"),
         },
         metrics: Metrics { listen: values.address("metrics.listen") },
+        log: Log {
+            level: values.text("log.level").parse().unwrap_or_default(),
+            format: match values.text("log.format").as_str() {
+                "json" => Format::Json,
+                _ => Format::Human,
+            },
+        },
         session: Session {
             idle_timeout_s: values.number_as("session.idle_timeout_s"),
             pending_timeout_ms: values.number_as("session.pending_timeout_ms"),

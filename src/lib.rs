@@ -9,6 +9,7 @@ pub mod delivery;
 pub mod driver;
 pub mod hex;
 pub mod identity;
+pub mod log;
 pub mod mailbox;
 pub mod registry;
 pub mod server;

@@ -5,8 +5,10 @@ mod commands;
 mod host;
 mod marks;
 mod node_key;
+mod probe;
 mod publish;
 mod quota;
+mod refusals;
 mod sink;
 mod upstreams;
 
@@ -35,6 +37,7 @@ use self::commands::ShardWays;
 use self::host::{Gauges, Host};
 use self::marks::Marks;
 pub use self::marks::MarksError;
+pub use self::probe::{Probe, probe};
 use self::quota::{Allowance, Quotas};
 use self::upstreams::Forwarding;
 pub use self::upstreams::{UpstreamError, forget};
@@ -124,7 +127,7 @@ fn sum(gauges: &[Arc<Gauges>], of: impl Fn(&Gauges) -> &AtomicU64) -> u64 {
 }
 
 /// Open files that are no device's connection.
-const OTHER_FILES: u32 = 512;
+pub const OTHER_FILES: u32 = 512;
 
 /// Raises the soft limit of open files to what connections may need, as far as the hard limit lets it. The table
 /// of descriptors gets that size at once: the kernel doubles it when it is full, and all threads wait meanwhile.
@@ -148,24 +151,8 @@ impl Server {
     ) -> Result<Self, ServerError> {
         let (gcm, curve) = (Gcm::select()?, Backend::select()?);
         allow_descriptors(config.limits.max_streams);
-        // The limit is for all shards together, and a shard counts fewer than 2²⁰.
-        let streams_max =
-            (config.limits.max_streams as usize / config.shards).clamp(1, (1 << 20) - 1);
-        let settings = transport::Settings {
-            listen: config.listen,
-            shards: config.shards,
-            io: config.io,
-            streams_max,
-            cores: if config.pin { cores(config.shards) } else { Vec::new() },
-            hello: Kind::Hello.byte(),
-            min_wait_us: config.gather_us,
-            submissions: config.queues.submissions,
-            completions: config.queues.completions,
-            datagram_buffers: config.queues.datagram_buffers,
-            stream_buffers: config.queues.stream_buffers,
-            send_slots: config.queues.send_slots,
-            ..transport::Settings::default()
-        };
+        let settings = transport_settings(config);
+        let streams_max = settings.streams_max;
         // Refusals come first: they leave no file behind.
         let Bound { local, shards, mail, warnings, stop, driver: kind } =
             transport::bind::<Mail>(settings)?;
@@ -364,6 +351,27 @@ impl Drop for Ending {
 fn kernel_randomness(out: &mut [u8]) {
     let filled = getrandom::fill(out);
     assert!(filled.is_ok(), "the kernel has no randomness to give");
+}
+
+/// What the settings ask of sockets and rings.
+fn transport_settings(config: &Config) -> transport::Settings {
+    // The limit is for all shards together, and a shard counts fewer than 2²⁰.
+    let streams_max = (config.limits.max_streams as usize / config.shards).clamp(1, (1 << 20) - 1);
+    transport::Settings {
+        listen: config.listen,
+        shards: config.shards,
+        io: config.io,
+        streams_max,
+        cores: if config.pin { cores(config.shards) } else { Vec::new() },
+        hello: Kind::Hello.byte(),
+        min_wait_us: config.gather_us,
+        submissions: config.queues.submissions,
+        completions: config.queues.completions,
+        datagram_buffers: config.queues.datagram_buffers,
+        stream_buffers: config.queues.stream_buffers,
+        send_slots: config.queues.send_slots,
+        ..transport::Settings::default()
+    }
 }
 
 /// A core for each shard, of those that this process may use; none where there are too few.

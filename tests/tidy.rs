@@ -215,14 +215,15 @@ fn used(code: &str, prefix: &str) -> BTreeSet<String> {
 const BELOW: &[(&str, &[&str])] = &[
     ("driver", &[]),
     ("hex", &[]),
-    ("config", &["driver"]),
+    ("log", &["identity"]),
+    ("config", &["driver", "log"]),
     ("mailbox", &["driver"]),
     ("identity", &["hex"]),
     ("transport", &["driver", "mailbox"]),
     ("delivery", &["hex", "identity"]),
     ("registry", &["hex", "identity"]),
     ("commands", &["hex", "identity"]),
-    ("admin", &["commands", "config", "hex", "identity", "registry"]),
+    ("admin", &["commands", "config", "hex", "identity", "log", "registry"]),
 ];
 
 /// Words that no code of the registry contains: it is a file, and has no business with sockets or time.

@@ -51,7 +51,7 @@ pub use self::drive::{
 pub use self::random::Random;
 pub use self::shard::{
     BATCH_MAX, Command, CommandAnswer, CommandFailure, Commit, Counts, Event, GatewayKey, Mail,
-    Reading, Renewal, Settings, Shard, Sink,
+    Reading, RefusedDevice, Renewal, Settings, Shard, Sink,
 };
 pub use self::sources::{SourceSet, UnknownSource};
 pub use self::streams::{StreamLimits, Streams};

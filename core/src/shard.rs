@@ -9,7 +9,7 @@ mod handshakes;
 mod traffic;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use duet_aead::Gcm;
@@ -208,6 +208,21 @@ impl std::fmt::Debug for Renewal {
     }
 }
 
+/// Why a device of the directory was not let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedDevice {
+    /// Which device the HELLO named.
+    pub device: DeviceId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whether the HELLO proved to come from the device; anybody can name it otherwise.
+    pub proven: bool,
+    /// Why.
+    pub reason: DropReason,
+    /// Where the HELLO came from: an IPv4 address, or a network of IPv6.
+    pub from: IpAddr,
+}
+
 /// What a shard has to tell whoever drives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -240,6 +255,9 @@ pub enum Event {
         /// The record that brought it.
         record: (SessionId, u32),
     },
+    /// A HELLO that names a device of the directory was not granted. There are at most as many of these in a turn as
+    /// hellos in a batch, but anybody who knows a device's id can cause them: whoever tells people limits them.
+    Refused(RefusedDevice),
     /// This turn answered a batch of hellos.
     HellosAnswered {
         /// How many.

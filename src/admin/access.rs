@@ -144,8 +144,16 @@ pub(super) async fn audit(
         let event = Event { who: &who, from: &from, action: &action, outcome: &outcome };
         log.audit.write(event)
     });
-    let failed = !matches!(writing.await, Ok(Ok(())));
-    plane.audit_failed.store(failed, std::sync::atomic::Ordering::Relaxed);
+    let written = writing.await;
+    let failed = !matches!(written, Ok(Ok(())));
+    let before = plane.audit_failed.swap(failed, std::sync::atomic::Ordering::Relaxed);
+    match written {
+        Ok(Err(error)) if !before => {
+            tracing::error!("a change is not in the audit log, and others may miss there: {error}");
+        }
+        Ok(Ok(())) if before => tracing::info!("the audit log is written again"),
+        _ => {}
+    }
     response
 }
 

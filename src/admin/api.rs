@@ -22,6 +22,7 @@ mod commands;
 mod control;
 mod devices;
 mod input;
+mod log;
 mod probes;
 mod tokens;
 
@@ -33,6 +34,7 @@ use crate::registry::{Registry, View};
 
 pub(crate) use commands::{CommandRequest, CommandResult, NewCommand, QueuedCommand};
 pub(crate) use devices::{Added, Ended, EndedAll};
+pub(crate) use log::LogLevel;
 pub(crate) use tokens::{Made, NewToken};
 
 /// Requests that may be under way at once, beside the probes: fewer than a door has places, so that one is left for
@@ -129,6 +131,7 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
                 .routes(routes!(devices::show))
                 .routes(routes!(commands::list))
                 .routes(routes!(commands::show))
+                .routes(routes!(log::show))
                 .route_layer(middleware::from_fn_with_state(Role::Viewer, access::require))
                 .layer(middleware::from_fn_with_state(Arc::clone(plane), bounded)),
         )
@@ -142,6 +145,7 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
                 .routes(routes!(commands::command))
                 .routes(routes!(commands::queue))
                 .routes(routes!(commands::cancel))
+                .routes(routes!(log::set))
                 .route_layer(middleware::from_fn_with_state(Role::Operator, access::require))
                 .layer(middleware::from_fn_with_state(Arc::clone(plane), bounded)),
         )

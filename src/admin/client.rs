@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::access::Role;
 use super::api::{
-    Added, CommandRequest, CommandResult, Ended, EndedAll, Made, NewCommand, NewToken,
+    Added, CommandRequest, CommandResult, Ended, EndedAll, LogLevel, Made, NewCommand, NewToken,
     QueuedCommand,
 };
 use super::devices::End;
@@ -18,6 +18,7 @@ use super::tokens::TokenInfo;
 use super::wire::{DeviceInfo, DeviceLine, GatewayFacts, Refused};
 use super::{Problem, Reloaded, Status};
 use crate::commands::CommandInfo;
+use crate::log::Level;
 
 /// How long the gateway may take to say how it is; it answers from memory.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
@@ -80,6 +81,22 @@ impl Client {
     /// [`ClientError::Refused`] says what is wrong with them; nothing was changed then.
     pub fn reload(&mut self) -> Result<Reloaded, ClientError> {
         self.ask(Method::POST, "/v1/config/reload", Vec::new(), CHANGE_LIMIT)
+    }
+
+    /// From which level on it logs; with `level`, from now on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn log_level(&mut self, level: Option<Level>) -> Result<Level, ClientError> {
+        let (method, body) = match level {
+            None => (Method::GET, Vec::new()),
+            Some(level) => {
+                let body = serde_json::to_vec(&LogLevel { level });
+                (Method::PUT, body.map_err(|_| ClientError::Answer)?)
+            }
+        };
+        let LogLevel { level } = self.ask(method, "/v1/log/level", body, STATUS_LIMIT)?;
+        Ok(level)
     }
 
     /// Makes a token; it is shown this once.

@@ -21,6 +21,14 @@ pub(super) async fn keep(
         // The disk may take its time; requests go on meanwhile.
         let saved = tokio::task::spawn_blocking(move || save(&registry)).await;
         let saved = saved.map_err(|_| AdminError::Panicked)?;
+        let before = plane.telemetry.marks_failed();
+        match &saved {
+            Err(error) if !before => tracing::error!(
+                "freshness marks cannot be saved: {error}; until they are, a gateway that is killed asks devices anew"
+            ),
+            Ok(_) if before => tracing::info!("freshness marks are saved again"),
+            _ => {}
+        }
         plane.telemetry.marks_saved(saved.as_ref().ok().copied());
         if stop {
             return saved.map(drop).map_err(AdminError::Marks);

@@ -8,6 +8,7 @@ use duet::admin::{GatewayFacts, Reloaded, Telemetry, acceptor};
 use duet::config::catalogue::Taken;
 use duet::config::{Loaded, Overrides, changes};
 use duet::identity::now_s;
+use duet::log;
 use duet::server::Control;
 use duet_protocol::identity::Fingerprint;
 use tokio::sync::watch;
@@ -72,6 +73,13 @@ impl Reloader {
     pub(super) fn reload(&self) -> Result<Reloaded> {
         let done = self.take();
         self.telemetry.count_reload(done.is_ok());
+        match &done {
+            Ok(done) => done.lines().iter().for_each(|line| tracing::info!("reload: {line}")),
+            Err(error) => {
+                let text = crate::message(error).replace("\n  ", "; ");
+                tracing::error!("reload: nothing was changed: {text}");
+            }
+        }
         done
     }
 
@@ -100,6 +108,8 @@ impl Reloader {
         applied.extend(self.control.change_upstreams(&new.config)?);
         // Everything is right: from here on nothing fails.
         self.control.renew(&new.config, &keys);
+        log::set_level(new.config.log.level);
+        log::set_format(new.config.log.format);
         let facts = facts(&new.config, &identities, self.control.listen());
         self.renewed.facts.send_replace(Some(facts));
         if let (Some(sender), Some(api)) = (&self.renewed.tls, api) {

@@ -13,6 +13,7 @@ use duet::admin::{self, GatewayFacts, Options};
 use duet::config::{Config, Overrides};
 use duet::delivery::{Care, Health};
 use duet::identity::GatewayIdentity;
+use duet::log;
 use duet::registry::Registry;
 use duet::server::Server;
 use duet_core::GatewayKey;
@@ -36,6 +37,7 @@ pub(super) fn run(place: Place, flags: Overrides, forget: &[String]) -> Result<E
     // From here on no SIGHUP ends the process.
     let mut stop = Stop::listen()?;
     let loaded = place.loaded(&flags)?;
+    log::start(loaded.config.log.level, loaded.config.log.format);
     let prepared = prepare(&loaded.config, &mut stop)?;
     give_up(&loaded.config, forget)?;
     serve(prepared, stop, Start { place, flags, loaded })?;
@@ -72,9 +74,7 @@ pub(super) fn check_state(config: &Config) -> Result<()> {
 
 fn prepare(config: &Config, stop: &mut Stop) -> Result<Prepared> {
     check_state(config)?;
-    let warn = |text: &str| {
-        let _ = writeln!(io::stderr(), "warning: {text}");
-    };
+    let warn = |text: &str| tracing::warn!("{text}");
     let loaded = Identities::load_in_time(config, warn, |time| stop.pause(time))?;
     let Some(identities) = loaded else { bail!("ended by a signal, before it had started") };
     identities.warnings.iter().for_each(|text| warn(text));
@@ -149,9 +149,7 @@ fn serve(prepared: Prepared, stop: Stop, start: Start) -> Result<()> {
     let tell = |text: std::fmt::Arguments<'_>| {
         let _ = writeln!(io::stdout(), "{text}");
     };
-    for warning in &server.warnings {
-        let _ = writeln!(io::stderr(), "warning: {warning}");
-    }
+    server.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     tell(format_args!("listening    {} (UDP and TCP)", server.local));
     tell(format_args!("fingerprint  {}", duet::identity::fingerprint_text(&fingerprint)));
     tell(format_args!("devices      {}", view.len()));
@@ -229,18 +227,16 @@ impl Stop {
     }
 }
 
-/// Has changed settings taken whenever the signal comes, and says what became of it. It never completes.
+/// Has changed settings taken whenever the signal comes. It never completes.
 async fn reload_at(hangup: &mut tokio::signal::unix::Signal, reloader: &Arc<Reloader>) {
     while hangup.recv().await.is_some() {
         let reloader = Arc::clone(reloader);
         // It reads files, and shards may take a moment to hear of it.
         let done = tokio::task::spawn_blocking(move || reloader.reload()).await;
-        let told = match done {
-            Ok(Ok(done)) => done.lines().join("\nduet: reload: "),
-            Ok(Err(error)) => format!("nothing was changed: {}", crate::message(&error)),
-            Err(_) => "failed; this is a bug in duet, please report it".into(),
-        };
-        let _ = writeln!(io::stderr(), "duet: reload: {told}");
+        // What became of it, it has logged itself.
+        if done.is_err() {
+            tracing::error!("reload: failed; this is a bug in duet, please report it");
+        }
     }
     std::future::pending().await
 }
@@ -248,21 +244,21 @@ async fn reload_at(hangup: &mut tokio::signal::unix::Signal, reloader: &Arc<Relo
 /// Says how the spool is when that changes: whoever finds devices unanswered looks here first. It never completes.
 async fn tell_health(mut spool: watch::Receiver<Health>) {
     while spool.changed().await.is_ok() {
-        let told = match spool.borrow_and_update().clone() {
-            Health::Working => "there is room again: readings are stored and confirmed".to_owned(),
-            Health::Full => {
-                "the spool has reached spool.max_bytes; no reading is stored or confirmed until \
-                 there is room: copy readings away and run `duet spool trim`, or raise the limit"
-                    .to_owned()
+        match spool.borrow_and_update().clone() {
+            Health::Working => {
+                tracing::info!("there is room again: readings are stored and confirmed");
             }
+            Health::Full => tracing::error!(
+                "the spool has reached spool.max_bytes; no reading is stored or confirmed until there is room: copy \
+                 readings away and run `duet spool trim`, or raise the limit"
+            ),
             Health::DiskFull(cause) => {
-                format!("{cause}; no reading is stored or confirmed until there is room")
+                tracing::error!("{cause}; no reading is stored or confirmed until there is room")
             }
-            Health::Failed(cause) => format!(
+            Health::Failed(cause) => tracing::error!(
                 "{cause}; no reading is stored or confirmed until the gateway is started anew"
             ),
-        };
-        let _ = writeln!(io::stderr(), "duet: {told}");
+        }
     }
     std::future::pending().await
 }
@@ -272,7 +268,7 @@ async fn tell_damage(mut damage: watch::Receiver<Option<String>>) {
     if let Ok(found) = damage.wait_for(Option::is_some).await
         && let Some(found) = &*found
     {
-        let _ = writeln!(io::stderr(), "duet: {found}; new readings are stored as before");
+        tracing::error!("{found}; new readings are stored as before");
     }
     std::future::pending().await
 }
@@ -283,8 +279,7 @@ async fn tell_care(mut care: watch::Receiver<Care>) {
     while care.changed().await.is_ok() {
         let untrimmed = care.borrow_and_update().untrimmed.clone();
         if let Some(cause) = untrimmed.as_ref().filter(|_| untrimmed != told) {
-            let _ =
-                writeln!(io::stderr(), "duet: {cause}; until then no delivered reading is removed");
+            tracing::warn!("{cause}; until then no delivered reading is removed");
         }
         told = untrimmed;
     }

@@ -181,7 +181,7 @@ fn look(config: &Config) -> Vec<Finding> {
 }
 
 /// Whether the disk has room for a segment of the spool.
-fn room(dir: &std::path::Path, segment_bytes: u64) -> Result<String, String> {
+pub(super) fn room(dir: &std::path::Path, segment_bytes: u64) -> Result<String, String> {
     let found = rustix::fs::statvfs(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let free = found.f_bavail.saturating_mul(found.f_frsize);
     let (shown, mib) = (dir.display(), free >> 20);

@@ -223,6 +223,22 @@ pub const SETTINGS: &[Setting] = &[
         AtStart,
     ),
     setting(
+        "log.level",
+        Kind::Word(&["error", "warn", "info", "debug"]),
+        "\"info\"",
+        &[
+            "From which importance on the log has lines. `duet log level` changes it until the next reload.",
+        ],
+        AtReload,
+    ),
+    setting(
+        "log.format",
+        Kind::Word(&["human", "json"]),
+        "\"human\"",
+        &["How the log on standard error is written: for people, or one JSON object a line."],
+        AtReload,
+    ),
+    setting(
         "session.idle_timeout_s",
         number(10, 30 * 86_400, "at most session.lifetime_s"),
         "3600",

@@ -14,6 +14,7 @@ use duet_core::{
 use duet_telemetry::{Histogram, catalogue as metrics};
 
 use super::publish::{Look, Published};
+use super::refusals::Refusals;
 use crate::commands::Teller;
 
 /// How often counts are published, µs.
@@ -35,6 +36,7 @@ pub(super) struct Host<E: Engine, S: Sink> {
     commands: Teller,
     publish_at_us: u64,
     published: Published,
+    refusals: Refusals,
     hello_batch: Histogram,
     hello_wait: Histogram,
     hello_batch_seconds: Histogram,
@@ -50,13 +52,14 @@ impl<E: Engine, S: Sink> Host<E, S> {
             commands,
             publish_at_us: 0,
             published,
+            refusals: Refusals::default(),
             hello_batch: metrics::HELLO_BATCH.one(),
             hello_wait: metrics::HELLO_WAIT.one(),
             hello_batch_seconds: metrics::HELLO_BATCH_SECONDS.one(),
         }
     }
 
-    fn take_events(&mut self, turn_took: Duration) {
+    fn take_events(&mut self, now: Now, turn_took: Duration) {
         let index = self.shard.settings().index;
         while let Some(event) = self.shard.poll_event() {
             match event {
@@ -67,6 +70,7 @@ impl<E: Engine, S: Sink> Host<E, S> {
                 Event::UnexpectedResult { device, number, answer, record } => {
                     self.commands.unexpected(index, device, number, answer, record);
                 }
+                Event::Refused(refused) => self.refusals.tell(now.mono_us, &refused),
                 Event::HellosAnswered { count, waited_us } => {
                     #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
                     self.hello_batch.observe(count as f64);
@@ -134,7 +138,7 @@ impl<E: Engine, S: Sink> Handler for Host<E, S> {
     fn handle_turn(&mut self, now: Now) {
         let began = Instant::now();
         self.shard.handle_turn(now);
-        self.take_events(began.elapsed());
+        self.take_events(now, began.elapsed());
         if now.mono_us >= self.publish_at_us || self.shard.is_finished() {
             self.publish_at_us = now.mono_us + PUBLISH_EVERY_US;
             self.publish();

@@ -1,6 +1,5 @@
 //! The spool as upstreams see it, and their start.
 
-use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -103,6 +102,10 @@ impl Forwarding {
         let started = self.begin(&mut running, config);
         if started.is_err() {
             self.begin(&mut running, &former)?;
+        } else {
+            let stays = |name| config.upstreams.iter().any(|upstream| upstream.name() == name);
+            let names = former.upstreams.iter().map(Upstream::name);
+            names.filter(|name| !stays(*name)).for_each(duet_upstream::forget_metrics);
         }
         started.map(|()| told)
     }
@@ -161,8 +164,7 @@ fn start(config: &Config, spool: &SpoolSource) -> Result<Upstreams, UpstreamErro
     let options = Options {
         dir,
         upstreams: config.upstreams.clone(),
-        // Nobody needs to read this.
-        tell: Arc::new(|text| drop(writeln!(io::stderr(), "duet: {text}"))),
+        tell: Arc::new(|text| tracing::warn!("{text}")),
     };
     let mut open = |upstream: &Upstream| {
         let hold = if upstream.required() { Hold::Required } else { Hold::Nothing };

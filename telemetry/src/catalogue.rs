@@ -67,6 +67,7 @@ labels! {
     QUOTA = "quota": words!["readings" "bytes" "share"];
     CAUSE = "cause": words!["connection" "tls" "credentials" "timeout" "busy" "setting" "file"];
     FAULT = "fault": words!["spool-failed" "spool-full" "disk-full" "spool-damaged" "spool-cut" "spool-untrimmed" "marks-unsaved" "delivering" "commands-unwritten" "audit-unwritten"];
+    LEVEL = "level": words!["error" "warn"];
     RELOAD = "outcome": words!["done" "refused"];
 }
 
@@ -209,6 +210,8 @@ catalogue! {
         Gauge FAULTS = "duet_fault" in "0 or 1" [FAULT];
         /// Reloads of the settings that were asked for.
         Counter RELOADS = "duet_reloads_total" in "reloads" [RELOAD];
+        /// Lines of the log that told of something wrong.
+        Counter LOG_LINES = "duet_log_lines_total" in "lines" [LEVEL];
         /// Requests to the API.
         Counter REQUESTS = "duet_control_requests_total" in "requests" [];
         /// Requests to the API without a valid token.

@@ -1,9 +1,12 @@
 //! The process as the system sees it, looked at whenever metrics are read.
 
 use std::fs;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::catalogue as metrics;
 
@@ -15,9 +18,7 @@ pub(crate) fn look() {
         metrics::PROCESS_THREADS.one().set_count(stat.threads);
         metrics::PROCESS_VIRTUAL.one().set_count(stat.virtual_bytes);
         metrics::PROCESS_RESIDENT.one().set_count(stat.resident_pages * page_size() as u64);
-        if let Some(boot_s) = boot_s() {
-            metrics::PROCESS_START.one().set(boot_s + seconds(stat.started_ticks));
-        }
+        metrics::PROCESS_START.one().set(*STARTED_S.get_or_init(|| started_s(stat.started_ticks)));
     }
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
         // The directory itself is open while it is read.
@@ -33,10 +34,18 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / clock_ticks_per_second() as f64
 }
 
-/// When the machine was started, Unix time.
-fn boot_s() -> Option<f64> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
-    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
+/// When the process was started, Unix time. Found out once: otherwise a clock that is set later would look like a start.
+static STARTED_S: OnceLock<f64> = OnceLock::new();
+
+/// The same, from the ticks between the boot and the start.
+fn started_s(started_ticks: u64) -> f64 {
+    let boot = clock_gettime(ClockId::Boottime);
+    let since_boot = Duration::new(
+        u64::try_from(boot.tv_sec).unwrap_or_default(),
+        u32::try_from(boot.tv_nsec).unwrap_or_default(),
+    );
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_secs_f64() - since_boot.as_secs_f64() + seconds(started_ticks)
 }
 
 /// What `/proc/self/stat` says (proc_pid_stat(5)).

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 
 mod attempt;
 mod credentials;
+mod doctor;
 mod fleet;
 mod packages;
 mod surroundings;

@@ -1,7 +1,6 @@
 //! The real gateway process over loopback sockets: what a device and an operator see.
 #![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
 use std::process::Command;
@@ -13,13 +12,14 @@ use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 use duet_protocol::wire::Kind;
 
 mod commands;
+mod dashboards;
+mod logs;
 mod reload;
 mod rotation;
 #[path = "../support/socket.rs"]
 mod socket;
 mod world;
 
-use socket::Socket;
 use world::{Client, DUET, Scratch};
 
 #[test]
@@ -185,55 +185,5 @@ fn strangers_get_silence_on_udp_and_a_close_on_tcp() {
     stream.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
     stream.write_all(&[&[0, 132][..], &[0x11; 132]].concat()).unwrap();
     assert!(matches!(stream.read(&mut [0; 16]), Ok(0) | Err(_)), "closed without a byte");
-    gateway.terminate();
-}
-
-/// The names of our metrics in a text.
-fn metric_names(text: &str) -> std::collections::BTreeSet<String> {
-    text.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
-        .filter(|word| word.starts_with("duet_"))
-        .map(str::to_owned)
-        .collect()
-}
-
-#[test]
-fn every_query_of_the_dashboards_finds_its_metric_in_a_real_scrape() {
-    let scratch = Scratch::new();
-    let profile = Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral };
-    let device = scratch.device(1, profile, Transport::Datagram);
-    let gateway = scratch.run("127.0.0.1:0");
-    let mut client = Client::new(device, gateway.address, Transport::Datagram);
-    client.device.send_reading(0, 1, b"x", true).unwrap();
-    client.device.open(0);
-    assert!(client.drive(|client| !client.confirmed.is_empty()));
-    let Socket::Udp(socket) = &client.socket else { panic!("a datagram client") };
-    socket.send(&[0; 40]).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    let mut scraped = String::new();
-    // Shards publish once a second.
-    while !(scraped.contains("reason=\"version\"") && scraped.contains("duet_accepts_total")) {
-        assert!(Instant::now() < deadline, "nothing was published:\n{scraped}");
-        std::thread::sleep(Duration::from_millis(100));
-        scraped = gateway.scrape();
-    }
-    let exist = metric_names(&scraped);
-    let boards = concat!(env!("CARGO_MANIFEST_DIR"), "/dashboards");
-    let mut queries = 0;
-    for board in fs::read_dir(boards).unwrap() {
-        let text = fs::read_to_string(board.unwrap().path()).unwrap();
-        let board: serde_json::Value = serde_json::from_str(&text).unwrap();
-        for panel in board["panels"].as_array().unwrap() {
-            for target in panel["targets"].as_array().unwrap() {
-                let query = target["expr"].as_str().unwrap();
-                let names = metric_names(query);
-                assert!(!names.is_empty(), "no metric of ours in {query}");
-                for name in names {
-                    assert!(exist.contains(&name), "{name} of {query} is not in\n{exist:?}");
-                }
-                queries += 1;
-            }
-        }
-    }
-    assert!(queries > 10);
     gateway.terminate();
 }

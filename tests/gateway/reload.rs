@@ -44,7 +44,7 @@ fn a_running_gateway_takes_changed_settings_and_certificates_or_none() {
     assert!(!done && said.contains("nothing was changed"), "{said}");
     assert!(said.contains("line 3, column 1: session.lifetime_s must be 60 to"), "{said}");
     hang_up(&gateway);
-    assert!(wait_for(&log, "reload").contains("nothing was changed"));
+    assert!(wait_for(&log, "nothing was changed").contains("reload: "));
 
     // Right: what can be taken is, and the rest is named.
     let new = "[gateway]\nkey_id = 1\ncertificate = \"new.pem\"\nkey = \"new.key\"\n";

@@ -109,7 +109,7 @@ fn what_is_wrong_with_a_certificate_or_its_settings_is_told_at_start() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     let (done, said) = scratch.duet(&["run", "--listen", "203.0.113.7:1"]);
     assert!(!done && said.contains("no interface of this machine"), "{said}");
-    assert_eq!(said.matches("warning:").count(), 1, "{said}");
+    assert_eq!(said.matches(" WARN ").count(), 1, "{said}");
     assert!(said.contains("gateway-2027.pem ends on 20"), "{said}");
     let twice = settings().replace("key_id = 0", "key_id = 1");
     fs::write(scratch.state().join("duet.toml"), twice).unwrap();

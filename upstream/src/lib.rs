@@ -37,7 +37,7 @@ use tokio::sync::watch;
 
 pub use crate::batch::{BYTES_MAX, BatchId, READINGS_MAX, Range};
 pub use crate::encode::{Encoder, Format, Payload};
-pub use crate::report::Report;
+pub use crate::report::{Report, forget_metrics};
 pub use crate::settings::{Compression, Kind, Problem, Settings, Upstream};
 pub use crate::source::{Reading, Source, SourceError, SpoolId};
 

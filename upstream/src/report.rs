@@ -105,6 +105,24 @@ pub(crate) struct Board {
     errors: Vec<Counter>,
 }
 
+/// Lets the metrics of an upstream go that the settings no longer have, once nothing counts there any more.
+pub fn forget_metrics(name: &str) {
+    for gauge in
+        [&catalogue::UPSTREAM_OLDEST, &catalogue::UPSTREAM_BACKLOG, &catalogue::UPSTREAM_IN_FLIGHT]
+    {
+        gauge.remove([name]);
+    }
+    for counter in [
+        &catalogue::UPSTREAM_DELIVERED,
+        &catalogue::UPSTREAM_DUPLICATES,
+        &catalogue::UPSTREAM_PARKED,
+        &catalogue::UPSTREAM_LOST,
+    ] {
+        counter.remove([name]);
+    }
+    Cause::ALL.iter().for_each(|cause| catalogue::UPSTREAM_ERRORS.remove([name, cause.name()]));
+}
+
 impl Board {
     pub(crate) fn new(upstream: &Upstream) -> Self {
         let name = upstream.name.clone();

@@ -15,7 +15,7 @@ use duet_protocol::wire::{Hello, SessionId};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use super::{BATCH_MAX, Commit, Event, GatewayKey, Reading, Shard, Sink};
+use super::{BATCH_MAX, Commit, Event, GatewayKey, Reading, RefusedDevice, Shard, Sink};
 use crate::destinations::Destinations;
 use crate::early::{InFlight, Paths, Waiting};
 use crate::engine::Engine;
@@ -197,6 +197,22 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         authorised
     }
 
+    /// Tells of a device that is known and was not let in.
+    fn refused(
+        &mut self,
+        device: Option<&Arc<Device>>,
+        proven: bool,
+        reason: DropReason,
+        origin: Origin,
+    ) {
+        if let Some(device) = device {
+            let (name, device) = (Arc::clone(&device.name), device.credential.id);
+            let from = origin.sender;
+            let refused = RefusedDevice { device, name, proven, reason, from };
+            self.events.push_back(Event::Refused(refused));
+        }
+    }
+
     /// One reason for each HELLO that proves nothing, as for everything that is discarded, and one more on its sender's
     /// account.
     fn discard_hello(&mut self, now: Now, origin: Origin, reason: DropReason) {
@@ -264,12 +280,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let proven = match claim.verified(verdict) {
                 Ok(proven) => proven,
                 Err(reason) => {
+                    self.refused(device.as_ref(), false, reason, origin);
                     self.discard_hello(now, origin, reason);
                     continue;
                 }
             };
             // From here on whoever proved himself was worth the work, whatever he is answered.
             self.counts.proven += 1;
+            let known = device.clone();
             let device = match self.authorise(now, &proven, device, &batch) {
                 Ok(Verdict::Grant(device)) => device,
                 Ok(Verdict::Challenge(device)) => {
@@ -277,6 +295,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                     continue;
                 }
                 Err(reason) => {
+                    self.refused(known.as_ref(), true, reason, origin);
                     self.discard(origin.arrived_us, origin.path, reason);
                     continue;
                 }
@@ -284,6 +303,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let taken = |id| batch.sessions.contains(&id) || self.early.will_open(id);
             let slot = proven.hello().slot();
             let Some(session) = self.sessions.vacant_id(slot, &mut self.random, taken) else {
+                self.refused(known.as_ref(), true, DropReason::SessionsFull, origin);
                 self.discard(origin.arrived_us, origin.path, DropReason::SessionsFull);
                 continue;
             };

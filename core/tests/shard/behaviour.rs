@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 
+use duet_core::Event as ShardEvent;
 use duet_core::testing;
 use duet_core::{CommandFailure, Handler as _, Mail, Path, Peer, Settings, StreamId, Via};
-use duet_device::{Config, Device, Error, Event, Software};
-use duet_protocol::identity::DeviceId;
-use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
+use duet_device::{Config, Device, DeviceKey, Error, Event, Software};
+use duet_protocol::identity::{DeviceId, RegistrationKey};
+use duet_protocol::profile::{KeySource, Mode, Profile, Transfer, Transport};
 use duet_protocol::reason::DropReason;
 use duet_protocol::wire::{Kind, MESSAGE_MAX, Reset};
 
@@ -96,6 +97,38 @@ fn a_device_that_forgot_its_counter_answers_a_challenge() {
     assert_eq!(world.settle(&mut again), ["Opened"]);
     assert!(again.fresh() > 1);
     assert!(world.seen.iter().any(|seen| seen.1 == Kind::Challenge));
+}
+
+/// Operators are told of it.
+#[test]
+fn a_known_device_that_is_not_let_in_is_told_of_and_a_stranger_is_not() {
+    let mut world = World::new();
+    let devices = std::sync::Arc::clone(&world.devices);
+    let other = Profile { source: KeySource::Xor(Transfer::Key), ..PROFILE };
+    let mut refused = |seed: u8, profile, key: Option<DeviceKey>| {
+        let (mut identity, _) = testing::identity(DeviceId([seed; 8]), PROFILE.mode);
+        identity.key = key.unwrap_or(identity.key);
+        let transport = Transport::Datagram;
+        let config = Config { identity, gateway: world.gateway, profile, transport, fresh: 1 };
+        let mut device = Device::<Software>::seeded(config, [seed; 32]).unwrap();
+        device.open(world.now.mono_us);
+        world.settle(&mut device);
+        let events: Vec<_> = std::iter::from_fn(|| world.shard.poll_event()).collect();
+        let refused = events.into_iter().filter_map(|event| match event {
+            ShardEvent::Refused(refused) => {
+                assert_eq!((&*refused.name, refused.device), ("device-1", DeviceId([1; 8])));
+                Some((refused.proven, refused.reason))
+            }
+            _ => None,
+        });
+        refused.collect::<Vec<_>>()
+    };
+    let wrong = DeviceKey::Registration(RegistrationKey([9; 32]));
+    assert!(refused(2, PROFILE, None).is_empty(), "nobody knows it");
+    devices.enrol("device-1", DeviceId([1; 8]), PROFILE);
+    assert_eq!(refused(1, PROFILE, Some(wrong)), [(false, DropReason::Proof)]);
+    assert_eq!(refused(1, other, None), [(true, DropReason::NotAllowed)]);
+    assert!(refused(1, PROFILE, None).is_empty());
 }
 
 #[test]

@@ -1,0 +1,374 @@
+//! What a running gateway says: lines on standard error, for people or as JSON, from a level on that can be changed
+//! while it runs. Results of commands are not logs and do not go through here.
+//!
+//! A line tells of something that happened once, such as a start, a reload, a full disk or a refused device; nothing is
+//! written for each record or each HELLO. Whatever comes from outside (a peer's text, a name) is made harmless in one
+//! place, the [`line`](self) that is written: no control characters, no endless text, no field that looks like another.
+//!
+//! Under journald a line begins with its priority and has no time of its own; there are never any colours.
+
+use std::fmt::{self, Write as _};
+use std::io;
+use std::os::fd::AsFd;
+use std::str::FromStr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use duet_telemetry::catalogue::LOG_LINES;
+use serde::{Deserialize, Serialize};
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tracing_subscriber::registry::Registry;
+use tracing_subscriber::reload;
+use utoipa::ToSchema;
+
+/// The longest text of a line, in bytes; what is longer is cut.
+const TEXT_MAX: usize = 4_096;
+/// The longest value of a field.
+const VALUE_MAX: usize = 512;
+
+/// From which importance on lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum Level {
+    /// What keeps the gateway from its work.
+    Error,
+    /// What an operator has to look at.
+    Warn,
+    /// What happens in the life of a gateway.
+    #[default]
+    Info,
+    /// What helps to find out why something does not work.
+    Debug,
+}
+
+impl Level {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Error, Self::Warn, Self::Info, Self::Debug];
+
+    /// Its name in the settings.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
+
+    fn filter(self) -> LevelFilter {
+        match self {
+            Self::Error => LevelFilter::ERROR,
+            Self::Warn => LevelFilter::WARN,
+            Self::Info => LevelFilter::INFO,
+            Self::Debug => LevelFilter::DEBUG,
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// No level has this name.
+#[derive(Debug, thiserror::Error)]
+#[error("no level has this name; there are error, warn, info and debug")]
+pub struct UnknownLevel;
+
+impl FromStr for Level {
+    type Err = UnknownLevel;
+
+    fn from_str(name: &str) -> Result<Self, UnknownLevel> {
+        Self::ALL.into_iter().find(|level| level.name() == name).ok_or(UnknownLevel)
+    }
+}
+
+/// How lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Human,
+    /// For programs: one JSON object a line.
+    Json,
+}
+
+static LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8);
+static FORMAT: AtomicU8 = AtomicU8::new(Format::Human as u8);
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
+/// Begins to write lines. It does so once in the life of a process; before, and in commands that call a gateway, nothing
+/// is written.
+pub fn start(level: Level, format: Format) {
+    set_format(format);
+    set_level(level);
+    let (filter, handle) = reload::Layer::new(targets(level));
+    let lines = Lines { journal: is_journal(io::stderr()) };
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
+    if tracing::subscriber::set_global_default(subscriber).is_ok() {
+        let _ = FILTER.set(handle);
+    }
+}
+
+/// Libraries have their say only where they warn.
+fn targets(level: Level) -> Targets {
+    let others = level.filter().min(LevelFilter::WARN);
+    Targets::new().with_default(others).with_target("duet", level.filter())
+}
+
+/// Writes from this level on.
+pub fn set_level(level: Level) {
+    LEVEL.store(level as u8, Ordering::Relaxed);
+    if let Some(filter) = FILTER.get() {
+        // The subscriber is never taken down.
+        let _ = filter.reload(targets(level));
+    }
+}
+
+/// From which level on lines are written.
+#[must_use]
+pub fn level() -> Level {
+    let level = LEVEL.load(Ordering::Relaxed);
+    Level::ALL.into_iter().find(|known| *known as u8 == level).unwrap_or_default()
+}
+
+/// Writes in this way from now on.
+pub fn set_format(format: Format) {
+    FORMAT.store(format as u8, Ordering::Relaxed);
+}
+
+/// Whether this is a stream to journald, which says in the environment which one that is.
+fn is_journal(stream: impl AsFd) -> bool {
+    let Some(said) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    let Ok(found) = rustix::fs::fstat(stream) else { return false };
+    said.to_str() == Some(&format!("{}:{}", found.st_dev, found.st_ino))
+}
+
+/// Writes each event as one line.
+struct Lines {
+    journal: bool,
+}
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+        let (level, target) = (*event.metadata().level(), event.metadata().target());
+        let mut parts = Parts::default();
+        event.record(&mut parts);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = Moment { s: now.as_secs(), ms: now.subsec_millis() };
+        let line = if FORMAT.load(Ordering::Relaxed) == Format::Json as u8 {
+            json(now, level, target, &parts)
+        } else {
+            human(now, level, self.journal, &parts)
+        };
+        if let tracing::Level::ERROR | tracing::Level::WARN = level {
+            LOG_LINES.with([name(level)]).add(1);
+        }
+        // Whole lines, whatever else writes there; and a gateway does not end because nobody reads its log.
+        let _ = io::Write::write_all(&mut io::stderr().lock(), line.as_bytes());
+    }
+}
+
+fn name(level: tracing::Level) -> &'static str {
+    match level {
+        tracing::Level::ERROR => "error",
+        tracing::Level::WARN => "warn",
+        tracing::Level::INFO => "info",
+        _ => "debug",
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Moment {
+    s: u64,
+    ms: u32,
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = crate::identity::Utc(i64::try_from(self.s).unwrap_or_default()).to_string();
+        write!(f, "{}.{:03}Z", time.trim_end_matches('Z'), self.ms)
+    }
+}
+
+/// What an event says.
+#[derive(Default)]
+struct Parts {
+    text: String,
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Parts {
+    fn take(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.text = harmless(value, TEXT_MAX);
+        } else {
+            self.fields.push((field.name(), harmless(value, VALUE_MAX)));
+        }
+    }
+}
+
+impl Visit for Parts {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.take(field, value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.take(field, &format!("{value:?}"));
+    }
+}
+
+/// The text without anything that a terminal, a pager or a reader could take for something else: control characters,
+/// line ends of every kind and marks that turn the direction of writing are shown by their numbers.
+fn harmless(text: &str, most: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(most));
+    for c in text.chars() {
+        if out.len() >= most {
+            out.push('…');
+            break;
+        }
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}') {
+            let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// For people: `2026-11-26T12:00:00.123Z WARN  text key=value`, or `<4>text key=value` for journald.
+fn human(now: Moment, level: tracing::Level, journal: bool, parts: &Parts) -> String {
+    let mut line = String::new();
+    let _ = match journal {
+        // Priorities of syslog (sd-daemon(3)).
+        true => write!(
+            line,
+            "<{}>",
+            match level {
+                tracing::Level::ERROR => 3,
+                tracing::Level::WARN => 4,
+                tracing::Level::INFO => 6,
+                _ => 7,
+            }
+        ),
+        false => write!(line, "{now} {:<5} ", name(level).to_uppercase()),
+    };
+    line.push_str(&parts.text);
+    for (key, value) in &parts.fields {
+        let plain = !value.is_empty() && !value.contains([' ', '"', '=']);
+        let _ =
+            if plain { write!(line, " {key}={value}") } else { write!(line, " {key}={value:?}") };
+    }
+    line.push('\n');
+    line
+}
+
+/// For programs.
+fn json(now: Moment, level: tracing::Level, target: &str, parts: &Parts) -> String {
+    let mut line = serde_json::Map::new();
+    line.insert("time".into(), now.to_string().into());
+    line.insert("level".into(), name(level).into());
+    line.insert("target".into(), target.into());
+    line.insert("message".into(), parts.text.clone().into());
+    for (key, value) in &parts.fields {
+        line.insert((*key).into(), value.clone().into());
+    }
+    format!("{}\n", serde_json::Value::Object(line))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// What both formats make of what is logged meanwhile.
+    struct Kept(Arc<Mutex<Vec<[String; 3]>>>);
+
+    impl<S: Subscriber> Layer<S> for Kept {
+        fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+            let mut parts = Parts::default();
+            event.record(&mut parts);
+            let (now, level) = (Moment { s: 1_795_694_400, ms: 7 }, *event.metadata().level());
+            let lines = [
+                human(now, level, false, &parts),
+                human(now, level, true, &parts),
+                json(now, level, "duet::x", &parts),
+            ];
+            self.0.lock().unwrap().push(lines);
+        }
+    }
+
+    fn kept(log: impl FnOnce()) -> Vec<[String; 3]> {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let subscriber = tracing_subscriber::registry().with(Kept(Arc::clone(&lines)));
+        tracing::subscriber::with_default(subscriber, log);
+        let lines = lines.lock().unwrap();
+        lines.clone()
+    }
+
+    #[test]
+    fn a_line_is_for_people_for_journald_or_for_programs() {
+        let lines = kept(|| tracing::warn!(device = "boiler-1", why = "no key", "refused"));
+        let [people, journal, programs] = &lines[0];
+        assert_eq!(
+            people,
+            "2026-11-26T12:00:00.007Z WARN  refused device=boiler-1 why=\"no key\"\n"
+        );
+        assert_eq!(journal, "<4>refused device=boiler-1 why=\"no key\"\n");
+        let parsed: serde_json::Value = serde_json::from_str(programs).unwrap();
+        assert_eq!(parsed["time"], "2026-11-26T12:00:00.007Z");
+        assert_eq!((&parsed["level"], &parsed["message"]), (&"warn".into(), &"refused".into()));
+        assert_eq!((&parsed["device"], &parsed["why"]), (&"boiler-1".into(), &"no key".into()));
+    }
+
+    #[test]
+    fn hostile_text_stays_on_its_line_and_in_its_field() {
+        let hostile = "a\r\nWARN  forged\u{1b}[31m\u{9b}2J\u{202e}x\u{2028}y level=error \"q";
+        let long = "é".repeat(1 << 19);
+        let lines =
+            kept(|| tracing::warn!(peer = hostile, long = long.as_str(), "{hostile}{long}"));
+        for line in &lines[0] {
+            assert_eq!(line.matches('\n').count(), 1, "{line:?}");
+            assert!(line.ends_with('\n') && line.len() < 6_000, "{}", line.len());
+            assert!(!line.trim_end().contains(|c: char| c.is_control()), "{line:?}");
+            assert!(!line.contains(['\u{202e}', '\u{2028}']), "{line:?}");
+        }
+        assert!(lines[0][0].contains(r#"peer="a\\u{d}\\u{a}WARN  forged"#), "{}", lines[0][0]);
+        let parsed: serde_json::Value = serde_json::from_str(&lines[0][2]).unwrap();
+        assert_eq!(parsed["level"], "warn");
+        assert!(parsed["peer"].as_str().unwrap().ends_with("level=error \"q"));
+    }
+
+    #[test]
+    fn libraries_are_heard_only_where_they_warn() {
+        use tracing::Level as Of;
+        let heard = |level, target, of| targets(level).would_enable(target, &of);
+        assert!(heard(Level::Debug, "duet::server", Of::DEBUG));
+        assert!(heard(Level::Debug, "duet_upstream::worker", Of::DEBUG));
+        assert!(!heard(Level::Debug, "async_nats", Of::INFO));
+        assert!(heard(Level::Info, "async_nats", Of::WARN));
+        assert!(!heard(Level::Error, "async_nats", Of::WARN));
+        assert!(!heard(Level::Info, "duet", Of::DEBUG));
+    }
+
+    #[test]
+    fn levels_have_names() {
+        for level in Level::ALL {
+            assert_eq!(level.name().parse::<Level>().unwrap(), level);
+        }
+        assert!("loud".parse::<Level>().is_err());
+        set_level(Level::Debug);
+        assert_eq!(level(), Level::Debug);
+        set_level(Level::Info);
+    }
+}
