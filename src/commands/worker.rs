@@ -1,7 +1,6 @@
 //! The queue's thread: takes what has come, applies it, writes it, and lets others know.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -327,8 +326,7 @@ impl<S: Store> Worker<S> {
     fn fail(&mut self, error: &StoreError) {
         if !self.failed.swap(true, Ordering::Relaxed) {
             let text = "no command is queued or cancelled, and no result is taken, until it can be written";
-            // Nobody needs to read this.
-            let _ = writeln!(io::stderr(), "duet: {error}; {text}");
+            tracing::error!("{error}; {text}");
         }
         self.reload_at = Some(Instant::now() + AGAIN);
         // What is queued is not known until it is read again.
