@@ -325,6 +325,29 @@ fn each_reason_for_a_drop_is_given_somewhere() {
     assert!(missing.is_empty(), "nothing gives {missing:?}");
 }
 
+/// A metric that nothing counts would stand at zero for ever, and dashboards would show it.
+#[test]
+fn each_metric_of_the_catalogue_is_counted_somewhere() {
+    let catalogue = read("telemetry/src/catalogue.rs");
+    let names: Vec<_> = catalogue
+        .lines()
+        .filter_map(|line| line.trim().split_once(" = \"")?.0.split_once(' '))
+        .filter(|(kind, _)| ["Counter", "Seconds", "Gauge", "Histogram"].contains(kind))
+        .map(|(_, name)| name)
+        .collect();
+    assert!(names.len() > 60, "{names:?}");
+    let mut sources = sources(&["src", "telemetry/src", "upstream/src"]);
+    sources.retain(|source| source.path != "telemetry/src/catalogue.rs");
+    let code: Vec<_> = sources.iter().map(|source| code(&source.text)).collect();
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let counted = |name: &str| {
+        code.iter().any(|text| text.split(|c| !is_word(c)).any(|word| word == name))
+    };
+    assert!(!counted("NOTHING_COUNTS_THIS"));
+    let missing: Vec<_> = names.iter().filter(|name| !counted(name)).collect();
+    assert!(missing.is_empty(), "nothing counts {missing:?}");
+}
+
 /// The core does no I/O: nothing that could do any is among its dependencies.
 #[test]
 fn the_core_is_built_from_nothing_that_does_input_or_output() {
