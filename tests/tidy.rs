@@ -340,9 +340,8 @@ fn each_metric_of_the_catalogue_is_counted_somewhere() {
     sources.retain(|source| source.path != "telemetry/src/catalogue.rs");
     let code: Vec<_> = sources.iter().map(|source| code(&source.text)).collect();
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let counted = |name: &str| {
-        code.iter().any(|text| text.split(|c| !is_word(c)).any(|word| word == name))
-    };
+    let counted =
+        |name: &str| code.iter().any(|text| text.split(|c| !is_word(c)).any(|word| word == name));
     assert!(!counted("NOTHING_COUNTS_THIS"));
     let missing: Vec<_> = names.iter().filter(|name| !counted(name)).collect();
     assert!(missing.is_empty(), "nothing counts {missing:?}");
