@@ -132,6 +132,30 @@ impl World {
         self.path(&file)
     }
 
+    /// A program in C with the credential of a new device inside, linked with the library.
+    pub(crate) fn compile(&self, name: &str, library: &Path) -> PathBuf {
+        self.duet(&[
+            "device",
+            "add",
+            name,
+            "--registered-id",
+            "--format",
+            "c",
+            "--out",
+            "credential.h",
+        ]);
+        let (root, elf) = (Path::new(ROOT), self.path("sensor.elf"));
+        let mut gcc = Command::new("arm-none-eabi-gcc");
+        gcc.args(["-mcpu=cortex-m4", "-mthumb", "-ffreestanding", "-Os", "-g", "-std=gnu11"]);
+        gcc.args(["-Wall", "-Wextra", "-Werror", "-nostdlib", "-Wl,--gc-sections", "-o"]).arg(&elf);
+        gcc.arg("-I").arg(self.dir.path()).arg("-I").arg(root.join("device/c/include"));
+        gcc.arg("-T").arg(root.join("firmware/c/board.ld"));
+        gcc.args(["main.c", "board.c"].map(|source| root.join("firmware/c").join(source)));
+        let output = gcc.arg(library).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        elf
+    }
+
     /// A device with a certificate of its own making.
     pub(crate) fn register_certificate(&self, name: &str) -> PathBuf {
         let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();

@@ -3,11 +3,8 @@
 #ifndef DUET_H
 #define DUET_H
 
-#include <stdarg.h>
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
 
 // The longest payload of a reading, a command's result and its output, bytes.
 #define DUET_PAYLOAD_MAX 256

@@ -2,7 +2,11 @@
 
 use core::{cell::Cell, ffi::c_int, ptr};
 
-use machine::{Config, Device, Early, SetupError, Software, software::WithElement};
+#[cfg(feature = "compact")]
+use machine::compact::Compact as Engine;
+#[cfg(not(feature = "compact"))]
+use machine::software::Software as Engine;
+use machine::{Config, Device, Early, SetupError, software::WithElement};
 use zeroize::Zeroize as _;
 
 use crate::{
@@ -14,7 +18,7 @@ use crate::{
 const MAGIC: u64 = 0x6475_6574_2064_6576;
 
 pub(crate) type Machine =
-    Device<WithElement<Software<Port>, Port>, PortStore, DUET_WINDOW, DUET_PAYLOAD_MAX>;
+    Device<WithElement<Engine<Port>, Port>, PortStore, DUET_WINDOW, DUET_PAYLOAD_MAX>;
 
 #[repr(C)]
 pub(crate) struct Context {
@@ -27,7 +31,7 @@ pub(crate) struct Context {
 impl Context {
     pub(crate) fn new(port: duet_port, config: Config, early: Early) -> Result<Self, SetupError> {
         let port = Port(port);
-        let crypto = WithElement { crypto: Software::new(port), element: port };
+        let crypto = WithElement { crypto: Engine::new(port), element: port };
         let mut machine = Device::new(crypto, PortStore::new(port), config)?;
         machine.set_early(early);
         Ok(Self { magic: Cell::new(MAGIC), busy: Cell::new(false), port, machine })

@@ -12,6 +12,7 @@
 //! word says that it is there, and every other function reads that word before it believes the rest.
 //! Exclusive access is had through one flag in the context, which is read and written by itself, never
 //! through a reference to the whole: a callback that calls back into its own context meets the flag.
+#![cfg_attr(target_os = "none", no_std)]
 #![allow(non_camel_case_types, reason = "names of the C face")]
 #![allow(unsafe_code, reason = "the fence around pointers from C: see above")]
 
@@ -30,6 +31,15 @@ use machine::{
 
 use crate::context::{Context, with};
 pub use crate::port::duet_port;
+
+/// Nothing here panics on what comes from outside; what would is a fault of this library, and is not survived.
+#[cfg(target_os = "none")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
+}
 
 /// The longest payload of a reading, a command's result and its output, bytes.
 pub const DUET_PAYLOAD_MAX: usize = 256;

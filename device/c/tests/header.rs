@@ -28,6 +28,9 @@ fn the_header_is_what_the_sources_say() {
         trailer: Some(TAIL.to_owned()),
         cpp_compat: true,
         usize_is_size_t: true,
+        // What every compiler has, also one without a C library.
+        no_includes: true,
+        sys_includes: vec!["stddef.h".to_owned(), "stdint.h".to_owned()],
         documentation_style: cbindgen::DocumentationStyle::C99,
         style: cbindgen::Style::Both,
         line_length: 110,
