@@ -47,6 +47,7 @@ pub use wire::{
 };
 
 use crate::commands::{CommandState, Commands};
+use crate::presence::{LastValue, Looking};
 use crate::registry::{Registry, RegistryError};
 use api::{Keep, Plane};
 use audit::Audit;
@@ -66,6 +67,12 @@ pub trait Gateway: Send + Sync {
 
     /// The queue of commands, where there is one.
     fn commands(&self) -> Option<&Commands>;
+
+    /// The latest readings of a device, as far as they are kept.
+    fn latest(&self, device: DeviceId, name: &str) -> Vec<LastValue>;
+
+    /// Asks how these devices are, where somebody knows.
+    fn look(&self, devices: &[DeviceId]) -> Option<Looking>;
 
     /// How the gateway is. `devices` is filled in by the caller.
     fn status(&self) -> Status;

@@ -73,6 +73,8 @@ pub struct Config {
     pub limits: Limits,
     /// The queue of commands.
     pub commands: Commands,
+    /// What upstreams get besides readings.
+    pub notices: Notices,
     /// Sizes of what each data-plane thread shares with the kernel.
     pub queues: Queues,
     /// The API over TLS, where it is asked for.
@@ -186,6 +188,13 @@ pub struct Commands {
     pub ttl_s: u32,
     /// The most that may wait for one device.
     pub per_device: u32,
+}
+
+/// `[notices]`: what upstreams get besides readings and results of commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notices {
+    /// Whether devices' coming and going is among it.
+    pub presence: bool,
 }
 
 /// `[limits]`
@@ -441,6 +450,7 @@ fn config(values: &Values, state: &Path) -> Config {
             ttl_s: values.number_as("commands.ttl_s"),
             per_device: values.number_as("commands.per_device"),
         },
+        notices: Notices { presence: values.switch("notices.presence") },
         queues: Queues {
             submissions: values.number_as("queues.submissions"),
             completions: values.number_as("queues.completions"),

@@ -32,9 +32,9 @@
 //!          40   the spool's name, 16 bytes        36  received u64, ms since 1970
 //!          56   zero u32                          44  channel u16
 //!          60   CRC-32C of bytes 0..60            46  length of the device's name u8
-//!          4096 records                           47  flags u8: 1 again, 2 measured, 4 commit
+//!          4096 records                           47  flags u8: 1 again, 2 measured, 4 commit, 8 notice
 //!                                                 48  [measured u64] [credential, 8; mark u64]
-//!                                                     device's name, payload
+//!                                                     [notice, 16] device's name, payload
 //! ```
 //!
 //! # Torn or damaged
@@ -80,6 +80,7 @@ mod id;
 mod keeper;
 mod marker;
 mod meters;
+mod notice;
 mod overview;
 mod reader;
 mod recover;
@@ -102,6 +103,7 @@ pub use format::{Commit, MAX_DEVICE, MAX_PAYLOAD, ReadingRef, Record};
 pub use health::Health;
 pub use id::SpoolId;
 pub use keeper::Care;
+pub use notice::{End as CommandEnd, Notice, Reason, Said, carrier_name};
 pub use overview::{Overview, overview};
 pub use reader::Reader;
 pub use recover::Recovery;

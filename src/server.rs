@@ -5,6 +5,7 @@ mod commands;
 mod host;
 mod marks;
 mod node_key;
+mod notices;
 mod probe;
 mod publish;
 mod quota;
@@ -37,6 +38,7 @@ use self::commands::ShardWays;
 use self::host::{Gauges, Host};
 use self::marks::Marks;
 pub use self::marks::MarksError;
+use self::notices::Notices;
 pub use self::probe::{Probe, probe};
 use self::quota::{Allowance, Quotas};
 use self::upstreams::Forwarding;
@@ -46,6 +48,7 @@ use crate::commands::{Commands, Limits, Opened, StoreError};
 use crate::config::{self, Config};
 use crate::delivery::{Care, Health, Retention, Spool, SpoolConfig, SpoolError, WhenFull};
 use crate::driver;
+use crate::presence::{LastValue, Looking, Watch};
 use crate::registry::{Registry, RegistryError, View};
 use crate::transport::{self, Bound, MailSender, TransportError, run_shard};
 
@@ -107,6 +110,7 @@ pub struct Server {
 /// The data plane as the control plane sees it.
 pub struct Control {
     commands: Commands,
+    presence: Arc<Watch>,
     mail: Vec<MailSender<Mail>>,
     listen: SocketAddr,
     driver: Driver,
@@ -203,6 +207,7 @@ impl Server {
         let allowed = Arc::new(allowed);
         let (mut threads, ended) = (Vec::new(), Arc::new(Notify::new()));
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
+        let presence = Arc::new(Watch::new(config.shards));
         for (io, own) in shards.into_iter().zip(mail.clone()) {
             let settings = Settings {
                 keys: keys.to_vec(),
@@ -220,8 +225,11 @@ impl Server {
                 gcm,
             };
             let quotas = Quotas::new(Arc::clone(&allowed));
-            let sink = sink::SpoolSink::new(spool.submitter(), own, quotas);
+            let sink =
+                sink::SpoolSink::new(spool.submitter(), own, quotas, presence.values(io.index()));
             let (gauges, teller) = (Arc::clone(&gauges[io.index()]), commands.teller());
+            let watch = Arc::clone(&presence);
+            let notices = config.notices.presence.then(|| Notices::new(spool.submitter()));
             let directory: Arc<dyn Directory> = Arc::<View>::clone(view);
             let ending = Ending(Arc::clone(&ended));
             let mut random = Random::new(kernel_randomness);
@@ -233,17 +241,18 @@ impl Server {
                     let mut shard = Shard::new(settings, directory, engine, sink, random);
                     // R113: what is queued comes by mail.
                     shard.handle_mail(transport::now(), Mail::CommandsBehind(true));
-                    run_shard(io, Host::new(shard, gauges, teller)).map(|_| ())
+                    run_shard(io, Host::new(shard, gauges, teller, watch, notices)).map(|_| ())
                 })
                 .map_err(|_| ServerError::System("a thread"))?;
             threads.push(thread);
         }
         let teller = commands.teller();
         let commands = commands
-            .run(Box::new(ShardWays { mail: mail.clone(), teller }))
+            .run(Box::new(ShardWays { mail: mail.clone(), spool: spool.submitter(), teller }))
             .map_err(|_| ServerError::System("a thread"))?;
         let control = Arc::new(Control {
             commands,
+            presence,
             mail,
             listen: local,
             driver: match kind {
@@ -449,6 +458,17 @@ impl Gateway for Control {
 
     fn commands(&self) -> Option<&Commands> {
         Some(&self.commands)
+    }
+
+    fn latest(&self, device: DeviceId, name: &str) -> Vec<LastValue> {
+        self.presence.latest(device, name)
+    }
+
+    fn look(&self, devices: &[DeviceId]) -> Option<Looking> {
+        let mail = |shard: usize, mail| {
+            self.mail.get(shard).is_some_and(|sender| sender.try_send(mail).is_ok())
+        };
+        Some(self.presence.look(devices, mail))
     }
 
     fn status(&self) -> Status {

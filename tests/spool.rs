@@ -50,6 +50,7 @@ fn store_at(spool: &Spool, session: u32, count: u32, received_ms: u64) -> Durabi
             received_ms,
             measured_ms: received_ms,
             commit: None,
+            notice: None,
             payload: b"21.5",
         };
         assert!(batch.push(&reading));

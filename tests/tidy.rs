@@ -223,7 +223,8 @@ const BELOW: &[(&str, &[&str])] = &[
     ("delivery", &["hex", "identity"]),
     ("registry", &["hex", "identity"]),
     ("commands", &["hex", "identity"]),
-    ("admin", &["commands", "config", "hex", "identity", "log", "registry"]),
+    ("presence", &["hex"]),
+    ("admin", &["commands", "config", "hex", "identity", "log", "presence", "registry"]),
 ];
 
 /// Words that no code of the registry contains: it is a file, and has no business with sockets or time.

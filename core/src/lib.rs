@@ -50,8 +50,8 @@ pub use self::drive::{
 };
 pub use self::random::Random;
 pub use self::shard::{
-    BATCH_MAX, Command, CommandAnswer, CommandFailure, Commit, Counts, Event, GatewayKey, Mail,
-    Reading, RefusedDevice, Renewal, Settings, Shard, Sink,
+    BATCH_MAX, Command, CommandAnswer, CommandFailure, Commit, Contact, Counts, Event, GatewayKey,
+    Gone, Mail, Reading, RefusedDevice, Renewal, Settings, Shard, Sink,
 };
 pub use self::sources::{SourceSet, UnknownSource};
 pub use self::streams::{StreamLimits, Streams};

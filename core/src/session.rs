@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use duet_protocol::message::{Down, RANGES_MAX, Range, TEXT_MAX};
+use duet_protocol::profile::Profile;
 use duet_protocol::reading::ReadingId;
 use duet_protocol::replay::ReplayWindow;
 use duet_protocol::responder::Accept;
@@ -33,6 +34,8 @@ pub(crate) struct Pending {
 /// it grows. A million of them may rest, so their size counts.
 pub(crate) struct Session {
     pub(crate) device: Arc<Device>,
+    /// Of the HELLO that it was granted for.
+    pub(crate) profile: Profile,
     pub(crate) keys: SessionKeys,
     /// What its readings are named by: the head of its HELLO's digest (R96).
     pub(crate) hello: [u8; HELLO_NAME],
@@ -58,6 +61,7 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) fn new(
         device: Arc<Device>,
+        profile: Profile,
         keys: SessionKeys,
         pending: Pending,
         path: Path,
@@ -65,6 +69,7 @@ impl Session {
     ) -> Self {
         Self {
             device,
+            profile,
             keys,
             hello: ReadingId::early(&pending.hello).hello,
             fresh: pending.fresh,

@@ -90,6 +90,8 @@ pub(crate) struct Confirmed {
     pub(crate) pending: Box<Pending>,
     /// The device's session before this one, which has ended by this (R49).
     pub(crate) replaced: Ended,
+    /// Whether there was one.
+    pub(crate) had_live: bool,
 }
 
 impl Sessions {
@@ -121,8 +123,9 @@ impl Sessions {
         if pending.challenged {
             contact.challenge = None;
         }
-        let replaced = contact.live.replace(id).map(|old| self.end(old)).unwrap_or_default();
-        Some(Confirmed { pending, replaced })
+        let before = contact.live.replace(id);
+        let replaced = before.map(|old| self.end(old)).unwrap_or_default();
+        Some(Confirmed { pending, replaced, had_live: before.is_some() })
     }
 
     /// Ends a session and destroys its keys (R81).

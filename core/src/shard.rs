@@ -6,6 +6,7 @@
 
 mod commands;
 mod handshakes;
+mod presence;
 mod traffic;
 
 use std::collections::VecDeque;
@@ -16,6 +17,7 @@ use duet_aead::Gcm;
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::{DeviceId, Gateway};
 use duet_protocol::message::Down;
+use duet_protocol::profile::{Profile, Transport};
 use duet_protocol::reading::{EARLY_SEQUENCE, ReadingId};
 use duet_protocol::reason::DropReason;
 use duet_protocol::record::scrub_stack;
@@ -23,6 +25,7 @@ use duet_protocol::wire::{Kind, SessionId};
 
 use self::commands::Commands;
 pub use self::commands::{Command, CommandAnswer, CommandFailure};
+pub use self::presence::{Contact, Gone};
 use crate::early::Early;
 use crate::engine::Engine;
 use crate::hello_queue::HelloQueue;
@@ -176,6 +179,8 @@ pub enum Mail {
         /// What the device is to do now.
         by: Command,
     },
+    /// Somebody wants to know of these devices' sessions; an event answers, under this token.
+    Look(u64, Vec<DeviceId>),
     /// Whether commands may be queued outside that this shard has not been told of: then no device is told that nothing
     /// waits for it.
     CommandsBehind(bool),
@@ -258,6 +263,39 @@ pub enum Event {
     /// A HELLO that names a device of the directory was not granted. There are at most as many of these in a turn as
     /// hellos in a batch, but anybody who knows a device's id can cause them: whoever tells people limits them.
     Refused(RefusedDevice),
+    /// A session was confirmed: the device is online.
+    Online {
+        /// The device.
+        device: DeviceId,
+        /// Its name.
+        name: Arc<str>,
+        /// What carries its messages.
+        carrier: Transport,
+        /// Where its record came from, as far as that is known.
+        address: Option<SocketAddr>,
+        /// How it proved itself, and where its key comes from.
+        profile: Profile,
+        /// Whether it was online before, in a session that this one takes the place of.
+        replaced: bool,
+    },
+    /// The device's session has ended, and nothing took its place.
+    Offline {
+        /// The device.
+        device: DeviceId,
+        /// Its name.
+        name: Arc<str>,
+        /// Why.
+        gone: Gone,
+        /// How long the session had lasted, µs.
+        age_us: u64,
+    },
+    /// What somebody [looked](Mail::Look) for.
+    Contacts {
+        /// Whose question it answers.
+        token: u64,
+        /// For each device its session, if it has one.
+        contacts: Vec<Option<Contact>>,
+    },
     /// This turn answered a batch of hellos.
     HellosAnswered {
         /// How many.
@@ -462,9 +500,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// Ends a session and destroys its keys (R81).
-    fn end(&mut self, id: SessionId) {
+    fn end(&mut self, id: SessionId, gone: Gone) {
+        let confirmed = self.sessions.find(id).filter(|session| session.pending.is_none());
+        let confirmed = confirmed.map(|session| (Arc::clone(&session.device), session.created_us));
         let ended = self.sessions.end(id);
         self.leave(ended);
+        if let Some((device, created_us)) = confirmed {
+            self.tell_offline(&device, gone, self.now_us.saturating_sub(created_us));
+        }
     }
 
     /// Does what a session that has ended leaves to be done.
@@ -502,7 +545,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let late = now.mono_us >= until_us;
         for id in self.sessions.ids() {
             if late || self.sessions.find(id).is_some_and(|session| session.unanswered == 0) {
-                self.close_session(id);
+                self.close_session(id, Gone::Stopped);
             }
         }
     }
@@ -523,7 +566,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             over.extend(self.sessions.idle_for(now, idle_us, lifetime_us));
             self.sessions.forget_previous(now, idle_us);
         }
-        over.into_iter().for_each(|id| self.end(id));
+        for id in over {
+            let session = self.sessions.find(id);
+            let silent = session
+                .is_some_and(|one| now.mono_us.saturating_sub(one.last_record_us) >= idle_us);
+            self.end(id, if silent { Gone::Silent } else { Gone::Lifetime });
+        }
     }
 
     /// Storage has answered for a reading.
@@ -563,7 +611,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.acking.clear();
     }
 
-    fn close_session(&mut self, id: SessionId) {
+    fn close_session(&mut self, id: SessionId, gone: Gone) {
         if let Some(session) = self.sessions.find_mut(id) {
             let mut close = Unsealed::default();
             session.prepare(id, Down::Close, &mut close);
@@ -571,7 +619,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 self.out.push_last(path, message);
             });
         }
-        self.end(id);
+        self.end(id, gone);
     }
 }
 
@@ -614,13 +662,14 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
                 readings.into_iter().for_each(|token| self.settle(token, false));
             }
             Mail::Revoked(device) => {
-                self.sessions.of(&device).for_each(|id| self.close_session(id));
+                self.sessions.of(&device).for_each(|id| self.close_session(id, Gone::Revoked));
                 self.sessions.forget(&device);
                 self.commands.forget(&device);
             }
             Mail::Command(command) => self.handle_command(now, command),
             Mail::WithdrawCommand(device, token) => self.withdraw_command(&device, token),
             Mail::ReplaceCommand { over, by } => self.replace_command(now, over, by),
+            Mail::Look(token, devices) => self.look(now, token, &devices),
             Mail::CommandsBehind(behind) => self.commands.set_behind(behind),
             Mail::Renew(renewal) => self.settings.renew(*renewal),
             Mail::Drain => {

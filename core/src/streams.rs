@@ -68,6 +68,8 @@ impl State {
 struct Stream {
     source: IpAddr,
     state: State,
+    /// Its other end.
+    peer: SocketAddr,
     /// How many sessions speak over it.
     sessions: u32,
     /// For how many questions that came over it an answer is on its way.
@@ -122,10 +124,16 @@ impl Streams {
             return false;
         }
         self.rank(source, share, share + 1);
-        let fresh = Stream { source, state: State::First, sessions: 0, owed: 0, due_us: None };
+        let fresh =
+            Stream { source, peer, state: State::First, sessions: 0, owed: 0, due_us: None };
         self.all.insert(stream, fresh);
         self.enter(stream, State::First, Some(since_us + self.limits.first_message_us));
         true
+    }
+
+    /// The address at its other end.
+    pub(crate) fn peer(&self, stream: StreamId) -> Option<SocketAddr> {
+        self.all.get(&stream).map(|found| found.peer)
     }
 
     /// A whole message came. False if it is not to be looked at, since the stream is about to be closed.

@@ -68,6 +68,12 @@ impl ReplayWindow {
         }
     }
 
+    /// One more than the highest number that was taken; 0 before the first.
+    #[must_use]
+    pub const fn next(&self) -> u32 {
+        self.next
+    }
+
     /// Undoes [`take`](Self::take) of a number within the window: what it stood for was not kept,
     /// and may come again.
     pub const fn give_back(&mut self, sequence: u32) {

@@ -56,6 +56,14 @@ impl Gateway for Echo {
         Some(&self.commands)
     }
 
+    fn latest(&self, _: DeviceId, _: &str) -> Vec<LastValue> {
+        Vec::new()
+    }
+
+    fn look(&self, _: &[DeviceId]) -> Option<Looking> {
+        None
+    }
+
     fn status(&self) -> Status {
         self.status.lock().unwrap().clone()
     }

@@ -12,6 +12,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::hex::{self, Hex};
 use crate::identity::{Certificate, Reason, Role};
+use crate::presence::Presence;
 use crate::registry::{BadName, Enrolment, Entry, NewDevice, SourceSet, UnknownSource};
 
 /// The longest line of an import.
@@ -233,6 +234,9 @@ pub struct DeviceInfo {
     pub not_after_s: Option<i64>,
     /// The last freshness mark on disk.
     pub mark: u64,
+    /// How it is at the moment, where a gateway runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presence: Option<Presence>,
 }
 
 impl From<Entry> for DeviceInfo {
@@ -248,6 +252,7 @@ impl From<Entry> for DeviceInfo {
             not_before_s: entry.validity.map(|validity| validity.not_before_s),
             not_after_s: entry.validity.map(|validity| validity.not_after_s),
             mark: entry.mark,
+            presence: None,
         }
     }
 }

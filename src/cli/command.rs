@@ -182,7 +182,7 @@ fn utc(ms: u64) -> Utc {
 }
 
 /// Bytes for a terminal: as text where that is harmless, else in hexadecimal.
-fn shown(digits: &str, hex_wanted: bool) -> Result<String> {
+pub(super) fn shown(digits: &str, hex_wanted: bool) -> Result<String> {
     let bytes = hex::decode(digits).context("the result is not hexadecimal")?;
     let text = String::from_utf8(bytes).ok();
     let text = text.filter(|text| !hex_wanted && !text.chars().any(char::is_control));

@@ -108,6 +108,11 @@ impl Book {
         self.all.get(&id)
     }
 
+    /// How many commands are not over.
+    pub(super) fn open(&self) -> usize {
+        self.expiry.len()
+    }
+
     /// The device's oldest command that is not over.
     pub(super) fn head(&self, device: &DeviceId) -> Option<&Entry> {
         self.all.get(self.lines.get(device)?.open.front()?)

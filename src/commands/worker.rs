@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use duet_core::{Command, CommandFailure, Mail};
 use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::SessionId;
+use duet_telemetry::catalogue::{COMMANDS_ENDED, COMMANDS_LATE, COMMANDS_OPEN, COMMANDS_SENT};
 use tokio::sync::oneshot;
 
 use super::book::Book;
@@ -111,6 +112,7 @@ impl<S: Store> Worker<S> {
     /// Gives every shard the oldest commands of its devices, and tells it that those are all.
     pub(super) fn begin(&mut self, ways: &mut dyn Ways) {
         self.posts = (0..ways.shards()).map(|_| VecDeque::new()).collect();
+        COMMANDS_OPEN.one().set_count(self.book.open() as u64);
         self.feed();
         self.tell_all(false);
         self.post(ways);
@@ -149,7 +151,11 @@ impl<S: Store> Worker<S> {
             self.lazy_since = Some(Instant::now());
         }
         after.into_iter().for_each(|after| after(true));
+        COMMANDS_OPEN.one().set_count(self.book.open() as u64);
         for id in self.book.take_ended() {
+            if let Some(entry) = self.book.find(id) {
+                COMMANDS_ENDED.with([entry.state().name()]).add(1);
+            }
             if let (Some(waiting), Some(entry)) = (self.waiting.remove(&id), self.book.find(id)) {
                 // Whoever waited may be gone.
                 waiting.into_iter().for_each(|one| drop(one.send(outcome(entry))));
@@ -164,6 +170,7 @@ impl<S: Store> Worker<S> {
         }
         self.post(ways);
         let untold = self.book.take_untold();
+        COMMANDS_LATE.one().add(untold.iter().filter(|(_, late)| *late).count() as u64);
         self.untold.extend(untold);
         self.tell(ways);
     }
@@ -177,7 +184,10 @@ impl<S: Store> Worker<S> {
     ) {
         match input {
             Input::Request(request) => self.answer(request, now_ms, after),
-            Input::Sent(id) => self.book.sent(id),
+            Input::Sent(id) => {
+                COMMANDS_SENT.one().add(1);
+                self.book.sent(id);
+            }
             Input::Ended { shard, id, result, record } => {
                 match result {
                     Ok(answer) => self.book.answered(id, answer, now_ms),

@@ -306,6 +306,15 @@ pub const SETTINGS: &[Setting] = &[
         AtStart,
     ),
     setting(
+        "notices.presence",
+        Kind::Switch,
+        "false",
+        &[
+            "Whether upstreams are told, among the readings, when a device comes and goes (docs/delivery.md).",
+        ],
+        AtStart,
+    ),
+    setting(
         "queues.submissions",
         number(1, 1 << 15, ""),
         "1024",

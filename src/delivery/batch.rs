@@ -122,6 +122,7 @@ mod tests {
             received_ms: 0,
             measured_ms: 0,
             commit: None,
+            notice: None,
             payload: &payload,
         };
         let mut batch = Batch::new();

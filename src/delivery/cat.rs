@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::error::SpoolError;
 use super::format::{ReadingRef, Record};
+use super::notice::Said;
 use super::reader::Reader;
 use crate::hex::Hex;
 
@@ -46,6 +47,9 @@ pub enum Event {
 #[derive(Serialize)]
 struct Line<'a> {
     index: u64,
+    /// What happened, where this is no reading.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
     device: &'a str,
     /// Which session it was first sent in, hexadecimal; with the sequence and the device it names the reading.
     hello: String,
@@ -59,6 +63,9 @@ struct Line<'a> {
     /// When it was measured, where the device gave an age.
     #[serde(skip_serializing_if = "Option::is_none")]
     measured: Option<String>,
+    /// What a notice says.
+    #[serde(flatten)]
+    said: serde_json::Map<String, serde_json::Value>,
     /// Hexadecimal.
     payload: String,
     /// The payload once more, where it is printable text.
@@ -128,8 +135,18 @@ fn print(record: &Record<'_>, out: &mut impl Write) -> io::Result<()> {
     let reading = &record.reading;
     let text = std::str::from_utf8(reading.payload).ok();
     let measured = Some(reading.measured_ms).filter(|ms| *ms != reading.received_ms);
+    let said = reading.notice.map(|notice| notice.said(reading.payload)).unwrap_or_default();
+    let value = |(name, said): (&str, Said<'_>)| {
+        let value = match said {
+            Said::Text(text) => text.into(),
+            Said::Number(number) => number.into(),
+            Said::True => true.into(),
+        };
+        (name.to_owned(), value)
+    };
     let line = Line {
         index: record.index,
+        kind: reading.notice.map(|notice| notice.kind()),
         device: reading.device,
         hello: Hex(&reading.id.hello).to_string(),
         sequence: reading.id.sequence,
@@ -137,6 +154,7 @@ fn print(record: &Record<'_>, out: &mut impl Write) -> io::Result<()> {
         channel: reading.channel,
         received: utc(reading.received_ms),
         measured: measured.map(utc),
+        said: said.into_iter().map(value).collect(),
         payload: Hex(reading.payload).to_string(),
         text: text.filter(|text| !text.chars().any(char::is_control)),
     };

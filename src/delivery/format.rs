@@ -5,6 +5,7 @@ use duet_protocol::reading::ReadingId;
 
 use super::error::Damage;
 use super::id::SpoolId;
+use super::notice::{NOTICE_LEN, Notice};
 
 /// The longest name of a device, in bytes.
 pub const MAX_DEVICE: usize = 64;
@@ -17,7 +18,7 @@ pub(super) const DATA_START: u64 = 4096;
 pub(super) const RECORD_HEAD: usize = 48;
 /// The longest record.
 pub(super) const MAX_RECORD: usize =
-    RECORD_HEAD + MEASURED_LEN + COMMIT_LEN + MAX_DEVICE + MAX_PAYLOAD;
+    RECORD_HEAD + MEASURED_LEN + COMMIT_LEN + NOTICE_LEN + MAX_DEVICE + MAX_PAYLOAD;
 /// The encoded header, without the rest of its page.
 pub(super) const HEADER_LEN: usize = 64;
 /// The largest segment.
@@ -36,6 +37,8 @@ const AGAIN: u8 = 1;
 const MEASURED: u8 = 2;
 /// A commit follows.
 const COMMIT: u8 = 4;
+/// It is a notice, which follows.
+const NOTICE: u8 = 8;
 
 /// A reading as a shard hands it in and as a reader gets it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub struct ReadingRef<'a> {
     pub measured_ms: u64,
     /// What becomes true of the device once the reading is durable.
     pub commit: Option<Commit>,
+    /// What happened, where this is no reading.
+    pub notice: Option<Notice>,
     /// At most [`MAX_PAYLOAD`] bytes.
     pub payload: &'a [u8],
 }
@@ -139,7 +144,8 @@ impl Header {
 pub(super) fn record_len(reading: &ReadingRef<'_>) -> usize {
     let measured = if is_measured(reading) { MEASURED_LEN } else { 0 };
     let commit = if reading.commit.is_some() { COMMIT_LEN } else { 0 };
-    RECORD_HEAD + measured + commit + reading.device.len() + reading.payload.len()
+    let notice = if reading.notice.is_some() { NOTICE_LEN } else { 0 };
+    RECORD_HEAD + measured + commit + notice + reading.device.len() + reading.payload.len()
 }
 
 fn is_measured(reading: &ReadingRef<'_>) -> bool {
@@ -163,7 +169,8 @@ pub(super) fn encode_record(out: &mut Vec<u8>, reading: &ReadingRef<'_>) {
     head[46] = device_len;
     head[47] = (if reading.again { AGAIN } else { 0 })
         | (if is_measured(reading) { MEASURED } else { 0 })
-        | (if reading.commit.is_some() { COMMIT } else { 0 });
+        | (if reading.commit.is_some() { COMMIT } else { 0 })
+        | (if reading.notice.is_some() { NOTICE } else { 0 });
     out.extend_from_slice(&head);
     if is_measured(reading) {
         out.extend_from_slice(&reading.measured_ms.to_le_bytes());
@@ -171,6 +178,9 @@ pub(super) fn encode_record(out: &mut Vec<u8>, reading: &ReadingRef<'_>) {
     if let Some(commit) = &reading.commit {
         out.extend_from_slice(&commit.credential);
         out.extend_from_slice(&commit.mark.to_le_bytes());
+    }
+    if let Some(notice) = &reading.notice {
+        out.extend_from_slice(&notice.encode());
     }
     out.extend_from_slice(reading.device.as_bytes());
     out.extend_from_slice(reading.payload);
@@ -232,7 +242,7 @@ fn decode_fields(mut fields: Fields<'_>) -> Option<Record<'_>> {
     let received_ms = fields.u64()?;
     let channel = u16::from_le_bytes(fields.take()?);
     let [device_len, flags] = fields.take()?;
-    if flags & !(AGAIN | MEASURED | COMMIT) != 0 {
+    if flags & !(AGAIN | MEASURED | COMMIT | NOTICE) != 0 {
         return None;
     }
     let measured_ms = if flags & MEASURED == 0 { received_ms } else { fields.u64()? };
@@ -240,13 +250,26 @@ fn decode_fields(mut fields: Fields<'_>) -> Option<Record<'_>> {
         0 => None,
         _ => Some(Commit { credential: fields.take()?, mark: fields.u64()? }),
     };
+    let notice = match flags & NOTICE {
+        0 => None,
+        _ => Some(Notice::decode(&fields.take()?)?),
+    };
     let (device, payload) = fields.0.split_at_checked(usize::from(device_len))?;
     let whole = !device.is_empty() && device.len() <= MAX_DEVICE && payload.len() <= MAX_PAYLOAD;
     let device = std::str::from_utf8(device).ok().filter(|_| whole)?;
     let group = index.checked_sub(u64::from(position))?;
     let again = flags & AGAIN != 0;
-    let reading =
-        ReadingRef { device, id, again, channel, received_ms, measured_ms, commit, payload };
+    let reading = ReadingRef {
+        device,
+        id,
+        again,
+        channel,
+        received_ms,
+        measured_ms,
+        commit,
+        notice,
+        payload,
+    };
     Some(Record { index, group, reading })
 }
 
@@ -286,6 +309,7 @@ mod tests {
         received_ms: 5,
         measured_ms: 4,
         commit: Some(Commit { credential: [6; 8], mark: 7 }),
+        notice: None,
         payload: b"21.5",
     };
 
@@ -322,6 +346,23 @@ mod tests {
             }
         }
         assert_eq!(lengths, [48, 56, 64, 72]);
+    }
+
+    #[test]
+    fn a_notice_comes_back_and_takes_its_room() {
+        let notice = Some(Notice::Result {
+            command: 5,
+            number: 6,
+            state: super::super::notice::End::Done,
+            late: false,
+            status: Some(0),
+        });
+        let reading = ReadingRef { notice, ..READING };
+        let mut bytes = Vec::new();
+        encode_record(&mut bytes, &reading);
+        assert_eq!(bytes.len(), record_len(&READING) + NOTICE_LEN);
+        seal_record(&mut bytes, 5, 9, 2);
+        assert_eq!(decode_record(&bytes, 5).unwrap().unwrap().0.reading, reading);
     }
 
     #[test]

@@ -1,14 +1,17 @@
-//! The ways from the queue of commands to the shards.
+//! The ways from the queue of commands to the shards, and to the spool, from which the ends of commands go on to the
+//! upstreams.
 
 use duet_core::Mail;
 
-use crate::commands::{Told, Ways};
+use crate::commands::{CommandState, Teller, Told, Ways};
+use crate::delivery::{Batch, CommandEnd, Durability, Notice, ReadingRef, Submitter, Urgency};
 use crate::transport::MailSender;
 
-/// All shards' mailboxes.
+/// All shards' mailboxes, and the spool.
 pub(super) struct ShardWays {
     pub(super) mail: Vec<MailSender<Mail>>,
-    pub(super) teller: crate::commands::Teller,
+    pub(super) spool: Submitter,
+    pub(super) teller: Teller,
 }
 
 impl Ways for ShardWays {
@@ -24,7 +27,36 @@ impl Ways for ShardWays {
     }
 
     fn tell(&mut self, ends: &[Told]) -> bool {
-        self.teller.told(ends.iter().map(|end| (end.id, end.late)).collect(), true);
-        true
+        let mut batch = Batch::new();
+        let fits = ends.iter().all(|end| push(&mut batch, end));
+        debug_assert!(fits, "the queue hands fewer on than a batch takes");
+        let named: Vec<_> = ends.iter().map(|end| (end.id, end.late)).collect();
+        let teller = self.teller.clone();
+        let done = move |_, durability| teller.told(named, durability == Durability::Durable);
+        self.spool.submit(batch, Urgency::Quiet, Box::new(done)).is_ok()
     }
+}
+
+fn push(batch: &mut Batch, end: &Told) -> bool {
+    let state = match end.state {
+        CommandState::Done => CommandEnd::Done,
+        CommandState::Cancelled => CommandEnd::Cancelled,
+        CommandState::Superseded => CommandEnd::Superseded,
+        // Only what is over is told.
+        CommandState::Expired | CommandState::Queued | CommandState::Sent => CommandEnd::Expired,
+    };
+    let Told { id: command, number, late, at_ms, .. } = *end;
+    let status = end.answer.as_ref().map(|answer| answer.status);
+    let notice = Notice::Result { command, number, state, late, status };
+    batch.push(&ReadingRef {
+        device: &end.name,
+        id: notice.id(at_ms),
+        again: false,
+        channel: 0,
+        received_ms: at_ms,
+        measured_ms: at_ms,
+        commit: None,
+        notice: Some(notice),
+        payload: end.answer.as_ref().map_or(&[], |answer| &answer.output),
+    })
 }

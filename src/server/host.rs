@@ -13,9 +13,11 @@ use duet_core::{
 };
 use duet_telemetry::{Histogram, catalogue as metrics};
 
+use super::notices::Notices;
 use super::publish::{Look, Published};
 use super::refusals::Refusals;
 use crate::commands::Teller;
+use crate::presence::Watch;
 
 /// How often counts are published, µs.
 const PUBLISH_EVERY_US: u64 = 1_000_000;
@@ -34,6 +36,9 @@ pub(super) struct Host<E: Engine, S: Sink> {
     shard: Shard<E, S>,
     gauges: Arc<Gauges>,
     commands: Teller,
+    presence: Arc<Watch>,
+    /// Where presence goes on to upstreams, if it is to.
+    notices: Option<Notices>,
     publish_at_us: u64,
     published: Published,
     refusals: Refusals,
@@ -43,13 +48,21 @@ pub(super) struct Host<E: Engine, S: Sink> {
 }
 
 impl<E: Engine, S: Sink> Host<E, S> {
-    pub(super) fn new(shard: Shard<E, S>, gauges: Arc<Gauges>, commands: Teller) -> Self {
+    pub(super) fn new(
+        shard: Shard<E, S>,
+        gauges: Arc<Gauges>,
+        commands: Teller,
+        presence: Arc<Watch>,
+        notices: Option<Notices>,
+    ) -> Self {
         let Settings { keys, index, .. } = shard.settings();
         let published = Published::new(*index, keys);
         Self {
             shard,
             gauges,
             commands,
+            presence,
+            notices,
             publish_at_us: 0,
             published,
             refusals: Refusals::default(),
@@ -70,7 +83,25 @@ impl<E: Engine, S: Sink> Host<E, S> {
                 Event::UnexpectedResult { device, number, answer, record } => {
                     self.commands.unexpected(index, device, number, answer, record);
                 }
-                Event::Refused(refused) => self.refusals.tell(now.mono_us, &refused),
+                Event::Refused(refused) => {
+                    self.refusals.tell(now.mono_us, &refused);
+                    self.presence.refused(index, now.unix_ms, &refused);
+                }
+                Event::Online { name, carrier, address, profile, replaced: false, .. } => {
+                    if let Some(notices) = &mut self.notices {
+                        notices.online(&name, now.unix_ms, carrier, profile, address);
+                    }
+                }
+                // It was there before, and is.
+                Event::Online { .. } => {}
+                Event::Offline { device, name, gone, age_us } => {
+                    self.presence.left(index, device, now.unix_ms, gone);
+                    if let Some(notices) = &mut self.notices {
+                        let since_ms = now.unix_ms.saturating_sub(age_us / 1_000);
+                        notices.offline(&name, now.unix_ms, gone, since_ms);
+                    }
+                }
+                Event::Contacts { token, contacts } => self.presence.found(token, contacts),
                 Event::HellosAnswered { count, waited_us } => {
                     #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
                     self.hello_batch.observe(count as f64);
@@ -79,6 +110,7 @@ impl<E: Engine, S: Sink> Host<E, S> {
                 }
             }
         }
+        self.notices.iter_mut().for_each(Notices::flush);
     }
 
     fn publish(&mut self) {

@@ -163,6 +163,7 @@ mod tests {
             received_ms: 1_800_000_000_000,
             measured_ms: 1_800_000_000_000,
             commit: mark.map(|mark| Commit { credential, mark }),
+            notice: None,
             payload: b"1",
         };
         let mut batch = Batch::new();

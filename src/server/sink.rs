@@ -11,6 +11,7 @@ use duet_telemetry::catalogue::SPOOL_BEYOND;
 
 use super::quota::Quotas;
 use crate::delivery::{Batch, Commit, Durability, MAX_PAYLOAD, ReadingRef, Submitter, Urgency};
+use crate::presence::Values;
 use crate::transport::MailSender;
 
 const _: () = assert!(PAYLOAD_MAX <= MAX_PAYLOAD, "the spool takes whatever a device can send");
@@ -26,6 +27,7 @@ pub(super) struct SpoolSink {
     /// Those of the batch that want confirmation.
     confirm: Vec<(SessionId, u32)>,
     quotas: Quotas,
+    latest: Arc<Values>,
     /// Those beyond a quota that want confirmation.
     beyond: Vec<(SessionId, u32)>,
     began: Instant,
@@ -78,6 +80,7 @@ impl Sink for SpoolSink {
             commit: reading
                 .commit
                 .map(|duet_core::Commit { credential, mark }| Commit { credential, mark }),
+            notice: None,
             payload: reading.payload,
         };
         let began = self.began;
@@ -90,6 +93,8 @@ impl Sink for SpoolSink {
             }
             return;
         }
+        let Reading { device, channel, received_ms, measured_ms, payload, .. } = *reading;
+        self.latest.take(device, channel, received_ms, measured_ms, payload);
         if !self.batch.push(&record) {
             self.flush();
             let fits = self.batch.push(&record);
@@ -131,19 +136,30 @@ impl Sink for SpoolSink {
 }
 
 impl SpoolSink {
-    pub(super) fn new(submitter: Submitter, mail: MailSender<Mail>, quotas: Quotas) -> Self {
+    pub(super) fn new(
+        submitter: Submitter,
+        mail: MailSender<Mail>,
+        quotas: Quotas,
+        latest: Arc<Values>,
+    ) -> Self {
         let (late, spare) = (Mutex::new(Vec::new()), ArrayQueue::new(SPARE_BATCHES));
         let send = Box::new(move |answer| mail.try_send(answer));
-        Self::over(submitter, Arc::new(Answers { send, late, spare }), quotas)
+        Self::over(submitter, Arc::new(Answers { send, late, spare }), quotas, latest)
     }
 
-    fn over(submitter: Submitter, answers: Arc<Answers>, quotas: Quotas) -> Self {
+    fn over(
+        submitter: Submitter,
+        answers: Arc<Answers>,
+        quotas: Quotas,
+        latest: Arc<Values>,
+    ) -> Self {
         Self {
             submitter,
             answers,
             batch: Batch::new(),
             confirm: Vec::new(),
             quotas,
+            latest,
             beyond: Vec::new(),
             began: Instant::now(),
             turn_us: None,
@@ -208,7 +224,7 @@ mod tests {
         let quota = Quota { readings_per_s: 1, bytes_per_s: 0, share_percent: 0 };
         let allowed = Allowance::new(&quota, 4 << 20, spool.scarce());
         let quotas = Quotas::new(Arc::new(allowed));
-        let mut sink = SpoolSink::over(spool.submitter(), answers, quotas);
+        let mut sink = SpoolSink::over(spool.submitter(), answers, quotas, Arc::default());
         for (device, session) in [("heavy", SessionId(1)), ("light", SessionId(2))] {
             for sequence in 0..if device == "heavy" { 12 } else { 1 } {
                 sink.take(&Reading {

@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use duet_protocol::reading::ReadingId;
 use duet_upstream::{
-    Options, Reading, Report, Reports, Source, SourceError, StartError, Upstream, Upstreams,
+    Fact, Options, Reading, Report, Reports, Source, SourceError, StartError, Upstream, Upstreams,
     Vanished,
 };
 
 use crate::config::Config;
-use crate::delivery::{Cursor, Hold, ReadingRef, Source as _, SpoolError, SpoolSource, cursors};
+use crate::delivery::{
+    Cursor, Hold, Notice, ReadingRef, Said, Source as _, SpoolError, SpoolSource, cursors,
+};
 
 /// Where cursors and parked readings lie, in the state directory.
 const DIR: &str = "upstream";
@@ -186,6 +188,7 @@ struct Carried {
     channel: u16,
     received_ms: u64,
     measured_ms: u64,
+    notice: Option<Notice>,
     payload: Vec<u8>,
 }
 
@@ -199,6 +202,7 @@ impl Carried {
             channel: reading.channel,
             received_ms: reading.received_ms,
             measured_ms: reading.measured_ms,
+            notice: reading.notice,
             payload: reading.payload.to_owned(),
         }
     }
@@ -212,6 +216,7 @@ impl Carried {
             received_ms: self.received_ms,
             measured_ms: self.measured_ms,
             commit: None,
+            notice: self.notice,
             payload: &self.payload,
         }
     }
@@ -228,16 +233,38 @@ struct Tail {
     cursor: Option<Cursor>,
 }
 
-fn shown<'a>(reading: &ReadingRef<'a>) -> Reading<'a> {
-    Reading {
+/// Shows a reading as upstreams know it.
+fn show(
+    index: u64,
+    reading: &ReadingRef<'_>,
+    visit: &mut dyn FnMut(u64, &Reading<'_>) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    let said = reading.notice.map(|notice| notice.said(reading.payload)).unwrap_or_default();
+    fn fact<'a>(said: &(&'static str, Said<'a>)) -> (&'static str, Fact<'a>) {
+        match said.1 {
+            Said::Text(text) => (said.0, Fact::Text(text)),
+            Said::Number(number) => (said.0, Fact::Number(number)),
+            Said::True => (said.0, Fact::True),
+        }
+    }
+    // Neither allocates for a reading.
+    let facts: Vec<_> = said.iter().map(fact).collect();
+    let notice = reading.notice.map(|notice| duet_upstream::Notice {
+        kind: notice.kind(),
+        facts: &facts,
+        payload: notice.has_payload(),
+    });
+    let shown = Reading {
         device: reading.device,
         id: reading.id.encode(),
         again: reading.again,
+        notice,
         channel: reading.channel,
         received_ms: reading.received_ms,
         measured_ms: reading.measured_ms,
         payload: reading.payload,
-    }
+    };
+    visit(index, &shown)
 }
 
 impl Source for Tail {
@@ -260,7 +287,7 @@ impl Source for Tail {
     ) -> Result<u64, SourceError> {
         let mut next = index;
         if let Some(carried) = self.carried.take_if(|carried| carried.index == index) {
-            let taken = visit(index, &shown(&carried.reading()));
+            let taken = show(index, &carried.reading(), visit);
             next = index + 1;
             if taken.is_break() {
                 self.carried = Some(carried);
@@ -269,7 +296,7 @@ impl Source for Tail {
         }
         let carried = &mut self.carried;
         let mut visit = |index: u64, reading: &ReadingRef<'_>| {
-            let taken = visit(index, &shown(reading));
+            let taken = show(index, reading, visit);
             if taken.is_break() {
                 *carried = Some(Carried::new(index, reading));
             }

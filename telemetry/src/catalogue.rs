@@ -68,6 +68,7 @@ labels! {
     CAUSE = "cause": words!["connection" "tls" "credentials" "timeout" "busy" "setting" "file"];
     FAULT = "fault": words!["spool-failed" "spool-full" "disk-full" "spool-damaged" "spool-cut" "spool-untrimmed" "marks-unsaved" "delivering" "commands-unwritten" "audit-unwritten"];
     LEVEL = "level": words!["error" "warn"];
+    COMMAND = "state": words!["done" "expired" "cancelled" "superseded"];
     RELOAD = "outcome": words!["done" "refused"];
 }
 
@@ -130,6 +131,8 @@ catalogue! {
         Counter SPOOL_DROPPED = "duet_spool_dropped_total" in "readings" [DROPPED];
         /// Stored readings that upstreams passed over since they are damaged; each upstream counts for itself.
         Counter SPOOL_UNREADABLE = "duet_spool_unreadable_total" in "readings" [];
+        /// Notices of devices' coming and going that the spool had no room for.
+        Counter NOTICES_DROPPED = "duet_notices_dropped_total" in "notices" [];
         /// How long a group took from its write until it was durable.
         Histogram SPOOL_COMMIT = "duet_spool_commit_seconds" in "seconds" [] by TIME;
         /// Readings in one group.
@@ -166,6 +169,16 @@ catalogue! {
         Counter UPSTREAM_LOST = "duet_upstream_lost_readings_total" in "readings" [UPSTREAM];
         /// Failures to deliver.
         Counter UPSTREAM_ERRORS = "duet_upstream_errors_total" in "failures" [UPSTREAM, CAUSE];
+    }
+    "Commands" {
+        /// Commands that are not over.
+        Gauge COMMANDS_OPEN = "duet_commands_open" in "commands" [];
+        /// Times that commands were sent.
+        Counter COMMANDS_SENT = "duet_commands_sent_total" in "messages" [];
+        /// Commands that are over, by what became of them.
+        Counter COMMANDS_ENDED = "duet_commands_ended_total" in "commands" [COMMAND];
+        /// Results that came when their command was over.
+        Counter COMMANDS_LATE = "duet_commands_late_results_total" in "results" [];
     }
     "Shards and their I/O" {
         /// Processor time of the shard's thread.

@@ -1,5 +1,8 @@
 //! Commands for devices that sleep, through the real process, which may be killed at any moment.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -64,6 +67,11 @@ fn a_command_is_carried_out_once_and_its_result_recorded_whenever_the_gateway_is
     const COMMANDS: u32 = 20;
     let scratch = Scratch::new();
     let device = scratch.device(1, PROFILE, Transport::Datagram);
+    let mut settings =
+        fs::OpenOptions::new().append(true).open(scratch.state().join("duet.toml")).unwrap();
+    let upstream =
+        "\n[[upstream]]\nname = \"files\"\nkind = \"file\"\ndir = \"out\"\npayload = \"hex\"\n";
+    settings.write_all(upstream.as_bytes()).unwrap();
     let mut gateway = Some(scratch.run("127.0.0.1:0"));
     let address = gateway.as_ref().unwrap().address;
     let mut client = Client::new(device, address, Transport::Datagram);
@@ -116,6 +124,7 @@ fn a_command_is_carried_out_once_and_its_result_recorded_whenever_the_gateway_is
         let (command, _) = control(&scratch).queue("device-1", payload, key()).unwrap();
         ids.push(command.id);
     }
+    let mut outputs = BTreeMap::new();
     let deadline = Instant::now() + Duration::from_secs(30);
     let all = |control: &mut Control| -> Vec<CommandInfo> {
         ids.iter().map(|id| control.show_command(*id).unwrap()).collect()
@@ -128,6 +137,7 @@ fn a_command_is_carried_out_once_and_its_result_recorded_whenever_the_gateway_is
                 output.reverse();
                 let output: String = output.iter().map(|byte| format!("{byte:02x}")).collect();
                 assert_eq!(info.output.as_ref(), Some(&output));
+                outputs.insert(info.id, output);
             }
             break;
         }
@@ -140,4 +150,27 @@ fn a_command_is_carried_out_once_and_its_result_recorded_whenever_the_gateway_is
     let expected: Vec<_> = (0..COMMANDS).map(|number| number.to_be_bytes().to_vec()).collect();
     assert_eq!(client.commands, expected, "each of them once, in order");
     gateway.unwrap().terminate();
+    // Each result is in the spool, from which upstreams get it; where it is there twice, it has the same name.
+    let (_, stored) = scratch.duet(&["spool", "cat"]);
+    let lines = stored.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let mut told = BTreeMap::<_, BTreeSet<_>>::new();
+    for line in lines.filter(|line| line["type"] == "result") {
+        assert_eq!((&line["state"], &line["status"]), (&"done".into(), &0.into()), "{line}");
+        let name = (line["hello"].to_string(), line["sequence"].as_u64());
+        told.entry(line["command"].as_u64().unwrap()).or_default().insert(name);
+    }
+    assert_eq!(told.keys().copied().collect::<BTreeSet<_>>(), ids.into_iter().collect());
+    assert!(told.values().all(|names| names.len() == 1), "{told:?}");
+    // And upstream, with what the device answered.
+    let files = fs::read_dir(scratch.state().join("out")).unwrap();
+    let text: String =
+        files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    let mut arrived = BTreeMap::new();
+    for line in text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()) {
+        if line["type"] == "result" {
+            let output = line["payload_hex"].as_str().unwrap().to_owned();
+            arrived.insert(line["command"].as_u64().unwrap(), output);
+        }
+    }
+    assert_eq!(arrived, outputs);
 }

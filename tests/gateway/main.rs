@@ -14,6 +14,7 @@ use duet_protocol::wire::Kind;
 mod commands;
 mod dashboards;
 mod logs;
+mod presence;
 mod reload;
 mod rotation;
 #[path = "../support/socket.rs"]
@@ -69,7 +70,8 @@ fn every_profile_on_both_transports_opens_with_two_messages_and_carries_both_way
     gateway.terminate();
     let (done, stored) = scratch.duet(&["spool", "cat"]);
     assert!(done);
-    assert_eq!(stored.lines().count(), 30);
+    let results = stored.lines().filter(|line| line.contains("\"type\":\"result\"")).count();
+    assert_eq!((stored.lines().count() - results, results), (30, 30));
     for seed in 1..=30 {
         assert_eq!(stored.matches(&format!("\"from {seed}\"")).count(), 1, "{stored}");
     }

@@ -62,6 +62,7 @@ fn store(spool: &Spool, count: u64) -> bool {
             received_ms: 1_800_000_000_000,
             measured_ms: 1_800_000_000_000,
             commit: None,
+            notice: None,
             payload: b"21.5",
         };
         assert!(batch.push(&reading));

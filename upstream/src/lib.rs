@@ -39,7 +39,7 @@ pub use crate::batch::{BYTES_MAX, BatchId, READINGS_MAX, Range};
 pub use crate::encode::{Encoder, Format, Payload};
 pub use crate::report::{Report, forget_metrics};
 pub use crate::settings::{Compression, Kind, Problem, Settings, Upstream};
-pub use crate::source::{Reading, Source, SourceError, SpoolId};
+pub use crate::source::{Fact, Notice, Reading, Source, SourceError, SpoolId};
 
 use crate::report::{Board, Shared};
 use crate::worker::Worker;

@@ -67,6 +67,7 @@ mod tests {
             device: "pump-7",
             id: [1; 16],
             again: false,
+            notice: None,
             channel: 3,
             received_ms: 5,
             measured_ms: 5,

@@ -16,7 +16,29 @@ impl fmt::Display for SpoolId {
     }
 }
 
-/// A stored reading.
+/// One thing that a notice says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fact<'a> {
+    /// In a word.
+    Text(&'a str),
+    /// A number.
+    Number(u64),
+    /// It is so.
+    True,
+}
+
+/// What happened to a device, in place of a reading. `docs/delivery.md` lists the kinds and their facts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notice<'a> {
+    /// What happened, in a word.
+    pub kind: &'a str,
+    /// What there is to say of it, by names of lower-case letters.
+    pub facts: &'a [(&'static str, Fact<'a>)],
+    /// Whether the payload says something, too.
+    pub payload: bool,
+}
+
+/// A stored reading, or a notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading<'a> {
     /// The device's name.
@@ -26,7 +48,9 @@ pub struct Reading<'a> {
     pub id: [u8; 16],
     /// The device said that it may have come before.
     pub again: bool,
-    /// The device's channel.
+    /// What happened, where this is no reading.
+    pub notice: Option<Notice<'a>>,
+    /// The device's channel; 0 in a notice.
     pub channel: u16,
     /// When the gateway received it, in milliseconds since 1970 UTC.
     pub received_ms: u64,
@@ -34,6 +58,13 @@ pub struct Reading<'a> {
     pub measured_ms: u64,
     /// What the device sent.
     pub payload: &'a [u8],
+}
+
+impl<'a> Reading<'a> {
+    /// What the device sent, unless this is a notice without it.
+    pub(crate) fn sent(&self) -> Option<&'a [u8]> {
+        self.notice.is_none_or(|notice| notice.payload).then_some(self.payload)
+    }
 }
 
 /// The spool could not be read; the text names the file and the cause.

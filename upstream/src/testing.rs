@@ -156,6 +156,7 @@ impl Source for Memory {
                 device: &stored.device,
                 id: stored.id,
                 again: false,
+                notice: None,
                 channel: stored.channel,
                 received_ms: stored.received_ms,
                 measured_ms: stored.measured_ms,

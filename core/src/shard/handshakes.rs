@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use duet_protocol::ec::{SecretScalar, Signature};
 use duet_protocol::identity::DeviceId;
-use duet_protocol::profile::Transport;
+use duet_protocol::profile::{Profile, Transport};
 use duet_protocol::reading::EARLY_SEQUENCE;
 use duet_protocol::reason::DropReason;
 use duet_protocol::responder::{Claim, Opened, Proven, Responding, Signing};
@@ -36,6 +36,7 @@ type TableIndex = usize;
 /// What of a granted HELLO its session keeps.
 struct Granted {
     session: SessionId,
+    profile: Profile,
     hello: [u8; 32],
     fresh: u64,
     challenged: bool,
@@ -425,7 +426,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let Some(first) = paths.first().copied() else { continue };
             self.counts.accepts += 1;
             self.counts.accepts_retiring += u64::from(key > 0);
-            let Granted { session: id, hello, fresh, challenged } = granted;
+            let Granted { session: id, profile, hello, fresh, challenged } = granted;
             let mut sent_to = Destinations::default();
             for path in paths {
                 self.out.push(path, accept.as_slice());
@@ -433,7 +434,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             let pending = Pending { hello, accept, fresh, challenged, sent_to };
             // Two hellos of one device in one batch: the later one stands.
-            let session = Box::new(Session::new(device, keys, pending, first, now.mono_us));
+            let session =
+                Box::new(Session::new(device, profile, keys, pending, first, now.mono_us));
             self.sessions.grant(id, session);
         }
     }
@@ -515,6 +517,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     ) -> (Responding, Granted) {
         let granted = Granted {
             session,
+            profile: proven.hello().offer.profile,
             hello: proven.hello().digest,
             fresh: proven.fresh(),
             challenged: proven.challenge().is_some(),

@@ -10,7 +10,7 @@ use duet_protocol::replay::Place;
 use duet_protocol::schedule;
 use duet_protocol::wire::{Reset, SessionId, TAG, UP_HEADER, UpHeader};
 
-use super::{Commit, Reading, Shard, Sink};
+use super::{Commit, Gone, Reading, Shard, Sink};
 use crate::early::InFlight;
 use crate::engine::Engine;
 use crate::rules::{Rule, in_force};
@@ -108,7 +108,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let session = self.sessions.find_mut(id).ok_or(DropReason::UnknownSessionQuiet)?;
         // The registry is ahead of its mail, which says so too.
         if session.device.is_revoked() {
-            self.close_session(id);
+            self.close_session(id, Gone::Revoked);
             return Err(DropReason::Proof);
         }
         let up = Up::decode(text);
@@ -248,7 +248,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             // What it proves is done above.
             Up::Here { .. } => {}
-            Up::Close => self.end(id),
+            Up::Close => self.end(id, Gone::Left),
         }
         Ok(())
     }
@@ -310,14 +310,16 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
         let device = Arc::clone(&session.device);
         if device.is_revoked() {
-            return self.end(id);
+            return self.end(id, Gone::Revoked);
         }
         let Some(confirmed) = self.sessions.confirm(id) else { return };
+        let replaced = confirmed.had_live;
         self.leave(confirmed.replaced);
         if let Some(session) = self.sessions.find_mut(id) {
             // Whoever sent this record has ACCEPT.
             session.prove_path(confirmed.pending.sent_to);
         }
+        self.tell_online(id, replaced);
         self.counts.confirmed += 1;
         // R44: as far as an unchallenged HELLO could, and no further.
         if device.raise_mark(device.freshness().raised(confirmed.pending.fresh).get()) {

@@ -6,6 +6,7 @@ mod commands;
 mod early;
 mod hostile;
 mod limits;
+mod presence;
 mod simulation;
 mod streams;
 mod world;

@@ -7,6 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use duet_protocol::identity::DeviceId;
 use http_body_util::channel::{Channel, Sender};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -17,6 +18,8 @@ use super::{Answer, Plane};
 use crate::admin::Problem;
 use crate::admin::devices::{self, End};
 use crate::admin::wire::{DeviceInfo, DeviceLine, Refused};
+use crate::hex;
+use crate::identity::now_s;
 use crate::registry::Name;
 
 /// Pages of a list that are read ahead of the client.
@@ -83,7 +86,9 @@ pub(super) async fn list(
     Query(ListFrom { after }): Query<ListFrom>,
 ) -> Result<Response, Problem> {
     let after = after.map(|name| name.parse::<Name>()).transpose()?;
-    let first = plane.blocking(move |registry, _| devices::page(registry, after.as_ref())).await?;
+    let mut first =
+        plane.blocking(move |registry, _| devices::page(registry, after.as_ref())).await?;
+    look(&plane, &mut first).await;
     let (sender, channel) = Channel::new(PAGES_AHEAD);
     tokio::spawn(pages(plane, first, sender));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(channel)).into_response())
@@ -111,7 +116,10 @@ async fn pages(
             plane.blocking(move |registry, _| devices::page(registry, Some(&after))).await
         };
         match next.await {
-            Ok(next) => page = next,
+            Ok(next) => {
+                page = next;
+                look(&plane, &mut page).await;
+            }
             // An answer that breaks off tells the client that it has not all of the list.
             Err(problem) => return sender.abort(std::io::Error::other(problem)),
         }
@@ -216,7 +224,29 @@ pub(super) async fn show(
     State(plane): State<Arc<Plane>>,
     Path(name): Path<String>,
 ) -> Answer<DeviceInfo> {
-    Ok(Json(plane.blocking(move |registry, _| devices::show(registry, &name)).await?))
+    let device = plane.blocking(move |registry, _| devices::show(registry, &name)).await?;
+    let mut one = [device];
+    look(&plane, &mut one).await;
+    let [mut device] = one;
+    if let (Some(presence), Some(id)) =
+        (&mut device.presence, hex::decode_array(&device.id).map(DeviceId))
+    {
+        presence.values = plane.gateway.latest(id, &device.name);
+    }
+    Ok(Json(device))
+}
+
+/// Adds how the devices are at the moment.
+async fn look(plane: &Plane, devices: &mut [DeviceInfo]) {
+    let id = |device: &DeviceInfo| {
+        hex::decode_array(&device.id).map(DeviceId).unwrap_or(DeviceId([0; 8]))
+    };
+    let ids: Vec<_> = devices.iter().map(id).collect();
+    let Some(looking) = plane.gateway.look(&ids) else { return };
+    let now_ms = u64::try_from(now_s()).unwrap_or(0).saturating_mul(1_000);
+    for (device, found) in devices.iter_mut().zip(looking.found(now_ms).await) {
+        device.presence = found;
+    }
 }
 
 /// Forgets a device and ends its sessions; a credential that was revoked stays refused

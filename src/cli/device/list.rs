@@ -6,7 +6,9 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use duet::admin::DeviceInfo;
 use duet::identity::{Utc, now_s};
+use duet::presence::{LastValue, Left, Presence, Refusal};
 
+use super::super::command::shown;
 use super::super::control::Control;
 use super::super::{Format, Place};
 
@@ -28,6 +30,9 @@ pub(in super::super) struct List {
     /// Only devices whose certificates end within this time, or have ended: 30d, 12h
     #[arg(long, value_name = "TIME", value_parser = time)]
     expiring: Option<i64>,
+    /// Only devices that are online
+    #[arg(long)]
+    online: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -83,7 +88,11 @@ impl List {
         if self.format == Form::Table {
             let (name, mode, id, since, end) =
                 ("NAME", "MODE", "ID", "REGISTERED", "CERTIFICATE ENDS");
-            writeln!(out, "{name:<24} {mode:<22} {id:<16} {since:<20} {end:<20} STATE")?;
+            writeln!(
+                out,
+                "{name:<24} {mode:<22} {id:<16} {since:<20} {end:<20} {:<13} ONLINE SINCE",
+                "STATE"
+            )?;
         }
         let now_s = now_s();
         control.list(|device| {
@@ -99,16 +108,13 @@ impl List {
                 Form::Table => {
                     let DeviceInfo { name, mode, id, .. } = &device;
                     let (since, state) = (Utc(device.created_s), State::of(&device, now_s).text());
-                    match device.not_after_s.map(Utc) {
-                        Some(end) => {
-                            writeln!(out, "{name:<24} {mode:<22} {id:<16} {since} {end} {state}")?
-                        }
-                        None => writeln!(
-                            out,
-                            "{name:<24} {mode:<22} {id:<16} {since} {:<20} {state}",
-                            "-"
-                        )?,
-                    }
+                    let end = device.not_after_s.map_or("-".to_owned(), |end| Utc(end).to_string());
+                    let there = device.presence.as_ref().and_then(|presence| presence.since_ms);
+                    let there = there.map_or("-".to_owned(), |ms| utc(ms).to_string());
+                    writeln!(
+                        out,
+                        "{name:<24} {mode:<22} {id:<16} {since} {end:<20} {state:<13} {there}"
+                    )?;
                 }
             }
             Ok(())
@@ -125,6 +131,7 @@ impl List {
             && self.mode.as_ref().is_none_or(|mode| *mode == device.mode)
             && self.name.as_ref().is_none_or(|pattern| matches(pattern, &device.name))
             && self.expiring.is_none_or(ends)
+            && (!self.online || device.presence.as_ref().is_some_and(|presence| presence.online))
     }
 }
 
@@ -183,6 +190,54 @@ pub(super) fn show(place: &Place, name: &str, format: Format) -> Result<()> {
         writeln!(out, "valid        {} to {}", Utc(start), Utc(end))?;
     }
     writeln!(out, "mark         {}", device.mark)?;
+    if let Some(presence) = &device.presence {
+        show_presence(presence, &mut out)?;
+    }
+    Ok(())
+}
+
+fn utc(ms: u64) -> Utc {
+    Utc(i64::try_from(ms / 1_000).unwrap_or(i64::MAX))
+}
+
+/// Whether it is there, why it was not let in, and what it said last.
+fn show_presence(presence: &Presence, out: &mut impl Write) -> io::Result<()> {
+    let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+    match presence.since_ms {
+        Some(since_ms) => {
+            writeln!(out, "online       since {}", utc(since_ms))?;
+            let seen = presence.seen_ms.unwrap_or(since_ms);
+            writeln!(out, "last seen    {} from {}", utc(seen), text(&presence.address))?;
+            writeln!(
+                out,
+                "speaks       {} over {}",
+                text(&presence.profile),
+                text(&presence.carrier)
+            )?;
+            writeln!(out, "records      {} in this session", presence.records.unwrap_or(0))?;
+        }
+        None => match &presence.left {
+            Some(Left { at_ms, reason }) => {
+                writeln!(out, "online       no; {reason} at {}", utc(*at_ms))?
+            }
+            None => writeln!(out, "online       no, and not since the gateway started")?,
+        },
+    }
+    for Refusal { at_ms, text, address, proven, .. } in &presence.refusals {
+        let who = if *proven { "" } else { ", unproven" };
+        writeln!(out, "turned away  {} from {address}{who}: {text}", utc(*at_ms))?;
+    }
+    for value in &presence.values {
+        let LastValue { channel, count, received_ms, payload, cut, .. } = value;
+        let more = if *cut { "…" } else { "" };
+        let shown = shown(payload, false).unwrap_or_default();
+        let times = if *count == 1 { "reading" } else { "readings" };
+        writeln!(
+            out,
+            "channel {channel:<4} {shown}{more} at {}, {count} {times}",
+            utc(*received_ms)
+        )?;
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! the index.
 
 use super::{Payload, text};
-use crate::source::{Reading, SpoolId};
+use crate::source::{Fact, Reading, SpoolId};
 
 pub(super) fn push(
     out: &mut Vec<u8>,
@@ -13,9 +13,9 @@ pub(super) fn push(
     reading: &Reading<'_>,
 ) {
     out.push(if first { b'[' } else { b',' });
-    out.extend_from_slice(
-        b"{\"specversion\":\"1.0\",\"type\":\"duet.reading.v1\",\"source\":\"/duet/",
-    );
+    out.extend_from_slice(b"{\"specversion\":\"1.0\",\"type\":\"duet.");
+    text::escape(out, reading.notice.map_or("reading", |notice| notice.kind));
+    out.extend_from_slice(b".v1\",\"source\":\"/duet/");
     text::hex(out, &spool.0);
     out.extend_from_slice(b"\",\"id\":\"");
     text::number(out, index);
@@ -24,12 +24,33 @@ pub(super) fn push(
     out.extend_from_slice(b"\",\"subject\":");
     text::string(out, reading.device);
     // Names of extensions are lower-case letters and digits.
-    out.extend_from_slice(b",\"channel\":");
-    text::number(out, reading.channel.into());
+    match &reading.notice {
+        None => {
+            out.extend_from_slice(b",\"channel\":");
+            text::number(out, reading.channel.into());
+        }
+        Some(notice) => {
+            for (name, fact) in notice.facts {
+                out.extend_from_slice(b",\"");
+                out.extend(name.bytes().filter(u8::is_ascii_lowercase));
+                out.extend_from_slice(b"\":");
+                match fact {
+                    Fact::Text(text) => text::string(out, text),
+                    // An integer of CloudEvents has 32 bits.
+                    Fact::Number(number) => {
+                        out.push(b'"');
+                        text::number(out, *number);
+                        out.push(b'"');
+                    }
+                    Fact::True => out.extend_from_slice(b"true"),
+                }
+            }
+        }
+    }
     out.extend_from_slice(b",\"readingid\":\"");
     text::hex(out, &reading.id);
     out.push(b'"');
-    write_data(out, payload, reading.payload);
+    reading.sent().into_iter().for_each(|bytes| write_data(out, payload, bytes));
     out.push(b'}');
 }
 

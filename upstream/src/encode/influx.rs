@@ -5,11 +5,15 @@
 //! time in ns carries the index below its milliseconds: two readings of one millisecond stay two.
 
 use super::text;
-use crate::source::Reading;
+use crate::source::{Fact, Notice, Reading};
 
 const PER_MS: u64 = 1_000_000;
 
 pub(super) fn push(out: &mut Vec<u8>, index: u64, reading: &Reading<'_>) {
+    if let Some(notice) = &reading.notice {
+        push_notice(out, notice, reading);
+        return finish(out, index, reading);
+    }
     out.extend_from_slice(b"duet,channel=");
     text::number(out, reading.channel.into());
     out.extend_from_slice(b",device=");
@@ -31,6 +35,51 @@ pub(super) fn push(out: &mut Vec<u8>, index: u64, reading: &Reading<'_>) {
             out.push(b'"');
         }
     }
+    finish(out, index, reading);
+}
+
+/// A notice is a point of a measurement of its own, such as `duet_result`, and each fact a field.
+fn push_notice(out: &mut Vec<u8>, notice: &Notice<'_>, reading: &Reading<'_>) {
+    out.extend_from_slice(b"duet_");
+    tag(out, notice.kind);
+    out.extend_from_slice(b",device=");
+    tag(out, reading.device);
+    out.extend_from_slice(b" type=\"");
+    quoted(out, notice.kind);
+    out.push(b'"');
+    for (name, fact) in notice.facts {
+        out.push(b',');
+        out.extend_from_slice(name.as_bytes());
+        out.push(b'=');
+        match fact {
+            Fact::Text(text) => {
+                out.push(b'"');
+                quoted(out, text);
+                out.push(b'"');
+            }
+            Fact::Number(number) => {
+                text::number(out, *number);
+                out.push(b'i');
+            }
+            Fact::True => out.extend_from_slice(b"true"),
+        }
+    }
+    if let Some(bytes) = reading.sent() {
+        match std::str::from_utf8(bytes) {
+            Ok(string) => {
+                out.extend_from_slice(b",text=\"");
+                quoted(out, string);
+            }
+            Err(_) => {
+                out.extend_from_slice(b",base64=\"");
+                text::base64(out, bytes);
+            }
+        }
+        out.push(b'"');
+    }
+}
+
+fn finish(out: &mut Vec<u8>, index: u64, reading: &Reading<'_>) {
     out.push(b' ');
     text::number(out, reading.measured_ms.saturating_mul(PER_MS).saturating_add(index % PER_MS));
     out.push(b'\n');

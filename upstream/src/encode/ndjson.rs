@@ -1,7 +1,7 @@
 //! One JSON object a line.
 
 use super::{Payload, text};
-use crate::source::{Reading, SpoolId};
+use crate::source::{Fact, Notice, Reading, SpoolId};
 
 /// What every line of a spool begins with.
 pub(super) fn line_head(spool: SpoolId) -> Vec<u8> {
@@ -18,12 +18,24 @@ pub(super) fn push(
     out.reserve(head.len() + 160 + reading.device.len() + 2 * reading.payload.len());
     out.extend_from_slice(head);
     text::number(out, index);
+    if let Some(Notice { kind, .. }) = reading.notice {
+        out.extend_from_slice(b",\"type\":");
+        text::string(out, kind);
+    }
     out.extend_from_slice(b",\"device\":");
     text::string(out, reading.device);
     out.extend_from_slice(b",\"id\":\"");
     text::hex(out, &reading.id);
-    out.extend_from_slice(b"\",\"channel\":");
-    text::number(out, reading.channel.into());
+    match reading.notice {
+        None => {
+            out.extend_from_slice(b"\",\"channel\":");
+            text::number(out, reading.channel.into());
+        }
+        Some(notice) => {
+            out.push(b'"');
+            write_facts(out, &notice);
+        }
+    }
     out.extend_from_slice(b",\"received_ms\":");
     text::number(out, reading.received_ms);
     if reading.measured_ms != reading.received_ms {
@@ -33,8 +45,22 @@ pub(super) fn push(
     if reading.again {
         out.extend_from_slice(b",\"again\":true");
     }
-    write_payload(out, payload, reading.payload);
+    reading.sent().into_iter().for_each(|bytes| write_payload(out, payload, bytes));
     out.extend_from_slice(b"}\n");
+}
+
+/// Each fact under its name.
+fn write_facts(out: &mut Vec<u8>, notice: &Notice<'_>) {
+    for (name, fact) in notice.facts {
+        out.extend_from_slice(b",\"");
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b"\":");
+        match fact {
+            Fact::Text(text) => text::string(out, text),
+            Fact::Number(number) => text::number(out, *number),
+            Fact::True => out.extend_from_slice(b"true"),
+        }
+    }
 }
 
 fn write_payload(out: &mut Vec<u8>, payload: Payload, bytes: &[u8]) {

@@ -1,7 +1,7 @@
 //! OpenTelemetry log records in the JSON of OTLP/HTTP: a reading is a record, its payload the body.
 
 use super::text;
-use crate::source::{Reading, SpoolId};
+use crate::source::{Fact, Reading, SpoolId};
 
 pub(super) fn push(
     out: &mut Vec<u8>,
@@ -28,14 +28,15 @@ pub(super) fn push(
     out.extend_from_slice(b"000000\",\"observedTimeUnixNano\":\"");
     text::number(out, reading.received_ms);
     out.extend_from_slice(b"000000\",\"body\":{");
-    match std::str::from_utf8(reading.payload) {
+    let payload = reading.sent().unwrap_or_default();
+    match std::str::from_utf8(payload) {
         Ok(string) => {
             out.extend_from_slice(b"\"stringValue\":");
             text::string(out, string);
         }
         Err(_) => {
             out.extend_from_slice(b"\"bytesValue\":\"");
-            text::base64(out, reading.payload);
+            text::base64(out, payload);
             out.push(b'"');
         }
     }
@@ -49,7 +50,26 @@ pub(super) fn push(
     text::number(out, index);
     out.extend_from_slice(b"\"}},{\"key\":\"duet.id\",\"value\":{\"stringValue\":\"");
     text::hex(out, &reading.id);
-    out.extend_from_slice(b"\"}}]}");
+    out.extend_from_slice(b"\"}}");
+    if let Some(notice) = &reading.notice {
+        attribute(out, "type", notice.kind);
+        for (name, fact) in notice.facts {
+            match fact {
+                Fact::Text(text) => attribute(out, name, text),
+                Fact::Number(number) => attribute(out, name, itoa::Buffer::new().format(*number)),
+                Fact::True => attribute(out, name, "true"),
+            }
+        }
+    }
+    out.extend_from_slice(b"]}");
+}
+
+fn attribute(out: &mut Vec<u8>, name: &str, value: &str) {
+    out.extend_from_slice(b",{\"key\":\"duet.");
+    text::escape(out, name);
+    out.extend_from_slice(b"\",\"value\":{\"stringValue\":");
+    text::string(out, value);
+    out.extend_from_slice(b"}}");
 }
 
 pub(super) fn finish(out: &mut Vec<u8>) {

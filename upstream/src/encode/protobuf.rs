@@ -2,7 +2,7 @@
 //! they mean, and a test decodes them with another implementation.
 
 use crate::batch::Range;
-use crate::source::{Reading, SpoolId};
+use crate::source::{Fact, Notice, Reading, SpoolId};
 
 const VARINT: u8 = 0;
 const BYTES: u8 = 2;
@@ -51,6 +51,8 @@ fn bytes_len(value: &[u8]) -> usize {
 pub(super) fn push(out: &mut Vec<u8>, index: u64, reading: &Reading<'_>) {
     let measured_ms =
         if reading.measured_ms == reading.received_ms { 0 } else { reading.measured_ms };
+    let payload = reading.sent().unwrap_or_default();
+    let notice = reading.notice.map_or(0, |notice| notice_len(&notice));
     let length = field_len(index)
         + bytes_len(reading.device.as_bytes())
         + bytes_len(&reading.id)
@@ -58,7 +60,8 @@ pub(super) fn push(out: &mut Vec<u8>, index: u64, reading: &Reading<'_>) {
         + field_len(reading.received_ms)
         + field_len(measured_ms)
         + field_len(reading.again.into())
-        + bytes_len(reading.payload);
+        + bytes_len(payload)
+        + notice;
     key(out, 5, BYTES);
     varint(out, length as u64);
     out.reserve(length);
@@ -69,7 +72,36 @@ pub(super) fn push(out: &mut Vec<u8>, index: u64, reading: &Reading<'_>) {
     field(out, 5, reading.received_ms);
     field(out, 6, measured_ms);
     field(out, 7, reading.again.into());
-    bytes(out, 8, reading.payload);
+    bytes(out, 8, payload);
+    if let Some(notice) = &reading.notice {
+        bytes(out, 9, notice.kind.as_bytes());
+        for (name, fact) in notice.facts {
+            let mut digits = itoa::Buffer::new();
+            let value = value(fact, &mut digits);
+            key(out, 10, BYTES);
+            varint(out, (bytes_len(name.as_bytes()) + bytes_len(value)) as u64);
+            bytes(out, 1, name.as_bytes());
+            bytes(out, 2, value);
+        }
+    }
+}
+
+/// A fact as text.
+fn value<'a>(fact: &Fact<'a>, digits: &'a mut itoa::Buffer) -> &'a [u8] {
+    match fact {
+        Fact::Text(text) => text.as_bytes(),
+        Fact::Number(number) => digits.format(*number).as_bytes(),
+        Fact::True => b"true",
+    }
+}
+
+fn notice_len(notice: &Notice<'_>) -> usize {
+    let entry = |(name, fact): &(&str, Fact<'_>)| {
+        let mut digits = itoa::Buffer::new();
+        let inner = bytes_len(name.as_bytes()) + bytes_len(value(fact, &mut digits));
+        1 + varint_len(inner as u64) + inner
+    };
+    bytes_len(notice.kind.as_bytes()) + notice.facts.iter().map(entry).sum::<usize>()
 }
 
 /// Appends the batch's own fields: their order means nothing.

@@ -2,6 +2,7 @@ use prost::Message as _;
 use serde_json::Value;
 
 use super::*;
+use crate::source::{Fact, Notice};
 use crate::testing::Rng;
 
 /// `proto/duet.proto`, as prost's derive says it.
@@ -38,6 +39,10 @@ mod wire {
         pub(super) again: bool,
         #[prost(bytes, tag = "8")]
         pub(super) payload: Vec<u8>,
+        #[prost(string, tag = "9")]
+        pub(super) r#type: String,
+        #[prost(btree_map = "string, string", tag = "10")]
+        pub(super) facts: std::collections::BTreeMap<String, String>,
     }
 }
 
@@ -51,8 +56,25 @@ struct Any {
     received_ms: u64,
     measured_ms: u64,
     again: bool,
+    notice: Option<Notice<'static>>,
     payload: Vec<u8>,
 }
+
+/// A result, and a device that has come, with more in their facts than a gateway would say.
+const NOTICES: [Notice<'static>; 2] = [
+    Notice {
+        kind: "result",
+        facts: &[
+            ("command", Fact::Number(u64::MAX)),
+            ("number", Fact::Number(0)),
+            ("state", Fact::Text("done")),
+            ("late", Fact::True),
+            ("status", Fact::Number(255)),
+        ],
+        payload: true,
+    },
+    Notice { kind: "online", facts: &[("address", Fact::Text("a \"b\"\\ \n,="))], payload: false },
+];
 
 impl Any {
     fn new(rng: &mut Rng) -> Self {
@@ -71,6 +93,10 @@ impl Any {
         if rng.below(4) == 0 {
             payload = (0..rng.below(1024)).map(|_| rng.draw().to_be_bytes()[0]).collect();
         }
+        let notice = match rng.below(4) {
+            0 => Some(NOTICES[pick(2, rng)]),
+            _ => None,
+        };
         let devices = ["pump-7", "a b,c=d", "\"q\"\\", "ü.{channel}", "x"];
         let received_ms = [0, 1, 1_795_687_200_123, u64::MAX / 2_000_000][pick(4, rng)];
         let earlier = rng.below(2) * rng.below(received_ms + 1);
@@ -83,8 +109,24 @@ impl Any {
             received_ms,
             measured_ms: received_ms - earlier,
             again: rng.below(2) == 0,
+            notice,
             payload,
         }
+    }
+
+    fn has_payload(&self) -> bool {
+        self.notice.is_none_or(|notice| notice.payload)
+    }
+
+    /// The facts as texts.
+    fn facts(&self) -> std::collections::BTreeMap<String, String> {
+        let text = |fact: &Fact<'_>| match fact {
+            Fact::Text(text) => (*text).to_owned(),
+            Fact::Number(number) => number.to_string(),
+            Fact::True => "true".into(),
+        };
+        let facts = self.notice.iter().flat_map(|notice| notice.facts);
+        facts.map(|(name, fact)| ((*name).to_owned(), text(fact))).collect()
     }
 
     fn reading(&self) -> Reading<'_> {
@@ -92,6 +134,7 @@ impl Any {
             device: &self.device,
             id: self.id,
             again: self.again,
+            notice: self.notice,
             channel: self.channel,
             received_ms: self.received_ms,
             measured_ms: self.measured_ms,
@@ -143,7 +186,9 @@ fn protobuf_is_what_another_implementation_reads() {
                 received_ms: any.received_ms,
                 measured_ms: if differs { any.measured_ms } else { 0 },
                 again: any.again,
-                payload: any.payload.clone(),
+                payload: if any.has_payload() { any.payload.clone() } else { Vec::new() },
+                r#type: any.notice.map_or(String::new(), |notice| notice.kind.to_owned()),
+                facts: any.facts(),
             };
             assert_eq!(got, expected);
         }
@@ -186,10 +231,28 @@ fn every_line_is_json_and_has_what_was_sent() {
                     (&line["index"], &line["device"]),
                     (&index.into(), &any.device.as_str().into())
                 );
-                assert_eq!(line["channel"], any.channel);
+                match any.notice {
+                    None => assert_eq!(
+                        (&line["channel"], &line["type"]),
+                        (&any.channel.into(), &Value::Null)
+                    ),
+                    Some(notice) => {
+                        assert_eq!(line["type"], notice.kind);
+                        for (name, fact) in any.facts() {
+                            let found = &line[name];
+                            let text =
+                                found.as_str().map_or_else(|| found.to_string(), str::to_owned);
+                            assert_eq!(text, fact);
+                        }
+                    }
+                }
                 assert_eq!(line["received_ms"], any.received_ms);
                 let measured_ms = line["measured_ms"].as_u64().unwrap_or(any.received_ms);
                 assert_eq!((measured_ms, line["again"] == true), (any.measured_ms, any.again));
+                if !any.has_payload() {
+                    assert!(line.get("payload").is_none() && line.get("payload_hex").is_none());
+                    continue;
+                }
                 let payload = payload_of(&line, mode);
                 if mode == Payload::Json
                     && let Ok(sent) = serde_json::from_slice::<Value>(&any.payload)
@@ -213,12 +276,18 @@ fn cloud_events_are_a_list_of_objects_with_the_required_attributes() {
             for ((index, any), event) in (first..).zip(all).zip(&events) {
                 assert_eq!(
                     (&event["specversion"], &event["type"]),
-                    (&"1.0".into(), &"duet.reading.v1".into())
+                    (
+                        &"1.0".into(),
+                        &any.notice
+                            .map_or("duet.reading.v1".into(), |one| format!("duet.{}.v1", one.kind))
+                            .into()
+                    )
                 );
                 assert_eq!(event["id"], index.to_string());
                 assert_eq!(event["source"], format!("/duet/{SPOOL}"));
                 assert_eq!(event["subject"], any.device);
-                assert!(event.get("data").is_some() != event.get("data_base64").is_some());
+                let data = ["data", "data_base64"].map(|key| event.get(key).is_some());
+                assert_eq!(data[0] != data[1], any.has_payload());
                 let names = event.as_object().unwrap().keys();
                 let mut names = names.filter(|name| *name != "data_base64");
                 assert!(names.all(|name| name.bytes().all(|byte| byte.is_ascii_lowercase())));
@@ -240,6 +309,8 @@ fn otlp_has_a_record_for_each_reading() {
             let body = record["body"].as_object().unwrap();
             assert_eq!(body.len(), 1);
             assert_eq!(record["attributes"][0]["value"]["stringValue"], any.device);
+            let told = &record["attributes"][4]["value"]["stringValue"];
+            assert_eq!(told.as_str(), any.notice.map(|notice| notice.kind));
         }
     });
 }
@@ -251,6 +322,7 @@ fn the_line_protocol_is_as_its_documents_say() {
             device,
             id: [0; 16],
             again: false,
+            notice: None,
             channel: 3,
             received_ms: 5,
             measured_ms: 5,
@@ -280,5 +352,20 @@ fn the_line_protocol_is_as_its_documents_say() {
         line(b"1", "a b,c=d\\\n", 0),
         "duet,channel=3,device=a\\ b\\,c\\=d__ value=1 5000000\n"
     );
+    let told = Any {
+        device: "p".into(),
+        id: [0; 16],
+        channel: 0,
+        received_ms: 5,
+        measured_ms: 5,
+        again: false,
+        notice: Some(NOTICES[0]),
+        payload: b"ok".to_vec(),
+    };
+    let mut encoder = Encoder::new(Format::Influx, Payload::Text, SPOOL);
+    encoder.push(9, &told.reading());
+    let point = String::from_utf8(encoder.finish(Range { first: 9, last: 9 }, None)).unwrap();
+    let facts = "type=\"result\",command=18446744073709551615i,number=0i,state=\"done\",late=true,status=255i";
+    assert_eq!(point, format!("duet_result,device=p {facts},text=\"ok\" 5000009\n"));
     assert_ne!(line(b"1", "p", 0), line(b"1", "p", 1), "readings of one millisecond stay two");
 }
