@@ -258,7 +258,7 @@ impl Watch {
             lock(&self.waiting).insert(token, sender);
             let asked = places.iter().map(|place| devices[*place]).collect();
             if mail(shard, Mail::Look(token, asked)) {
-                parts.push((token, places, answer));
+                parts.push(Part { token, places, answer });
             } else {
                 lock(&self.waiting).remove(&token);
             }
@@ -271,7 +271,15 @@ impl Watch {
 pub struct Looking {
     watch: Arc<Watch>,
     devices: Vec<DeviceId>,
-    parts: Vec<(u64, Vec<usize>, oneshot::Receiver<Vec<Option<Contact>>>)>,
+    parts: Vec<Part>,
+}
+
+/// What one shard was asked.
+struct Part {
+    token: u64,
+    /// Which of the devices, by their places.
+    places: Vec<usize>,
+    answer: oneshot::Receiver<Vec<Option<Contact>>>,
 }
 
 impl Looking {
@@ -280,7 +288,7 @@ impl Looking {
     pub async fn found(self, now_ms: u64) -> Vec<Option<Presence>> {
         let Self { watch, devices, parts } = self;
         let mut found: Vec<Option<Presence>> = vec![None; devices.len()];
-        for (token, places, answer) in parts {
+        for Part { token, places, answer } in parts {
             let Ok(Ok(contacts)) = tokio::time::timeout(PATIENCE, answer).await else {
                 lock(&watch.waiting).remove(&token);
                 continue;
