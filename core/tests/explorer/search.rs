@@ -4,6 +4,11 @@ use std::collections::{HashSet, VecDeque};
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// How many times as far as in every run of all tests: as the environment variable says.
+fn effort() -> usize {
+    std::env::var("DUET_EXPLORER_EFFORT").map_or(1, |text| text.parse().unwrap())
+}
+
 /// What is wrong in a state, or in how it came about.
 pub(crate) type Fault = String;
 
@@ -51,6 +56,7 @@ fn told(path: &[impl Debug]) -> Vec<String> {
 
 /// Explores until there is nothing new, a fault, or so many steps have been done.
 pub(crate) fn explore<S: System>(start: impl Fn() -> S, most: usize) -> Outcome {
+    let most = most * effort();
     let mut seen = HashSet::from([start().name()]);
     let mut queue = VecDeque::from([Vec::new()]);
     let (mut done, mut depth) = (0, 0);
@@ -90,12 +96,12 @@ pub(crate) fn explore<S: System>(start: impl Fn() -> S, most: usize) -> Outcome 
 /// Walks so many times so far at random; each kind of step is as likely as any other.
 pub(crate) fn walk<S: System>(
     start: impl Fn() -> S,
-    times: u64,
+    times: usize,
     length: usize,
 ) -> Result<usize, (Fault, Vec<String>)> {
     let mut done = 0;
-    for time in 0..times {
-        let mut dice = Dice(time);
+    for time in 0..times * effort() {
+        let mut dice = Dice(u64::try_from(time).unwrap());
         let (mut system, mut path) = (start(), Vec::new());
         for _ in 0..length {
             let steps = system.steps();
