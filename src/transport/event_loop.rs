@@ -36,6 +36,10 @@ const BURST: u64 = 32;
 /// buffers meanwhile is lost, and whoever sent it waits a second or more.
 const TAKEN_A_TURN: u64 = 1_024;
 
+/// How many more it takes, once, after a turn that found next to nothing: the first knock of many that knock at once. Who sends
+/// on and on gets no more of it.
+const CREDIT: u64 = 8_192;
+
 /// How many completions end the gathering of a batch early.
 const BATCH: u32 = 64;
 
@@ -58,6 +62,31 @@ struct Shard<H: Handler> {
     counters: Counters,
     now: Now,
     output: Output,
+    burst: Burst,
+}
+
+/// How much of a burst is taken before the handler works.
+struct Burst {
+    /// What is left of [`CREDIT`].
+    credit: u64,
+}
+
+impl Burst {
+    /// Whether to look for more: so many came at the last look, so many in this turn.
+    fn goes_on(&mut self, came: u64, taken: u64) -> bool {
+        if taken < BURST {
+            self.credit = CREDIT;
+        }
+        if came < BURST {
+            return false;
+        }
+        if taken < TAKEN_A_TURN {
+            return true;
+        }
+        let goes_on = self.credit > 0;
+        self.credit = self.credit.saturating_sub(came);
+        goes_on
+    }
 }
 
 /// How far the handler's output was taken.
@@ -93,6 +122,7 @@ pub fn run_shard<H: Handler>(
         counters: Counters::default(),
         now: socket::now(),
         output: Output::Taken,
+        burst: Burst { credit: CREDIT },
     };
     shard.io.driver.enable()?;
     let mut exporter = Exporter::new(shard.io.shard);
@@ -193,8 +223,8 @@ impl<H: Handler> Shard<H> {
             for completion in completions.drain(..) {
                 self.complete(completion);
             }
-            let came = self.counters.datagrams_in;
-            if came - already < BURST || came - before >= TAKEN_A_TURN {
+            let came = self.counters.datagrams_in - already;
+            if !self.burst.goes_on(came, self.counters.datagrams_in - before) {
                 return Ok(());
             }
             self.io.driver.enter(0, Some(Duration::ZERO), 0)?;

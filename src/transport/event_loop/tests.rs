@@ -97,3 +97,24 @@ fn a_flood_of_hellos_pushes_nothing_else_out() {
     assert!(sink.hellos < 2_000, "the flood must overflow for this to show anything");
     assert_eq!(sink.datagrams - sink.hellos, 50);
 }
+
+/// What one turn takes when 32 come at every look.
+fn taken(burst: &mut Burst) -> u64 {
+    let mut taken = BURST;
+    while burst.goes_on(BURST, taken) {
+        taken += BURST;
+    }
+    taken
+}
+
+#[test]
+fn a_first_knock_is_taken_whole_and_who_knocks_on_and_on_waits_for_his_turn() {
+    let mut burst = Burst { credit: CREDIT };
+    assert_eq!(taken(&mut burst), TAKEN_A_TURN + CREDIT);
+    assert_eq!([taken(&mut burst), taken(&mut burst)], [TAKEN_A_TURN; 2]);
+    // A turn that finds half a burst is no rest, one that finds next to nothing is.
+    assert!(burst.goes_on(BURST, BURST) && !burst.goes_on(1, BURST + 1));
+    assert_eq!(taken(&mut burst), TAKEN_A_TURN);
+    assert!(!burst.goes_on(1, 1));
+    assert_eq!(taken(&mut burst), TAKEN_A_TURN + CREDIT);
+}
