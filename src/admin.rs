@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 mod access;
 mod api;
 pub mod audit;
+mod backup;
 mod client;
 pub mod devices;
 mod door;
@@ -36,6 +37,7 @@ pub mod tokens;
 mod wire;
 
 pub use access::{Role, UnknownRole};
+pub use backup::copy_registry;
 pub use client::{Client, ClientError, How};
 pub use problem::Problem;
 pub use status::{Driver, Fault, Phase, Reloaded, Status, UpstreamStatus};

@@ -12,6 +12,8 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use duet::config::{Config, Loaded, Overrides};
 
+mod archive;
+mod backup;
 mod command;
 mod control;
 #[cfg(feature = "demo")]
@@ -20,9 +22,11 @@ mod device;
 mod doctor;
 mod identities;
 mod init;
+mod life;
 mod log;
 mod papers;
 mod reload;
+mod restore;
 mod run;
 mod settings;
 mod spool;
@@ -94,6 +98,10 @@ enum Command {
     Doctor(doctor::Doctor),
     #[command(subcommand)]
     Config(settings::Settings),
+    /// Write what a gateway cannot be made anew without into one file
+    Backup(backup::Backup),
+    /// Make a state directory from a backup
+    Restore(restore::Restore),
     #[command(subcommand)]
     Log(log::Log),
     #[command(subcommand)]
@@ -184,6 +192,8 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Doctor(doctor) => doctor.run(&place),
         Command::Config(settings) => settings.run(&place),
         Command::Log(log) => log.run(&place.state()?),
+        Command::Backup(backup) => backup.run(&place),
+        Command::Restore(restore) => restore.run(&place),
         Command::Token(token) => token.run(&place.state()?),
         Command::Audit(audit) => audit.run(&place.state()?),
         Command::Completions(completions) => Ok(completions.run()),

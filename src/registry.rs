@@ -29,6 +29,7 @@ mod marks;
 mod record;
 mod reserve;
 mod scrub;
+mod snapshot;
 mod store;
 mod view;
 

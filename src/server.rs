@@ -398,6 +398,12 @@ fn set_limits(config: &Config) {
 }
 
 impl Control {
+    /// For each shard, how often it has shown that it turns: it does so every second, with or without work.
+    #[must_use]
+    pub fn turns(&self) -> Vec<u64> {
+        self.gauges.iter().map(|gauges| gauges.turns.load(Ordering::Relaxed)).collect()
+    }
+
     /// Has every shard take new keys and the settings that can change while it runs; what it already holds keeps
     /// its former terms. It blocks until all have been told.
     pub fn renew(&self, config: &Config, keys: &[GatewayKey]) {

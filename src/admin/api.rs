@@ -32,6 +32,7 @@ use super::tokens::Tokens;
 use super::{Gateway, GatewayFacts, Problem, Reload, Telemetry, door};
 use crate::registry::{Registry, View};
 
+pub(crate) use control::Copied;
 pub(crate) use commands::{CommandRequest, CommandResult, NewCommand, QueuedCommand};
 pub(crate) use devices::{Added, Ended, EndedAll};
 pub(crate) use log::LogLevel;
@@ -153,6 +154,7 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
             OpenApiRouter::new()
                 .routes(routes!(devices::export))
                 .routes(routes!(control::reload))
+                .routes(routes!(control::backup))
                 .routes(routes!(tokens::list, tokens::add))
                 .routes(routes!(tokens::revoke))
                 .route_layer(middleware::from_fn_with_state(Role::Admin, access::require))

@@ -1,6 +1,6 @@
 //! The commands' side of the API: one method per endpoint, each with a time limit of its own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use duet_control::{Method, segment};
@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::access::Role;
 use super::api::{
-    Added, CommandRequest, CommandResult, Ended, EndedAll, LogLevel, Made, NewCommand, NewToken,
+    Added, Copied, CommandRequest, CommandResult, Ended, EndedAll, LogLevel, Made, NewCommand, NewToken,
     QueuedCommand,
 };
 use super::devices::End;
@@ -97,6 +97,15 @@ impl Client {
         };
         let LogLevel { level } = self.ask(method, "/v1/log/level", body, STATUS_LIMIT)?;
         Ok(level)
+    }
+
+    /// Has a copy of the registry put beside it, for the caller to take and remove.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn backup(&mut self) -> Result<PathBuf, ClientError> {
+        let Copied { path } = self.ask(Method::POST, "/v1/backup", Vec::new(), IMPORT_LIMIT)?;
+        Ok(path.into())
     }
 
     /// Makes a token; it is shown this once.

@@ -15,7 +15,7 @@ mod attempt;
 mod credential;
 mod deliver;
 mod export;
-mod import;
+pub(super) mod import;
 mod list;
 
 pub(super) use list::time as span;

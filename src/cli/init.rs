@@ -69,6 +69,9 @@ impl Init {
 /// Refuses a directory with anything in it that somebody may still need.
 fn look(state: &Path, begun: &Path, certificate: &Path, others: &[PathBuf; 3]) -> Result<()> {
     let is_there = |path: &Path| path.symlink_metadata().is_ok();
+    if is_there(&state.join(super::restore::BEGUN)) {
+        bail!("{}: a restore was cut off here; run `duet restore` again", state.display());
+    }
     let [_, _, devices] = others;
     // An earlier call that did not come to its end has told nobody of what it made.
     let unfinished =
@@ -122,7 +125,7 @@ fn make(
 }
 
 /// Removes a file that may not be there.
-fn remove(path: &Path) -> Result<()> {
+pub(super) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| path.display().to_string())
@@ -132,7 +135,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Makes the directory for its owner alone, or accepts one that is.
-fn make_private(state: &Path) -> Result<()> {
+pub(super) fn make_private(state: &Path) -> Result<()> {
     if let Some(parent) = state.parent() {
         fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
     }

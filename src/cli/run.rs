@@ -15,17 +15,17 @@ use duet::delivery::{Care, Health};
 use duet::identity::GatewayIdentity;
 use duet::log;
 use duet::registry::Registry;
-use duet::server::Server;
+use duet::server::{Control, Server};
 use duet_core::GatewayKey;
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::Gateway;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
-use super::Place;
 use super::control::open_patiently;
 use super::identities::Identities;
 use super::reload::{Reloader, Renewed, Start};
+use super::{Place, life};
 
 /// All that was checked before anything is bound.
 struct Prepared {
@@ -62,6 +62,9 @@ pub(super) fn check_state(config: &Config) -> Result<()> {
     if !config.state.is_dir() {
         bail!("{}: no such state directory; `duet init` makes one", config.state.display());
     }
+    if config.state.join(super::restore::BEGUN).exists() {
+        bail!("{}: a restore was cut off here; run `duet restore` again", config.state.display());
+    }
     let mode = fs::metadata(&config.state).map_or(0, |found| found.mode() & 0o777);
     if mode & 0o022 != 0 {
         bail!(
@@ -74,7 +77,10 @@ pub(super) fn check_state(config: &Config) -> Result<()> {
 
 fn prepare(config: &Config, stop: &mut Stop) -> Result<Prepared> {
     check_state(config)?;
-    let warn = |text: &str| tracing::warn!("{text}");
+    let warn = |text: &str| {
+        tracing::warn!("{text}");
+        life::status(text);
+    };
     let loaded = Identities::load_in_time(config, warn, |time| stop.pause(time))?;
     let Some(identities) = loaded else { bail!("ended by a signal, before it had started") };
     identities.warnings.iter().for_each(|text| warn(text));
@@ -158,8 +164,11 @@ fn serve(prepared: Prepared, stop: Stop, start: Start) -> Result<()> {
         tell(format_args!("API          https://{address}"));
     }
     tell(format_args!("running"));
+    life::ready();
     let (spool, damage) = (server.spool(), server.damage());
-    let asked = stop.wait(&server.ended(), spool, damage, server.care(), &reloader);
+    let asked =
+        stop.wait(&server.ended(), spool, damage, server.care(), &reloader, server.control());
+    life::stopping();
     let drained = server.drain();
     let saved = admin.shutdown();
     // A full disk fails both, and only the spool's error has the place and the cause.
@@ -211,6 +220,7 @@ impl Stop {
         damage: watch::Receiver<Option<String>>,
         care: watch::Receiver<Care>,
         reloader: &Arc<Reloader>,
+        control: Arc<Control>,
     ) -> bool {
         let (terminate, interrupt) = (&mut self.terminate, &mut self.interrupt);
         self.runtime.block_on(async {
@@ -221,6 +231,7 @@ impl Stop {
                 () = tell_health(spool) => false,
                 () = tell_damage(damage) => false,
                 () = tell_care(care) => false,
+                () = life::watch(control) => false,
                 () = reload_at(&mut self.hangup, reloader) => false,
             }
         })
@@ -231,8 +242,10 @@ impl Stop {
 async fn reload_at(hangup: &mut tokio::signal::unix::Signal, reloader: &Arc<Reloader>) {
     while hangup.recv().await.is_some() {
         let reloader = Arc::clone(reloader);
+        life::reloading();
         // It reads files, and shards may take a moment to hear of it.
         let done = tokio::task::spawn_blocking(move || reloader.reload()).await;
+        life::ready();
         // What became of it, it has logged itself.
         if done.is_err() {
             tracing::error!("reload: failed; this is a bug in duet, please report it");

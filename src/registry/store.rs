@@ -167,6 +167,18 @@ impl Store {
         self.noted(attempted())
     }
 
+    /// Copies the file to a new one while no change is under way.
+    pub(super) fn copy(&self, database: &Database, to: &Path) -> Result<(), RegistryError> {
+        let copied = || {
+            // What was committed is in the file, and nobody writes to it while this transaction is open.
+            let held = database.begin_write()?;
+            let copied = copy_file(&self.path, to);
+            held.abort()?;
+            copied.map_err(|error| RegistryError::Io { path: to.to_owned(), error })
+        };
+        self.noted(copied())
+    }
+
     /// Overwrites what is left in the file of the keys in rows that no table holds any more. Call it after
     /// [`change`](Self::change) has removed them: then neither of the commits that the engine keeps refers to a
     /// page with them. They must not come back meanwhile.
@@ -191,6 +203,14 @@ impl Store {
         };
         self.noted(scrubbed())
     }
+}
+
+fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
+    let mut from = std::fs::File::open(from)?;
+    identity::write_new(to, &[], 0o600)?;
+    let mut file = std::fs::OpenOptions::new().write(true).open(to)?;
+    io::copy(&mut from, &mut file)?;
+    file.sync_all()
 }
 
 fn change<T>(

@@ -29,6 +29,8 @@ pub(super) struct Gauges {
     pub(super) sessions: AtomicU64,
     /// Sessions that wait for their first record.
     pub(super) pending: AtomicU64,
+    /// How often it has published: it does so every second, so one that does not is stuck.
+    pub(super) turns: AtomicU64,
 }
 
 /// The core's shard with its surroundings.
@@ -118,6 +120,7 @@ impl<E: Engine, S: Sink> Host<E, S> {
         let live = self.shard.sessions() - pending;
         self.gauges.pending.store(pending as u64, Ordering::Relaxed);
         self.gauges.sessions.store(live as u64, Ordering::Relaxed);
+        self.gauges.turns.fetch_add(1, Ordering::Relaxed);
         self.published.publish(&Look {
             sessions: live as u64,
             pending: pending as u64,

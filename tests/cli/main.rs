@@ -10,9 +10,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 mod attempt;
+mod backup;
 mod credentials;
 mod doctor;
 mod fleet;
+mod life;
 mod packages;
 mod surroundings;
 mod world;

@@ -81,6 +81,8 @@ fn the_shipped_unit_is_one_and_never_gives_up() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/duet.service");
     let lines = fs::read_to_string(&unit).unwrap();
     for line in [
+        "Type=notify",
+        "WatchdogSec=30",
         "Restart=always",
         "StartLimitIntervalSec=0",
         "TimeoutStartSec=infinity",
@@ -97,6 +99,11 @@ fn the_shipped_unit_is_one_and_never_gives_up() {
     let said = text(&verified.stderr);
     let faults = said.lines().filter(|line| !line.contains("Command duet is not executable"));
     assert_eq!(faults.collect::<Vec<_>>(), Vec::<&str>::new());
+    // How much of the system the service could harm, in tenths: beyond 20 systemd does not call it well confined.
+    let mut judged = Command::new("systemd-analyze");
+    judged.args(["security", "--offline=yes", "--threshold=20", "--no-pager"]).arg(&unit);
+    let judged = judged.output().unwrap();
+    assert!(judged.status.success(), "{}", text(&judged.stdout));
 }
 
 impl Gateway {

@@ -1,7 +1,7 @@
 //! A state directory of one's own, and the commands that are given to it.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -71,18 +71,28 @@ impl Scratch {
     }
 
     pub(crate) fn run(&self) -> Gateway {
+        self.run_with(&[])
+    }
+
+    /// Runs a gateway with more in its environment.
+    pub(crate) fn run_with(&self, environment: &[(&str, &str)]) -> Gateway {
         let arguments = ["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
-        let mut child =
-            self.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut http = String::new();
+        let mut command = self.command(&arguments);
+        command.envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (mut http, mut address) = (String::new(), None);
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         while out.read_line(&mut line).unwrap() > 0 {
             if let Some((_, url)) = line.trim_end().split_once("http://") {
                 http = url.trim_end_matches("/metrics").to_owned();
             }
+            if let Some(rest) = line.strip_prefix("listening") {
+                address = rest.split_whitespace().next().unwrap().parse().ok();
+            }
             if line.trim_end() == "running" {
-                return Gateway { child, http, _out: out };
+                let address = address.expect("the gateway says where it listens");
+                return Gateway { child, http, address, _out: out };
             }
             line.clear();
         }
@@ -97,6 +107,7 @@ impl Scratch {
 pub(crate) struct Gateway {
     pub(crate) child: Child,
     pub(crate) http: String,
+    pub(crate) address: SocketAddr,
     /// Kept open: the gateway says more when it ends.
     _out: BufReader<std::process::ChildStdout>,
 }

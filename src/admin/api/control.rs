@@ -5,9 +5,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Answer, Plane};
-use crate::admin::{Problem, Reloaded};
+use crate::admin::{Problem, Reloaded, copy_registry};
 
 /// Takes changed settings and certificates: all that can be taken at once or, if anything is wrong, nothing
 #[utoipa::path(post, path = "/v1/config/reload", tag = "gateway", responses(
@@ -23,4 +25,18 @@ pub(super) async fn reload(State(plane): State<Arc<Plane>>) -> Answer<Reloaded> 
         })
     });
     Ok(Json(done.await?))
+}
+
+/// Where a copy of the registry was put.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Copied {
+    /// A file on the gateway's machine that only its user may read.
+    pub(crate) path: String,
+}
+
+/// Puts a copy of the registry beside it, for `duet backup`, which takes it from there and removes it
+#[utoipa::path(post, path = "/v1/backup", tag = "gateway", responses((status = 200, body = Copied)))]
+pub(super) async fn backup(State(plane): State<Arc<Plane>>) -> Answer<Copied> {
+    let copied = plane.blocking(|registry, _| copy_registry(registry)).await?;
+    Ok(Json(Copied { path: copied.display().to_string() }))
 }

@@ -163,12 +163,12 @@ fn tell(
 }
 
 /// A file's name for people.
-pub(super) fn shown(file: &Path) -> String {
+pub(in super::super) fn shown(file: &Path) -> String {
     if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() }
 }
 
 /// Reads a whole text of bounded length.
-pub(super) fn read_text(file: &Path) -> Result<String> {
+pub(in super::super) fn read_text(file: &Path) -> Result<String> {
     let shown = shown(file);
     let mut text = String::new();
     let most = MAX_IMPORT as u64 * 66;

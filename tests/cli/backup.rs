@@ -1,0 +1,157 @@
+//! Backups: what is in them comes back, and what must not come back does not.
+
+use std::fs;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use duet_device::client::Client;
+
+use crate::world::Scratch;
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+}
+
+#[test]
+fn a_backup_makes_the_gateway_anew_and_asks_who_was_revoked_since() {
+    let scratch = Scratch::initialised();
+    for name in ["a", "b", "c"] {
+        scratch.good(&["device", "add", name, "--registered-id", "--out", &format!("{name}.json")]);
+    }
+    let gateway = scratch.run();
+    let said = scratch.good(&["backup", "one.tar"]);
+    assert!(said.contains("3 devices"), "{said}");
+    assert!(scratch.bad(&["backup", "one.tar"]).contains("exists already"));
+    assert!(!scratch.state().join(".backup").exists(), "a copy of the registry is left");
+    // After it: these two must not come back.
+    scratch.good(&["device", "revoke", "a"]);
+    scratch.good(&["device", "remove", "b"]);
+    gateway.stop("-TERM");
+    scratch.good(&["backup", "two.tar"]);
+    let node_key = fs::read(scratch.state().join("node.key")).unwrap();
+
+    let here = scratch.bad(&["restore", "one.tar", "--none-revoked"]);
+    assert!(here.contains("exists already; move it away"), "{here}");
+    let other = Scratch::empty();
+    let backup = scratch.path("one.tar").display().to_string();
+    let asked = other.bad(&["restore", &backup]);
+    assert!(asked.contains("3 devices") && asked.contains("--revoked"), "{asked}");
+    assert!(!other.state().exists(), "it only asked");
+    fs::write(other.path("revoked"), "a\nb\n\nnever-known\n").unwrap();
+    let said = other.good(&["restore", &backup, "--revoked", "revoked"]);
+    assert!(said.contains("2 of them refused") && said.contains("never-known"), "{said}");
+    let listed = other.good(&["device", "list", "--only", "registered", "--format", "names"]);
+    assert_eq!(listed, "c\n");
+    assert_eq!(fs::read(other.state().join("node.key")).unwrap(), node_key);
+    let log = other.good(&["audit", "show"]);
+    assert!(log.contains("POST /v1/backup") && log.contains("restore of a backup of"), "{log}");
+    other.good(&["audit", "verify"]);
+    other.run().stop("-TERM");
+
+    // One that was cut off on the way: nothing starts, and it can be run again.
+    let third = Scratch::empty();
+    fs::create_dir(third.state()).unwrap();
+    assert!(Command::new("chmod").arg("700").arg(third.state()).status().unwrap().success());
+    for name in [".restore-not-finished", "registry.redb", "duet.toml"] {
+        fs::write(third.state().join(name), "").unwrap();
+    }
+    for command in [&["run"][..], &["init"]] {
+        assert!(third.bad(command).contains("a restore was cut off here"), "{command:?}");
+    }
+    let backup = scratch.path("two.tar").display().to_string();
+    third.good(&["restore", &backup, "--none-revoked"]);
+    third.run().stop("-TERM");
+    let listed = third.good(&["device", "list", "--only", "registered", "--format", "names"]);
+    assert_eq!(listed, "c\n");
+}
+
+/// Stands between a device and its gateway, and keeps what the device sent.
+struct Relay {
+    front: SocketAddr,
+    gateway: Mutex<SocketAddr>,
+    sent: Mutex<Vec<Vec<u8>>>,
+    ended: AtomicBool,
+}
+
+impl Relay {
+    fn start(to: SocketAddr) -> Arc<Self> {
+        let front = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let back = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for socket in [&front, &back] {
+            socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        }
+        let address = front.local_addr().unwrap();
+        let (gateway, sent) = (Mutex::new(to), Mutex::default());
+        let relay = Arc::new(Self { front: address, gateway, sent, ended: AtomicBool::new(false) });
+        let own = Arc::clone(&relay);
+        std::thread::spawn(move || {
+            let (mut bytes, mut device) = ([0; 2048], None);
+            while !own.ended.load(Ordering::Relaxed) {
+                if let Ok((length, from)) = front.recv_from(&mut bytes) {
+                    device = Some(from);
+                    own.sent.lock().unwrap().push(bytes[..length].to_vec());
+                    let to = *own.gateway.lock().unwrap();
+                    back.send_to(&bytes[..length], to).unwrap();
+                }
+                if let (Ok((length, _)), Some(device)) = (back.recv_from(&mut bytes), device) {
+                    front.send_to(&bytes[..length], device).unwrap();
+                }
+            }
+        });
+        relay
+    }
+}
+
+/// Plays a message to a gateway that holds this state; how many readings it has when it has answered.
+fn readings_after(scratch: &Scratch, message: &[u8]) -> usize {
+    let gateway = scratch.run();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(gateway.address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    socket.send(message).unwrap();
+    socket.recv(&mut [0; 2048]).expect("the gateway answers whoever has proved himself");
+    gateway.stop("-TERM");
+    scratch.good(&["spool", "cat"]).lines().count()
+}
+
+/// R123: what was taken since the backup was made, and is played back, is not taken again.
+#[test]
+fn a_registry_from_a_backup_takes_no_reading_a_second_time() {
+    let scratch = Scratch::initialised();
+    let nobody = "127.0.0.1:9".parse().unwrap();
+    let relay = Relay::start(nobody);
+    let address = relay.front.to_string();
+    let add = ["device", "add", "a", "--registered-id", "--address", &address, "--out", "a.json"];
+    scratch.good(&add);
+    scratch.good(&["backup", "backup.tar"]);
+    // What somebody would do without `restore`.
+    let careless = Scratch::empty();
+    copy(&scratch.state(), &careless.state());
+
+    let gateway = scratch.run();
+    *relay.gateway.lock().unwrap() = gateway.address;
+    let mut device = Client::from_file(scratch.path("a.json")).unwrap();
+    device.send(1, b"21.5").unwrap();
+    let hello = relay.sent.lock().unwrap()[0].clone();
+    gateway.stop("-TERM");
+    assert_eq!(scratch.good(&["spool", "cat"]).lines().count(), 1);
+
+    assert_eq!(readings_after(&careless, &hello), 1, "this HELLO brings a reading");
+    let restored = Scratch::empty();
+    let backup = scratch.path("backup.tar").display().to_string();
+    restored.good(&["restore", &backup, "--none-revoked"]);
+    assert_eq!(readings_after(&restored, &hello), 0);
+    // The device itself, which has lost its session, comes back.
+    let gateway = restored.run();
+    *relay.gateway.lock().unwrap() = gateway.address;
+    drop(device);
+    let mut device = Client::from_file(scratch.path("a.json")).unwrap();
+    device.send(1, b"22.0").unwrap();
+    gateway.stop("-TERM");
+    assert_eq!(restored.good(&["spool", "cat"]).lines().count(), 1);
+    relay.ended.store(true, Ordering::Relaxed);
+}
