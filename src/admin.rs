@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 mod access;
+mod activity;
 mod api;
 pub mod audit;
 mod backup;
@@ -37,6 +38,7 @@ pub mod tokens;
 mod wire;
 
 pub use access::{Role, UnknownRole};
+pub use activity::{Activity, Advised, Dropped, Moment};
 pub use backup::copy_registry;
 pub use client::{Client, ClientError, How};
 pub use problem::Problem;
@@ -78,6 +80,9 @@ pub trait Gateway: Send + Sync {
 
     /// How the gateway is. `devices` is filled in by the caller.
     fn status(&self) -> Status;
+
+    /// What it has done since its start.
+    fn activity(&self) -> Activity;
 }
 
 /// Why a command has no result.

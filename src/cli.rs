@@ -32,6 +32,7 @@ mod settings;
 mod spool;
 mod talk;
 mod token;
+mod top;
 mod version;
 
 /// Where `--state` points if it is not given.
@@ -92,6 +93,8 @@ enum Command {
     Spool(spool::Spool),
     /// Show how the running gateway is; exit code 1 if something is wrong
     Status(talk::ShowStatus),
+    /// Watch the running gateway: fleet, handshakes, delivery, what is discarded and why
+    Top(top::Top),
     /// Check settings, certificates, directories and addresses; exit code 1 if a gateway would not start
     Check(settings::Check),
     /// Find out whether this machine lets a gateway run at full speed; exit code 1 if something is wrong
@@ -188,6 +191,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Send(command) => command.run(&place.state()?),
         Command::Spool(spool) => spool.run(&place),
         Command::Status(status) => status.run(&place.state()?),
+        Command::Top(top) => top.run(&place.state()?),
         Command::Check(check) => check.run(&place),
         Command::Doctor(doctor) => doctor.run(&place),
         Command::Config(settings) => settings.run(&place),

@@ -16,9 +16,9 @@ mod upstreams;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ use duet_core::{
 };
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
+use duet_protocol::reason::DropReason;
 use duet_protocol::wire::Kind;
 use duet_telemetry::catalogue::{DRIVER_INFO, LIMITS};
 use tokio::sync::{Notify, watch};
@@ -43,7 +44,7 @@ pub use self::probe::{Probe, probe};
 use self::quota::{Allowance, Quotas};
 use self::upstreams::Forwarding;
 pub use self::upstreams::{UpstreamError, forget};
-use crate::admin::{Driver, Fault, Gateway, Phase, Status};
+use crate::admin::{Activity, Driver, Dropped, Fault, Gateway, Phase, Status};
 use crate::commands::{Commands, Limits, Opened, StoreError};
 use crate::config::{self, Config};
 use crate::delivery::{Care, Health, Retention, Spool, SpoolConfig, SpoolError, WhenFull};
@@ -475,6 +476,28 @@ impl Gateway for Control {
             self.mail.get(shard).is_some_and(|sender| sender.try_send(mail).is_ok())
         };
         Some(self.presence.look(devices, mail))
+    }
+
+    fn activity(&self) -> Activity {
+        let mut all = Activity::default();
+        let mut drops = [0_u64; DropReason::ALL.len()];
+        for gauges in &self.gauges {
+            let counts = gauges.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            all.readings += counts.readings;
+            all.readings_early += counts.readings_early;
+            all.readings_known += counts.readings_known;
+            all.accepts += counts.accepts;
+            all.confirmed += counts.confirmed;
+            all.challenges += counts.challenges;
+            all.resets += counts.resets;
+            all.unsent += counts.unsent;
+            for (sum, count) in drops.iter_mut().zip(counts.drops) {
+                *sum += count;
+            }
+        }
+        let there = DropReason::ALL.iter().zip(drops).filter(|(_, count)| *count > 0);
+        all.drops = there.map(|(reason, count)| Dropped::new(*reason, count)).collect();
+        all
     }
 
     fn status(&self) -> Status {

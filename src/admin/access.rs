@@ -76,6 +76,13 @@ pub(super) async fn authenticate(
 ) -> Response {
     let caller = match request.extensions().get::<Door>() {
         // The door let in only the gateway's own user and root.
+        Some(Door::Socket { .. }) if !is_local(request.headers()) => {
+            return Problem::new(
+                StatusCode::FORBIDDEN,
+                "the control socket answers no other site's page",
+            )
+            .into_response();
+        }
         Some(Door::Socket { uid }) => {
             Ok(Caller { who: format!("uid {uid}"), from: "socket".into(), role: Role::Admin })
         }
@@ -97,6 +104,27 @@ pub(super) async fn authenticate(
             response
         }
     }
+}
+
+/// Whether a request over the control socket comes from a command, or from the gateway's own page through a tunnel to
+/// the socket. There the browser needs no token, so no other site's page may speak through it: neither from its own
+/// origin, nor under a name of its own that leads to the tunnel.
+fn is_local(headers: &HeaderMap) -> bool {
+    let text =
+        |name| headers.get(name).map(|value: &header::HeaderValue| value.to_str().unwrap_or("?"));
+    let host = text(header::HOST).unwrap_or_default();
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let is_address = name.parse::<std::net::IpAddr>().is_ok();
+    let own =
+        text(header::ORIGIN).is_none_or(|origin| origin.strip_prefix("http://") == Some(host));
+    let from = text(header::HeaderName::from_static("sec-fetch-site"));
+    // A name without a dot is nobody's in the public name service.
+    (is_address || !name.contains('.'))
+        && own
+        && from.is_none_or(|from| from == "same-origin" || from == "none")
 }
 
 /// Whose token the request brings.
@@ -161,4 +189,35 @@ pub(super) async fn audit(
 pub(super) fn audit_fault(plane: &Plane) -> Option<Fault> {
     let failed = plane.audit_failed.load(std::sync::atomic::Ordering::Relaxed);
     failed.then_some(Fault::AuditUnwritten)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_other_site_speaks_through_a_tunnel_to_the_control_socket() {
+        let judged = |headers: &[(&'static str, &'static str)]| {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.insert(*name, header::HeaderValue::from_static(value));
+            }
+            is_local(&map)
+        };
+        assert!(judged(&[("host", "duet")]) && judged(&[]));
+        assert!(judged(&[("host", "localhost:8080"), ("origin", "http://localhost:8080")]));
+        assert!(judged(&[("host", "[::1]:8080"), ("sec-fetch-site", "same-origin")]));
+        assert!(judged(&[("host", "127.0.0.1:8080"), ("sec-fetch-site", "none")]));
+        for wrong in [
+            &[("host", "localhost:8080"), ("origin", "https://evil.example")][..],
+            &[("host", "localhost:8080"), ("origin", "http://localhost:9090")],
+            &[("host", "localhost:8080"), ("origin", "null")],
+            &[("host", "localhost:8080"), ("sec-fetch-site", "cross-site")],
+            &[("host", "localhost:8080"), ("sec-fetch-site", "same-site")],
+            &[("host", "evil.example:8080"), ("origin", "http://evil.example:8080")],
+            &[("host", "evil.example")],
+        ] {
+            assert!(!judged(wrong), "{wrong:?}");
+        }
+    }
 }

@@ -22,7 +22,9 @@ mod commands;
 mod control;
 mod devices;
 mod input;
+mod live;
 mod log;
+mod page;
 mod probes;
 mod tokens;
 
@@ -32,8 +34,8 @@ use super::tokens::Tokens;
 use super::{Gateway, GatewayFacts, Problem, Reload, Telemetry, door};
 use crate::registry::{Registry, View};
 
-pub(crate) use control::Copied;
 pub(crate) use commands::{CommandRequest, CommandResult, NewCommand, QueuedCommand};
+pub(crate) use control::Copied;
 pub(crate) use devices::{Added, Ended, EndedAll};
 pub(crate) use log::LogLevel;
 pub(crate) use tokens::{Made, NewToken};
@@ -50,6 +52,8 @@ pub(super) struct Plane {
     pub(super) gateway: Arc<dyn Gateway>,
     pub(super) telemetry: Telemetry,
     pub(super) requests: Semaphore,
+    /// Places for those who watch.
+    pub(super) watchers: Arc<Semaphore>,
     /// What devices need to know of this gateway.
     pub(super) facts: watch::Receiver<Option<GatewayFacts>>,
     pub(super) tokens: Arc<Tokens>,
@@ -99,6 +103,7 @@ impl Plane {
             gateway,
             telemetry,
             requests: Semaphore::new(REQUESTS),
+            watchers: Arc::new(Semaphore::new(live::WATCHERS)),
             facts,
             tokens: Arc::new(tokens),
             audit,
@@ -174,7 +179,8 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
         .layer(middleware::from_fn_with_state(Arc::clone(plane), access::audit))
         .layer(middleware::from_fn_with_state(Arc::clone(plane), access::authenticate))
         .with_state(Arc::clone(plane));
-    (router, document)
+    // Behind nothing: the page's own files say nothing of the gateway.
+    (page::router().layer(middleware::from_fn(uncached)).merge(router), document)
 }
 
 /// The probes alone, for the plain address of metrics and health.
@@ -194,6 +200,8 @@ fn probes() -> OpenApiRouter<Arc<Plane>> {
         .routes(routes!(probes::ready))
         .routes(routes!(probes::status))
         .routes(routes!(probes::gateway))
+        .routes(routes!(live::activity))
+        .routes(routes!(live::live))
 }
 
 /// Refuses more requests at once than there is room for, and counts the others.

@@ -16,7 +16,7 @@ use super::api::{
 use super::devices::End;
 use super::tokens::TokenInfo;
 use super::wire::{DeviceInfo, DeviceLine, GatewayFacts, Refused};
-use super::{Problem, Reloaded, Status};
+use super::{Moment, Problem, Reloaded, Status};
 use crate::commands::CommandInfo;
 use crate::log::Level;
 
@@ -73,6 +73,14 @@ impl Client {
     /// [`ClientError`], within seconds.
     pub fn status(&mut self) -> Result<Status, ClientError> {
         self.ask(Method::GET, "/v1/status", Vec::new(), STATUS_LIMIT)
+    }
+
+    /// What the gateway does at the moment.
+    ///
+    /// # Errors
+    /// [`ClientError`], within seconds.
+    pub fn moment(&mut self) -> Result<Moment, ClientError> {
+        self.ask(Method::GET, "/v1/activity", Vec::new(), STATUS_LIMIT)
     }
 
     /// Has it take changed settings.

@@ -5,6 +5,8 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 
+use duet_protocol::reason::DropReason;
+
 use duet_core::{Command, CommandAnswer, CommandFailure, Directory as _, Mail};
 
 use crate::commands::{CommandState, Limits, Opened, Teller, Told, Ways};
@@ -66,6 +68,11 @@ impl Gateway for Echo {
 
     fn status(&self) -> Status {
         self.status.lock().unwrap().clone()
+    }
+
+    fn activity(&self) -> Activity {
+        let drops = vec![Dropped::new(DropReason::Proof, 7)];
+        Activity { readings: 40, accepts: 9, drops, ..Activity::default() }
     }
 }
 

@@ -3,13 +3,13 @@
 //! It hands everything on to the core's shard as it came and decides nothing itself.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use duet_core::engine::Engine;
 use duet_core::{
-    Close, Event, Handler, Mail, Now, Peer, Settings, Shard, Sink, StreamId, Transmit,
+    Close, Counts, Event, Handler, Mail, Now, Peer, Settings, Shard, Sink, StreamId, Transmit,
 };
 use duet_telemetry::{Histogram, catalogue as metrics};
 
@@ -31,6 +31,8 @@ pub(super) struct Gauges {
     pub(super) pending: AtomicU64,
     /// How often it has published: it does so every second, so one that does not is stuck.
     pub(super) turns: AtomicU64,
+    /// What it has counted, as it was published last.
+    pub(super) counts: Mutex<Counts>,
 }
 
 /// The core's shard with its surroundings.
@@ -121,6 +123,9 @@ impl<E: Engine, S: Sink> Host<E, S> {
         self.gauges.pending.store(pending as u64, Ordering::Relaxed);
         self.gauges.sessions.store(live as u64, Ordering::Relaxed);
         self.gauges.turns.fetch_add(1, Ordering::Relaxed);
+        // Only ever replaced whole.
+        *self.gauges.counts.lock().unwrap_or_else(PoisonError::into_inner) =
+            self.shard.counts.clone();
         self.published.publish(&Look {
             sessions: live as u64,
             pending: pending as u64,

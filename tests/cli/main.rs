@@ -11,11 +11,13 @@ use std::process::{Command, Stdio};
 
 mod attempt;
 mod backup;
+mod browser;
 mod credentials;
 mod doctor;
 mod fleet;
 mod life;
 mod packages;
+mod page;
 mod surroundings;
 mod world;
 

@@ -81,6 +81,7 @@ impl Scratch {
         command.envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (mut http, mut address) = (String::new(), None);
+        let mut api = String::new();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         while out.read_line(&mut line).unwrap() > 0 {
@@ -90,9 +91,12 @@ impl Scratch {
             if let Some(rest) = line.strip_prefix("listening") {
                 address = rest.split_whitespace().next().unwrap().parse().ok();
             }
+            if let Some((_, address)) = line.trim_end().split_once("https://") {
+                api = address.to_owned();
+            }
             if line.trim_end() == "running" {
                 let address = address.expect("the gateway says where it listens");
-                return Gateway { child, http, address, _out: out };
+                return Gateway { child, http, address, api, _out: out };
             }
             line.clear();
         }
@@ -108,6 +112,8 @@ pub(crate) struct Gateway {
     pub(crate) child: Child,
     pub(crate) http: String,
     pub(crate) address: SocketAddr,
+    /// Where the API is served over TLS, if it is.
+    pub(crate) api: String,
     /// Kept open: the gateway says more when it ends.
     _out: BufReader<std::process::ChildStdout>,
 }
