@@ -405,7 +405,7 @@ async fn every_endpoint_denies_whoever_may_not() {
             assert_eq!(ask(bad).await, StatusCode::UNAUTHORIZED, "{method} {path}");
         }
         let as_role = |token: &str| ask(Some(format!("Bearer {token}")));
-        let is_admins = ["/v1/tokens", "/v1/config", "/v1/export"]
+        let is_admins = ["/v1/tokens", "/v1/config", "/v1/export", "/v1/backup"]
             .iter()
             .any(|of_admins| path.starts_with(of_admins));
         let reads_only = method == "GET" && !is_admins;
