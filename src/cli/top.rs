@@ -212,7 +212,7 @@ mod tests {
             "  ! delivering: see its line\n",
             "fleet        3 devices, 2 sessions, 1 pending\n",
             "readings/s        50.0 █\n",
-            "9 waiting, the ol\n",
+            "9 waiting, the old\n",
             "             ! down?[2J?up\n",
             "proof                       50.0          110  look the devi\n",
         ] {

@@ -162,9 +162,11 @@ async function watch() {
       if (answer.status === 401) return login(token ? "This token is not valid here." : "");
       if (!answer.ok) throw new Error((await answer.json()).error);
       await lines(answer, (text) => {
-        if (text.startsWith("data: ")) show(JSON.parse(text.slice(6)));
-        if (first && text.startsWith("data: ")) search();
+        if (!text.startsWith("data: ")) return true;
+        show(JSON.parse(text.slice(6)));
+        if (first) search();
         first = false;
+        return true;
       });
     } catch (error) {
       if (mine.signal.aborted) return;
