@@ -10,8 +10,8 @@ use zeroize::Zeroizing;
 
 use super::access::Role;
 use super::api::{
-    Added, Copied, CommandRequest, CommandResult, Ended, EndedAll, LogLevel, Made, NewCommand, NewToken,
-    QueuedCommand,
+    Added, CommandRequest, CommandResult, Copied, Ended, EndedAll, LogLevel, Made, NewCommand,
+    NewToken, QueuedCommand,
 };
 use super::devices::End;
 use super::tokens::TokenInfo;
