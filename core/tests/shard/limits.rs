@@ -7,7 +7,7 @@ use duet_core::{Handler as _, Settings, StreamId};
 use duet_device::{Device, Software};
 use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
-use duet_protocol::wire::MESSAGE_MAX;
+use duet_protocol::wire::{Kind, MESSAGE_MAX};
 
 use crate::world::{PROFILE, World};
 
@@ -270,5 +270,24 @@ fn sessions_end_after_silence_and_after_their_lifetime() {
         world.pass(after_us);
         world.shard.handle_turn(world.now);
         assert_eq!(world.shard.sessions(), sessions);
+    }
+}
+
+/// R62: the limit is the node's, so each of its shards has a part of it.
+#[test]
+fn all_shards_together_send_no_more_resets_than_a_node_may() {
+    for shards in [1, 4] {
+        let world = World::new();
+        let mut shard = world.shard_with(Settings { shards, ..testing::settings() });
+        // A second begins.
+        shard.handle_turn(world.now);
+        let mut record = [0; 30];
+        record[0] = Kind::Up.byte();
+        for number in 0..10_500_u32 {
+            // Slot 0 is the first shard's.
+            record[2..5].copy_from_slice(&number.to_be_bytes()[1..]);
+            shard.handle_datagram(world.now, SocketAddr::from(([192, 0, 2, 1], 4_000)), &record);
+        }
+        assert_eq!(shard.counts.resets, 10_000 / u64::try_from(shards).unwrap());
     }
 }
