@@ -88,6 +88,19 @@ fn the_page_shows_the_gateway_to_whoever_has_a_token() {
             fs::write(images.join(name), photograph).unwrap();
         }
     }
+    // Who is there, and who was.
+    let search = |name: &str| {
+        format!(
+            "document.getElementById('search').value = '{name}';
+            document.getElementById('search').dispatchEvent(new Event('input'))"
+        )
+    };
+    scratch.good(&["device", "add", "pump-1", "--registered-id", "--out", "pump-1.json"]);
+    browser.ask(&search("pump"));
+    browser.until("document.getElementById('devices').innerText.includes('registered')");
+    scratch.good(&["device", "try", "pump-1.json", "--send", "21.5"]);
+    browser.ask(&search("pump-"));
+    browser.until("document.getElementById('devices').innerText.includes('offline since')");
     // A token that is ended is asked for again.
     scratch.good(&["token", "revoke", "me"]);
     browser.open(&format!("https://{}/", gateway.api));

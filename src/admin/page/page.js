@@ -215,12 +215,27 @@ async function search() {
   at("devices").replaceChildren(...rows.map(device));
 }
 
+function time(milliseconds) {
+  return new Date(milliseconds).toISOString().replace("T", " ").slice(0, 19);
+}
+
+// What a device does, in words, and whether that is wrong. A refusal counts until the device has been here again.
+function state({ revoked_s: revoked, presence }) {
+  if (revoked !== null && revoked !== undefined) return [`revoked ${day(revoked)}`, "wrong"];
+  if (!presence) return ["registered", ""];
+  if (presence.online) return [`online since ${time(presence.since_ms)}`, ""];
+  const refused = presence.refusals?.[0];
+  const left = presence.left;
+  if (refused && !(left?.at_ms > refused.at_ms)) return [`refused ${time(refused.at_ms)}: ${refused.reason}`, "wrong"];
+  return left ? [`offline since ${time(left.at_ms)}: ${left.reason}`, ""] : ["registered", ""];
+}
+
 function device(one) {
   const row = document.createElement("tr");
-  const revoked = one.revoked_s !== null && one.revoked_s !== undefined;
+  const [word, kind] = state(one);
   row.append(
     element("td", one.name, "name"),
-    element("td", revoked ? `revoked ${day(one.revoked_s)}` : "registered", revoked ? "wrong" : ""),
+    element("td", word, kind),
     element("td", one.mode),
     element("td", one.id),
     element("td", day(one.not_after_s), "number"),
