@@ -60,8 +60,16 @@ impl Figures {
         let (kind, known, figures, settings): (_, _, &[&str], &[&str]) = if has("contenders") {
             ("compare", compare::SCHEMA, &["contenders"], &["settings", "link"])
         } else if has("scenario") {
-            let settings =
-                &["scenario", "devices", "profile", "transport", "per_s", "pacing", "loss_ppm"];
+            let settings = &[
+                "scenario",
+                "devices",
+                "profile",
+                "transport",
+                "early",
+                "per_s",
+                "pacing",
+                "loss_ppm",
+            ];
             let figures =
                 &["connect", "measured", "hostile", "generator", "gateway_bytes_a_session"];
             ("load", load::SCHEMA, figures, settings)

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 fn report(dir: &Path, name: &str, p99: f64, valid: bool) {
     let report = serde_json::json!({
-        "schema": 2, "scenario": "steady", "devices": 10, "valid": valid, "invalid_because": ["it was late"],
+        "schema": 3, "scenario": "steady", "devices": 10, "valid": valid, "invalid_because": ["it was late"],
         "measured": {"latency_ms": {"p99": p99}},
     });
     fs::write(dir.join(name), report.to_string()).unwrap();

@@ -6,7 +6,7 @@ use super::*;
 
 fn load(p99: f64, per_s: f64) -> Value {
     json!({
-        "schema": 2, "scenario": "steady", "devices": 10, "valid": true, "seed": 3,
+        "schema": 3, "scenario": "steady", "devices": 10, "valid": true, "seed": 3,
         "measured": {"due": 8, "done": 6, "per_s": per_s, "latency_ms": {"p99": p99, "max": 0}},
         "series": [{"at_s": 1, "sent": 4}],
     })
@@ -62,7 +62,7 @@ fn what_is_no_condition_is_refused() {
 
 #[test]
 fn reports_that_say_nothing_are_refused() {
-    let empty = json!({"schema": 2, "scenario": "steady"});
+    let empty = json!({"schema": 3, "scenario": "steady"});
     for report in [json!({"a": 1}), empty] {
         assert!(matches!(Figures::read(&report), Err(DiffError::NotAReport)), "{report}");
     }
