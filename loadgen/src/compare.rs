@@ -93,7 +93,8 @@ impl Settings {
     /// Never: the names are in the catalogue.
     #[must_use]
     pub fn demo() -> Self {
-        let names = ["registered-id-udp", "ephemeral-udp", "ephemeral-tcp", "tls13", "tls12"];
+        let names =
+            ["early-udp", "registered-id-udp", "ephemeral-udp", "ephemeral-tcp", "tls13", "tls12"];
         let contenders = CATALOGUE.into_iter().filter(|entry| names.contains(&entry.key));
         Self {
             contenders: contenders.collect(),
