@@ -1,4 +1,4 @@
-//! Four against two, counted: the real gateway, real TLS and DTLS servers, over a link that sees every
+//! Eight against two, counted: the real gateway, real TLS and DTLS servers, over a link that sees every
 //! packet. Skips loudly where no link can be made.
 
 use std::path::Path;

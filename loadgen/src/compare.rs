@@ -1,4 +1,4 @@
-//! Four against two: the same job by Duet, TLS and DTLS, in one run.
+//! Eight against two: the same job by Duet, TLS and DTLS, in one run.
 //!
 //! The job: from power on to the first reading confirmed, with both sides' identity proven. Over an emulated link
 //! the judge counts its packets ([`crate::link`]); without one, what can be seen at the sockets is counted, and the

@@ -98,7 +98,7 @@ impl Demo {
         let (found, missing) = compare(&spooled(&state)?, &outcomes);
         let (arrived, absent) = compare(&delivered(&state.join(DELIVERED))?, &outcomes);
         let incomplete = outcomes.iter().filter(|outcome| !outcome.complete).count();
-        println!("\nFour against two: the same job by Duet and by TLS, in one run\n");
+        println!("\nEight flights against two: the same job by TLS and by Duet, in one run\n");
         print!("{}", table::render(&report));
         println!(
             "\nspool        {found} confirmed readings found with their content, {missing} missing"
