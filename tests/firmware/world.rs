@@ -35,6 +35,10 @@ fn newest(path: &Path) -> SystemTime {
 /// The program that `scripts/firmware build` has made, unless it is not there or older than its source.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = Path::new(ROOT).join("target/firmware").join(name);
+    if let Ok(why) = fs::read_to_string(path.with_file_name("missing")) {
+        eprintln!("SKIPPED: what firmware needs cannot be had: {}", why.trim());
+        return None;
+    }
     let sources = [
         "device/src",
         "device/c/src",
