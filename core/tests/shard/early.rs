@@ -212,6 +212,35 @@ fn a_reading_that_is_said_again_in_the_next_session_is_not_stored_again() {
 }
 
 /// R102: whoever plays back what a device sent before it lost its counter does not keep it out.
+/// R102: silence would cost it half a minute.
+#[test]
+fn whoever_answers_a_challenge_late_is_in_within_one_more_round_trip() {
+    let mut world = World::new();
+    let mut old = world.device(1, PROFILE, Transport::Datagram);
+    old.open(world.now.mono_us);
+    world.settle(&mut old);
+    let mut device = world.device(1, PROFILE, Transport::Datagram);
+    device.open(world.now.mono_us);
+    let hello = next(&world, &mut device).expect("a HELLO");
+    arrive(&mut world, home(), &hello);
+    let mut challenge = sent(&mut world).pop().expect("a CHALLENGE").1;
+    assert_eq!(Kind::of(&challenge), Ok(Kind::Challenge));
+    device.handle_message(world.now.mono_us, &mut challenge).unwrap();
+    let late = next(&world, &mut device).expect("its answer");
+    // The challenge is no longer open when the answer comes.
+    world.pass(40_000_000);
+    arrive(&mut world, home(), &late);
+    let mut again = sent(&mut world).pop().expect("no silence").1;
+    assert_eq!(Kind::of(&again), Ok(Kind::Challenge));
+    assert!(again.len() < late.len());
+    device.handle_message(world.now.mono_us, &mut again).unwrap();
+    let answer = next(&world, &mut device).expect("the second answer");
+    arrive(&mut world, home(), &answer);
+    let mut accept = sent(&mut world).pop().expect("an ACCEPT").1;
+    device.handle_message(world.now.mono_us, &mut accept).unwrap();
+    assert!(device.is_open());
+}
+
 #[test]
 fn a_device_without_its_counter_is_in_within_two_round_trips_whatever_is_played_back() {
     let mut world = World::new();
