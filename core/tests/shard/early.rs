@@ -212,6 +212,20 @@ fn a_reading_that_is_said_again_in_the_next_session_is_not_stored_again() {
 }
 
 /// R102: whoever plays back what a device sent before it lost its counter does not keep it out.
+/// Device 1, as it was on its first day.
+fn without_its_counter(world: &World) -> Device<Software> {
+    let identity =
+        duet_core::testing::identity(duet_protocol::identity::DeviceId([1; 8]), PROFILE.mode).0;
+    let config = duet_device::Config {
+        identity,
+        gateway: world.gateway,
+        profile: PROFILE,
+        transport: Transport::Datagram,
+        fresh: 1,
+    };
+    Device::seeded(config, [99; 32]).unwrap()
+}
+
 /// R102: silence would cost it half a minute.
 #[test]
 fn whoever_answers_a_challenge_late_is_in_within_one_more_round_trip() {
@@ -219,7 +233,7 @@ fn whoever_answers_a_challenge_late_is_in_within_one_more_round_trip() {
     let mut old = world.device(1, PROFILE, Transport::Datagram);
     old.open(world.now.mono_us);
     world.settle(&mut old);
-    let mut device = world.device(1, PROFILE, Transport::Datagram);
+    let mut device = without_its_counter(&world);
     device.open(world.now.mono_us);
     let hello = next(&world, &mut device).expect("a HELLO");
     arrive(&mut world, home(), &hello);
@@ -252,16 +266,7 @@ fn a_device_without_its_counter_is_in_within_two_round_trips_whatever_is_played_
             next(&world, &mut old).unwrap()
         })
         .collect();
-    let identity =
-        duet_core::testing::identity(duet_protocol::identity::DeviceId([1; 8]), PROFILE.mode).0;
-    let config = duet_device::Config {
-        identity,
-        gateway: world.gateway,
-        profile: PROFILE,
-        transport: Transport::Datagram,
-        fresh: 1,
-    };
-    let mut device = Device::<Software>::seeded(config, [99; 32]).unwrap();
+    let mut device = without_its_counter(&world);
     let thief: SocketAddr = "198.51.100.7:7".parse().unwrap();
     arrive(&mut world, thief, &hellos[2]);
     let _ = sent(&mut world);
