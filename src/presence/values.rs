@@ -56,6 +56,23 @@ impl Last {
     }
 }
 
+/// The place of a channel among those that are kept of a device.
+fn last(channels: &mut Vec<Last>, channel: u16) -> &mut Last {
+    let place = channels.iter().position(|last| last.channel == channel);
+    let place = place.unwrap_or_else(|| {
+        let new = Last { channel, ..Last::default() };
+        if channels.len() < CHANNELS {
+            channels.push(new);
+            return channels.len() - 1;
+        }
+        let oldest = (0..channels.len()).min_by_key(|place| channels[*place].received_ms);
+        let place = oldest.unwrap_or(0);
+        channels[place] = new;
+        place
+    });
+    &mut channels[place]
+}
+
 type Half = FxHashMap<Box<str>, Vec<Last>>;
 
 /// A shard's memory of latest readings. It and whoever asks share it.
@@ -75,30 +92,17 @@ impl Values {
         // What it protects is sound after each statement.
         let mut halves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let [young, old] = &mut *halves;
-        if !young.contains_key(device) {
-            if young.len() >= DEVICES {
-                *old = std::mem::take(young);
-            }
-            let (name, before) =
-                old.remove_entry(device).unwrap_or_else(|| (device.into(), Vec::new()));
-            young.insert(name, before);
+        if let Some(channels) = young.get_mut(device) {
+            last(channels, channel).set(received_ms, measured_ms, payload);
+            return;
         }
-        let Some(channels) = young.get_mut(device) else { return };
-        let place = channels.iter().position(|last| last.channel == channel);
-        let place = match place {
-            Some(place) => place,
-            None if channels.len() < CHANNELS => {
-                channels.push(Last { channel, ..Last::default() });
-                channels.len() - 1
-            }
-            None => {
-                let oldest = (0..channels.len()).min_by_key(|place| channels[*place].received_ms);
-                let place = oldest.unwrap_or(0);
-                channels[place] = Last { channel, ..Last::default() };
-                place
-            }
-        };
-        channels[place].set(received_ms, measured_ms, payload);
+        if young.len() >= DEVICES {
+            *old = std::mem::take(young);
+        }
+        let (name, mut channels) =
+            old.remove_entry(device).unwrap_or_else(|| (device.into(), Vec::new()));
+        last(&mut channels, channel).set(received_ms, measured_ms, payload);
+        young.insert(name, channels);
     }
 
     /// The latest reading of each of a device's channels, as far as they are kept.
