@@ -31,6 +31,7 @@ mod door;
 mod guests;
 mod marks;
 mod problem;
+mod query;
 mod status;
 mod telemetry;
 mod tls;
@@ -42,12 +43,13 @@ pub use activity::{Activity, Advised, Dropped, Moment};
 pub use backup::copy_registry;
 pub use client::{Client, ClientError, How};
 pub use problem::Problem;
+pub use query::{DeviceQuery, DeviceState};
 pub use status::{Driver, Fault, Phase, Reloaded, Status, UpstreamStatus};
 pub use telemetry::{Telemetry, install as install_telemetry};
 pub use tls::{TlsError, acceptor};
 pub use wire::{
-    BadLine, DeviceInfo, DeviceLine, GatewayFacts, MAX_COMMAND_TIMEOUT_MS, MAX_IMPORT,
-    MAX_LINE_LEN, Refused,
+    BadLine, DeviceChange, DeviceInfo, DeviceLine, GatewayFacts, MAX_COMMAND_TIMEOUT_MS,
+    MAX_IMPORT, MAX_LINE_LEN, Refused,
 };
 
 use crate::commands::{CommandState, Commands};

@@ -16,17 +16,22 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use duet_protocol::identity::{Fingerprint, PublicKey};
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+mod authority;
 mod certificate;
 mod create;
+mod request;
 
+pub use authority::{Authority, AuthorityError, Trusted, create_authority};
 pub use certificate::{Certificate, MAX_CERTIFICATE_LEN, Role, pem};
 pub use create::{Created, create};
+pub use request::{key_digest, key_of_proof, key_of_request, proof_of};
 
 /// No certificate or key file is larger.
 const MAX_FILE_LEN: usize = 64 * 1024;
@@ -88,6 +93,17 @@ pub enum Reason {
     /// A device's private key has no business on the gateway.
     #[error("holds a private key, which must stay on the device: give only the certificate")]
     PrivateKeyInside,
+    /// Not PKCS #10, or not whole.
+    #[error("is not a certificate request (expected PEM `BEGIN CERTIFICATE REQUEST` or DER)")]
+    NotARequest,
+    /// Whoever sent a public key has not shown that he has the private one.
+    #[error(
+        "the signature is not one of the private key that belongs to the public key (ECDSA with SHA-256)"
+    )]
+    Unproven,
+    /// Issued by nobody whose certificates are taken.
+    #[error("the certificate was not issued by a CA of enrol.trusted, or is not valid now")]
+    Untrusted,
     /// Not `id-ecPublicKey`.
     #[error("the key is not an elliptic-curve key; Duet needs P-256 (prime256v1)")]
     NotEllipticCurve,
@@ -329,6 +345,39 @@ impl fmt::Display for Utc {
         let year = era * 400 + year_of_era + i64::from(month <= 2);
         let (hour, minute) = (second / 3600, second / 60 % 60);
         write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}Z", second % 60)
+    }
+}
+
+/// Not a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a time is a date, 2031-02-28, or a date and a time of UTC, 2031-02-28T12:00:00Z")]
+pub struct BadTime;
+
+/// Takes what it shows, and a date alone, which is its first second.
+impl FromStr for Utc {
+    type Err = BadTime;
+
+    fn from_str(text: &str) -> Result<Self, BadTime> {
+        let whole = match text.len() {
+            10 => &format!("{text}T00:00:00Z"),
+            _ => text,
+        };
+        if whole.len() != 20 || !whole.is_ascii() {
+            return Err(BadTime);
+        }
+        let number = |from: usize, to: usize| whole[from..to].parse::<i64>().map_err(|_| BadTime);
+        let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+        let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+        let (from_march, year) = if month > 2 { (month - 3, year) } else { (month + 9, year - 1) };
+        let days = year * 365 + year.div_euclid(4) - year.div_euclid(100)
+            + year.div_euclid(400)
+            + (153 * from_march + 2) / 5
+            + day
+            - 1
+            - 719_468;
+        let time = Self(days * 86_400 + hour * 3_600 + minute * 60 + second);
+        // A thirteenth month, a sixtieth minute or another separator would read as something else.
+        if time.to_string() == whole { Ok(time) } else { Err(BadTime) }
     }
 }
 

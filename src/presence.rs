@@ -162,7 +162,10 @@ pub const fn reason_name(gone: Gone) -> &'static str {
 /// Why somebody was turned away, for people.
 const fn refusal_text(reason: DropReason, proven: bool) -> &'static str {
     match (reason, proven) {
-        (DropReason::Proof, true) => "its certificate is not valid at this time, or it was revoked",
+        (DropReason::Proof, true) => "it was revoked",
+        (DropReason::Expired, _) => {
+            "its certificate is not valid at this time, or its registration has ended"
+        }
         (DropReason::Proof, false) => {
             "somebody named this device and did not prove to be it: it has another key than is registered, or it was a stranger"
         }

@@ -18,13 +18,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use duet_core::Device;
 use duet_protocol::identity::{DeviceId, Fingerprint};
-use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
+use redb::{
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
+    ReadableTableMetadata, TableError,
+};
 use sha2::{Digest, Sha256};
 
 use crate::identity::Validity;
 
 mod change;
+mod enrol;
 mod error;
+mod labels;
 mod marks;
 mod record;
 mod reserve;
@@ -34,13 +39,15 @@ mod store;
 mod view;
 
 pub use duet_core::{SourceSet, UnknownSource};
+pub use enrol::{Claim, Enrolled, Refusal, Terms, TokenId};
 pub use error::{Damage, NotAdded, RegistryError};
+pub use labels::{BadLabel, Labels, MAX_TAGS, Relabel, Tags, Word, matches};
 pub use marks::{CommitMark, Kept, SpoolCursor, short};
 pub use record::{BadName, Enrolment, Name, NewDevice};
 pub use view::{Mark, View};
 
 use record::Record;
-use store::{DEVICES, LAST, MARKS, Store};
+use store::{DEVICES, LABELS, LAST, MARKS, Store};
 
 /// The registry's file in the state directory.
 pub const FILE: &str = "registry.redb";
@@ -66,6 +73,8 @@ pub struct Entry {
     pub validity: Option<Validity>,
     /// The last `fresh` that is on disk.
     pub mark: u64,
+    /// What people say of it.
+    pub labels: Labels,
 }
 
 /// The open registry.
@@ -129,7 +138,8 @@ impl Registry {
         self.read(|database| {
             let read = database.begin_read()?;
             let record = self.existing(&read.open_table(DEVICES)?, name)?;
-            self.entry(name.clone(), &record, &read.open_table(MARKS)?)
+            let labels = self.labels(labels(&read)?.as_ref(), name)?;
+            self.entry(name.clone(), &record, labels, &read.open_table(MARKS)?)
         })
     }
 
@@ -143,12 +153,14 @@ impl Registry {
             let read = database.begin_read()?;
             let marks = read.open_table(MARKS)?;
             let devices = read.open_table(DEVICES)?;
+            let all_labels = labels(&read)?;
             let from = after.map_or(Unbounded, |name| Excluded(name.as_str()));
             let rows = devices.range::<&str>((from, Unbounded))?.take(limit);
             rows.map(|row| {
                 let (name, bytes) = row?;
                 let (name, record) = self.decode(name.value(), bytes.value())?;
-                self.entry(name, &record, &marks)
+                let labels = self.labels(all_labels.as_ref(), &name)?;
+                self.entry(name, &record, labels, &marks)
             })
             .collect()
         })
@@ -166,7 +178,9 @@ impl Registry {
     ) -> Result<(Vec<NewDevice>, Option<Name>), RegistryError> {
         use std::ops::Bound::{Excluded, Unbounded};
         self.read(|database| {
-            let devices = database.begin_read()?.open_table(DEVICES)?;
+            let read = database.begin_read()?;
+            let devices = read.open_table(DEVICES)?;
+            let all_labels = labels(&read)?;
             let from = after.map_or(Unbounded, |name| Excluded(name.as_str()));
             let (mut page, mut last) = (Vec::new(), None);
             for row in devices.range::<&str>((from, Unbounded))?.take(limit) {
@@ -174,8 +188,9 @@ impl Registry {
                 let (name, record) = self.decode(name.value(), bytes.value())?;
                 let enrolment = record.enrolment().filter(|_| record.revoked_s.is_none());
                 if let Some(enrolment) = enrolment {
+                    let labels = self.labels(all_labels.as_ref(), &name)?;
                     let (name, sources) = (name.clone(), record.sources);
-                    page.push(NewDevice { name, enrolment, sources, made: false });
+                    page.push(NewDevice { name, enrolment, sources, made: false, labels });
                 }
                 last = Some(name);
             }
@@ -237,12 +252,15 @@ impl Registry {
         let _pages_stay = self.store.reading();
         let read = database.begin_read()?;
         let (marks, last) = (read.open_table(MARKS)?, read.open_table(LAST)?);
+        let all_labels = labels(&read)?;
         for row in read.open_table(DEVICES)?.iter()? {
             let (name, bytes) = row?;
             let (name, record) = self.decode(name.value(), bytes.value())?;
             if record.revoked_s.is_none() {
                 let kept = Self::kept(&record, &marks, &last)?;
-                each(kept.put_in(self.device(&name, &record)?));
+                let device = kept.put_in(self.device(&name, &record)?);
+                device.set_expiry(self.labels(all_labels.as_ref(), &name)?.expires_s);
+                each(device);
             }
         }
         Ok(())
@@ -275,6 +293,7 @@ impl Registry {
         &self,
         name: Name,
         record: &Record,
+        labels: Labels,
         marks: &impl ReadableTable<[u8; 40], u64>,
     ) -> Result<Entry, RegistryError> {
         Ok(Entry {
@@ -287,7 +306,19 @@ impl Registry {
             revoked_s: record.revoked_s,
             validity: record.validity,
             mark: marks.get(mark_key(record))?.map_or(0, |mark| mark.value()),
+            labels,
         })
+    }
+
+    /// What is said of a device; nothing where there is no table yet.
+    fn labels(
+        &self,
+        labels: Option<&impl ReadableTable<&'static str, &'static [u8]>>,
+        name: &Name,
+    ) -> Result<Labels, RegistryError> {
+        let Some(labels) = labels else { return Ok(Labels::default()) };
+        let Some(bytes) = labels.get(name.as_str())? else { return Ok(Labels::default()) };
+        Labels::decode(bytes.value()).ok_or_else(|| self.damaged(Damage::Record(name.clone())))
     }
 
     fn device(&self, name: &Name, record: &Record) -> Result<Device, RegistryError> {
@@ -308,6 +339,17 @@ impl Registry {
 
     fn damaged(&self, detail: Damage) -> RegistryError {
         RegistryError::Damaged { path: self.store.path().to_owned(), detail }
+    }
+}
+
+/// The table of labels, which a file from before there were any lacks.
+fn labels(
+    read: &ReadTransaction,
+) -> Result<Option<ReadOnlyTable<&'static str, &'static [u8]>>, RegistryError> {
+    match read.open_table(LABELS) {
+        Ok(table) => Ok(Some(table)),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

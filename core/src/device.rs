@@ -2,10 +2,10 @@
 //!
 //! Whoever keeps the devices (the registry, a test) makes a [`Device`] for each one that may connect and shares it with
 //! the shards. A shard changes two things in it, the freshness mark and the id of the newest early reading; the owner
-//! changes one, that the device was revoked.
+//! changes two, when the registration ends and that the device was revoked.
 
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use duet_protocol::identity::{Credential, DeviceId};
@@ -33,6 +33,8 @@ pub struct Device {
     pub sources: SourceSet,
     /// When its certificate is valid, Unix seconds; `None` where there is no certificate.
     pub valid_s: Option<RangeInclusive<i64>>,
+    /// The first second in which it is not registered any more, Unix time; the last there is where it has no end.
+    expires_s: AtomicI64,
     mark: AtomicU64,
     last: Mutex<Option<ReadingId>>,
     listed: AtomicBool,
@@ -50,7 +52,8 @@ impl Device {
     ) -> Self {
         let (listed, revoked) = (AtomicBool::new(false), AtomicBool::new(false));
         let (mark, last) = (AtomicU64::new(0), Mutex::new(None));
-        Self { name, credential, sources, valid_s, mark, last, listed, revoked }
+        let expires_s = AtomicI64::new(i64::MAX);
+        Self { name, credential, sources, valid_s, expires_s, mark, last, listed, revoked }
     }
 
     /// The same device with its mark from before.
@@ -63,6 +66,17 @@ impl Device {
     #[must_use]
     pub fn with_last(self, last: Option<ReadingId>) -> Self {
         Self { last: Mutex::new(last), ..self }
+    }
+
+    /// Sets when its registration ends, Unix seconds. Sessions that it has live on as long as they were granted.
+    pub fn set_expiry(&self, expires_s: Option<i64>) {
+        self.expires_s.store(expires_s.unwrap_or(i64::MAX), Ordering::Release);
+    }
+
+    /// When its registration ends, Unix seconds, where it does.
+    #[must_use]
+    pub fn expiry(&self) -> Option<i64> {
+        Some(self.expires_s.load(Ordering::Acquire)).filter(|end| *end != i64::MAX)
     }
 
     /// Which reading of this device, inside a HELLO or sent again, was stored last.
@@ -122,20 +136,29 @@ impl Device {
         self.revoked.store(true, Ordering::Release);
     }
 
+    /// Whether its certificate is valid at this time, Unix seconds, and its registration has not ended.
+    #[must_use]
+    pub fn is_valid(&self, unix_s: i64) -> bool {
+        unix_s < self.expires_s.load(Ordering::Acquire)
+            && self.valid_s.as_ref().is_none_or(|valid| valid.contains(&unix_s))
+    }
+
     /// Whether it may connect at this time, Unix seconds (R39).
     #[must_use]
     pub fn may_connect(&self, unix_s: i64) -> bool {
-        !self.is_revoked() && self.valid_s.as_ref().is_none_or(|valid| valid.contains(&unix_s))
+        !self.is_revoked() && self.is_valid(unix_s)
     }
 }
 
 impl Device {
-    /// How long a session that is granted now may live, seconds: not beyond the end of the certificate (R120).
+    /// How long a session that is granted now may live, seconds: not beyond the end of the certificate or of the
+    /// registration (R120).
     #[must_use]
     pub(crate) fn lifetime_s(&self, now: Now, most: u32) -> u32 {
-        let Some(valid_s) = &self.valid_s else { return most };
+        let end_s = self.valid_s.as_ref().map_or(i64::MAX, |valid| *valid.end());
+        let end_s = end_s.min(self.expires_s.load(Ordering::Acquire));
         let now_s = i64::try_from(now.unix_ms / 1_000).unwrap_or(i64::MAX);
-        let left = valid_s.end().saturating_sub(now_s).max(0);
+        let left = end_s.saturating_sub(now_s).max(0);
         u32::try_from(left).unwrap_or(u32::MAX).min(most)
     }
 }
@@ -158,6 +181,13 @@ mod tests {
         assert!(device.enlist());
         assert!([4, 10].iter().all(|at| !device.may_connect(*at)));
         assert!(device.may_connect(5) && device.may_connect(9));
+        let now = Now { mono_us: 0, unix_ms: 6_000 };
+        assert_eq!(device.lifetime_s(now, 9), 3);
+        device.set_expiry(Some(8));
+        assert!(device.may_connect(7) && !device.may_connect(8));
+        assert_eq!(device.lifetime_s(now, 9), 2);
+        device.set_expiry(None);
+        assert!(device.may_connect(9));
         device.revoke();
         assert!(device.is_revoked() && !device.may_connect(5));
     }

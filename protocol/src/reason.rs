@@ -42,8 +42,10 @@ reasons! {
     HelloOpen = "hello_open",
     /// The clear slot is not the sealed identity's, or belongs to another shard.
     Slot = "slot",
-    /// The proof did not verify, or the identity is unknown, revoked or not valid today.
+    /// The proof did not verify, or the identity is unknown or revoked.
     Proof = "proof",
+    /// The device's certificate is not valid today, or its registration has ended.
+    Expired = "expired",
     /// The registry does not allow this device this profile.
     NotAllowed = "not_allowed",
     /// A HELLO whose session is already confirmed, or pending under a newer HELLO.

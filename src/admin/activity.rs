@@ -136,7 +136,11 @@ fn drop_advice(reason: DropReason) -> &'static str {
             "a hello with a slot that is not its device's: a faulty device, or noise"
         }
         DropReason::Proof => {
-            "an unknown, revoked or expired device, or a wrong key: look the device up, register it anew"
+            "an unknown or revoked device, or a wrong key: look the device up, register it anew"
+        }
+        DropReason::Expired => {
+            "a device whose certificate is not valid now, or whose registration has ended: `duet device show` tells \
+             which; compare with this machine's clock, give it a new certificate, or `duet device set --expires`"
         }
         DropReason::NotAllowed => {
             "the device is registered, but not for this key source: register it for that one"

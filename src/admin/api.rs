@@ -144,6 +144,7 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
         .merge(
             OpenApiRouter::new()
                 .routes(routes!(devices::add))
+                .routes(routes!(devices::relabel))
                 .routes(routes!(devices::remove))
                 .routes(routes!(devices::revoke))
                 .routes(routes!(devices::revoke_all))

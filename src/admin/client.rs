@@ -15,8 +15,8 @@ use super::api::{
 };
 use super::devices::End;
 use super::tokens::TokenInfo;
-use super::wire::{DeviceInfo, DeviceLine, GatewayFacts, Refused};
-use super::{Moment, Problem, Reloaded, Status};
+use super::wire::{DeviceChange, DeviceInfo, DeviceLine, GatewayFacts, Refused};
+use super::{DeviceQuery, Moment, Problem, Reloaded, Status};
 use crate::commands::CommandInfo;
 use crate::log::Level;
 
@@ -204,15 +204,16 @@ impl Client {
         self.lines(&format!("/v1/export?with_keys={with_keys}"), each)
     }
 
-    /// Hands all devices on, in the order of their names.
+    /// Hands the devices on that are wanted, in the order of their names.
     ///
     /// # Errors
     /// [`ClientError`], or the first error of `each`.
     pub fn list<E: From<ClientError>>(
         &mut self,
+        query: &DeviceQuery,
         each: impl FnMut(DeviceInfo) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.lines("/v1/devices", each)
+        self.lines(&query.target("/v1/devices"), each)
     }
 
     fn lines<T: DeserializeOwned, E: From<ClientError>>(
@@ -240,6 +241,20 @@ impl Client {
     pub fn show(&mut self, name: &str) -> Result<DeviceInfo, ClientError> {
         let target = format!("/v1/devices/{}", segment(name));
         self.ask(Method::GET, &target, Vec::new(), CHANGE_LIMIT)
+    }
+
+    /// Changes what is said of a device.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn relabel(
+        &mut self,
+        name: &str,
+        change: &DeviceChange,
+    ) -> Result<DeviceInfo, ClientError> {
+        let body = serde_json::to_vec(change).map_err(|_| ClientError::Answer)?;
+        let target = format!("/v1/devices/{}", segment(name));
+        self.ask(Method::PATCH, &target, body, CHANGE_LIMIT)
     }
 
     /// Ends a device's right to connect. Returns its id.
@@ -391,7 +406,8 @@ fn ndjson(lines: &[DeviceLine]) -> Result<Vec<u8>, ClientError> {
 /// The most that a line takes as JSON: every character of a certificate in PEM may be escaped.
 fn size(line: &DeviceLine) -> usize {
     let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    let DeviceLine { name, mode, certificate, id, key, key_sources, made: _ } = line;
+    let DeviceLine { name, mode, certificate, id, key, key_sources, .. } = line;
+    let labels = optional(&line.tags) + optional(&line.group) + optional(&line.expires);
     let fields = name.len() + mode.len() + optional(id) + optional(key) + optional(key_sources);
-    128 + 6 * fields + 2 * optional(certificate)
+    192 + 6 * labels + 6 * fields + 2 * optional(certificate)
 }

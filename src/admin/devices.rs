@@ -4,13 +4,15 @@
 use axum::http::StatusCode;
 use duet_protocol::identity::DeviceId;
 
-use super::wire::{DeviceInfo, DeviceLine, Refused};
-use super::{Gateway, Problem};
+use super::wire::{DeviceChange, DeviceInfo, DeviceLine, Refused};
+use super::{DeviceQuery, Gateway, Problem};
 use crate::identity::now_s;
 use crate::registry::{Name, NewDevice, Registry, RegistryError};
 
 /// Devices that are read from the registry at once.
 const PAGE: usize = 500;
+/// Devices that are looked at for one page, whether or not they are wanted.
+const LOOKED_AT: usize = 20_000;
 
 /// How a device's right to connect ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,13 +74,50 @@ pub fn export(
     Ok((devices.iter().map(|device| DeviceLine::of(device, with_keys)).collect(), last))
 }
 
-/// Some devices in the order of their names, from after `after`; none at the end of the list.
+/// A piece of a list.
+pub struct Page {
+    /// Devices, whether or not they are online.
+    pub devices: Vec<DeviceInfo>,
+    /// From where to go on; nothing at the end of the list.
+    pub next: Option<Name>,
+}
+
+/// Some of the devices that are wanted, in the order of their names, from after `after`. There may be none, and more
+/// after them.
 ///
 /// # Errors
 /// Those of the registry.
-pub fn page(registry: &Registry, after: Option<&Name>) -> Result<Vec<DeviceInfo>, Problem> {
-    let entries = registry.list(after, PAGE)?;
-    Ok(entries.into_iter().map(Into::into).collect())
+pub fn page(
+    registry: &Registry,
+    query: &DeviceQuery,
+    after: Option<Name>,
+) -> Result<Page, Problem> {
+    let (mut devices, mut after, mut looked_at) = (Vec::new(), after, 0);
+    let now_s = now_s();
+    while devices.len() < PAGE && looked_at < LOOKED_AT {
+        let entries = registry.list(after.as_ref(), PAGE)?;
+        let is_last = entries.len() < PAGE;
+        after = entries.last().map(|last| last.name.clone()).filter(|_| !is_last);
+        looked_at += entries.len();
+        let found = entries.into_iter().map(DeviceInfo::from);
+        devices.extend(found.filter(|device| query.wants(device, now_s)));
+        if is_last {
+            break;
+        }
+    }
+    Ok(Page { devices, next: after })
+}
+
+/// Changes what is said of a device. Returns how it is afterwards.
+///
+/// # Errors
+/// When it is not there, or the change is none.
+pub fn relabel(
+    registry: &Registry,
+    name: &str,
+    change: &DeviceChange,
+) -> Result<DeviceInfo, Problem> {
+    Ok(registry.relabel(&name.parse()?, &change.read()?)?.into())
 }
 
 /// One device.

@@ -72,7 +72,9 @@ impl From<RegistryError> for Problem {
             | RegistryError::CredentialTaken { .. }
             | RegistryError::Refused { .. }
             | RegistryError::RevokedAlready(..) => StatusCode::CONFLICT,
-            RegistryError::Certificate { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            RegistryError::Certificate { .. } | RegistryError::Label { .. } => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error)
@@ -82,6 +84,12 @@ impl From<RegistryError> for Problem {
 impl From<NotAdded> for Problem {
     fn from(refused: NotAdded) -> Self {
         Self::from(refused.error).at(refused.index)
+    }
+}
+
+impl From<BadLine> for Problem {
+    fn from(bad: BadLine) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, bad)
     }
 }
 

@@ -142,6 +142,9 @@ fn line(name: &str, id: u64) -> DeviceLine {
         id: Some(format!("{id:016x}")),
         key: Some(format!("{id:064x}")),
         key_sources: None,
+        tags: None,
+        group: None,
+        expires: None,
         made: false,
     }
 }
@@ -162,13 +165,32 @@ fn requests_change_the_registry_and_reach_the_gateway() {
     let lines: Vec<_> = (2..1_202).map(|i| line(&format!("n{i}"), i)).collect();
     assert_eq!(client.add(&lines).unwrap(), 1_200);
     let mut names = Vec::new();
-    let listed = client.list(|device| {
+    let listed = client.list(&DeviceQuery::default(), |device| {
         names.push(device.name);
         Ok::<_, ClientError>(())
     });
     listed.unwrap();
     assert_eq!((names.len(), names[0].as_str()), (1_201, "a"));
     assert!(names.is_sorted());
+    let change = DeviceChange { add_tags: Some("x,y".into()), ..DeviceChange::default() };
+    assert_eq!(client.relabel("n700", &change).unwrap().tags, ["x", "y"]);
+    assert!(refused(client.relabel("nobody", &change)).contains("no device"));
+    let odd = DeviceChange { group: Some("<b>".into()), ..DeviceChange::default() };
+    assert!(refused(client.relabel("n700", &odd)).contains("a tag or a group is"));
+    let found = |client: &mut Client, query: DeviceQuery| {
+        let mut names = Vec::new();
+        let listed = client.list(&query, |device| {
+            names.push(device.name);
+            Ok::<_, ClientError>(())
+        });
+        listed.map(|()| names)
+    };
+    let tagged = DeviceQuery { tag: Some("y".into()), ..DeviceQuery::default() };
+    assert_eq!(found(&mut client, tagged).unwrap(), ["n700"]);
+    let few = DeviceQuery { limit: Some(2), after: Some("n998".into()), ..DeviceQuery::default() };
+    assert_eq!(found(&mut client, few).unwrap(), ["n999"]);
+    let odd = DeviceQuery { mode: Some("telepathy".into()), ..DeviceQuery::default() };
+    assert!(refused(found(&mut client, odd)).contains("mode: one of"));
     let limit = Duration::from_secs(20);
     let mut command = |payload: &str| client.command("a", payload.into(), limit);
     assert_eq!(command("0102").unwrap(), "0201");
@@ -271,7 +293,7 @@ fn a_list_waits_for_its_reader() {
     let mut client = running.client();
     client.add(&lines).unwrap();
     let mut count = 0;
-    let listed = client.list(|_| {
+    let listed = client.list(&DeviceQuery::default(), |_| {
         if count % 1_000 == 0 {
             thread::sleep(Duration::from_millis(300));
         }

@@ -11,9 +11,11 @@ use utoipa::ToSchema;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::hex::{self, Hex};
-use crate::identity::{Certificate, Reason, Role};
+use crate::identity::{BadTime, Certificate, Reason, Role, Utc};
 use crate::presence::Presence;
-use crate::registry::{BadName, Enrolment, Entry, NewDevice, SourceSet, UnknownSource};
+use crate::registry::{
+    BadLabel, BadName, Enrolment, Entry, Labels, NewDevice, Relabel, SourceSet, UnknownSource,
+};
 
 /// The longest line of an import.
 pub const MAX_LINE_LEN: usize = 512 * 1024;
@@ -46,6 +48,15 @@ pub struct DeviceLine {
     /// The key sources it may use, separated by commas; without it, `ephemeral`.
     #[serde(default, skip_serializing_if = "Option::is_none", alias = "profile")]
     pub key_sources: Option<String>,
+    /// Tags, separated by commas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<String>,
+    /// The group that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// When its registration ends: `2031-02-28`, or `2031-02-28T12:00:00Z`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
     /// Whether its registration key was made for this very registration, so that no HELLO under it can exist.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub made: bool,
@@ -78,6 +89,17 @@ pub enum BadLine {
     /// `key`; the value is not shown.
     #[error("key must be 64 hexadecimal digits")]
     Key,
+    /// `name`, where it is one and can be taken for something else.
+    #[error(
+        "a name that begins with - looks like a flag or a formula; begin it with another character"
+    )]
+    Dash,
+    /// `tags` or `group`
+    #[error(transparent)]
+    Label(#[from] BadLabel),
+    /// `expires`
+    #[error("expires: {0}")]
+    Expires(#[from] BadTime),
     /// `made`
     #[error(
         "made says that the registration key was made for this registration, and there is none"
@@ -95,6 +117,10 @@ impl DeviceLine {
     /// [`BadLine`], naming the field.
     pub fn read(&self) -> Result<NewDevice, BadLine> {
         let name = self.name.parse()?;
+        if self.name.starts_with('-') {
+            return Err(BadLine::Dash);
+        }
+        let labels = self.labels()?;
         let sources = match &self.key_sources {
             None => SourceSet::default(),
             Some(text) => text.parse()?,
@@ -122,7 +148,17 @@ impl DeviceLine {
             ("registered-id", _) => return Err(BadLine::Fields("id and key")),
             _ => return Err(BadLine::Mode),
         };
-        Ok(NewDevice { name, enrolment, sources, made: self.made })
+        Ok(NewDevice { name, enrolment, sources, made: self.made, labels })
+    }
+
+    fn labels(&self) -> Result<Labels, BadLine> {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.trim().is_empty());
+        let expires = given(&self.expires).map(|text| text.trim().parse::<Utc>()).transpose()?;
+        Ok(Labels {
+            tags: self.tags.as_deref().unwrap_or_default().parse()?,
+            group: given(&self.group).map(|text| text.trim().parse()).transpose()?,
+            expires_s: expires.map(|at| at.0),
+        })
     }
 }
 
@@ -162,6 +198,9 @@ impl DeviceLine {
             id,
             key,
             key_sources: Some(device.sources.to_string()),
+            tags: Some(device.labels.tags.to_string()).filter(|tags| !tags.is_empty()),
+            group: device.labels.group.as_ref().map(ToString::to_string),
+            expires: device.labels.expires_s.map(|end| Utc(end).to_string()),
             made: false,
         }
     }
@@ -234,6 +273,15 @@ pub struct DeviceInfo {
     pub not_after_s: Option<i64>,
     /// The last freshness mark on disk.
     pub mark: u64,
+    /// Its tags.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// The group that it belongs to.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// When its registration ends.
+    #[serde(default)]
+    pub expires_s: Option<i64>,
     /// How it is at the moment, where a gateway runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub presence: Option<Presence>,
@@ -252,8 +300,57 @@ impl From<Entry> for DeviceInfo {
             not_before_s: entry.validity.map(|validity| validity.not_before_s),
             not_after_s: entry.validity.map(|validity| validity.not_after_s),
             mark: entry.mark,
+            tags: entry.labels.tags.iter().map(ToString::to_string).collect(),
+            group: entry.labels.group.as_ref().map(ToString::to_string),
+            expires_s: entry.labels.expires_s,
             presence: None,
         }
+    }
+}
+
+/// What is to be said of a device from now on; what is not given stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceChange {
+    /// All its tags, separated by commas; empty for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<String>,
+    /// Tags that it is to have besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub add_tags: Option<String>,
+    /// Tags that it is not to have any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remove_tags: Option<String>,
+    /// The group that it belongs to; empty for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// When its registration ends: `2031-02-28`, `2031-02-28T12:00:00Z`, or `never`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+}
+
+impl DeviceChange {
+    /// Reads the change.
+    ///
+    /// # Errors
+    /// [`BadLine`], naming the field.
+    pub fn read(&self) -> Result<Relabel, BadLine> {
+        let tags = |text: &Option<String>| text.as_deref().unwrap_or_default().parse();
+        let group = |text: &String| match text.trim() {
+            "" => Ok(None),
+            text => text.parse().map(Some),
+        };
+        let end = |text: &String| match text.trim() {
+            "never" => Ok(None),
+            text => text.parse::<Utc>().map(|at| Some(at.0)),
+        };
+        Ok(Relabel {
+            tags: self.tags.as_deref().map(str::parse).transpose()?,
+            add: tags(&self.add_tags)?,
+            remove: tags(&self.remove_tags)?,
+            group: self.group.as_ref().map(group).transpose()?,
+            expires_s: self.expires.as_ref().map(end).transpose()?,
+        })
     }
 }
 

@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use duet::admin::audit::{Audit, AuditError, Event};
 use duet::admin::devices::{self, End};
-use duet::admin::{Client, ClientError, DeviceInfo, DeviceLine, GatewayFacts, Problem, Refused};
+use duet::admin::{
+    Client, ClientError, DeviceChange, DeviceInfo, DeviceLine, DeviceQuery, GatewayFacts, Problem,
+    Refused,
+};
 use duet::config::{KeyFiles, Overrides};
 use duet::identity::{self, Role, now_s};
 use duet::registry::{self, Registry, RegistryError};
@@ -120,19 +123,38 @@ impl Control {
         }
     }
 
-    /// Hands all devices on, in the order of their names.
-    pub(super) fn list(&mut self, mut each: impl FnMut(DeviceInfo) -> Result<()>) -> Result<()> {
+    /// Hands the devices on that are wanted, in the order of their names.
+    pub(super) fn list(
+        &mut self,
+        query: &DeviceQuery,
+        mut each: impl FnMut(DeviceInfo) -> Result<()>,
+    ) -> Result<()> {
         let registry = match self {
-            Self::Gateway(client) => return client.list(each),
+            Self::Gateway(client) => return client.list(query, each),
             Self::Direct(registry, _) => registry,
         };
+        query.check()?;
         let mut after = None;
         loop {
-            let page = devices::page(registry, after.as_ref())?;
-            let Some(last) = page.last() else { return Ok(()) };
-            after = Some(last.name.parse()?);
-            page.into_iter().try_for_each(&mut each)?;
+            let page = devices::page(registry, query, after)?;
+            let there = page.devices.into_iter().filter(|device| query.finds_there(device));
+            there.into_iter().try_for_each(&mut each)?;
+            after = page.next;
+            if after.is_none() {
+                return Ok(());
+            }
         }
+    }
+
+    /// Changes what is said of a device. Returns how it is afterwards.
+    pub(super) fn relabel(&mut self, name: &str, change: &DeviceChange) -> Result<DeviceInfo> {
+        Ok(match self {
+            Self::Gateway(client) => client.relabel(name, change)?,
+            Self::Direct(registry, state) => {
+                let action = format!("PATCH /v1/devices/{name}");
+                audited(state, &action, devices::relabel(registry, name, change))??
+            }
+        })
     }
 
     /// One device.

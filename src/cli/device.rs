@@ -1,10 +1,9 @@
 //! `duet device …`: the registry from the outside.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand};
+use anyhow::{Context, Result};
+use clap::Subcommand;
 use duet::admin::devices::End;
 
 use super::control::Control;
@@ -17,8 +16,10 @@ mod deliver;
 mod export;
 pub(super) mod import;
 mod list;
+mod set;
+mod which;
 
-pub(super) use list::time as span;
+pub(super) use which::time as span;
 
 /// Subcommands of `duet device`.
 #[derive(Subcommand)]
@@ -41,21 +42,12 @@ pub(super) enum Device {
     },
     /// Be a device: open its channel, perhaps send a reading, and say each step
     Try(attempt::Try),
+    /// Change tags, groups and ends of registrations
+    Set(set::Set),
     /// Refuse devices for ever under their present credentials, and end their sessions
-    Revoke(Names),
+    Revoke(which::Which),
     /// Forget devices and end their sessions; a credential that was revoked stays refused
-    Remove(Names),
-}
-
-/// Which devices: all of them are taken, or none.
-#[derive(Args)]
-pub(super) struct Names {
-    /// Their names
-    #[arg(required_unless_present = "file")]
-    names: Vec<String>,
-    /// Take the names from a file, one a line; - reads standard input
-    #[arg(long, value_name = "FILE", conflicts_with = "names")]
-    file: Option<PathBuf>,
+    Remove(which::Which),
 }
 
 impl Device {
@@ -67,37 +59,25 @@ impl Device {
             Self::List(list) => list.run(place)?,
             Self::Show { name, format } => list::show(place, &name, format)?,
             Self::Try(attempt) => return attempt.run(place),
-            Self::Revoke(names) => names.end(place, End::Revoke)?,
-            Self::Remove(names) => names.end(place, End::Remove)?,
+            Self::Set(set) => set.run(place)?,
+            Self::Revoke(which) => finish(which, place, End::Revoke)?,
+            Self::Remove(which) => finish(which, place, End::Remove)?,
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-impl Names {
-    fn end(self, place: &Place, how: End) -> Result<()> {
-        let names = match &self.file {
-            None => self.names,
-            Some(file) => {
-                let shown = import::shown(file);
-                let text = import::read_text(file)?;
-                let names = text.lines().map(str::trim).filter(|line| !line.is_empty());
-                let names: Vec<_> = names.map(str::to_owned).collect();
-                if names.is_empty() {
-                    bail!("{shown}: no names in it");
-                }
-                names
-            }
-        };
-        let done = match how {
-            End::Revoke => "revoked",
-            End::Remove => "removed",
-        };
-        let mut control = Control::open(&place.state()?)?;
-        match names.as_slice() {
-            [name] => deliver::say(&format!("{done} {}", control.end(name, how)?)),
-            names => deliver::say(&format!("{done} {} devices", control.end_all(names, how)?)),
-        }
+/// Ends devices' right to connect, all or none.
+fn finish(which: which::Which, place: &Place, how: End) -> Result<()> {
+    let done = match how {
+        End::Revoke => "revoked",
+        End::Remove => "removed",
+    };
+    let mut control = Control::open(&place.state()?)?;
+    let names = which.names(&mut control, done, Some(how))?;
+    match names.as_slice() {
+        [name] => deliver::say(&format!("{done} {}", control.end(name, how)?)),
+        names => deliver::say(&format!("{done} {} devices", control.end_all(names, how)?)),
     }
 }
 

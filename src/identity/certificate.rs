@@ -119,6 +119,11 @@ impl Certificate {
         })
     }
 
+    /// Whether its key signs certificates, and nothing else.
+    pub(super) fn is_authority(&self) -> bool {
+        self.use_of_key == Use::Certificates
+    }
+
     /// Whether the certificate may be used now. Devices and gateway alike sign; the gateway's key also decapsulates, for
     /// which keyAgreement is welcome but not required.
     ///
@@ -195,7 +200,7 @@ fn own(chain: &[Vec<u8>]) -> Own {
     }
 }
 
-fn public_key(info: &SubjectPublicKeyInfo<'_>) -> Result<PublicKey, Reason> {
+pub(super) fn public_key(info: &SubjectPublicKeyInfo<'_>) -> Result<PublicKey, Reason> {
     if info.algorithm.algorithm != OID_KEY_TYPE_EC_PUBLIC_KEY {
         return Err(Reason::NotEllipticCurve);
     }

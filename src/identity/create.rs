@@ -9,7 +9,7 @@ use rcgen::{
 use zeroize::Zeroizing;
 
 /// Clocks of freshly installed machines run behind: the window opens a little early.
-const EARLY_S: u64 = 3600;
+pub(super) const EARLY_S: u64 = 3600;
 
 /// A new certificate and its key, not yet on disk.
 pub struct Created {

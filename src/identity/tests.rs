@@ -80,6 +80,25 @@ fn dates_are_shown_in_utc() {
     assert_eq!(Utc(951_782_400).to_string(), "2000-02-29T00:00:00Z");
     assert_eq!(Utc(4_107_542_400).to_string(), "2100-03-01T00:00:00Z");
     assert_eq!(Utc(-1).to_string(), "1969-12-31T23:59:59Z");
+    for at in [0, 951_782_399, 951_782_400, 4_107_542_400, -1, 1_800_000_000] {
+        assert_eq!(Utc(at).to_string().parse(), Ok(Utc(at)));
+    }
+    assert_eq!("2000-02-29".parse(), Ok(Utc(951_782_400)));
+    for wrong in [
+        "",
+        "2001-02-29",
+        "2000-13-01",
+        "2000-00-01",
+        "2000-01-01T24:00:00Z",
+        "2000-01-01 00:00:00Z",
+        "2000/01/01",
+        "+200-01-01",
+        "20000-1-01",
+        "2000-01-01T00:00:00+",
+        "2000-01-\u{e9}1",
+    ] {
+        assert_eq!(wrong.parse::<Utc>(), Err(BadTime), "{wrong}");
+    }
 }
 
 /// A CA, and what it issued.

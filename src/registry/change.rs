@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
+use duet_core::Device;
 use duet_protocol::identity::DeviceId;
 use duet_protocol::mark::Mark;
 use duet_protocol::reading::ReadingId;
@@ -9,7 +10,9 @@ use redb::ReadableTable;
 
 use super::record::Record;
 use super::store::Tables;
-use super::{Name, NewDevice, NotAdded, Registry, RegistryError, key_of, mark_key};
+use super::{
+    Entry, Labels, Name, NewDevice, NotAdded, Registry, RegistryError, Relabel, key_of, mark_key,
+};
 use crate::identity::Utc;
 
 impl Registry {
@@ -38,16 +41,7 @@ impl Registry {
             let mut added = Vec::new();
             for (index, device) in devices.into_iter().enumerate() {
                 at_fault = Some(index);
-                let (name, made) = (device.name.clone(), device.made);
-                let record = Record::new(device, now_s)
-                    .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })?;
-                self.insert(tables, &name, &record)?;
-                if made {
-                    Self::meet(tables, &record)?;
-                }
-                // A credential that was removed and comes back resumes its mark.
-                let kept = Self::kept(&record, &tables.marks, &tables.last)?;
-                added.push(Arc::new(kept.put_in(self.device(&name, &record)?)));
+                added.push(self.register(tables, device, now_s)?);
             }
             at_fault = None;
             Ok(added)
@@ -74,10 +68,10 @@ impl Registry {
         self.store.attempt(&database, |tables| {
             let mut refused = Vec::new();
             for (index, device) in devices.into_iter().enumerate() {
-                let name = device.name.clone();
+                let (name, labels) = (device.name.clone(), device.labels.clone());
                 let inserted = Record::new(device, now_s)
                     .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })
-                    .and_then(|record| self.insert(tables, &name, &record.without_key()));
+                    .and_then(|record| self.insert(tables, &name, &record.without_key(), &labels));
                 match inserted {
                     Err(error) if error.is_refusal() => refused.push((index, error)),
                     inserted => inserted?,
@@ -85,6 +79,27 @@ impl Registry {
             }
             Ok(refused)
         })
+    }
+
+    /// Changes what is said of a device, whether or not it may connect. Sessions that it has go on.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`] or [`RegistryError::Label`].
+    pub fn relabel(&self, name: &Name, change: &Relabel) -> Result<Entry, RegistryError> {
+        let database = self.ready()?;
+        let slot = self.lock();
+        let entry = self.store.change(&database, |tables| {
+            let record = self.existing(&tables.devices, name)?;
+            let labels = self.labels(Some(&tables.labels), name)?.changed(change);
+            let labels =
+                labels.map_err(|reason| RegistryError::Label { name: name.clone(), reason })?;
+            Self::put_labels(tables, name, &labels)?;
+            self.entry(name.clone(), &record, labels, &tables.marks)
+        })?;
+        if let Some(device) = slot.as_ref().and_then(|view| view.lookup(&entry.id)) {
+            device.set_expiry(entry.labels.expires_s);
+        }
+        Ok(entry)
     }
 
     /// Ends a device's right to connect, for ever under this credential. Returns its id: the
@@ -185,12 +200,34 @@ impl Registry {
         Ok(Ended { id: record.id, row })
     }
 
+    /// Writes a new device with everything that belongs to it.
+    pub(super) fn register(
+        &self,
+        tables: &mut Tables<'_>,
+        device: NewDevice,
+        now_s: i64,
+    ) -> Result<Arc<Device>, RegistryError> {
+        let (name, made, labels) = (device.name.clone(), device.made, device.labels.clone());
+        let record = Record::new(device, now_s)
+            .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })?;
+        self.insert(tables, &name, &record, &labels)?;
+        if made {
+            Self::meet(tables, &record)?;
+        }
+        // A credential that was removed and comes back resumes its mark.
+        let kept = Self::kept(&record, &tables.marks, &tables.last)?;
+        let device = kept.put_in(self.device(&name, &record)?);
+        device.set_expiry(labels.expires_s);
+        Ok(Arc::new(device))
+    }
+
     /// Checks a new device against everything that is registered, and writes it.
     fn insert(
         &self,
         tables: &mut Tables<'_>,
         name: &Name,
         record: &Record,
+        labels: &Labels,
     ) -> Result<(), RegistryError> {
         let credentials = self.credentials(name, record)?;
         for credential in &credentials {
@@ -230,6 +267,7 @@ impl Registry {
         }
         tables.ids.insert(record.id.0, name.as_str())?;
         tables.devices.insert(name.as_str(), record.encode().as_slice())?;
+        Self::put_labels(tables, name, labels)?;
         let fingerprint = record.fingerprint();
         tables.short.insert(super::marks::short(&fingerprint), key_of(&record.id, &fingerprint))?;
         Ok(())
@@ -246,6 +284,20 @@ impl Registry {
             tables.credentials.remove(credential)?;
         }
         tables.devices.remove(name.as_str())?;
+        tables.labels.remove(name.as_str())?;
+        Ok(())
+    }
+
+    fn put_labels(
+        tables: &mut Tables<'_>,
+        name: &Name,
+        labels: &Labels,
+    ) -> Result<(), RegistryError> {
+        if labels.is_empty() {
+            tables.labels.remove(name.as_str())?;
+        } else {
+            tables.labels.insert(name.as_str(), labels.encode().as_slice())?;
+        }
         Ok(())
     }
 

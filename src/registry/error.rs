@@ -7,7 +7,7 @@ use duet_protocol::identity::DeviceId;
 use redb::{DatabaseError, StorageError};
 use thiserror::Error;
 
-use super::Name;
+use super::{BadLabel, Name, Refusal};
 use crate::identity::{Reason, Utc};
 
 /// Why the registry did not do what it was asked. Nothing was changed then.
@@ -86,6 +86,17 @@ pub enum RegistryError {
         /// Why not.
         reason: Reason,
     },
+    /// A token registers no device.
+    #[error(transparent)]
+    Enrolment(Refusal),
+    /// It cannot be said of a device.
+    #[error("{name}: {reason}")]
+    Label {
+        /// The device.
+        name: Name,
+        /// Why not.
+        reason: BadLabel,
+    },
     /// No such device.
     #[error("{0}: no device of this name")]
     Unknown(Name),
@@ -123,6 +134,9 @@ pub enum Damage {
     /// A record that this version cannot read.
     #[error("the record of {0} cannot be read")]
     Record(Name),
+    /// A token that this version cannot read.
+    #[error("an enrolment token cannot be read")]
+    Token,
     /// A record under a name that is none.
     #[error("a device has an impossible name")]
     Name,

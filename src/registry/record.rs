@@ -18,7 +18,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::scrub::OldRow;
-use super::{Device, SourceSet};
+use super::{Device, Labels, SourceSet};
 use crate::identity::{Certificate, Reason, Validity};
 
 const VERSION: u8 = 2;
@@ -97,6 +97,8 @@ pub struct NewDevice {
     pub sources: SourceSet,
     /// Whether this very registration has made its secret, so that no HELLO under it can exist (R123).
     pub made: bool,
+    /// What people say of it.
+    pub labels: Labels,
 }
 
 /// What is stored under a device's name.
@@ -314,7 +316,13 @@ mod tests {
         let key = RegistrationKey([7; 32]);
         let enrolment = Enrolment::RegisteredId { id: DeviceId([3; 8]), key };
         let name: Name = "d".parse().unwrap();
-        let device = NewDevice { name, enrolment, sources: SourceSet::ALL, made: false };
+        let device = NewDevice {
+            name,
+            enrolment,
+            sources: SourceSet::ALL,
+            made: false,
+            labels: Labels::default(),
+        };
         let mut record = Record::new(device, 55).ok().unwrap();
         let before = record.encode();
         assert!(*record.revoke(0).unwrap() == *before && record.with_key().is_none());

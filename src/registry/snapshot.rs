@@ -52,7 +52,9 @@ mod tests {
         key.0[..8].copy_from_slice(&id.0);
         let enrolment = Enrolment::RegisteredId { id, key };
         let (name, sources) = ("a".parse().unwrap(), SourceSet::default());
-        registry.add(NewDevice { name, enrolment, sources, made: true }, 5).unwrap();
+        registry
+            .add(NewDevice { name, enrolment, sources, made: true, labels: Default::default() }, 5)
+            .unwrap();
         let (credential, spool) = (short(&Fingerprint::of_registered_id(&id)), [3; 16]);
         let last = ReadingId { hello: [1; 12], sequence: 2 };
         let mark = CommitMark { credential, mark: 40, last };

@@ -32,6 +32,12 @@ pub(super) const MARKS: TableDefinition<'_, [u8; 40], u64> = TableDefinition::ne
 pub(super) const LAST: TableDefinition<'_, [u8; 40], [u8; 16]> = TableDefinition::new("last");
 /// The first eight bytes of a credential's fingerprint, and the (id, credential) pair they stand for.
 pub(super) const SHORT: TableDefinition<'_, [u8; 8], [u8; 40]> = TableDefinition::new("short");
+/// What is said of a device, by its name; there is none where nothing is said.
+pub(super) const LABELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("labels");
+/// Tokens with which devices register themselves, by their ids.
+pub(super) const TOKENS: TableDefinition<'_, [u8; 8], &[u8]> = TableDefinition::new("tokens");
+/// The names of devices that registered themselves, by token and key.
+pub(super) const ENROLLED: TableDefinition<'_, [u8; 40], &str> = TableDefinition::new("enrolled");
 /// Where the marks of the spool were read up to: the spool's id and an index, big-endian.
 pub(super) const CURSOR: TableDefinition<'_, (), [u8; 24]> = TableDefinition::new("cursor");
 const PAIRS: TableDefinition<'_, (), u64> = TableDefinition::new("pairs");
@@ -297,6 +303,9 @@ pub(super) struct Tables<'txn> {
     pub(super) last: Table<'txn, [u8; 40], [u8; 16]>,
     pub(super) short: Table<'txn, [u8; 8], [u8; 40]>,
     pub(super) cursor: Table<'txn, (), [u8; 24]>,
+    pub(super) labels: Table<'txn, &'static str, &'static [u8]>,
+    pub(super) tokens: Table<'txn, [u8; 8], &'static [u8]>,
+    pub(super) enrolled: Table<'txn, [u8; 40], &'static str>,
     pairs: Table<'txn, (), u64>,
 }
 
@@ -311,6 +320,9 @@ impl<'txn> Tables<'txn> {
             last: write.open_table(LAST)?,
             short: write.open_table(SHORT)?,
             cursor: write.open_table(CURSOR)?,
+            labels: write.open_table(LABELS)?,
+            tokens: write.open_table(TOKENS)?,
+            enrolled: write.open_table(ENROLLED)?,
             pairs: write.open_table(PAIRS)?,
         })
     }

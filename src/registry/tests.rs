@@ -21,18 +21,36 @@ fn keyed(text: &str, id: u64) -> NewDevice {
     key.0[..8].copy_from_slice(&id.to_be_bytes());
     let id = DeviceId(id.to_be_bytes());
     let enrolment = Enrolment::RegisteredId { id, key };
-    NewDevice { name: name(text), enrolment, sources: SourceSet::default(), made: false }
+    NewDevice {
+        name: name(text),
+        enrolment,
+        sources: SourceSet::default(),
+        made: false,
+        labels: Default::default(),
+    }
 }
 
 fn certified(text: &str, der: &[u8]) -> NewDevice {
     let enrolment = Enrolment::Certificate { der: der.to_vec() };
-    NewDevice { name: name(text), enrolment, sources: SourceSet::default(), made: false }
+    NewDevice {
+        name: name(text),
+        enrolment,
+        sources: SourceSet::default(),
+        made: false,
+        labels: Default::default(),
+    }
 }
 
 fn with_key(text: &str, id: u8, key: u8) -> NewDevice {
     let (id, key) = (DeviceId([id; 8]), RegistrationKey([key; 32]));
     let enrolment = Enrolment::RegisteredId { id, key };
-    NewDevice { name: name(text), enrolment, sources: SourceSet::default(), made: false }
+    NewDevice {
+        name: name(text),
+        enrolment,
+        sources: SourceSet::default(),
+        made: false,
+        labels: Default::default(),
+    }
 }
 
 /// Two certificates over the same key.
@@ -101,7 +119,13 @@ fn duplicates_are_refused_whole() {
     assert!(matches!(add(vec![keyed("a", 1)]), RegistryError::NameTaken(_)));
     assert!(matches!(add(vec![certified("b", &der)]), RegistryError::IdTaken { .. }));
     let enrolment = Enrolment::RegisteredCertificate { id: DeviceId([5; 8]), der };
-    let again = NewDevice { name: name("b"), enrolment, sources: SourceSet::ALL, made: false };
+    let again = NewDevice {
+        name: name("b"),
+        enrolment,
+        sources: SourceSet::ALL,
+        made: false,
+        labels: Default::default(),
+    };
     assert!(matches!(add(vec![again]), RegistryError::CredentialTaken { .. }));
     let refused = registry.add_all([keyed("x", 2), keyed("y", 3), keyed("z", 7)], NOW_S);
     let NotAdded { index, error } = refused.unwrap_err();
@@ -334,6 +358,7 @@ fn a_key_that_was_revoked_or_removed_is_in_the_file_no_more() {
             enrolment,
             sources: SourceSet::default(),
             made: false,
+            labels: Labels::default(),
         }
     };
     // One by one, so that the pages move.
@@ -468,4 +493,57 @@ fn a_secret_that_the_registration_made_has_a_first_mark_and_one_brought_along_ha
     registry.remove(&name("a")).unwrap();
     registry.add(NewDevice { made: true, ..keyed("a", 1) }, NOW_S).unwrap();
     assert_eq!(mark(1), 70);
+}
+
+#[test]
+fn what_is_said_of_a_device_follows_it_and_a_file_from_before_opens() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    let view = registry.view().unwrap();
+    let labels = Labels {
+        tags: "x,y".parse().unwrap(),
+        group: Some("g".parse().unwrap()),
+        expires_s: Some(NOW_S + 9),
+    };
+    let said = NewDevice { labels: labels.clone(), ..keyed("a", 1) };
+    registry.add_all([said, keyed("b", 2)], NOW_S).unwrap();
+    let shown = |registry: &Registry, text: &str| registry.show(&name(text)).unwrap().labels;
+    assert_eq!(shown(&registry, "a"), labels);
+    assert_eq!(registry.export(None, 9).unwrap().0[0].labels, labels);
+    let device = view.lookup(&DeviceId(1u64.to_be_bytes())).unwrap();
+    assert!(device.may_connect(NOW_S + 8) && !device.may_connect(NOW_S + 9));
+    let later = Relabel { expires_s: Some(Some(NOW_S + 20)), ..Relabel::default() };
+    registry.relabel(&name("a"), &later).unwrap();
+    assert!(device.may_connect(NOW_S + 19) && !device.is_revoked(), "it is the same device");
+    let many = Relabel {
+        add: (0..15).map(|n| format!("t{n}")).collect::<Vec<_>>().join(",").parse().unwrap(),
+        ..Relabel::default()
+    };
+    assert!(matches!(registry.relabel(&name("a"), &many), Err(RegistryError::Label { .. })));
+    assert!(matches!(registry.relabel(&name("c"), &later), Err(RegistryError::Unknown(_))));
+    drop((registry, view, device));
+
+    let registry = Registry::open(&path).unwrap();
+    let device = registry.view().unwrap().lookup(&DeviceId(1u64.to_be_bytes())).unwrap();
+    assert_eq!(device.expiry(), Some(NOW_S + 20));
+    registry.revoke(&name("a"), NOW_S).unwrap();
+    assert_eq!(shown(&registry, "a").tags, labels.tags, "a revoked device is found by its tags");
+    let again = with_key("a", 5, 5);
+    registry.add(again, NOW_S).unwrap();
+    assert_eq!(shown(&registry, "a"), Labels::default(), "another device of the same name");
+    drop((registry, device));
+
+    // As an earlier version has left it: without the table.
+    let database = redb::Database::open(&path).unwrap();
+    let write = database.begin_write().unwrap();
+    assert!(write.delete_table(store::LABELS).unwrap());
+    write.commit().unwrap();
+    drop(database);
+    let registry = Registry::open(&path).unwrap();
+    assert_eq!(registry.view().unwrap().len(), 2);
+    assert_eq!(registry.list(None, 9).unwrap().len(), 2);
+    assert_eq!(registry.export(None, 9).unwrap().0.len(), 2);
+    assert_eq!(shown(&registry, "b"), Labels::default());
+    registry.relabel(&name("b"), &later).unwrap();
+    assert_eq!(shown(&registry, "b").expires_s, Some(NOW_S + 20));
 }

@@ -86,9 +86,12 @@ impl View {
                 && known.name == device.name
                 && known.sources == device.sources
         };
-        if !self.lookup(&id).is_some_and(|known| same(&known)) {
-            self.remove(&id);
-            self.insert(Arc::new(device));
+        match self.lookup(&id) {
+            Some(known) if same(&known) => known.set_expiry(device.expiry()),
+            _ => {
+                self.remove(&id);
+                self.insert(Arc::new(device));
+            }
         }
     }
 

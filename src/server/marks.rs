@@ -193,7 +193,9 @@ mod tests {
         let enrolment = Enrolment::RegisteredId { id: ID, key };
         let sources = SourceSet::default();
         let name = "a".parse().unwrap();
-        registry.add(NewDevice { name, enrolment, sources, made: false }, 5).unwrap();
+        registry
+            .add(NewDevice { name, enrolment, sources, made: false, labels: Default::default() }, 5)
+            .unwrap();
         drop(registry);
         let spool = start(dir.path());
         store(&spool, 1, Some(40));

@@ -52,9 +52,11 @@ impl Refusals {
 /// What is wrong, and what an operator can do.
 fn advice(proven: bool, reason: DropReason) -> &'static str {
     match (proven, reason) {
-        (true, DropReason::Proof) => {
-            "its certificate is not valid at this machine's time, or it was revoked a moment ago; `duet device show` \
-             tells until when the certificate is valid: compare with this machine's clock, or give it a new one"
+        (true, DropReason::Proof) => "it was revoked a moment ago",
+        (true, DropReason::Expired) => {
+            "its certificate is not valid at this machine's time, or its registration has ended; `duet device show` \
+             tells until when both are valid: compare with this machine's clock, give it a new certificate, or move \
+             the end (`duet device set --expires`)"
         }
         (true, DropReason::NotAllowed) => {
             "it uses a key source that it is not registered for; change what the device uses, or register it anew with \

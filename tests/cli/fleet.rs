@@ -17,7 +17,10 @@ fn fleet(scratch: &Scratch) {
     for name in ["m-1", "m-2", "n-1"] {
         let out = format!("{name}.json");
         let sources = ["--key-sources", "ephemeral,xor-key", "--out", &out];
-        scratch.good(&[&["device", "add", name, "--registered-id"][..], &sources[..]].concat());
+        let labels = ["--tag", "site-b, meter", "--group", "north", "--expires", "2099-01-01"];
+        let labels = if name == "m-2" { &labels[..] } else { &[] };
+        let add = ["device", "add", name, "--registered-id"];
+        scratch.good(&[&add[..], &sources[..], labels].concat());
     }
 }
 
@@ -190,10 +193,80 @@ fn a_list_is_filtered() {
     assert_eq!(listed(&scratch, &["--expiring", "401d"]), ["long", "short"]);
     assert!(listed(&scratch, &["--expiring", "9d"]).is_empty());
     let table = scratch.good(&["device", "list"]);
-    assert!(
-        table.starts_with("NAME")
-            && table.contains("CERTIFICATE ENDS")
-            && table.lines().count() == 6
-    );
+    assert!(table.starts_with("NAME") && table.contains(" ENDS ") && table.lines().count() == 6);
     assert_eq!(scratch.duet(&["device", "list", "--expiring", "soon"]).status.code(), Some(2));
+}
+
+#[test]
+fn devices_are_found_by_what_is_said_of_them_and_ended_together() {
+    let scratch = Scratch::initialised();
+    fleet(&scratch);
+    let round = || {
+        assert_eq!(listed(&scratch, &["--tag", "meter,site-b"]), ["m-2"]);
+        assert_eq!(listed(&scratch, &["--group", "north", "--expiring", "40000d"]), ["m-2"]);
+        assert!(listed(&scratch, &["--tag", "meter,other"]).is_empty());
+        assert_eq!(listed(&scratch, &["--profile", "registered-id/xor-key"]).len(), 3);
+        let odd = scratch.bad(&["device", "list", "--profile", "certificate/none"]);
+        assert!(odd.contains("profile: a mode and a key source"), "{odd}");
+    };
+    round();
+    let gateway = scratch.run();
+    round();
+    // Where nobody can be asked, nothing is done without a word for it.
+    let said = scratch.bad(&["device", "revoke", "--tag", "meter"]);
+    assert!(said.contains("1 devices would be revoked (m-2); give --yes"), "{said}");
+    scratch.good(&["device", "set", "m-1", "n-1", "--add-tag", "meter", "--set-group", "south"]);
+    let said = scratch.bad(&["device", "set", "m-1", "--add-tag", "=cmd|x"]);
+    assert!(said.contains("a tag or a group is 1 to 32"), "{said}");
+    assert_eq!(
+        scratch.good(&["device", "revoke", "--tag", "meter", "--name", "m-*", "--yes"]),
+        "revoked 2 devices\n"
+    );
+    let said = scratch.bad(&["device", "revoke", "--tag", "meter", "--name", "m-*", "--yes"]);
+    assert!(said.contains("no device meets these filters"), "{said}");
+    gateway.stop("-TERM");
+    assert_eq!(
+        scratch.good(&["device", "remove", "--only", "revoked", "--yes"]),
+        "removed 2 devices\n"
+    );
+    assert_eq!(listed(&scratch, &["--group", "south"]), ["n-1"]);
+    let shown = scratch.good(&["device", "show", "n-1"]);
+    assert!(shown.contains("tags         meter\n") && shown.contains("group        south\n"));
+    scratch.good(&["device", "set", "n-1", "--tags", "", "--set-group", ""]);
+    assert!(!scratch.good(&["device", "show", "n-1"]).contains("group"));
+    for flags in [&["n-1", "--tag", "meter"][..], &["--file", "x", "--only", "revoked"], &["n-1"]] {
+        let set = [&["device", "set"][..], flags].concat();
+        assert_eq!(scratch.duet(&set).status.code(), Some(2), "{flags:?}");
+    }
+}
+
+#[test]
+fn a_device_whose_registration_has_ended_is_refused_until_it_is_moved() {
+    let scratch = Scratch::initialised();
+    let past = ["device", "add", "m", "--registered-id", "--out", "m.json", "--expires"];
+    let said = scratch.bad(&[&past[..], &["2020-01-01"]].concat());
+    assert!(said.contains("has passed; nothing was registered"), "{said}");
+    let gateway = scratch.run();
+    scratch.good(&[&past[..], &["90d"]].concat());
+    let attempt = || {
+        let output = scratch.duet(&["device", "try", "m.json", "--timeout", "1"]);
+        (output.status.code(), text(&output.stderr))
+    };
+    assert_eq!(attempt().0, Some(0));
+    scratch.good(&["device", "set", "m", "--expires", "2020-01-01"]);
+    let (code, said) = attempt();
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("registration ended at 2020-01-01T00:00:00Z"), "{said}");
+    let shown = scratch.good(&["device", "show", "m"]);
+    for part in
+        ["state        expired", "ends         2020-01-01T00:00:00Z", "registration has ended"]
+    {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert_eq!(listed(&scratch, &["--only", "expired"]), ["m"]);
+    let metrics = gateway.get("/metrics");
+    let counted = |line: &str| line.contains("reason=\"expired\"") && !line.ends_with(" 0");
+    assert!(metrics.lines().any(counted), "{metrics}");
+    scratch.good(&["device", "set", "m", "--expires", "never"]);
+    assert_eq!(attempt().0, Some(0));
 }

@@ -168,7 +168,10 @@ impl Scratch {
         };
         let sources = SourceSet::of([profile.source]);
         registry
-            .add(NewDevice { name, enrolment, sources, made: false }, duet::identity::now_s())
+            .add(
+                NewDevice { name, enrolment, sources, made: false, labels: Default::default() },
+                duet::identity::now_s(),
+            )
             .unwrap();
         identity
     }

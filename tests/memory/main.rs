@@ -248,7 +248,13 @@ fn start(state: &std::path::Path) -> Running {
                 }
             };
             let (name, sources) = (format!("d{number}"), SourceSet::of([profile.source]));
-            let device = NewDevice { name: name.parse().unwrap(), enrolment, sources, made: false };
+            let device = NewDevice {
+                name: name.parse().unwrap(),
+                enrolment,
+                sources,
+                made: false,
+                labels: Default::default(),
+            };
             registry.add(device, now_s).unwrap();
             devices.push((key, der));
         }

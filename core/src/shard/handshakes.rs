@@ -451,8 +451,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     ) -> Result<Verdict, DropReason> {
         let device = device.ok_or(DropReason::Proof)?;
         let now_s = i64::try_from(now.unix_ms / 1_000).unwrap_or(i64::MAX);
-        if !device.may_connect(now_s) {
+        if device.is_revoked() {
             return Err(DropReason::Proof);
+        }
+        if !device.is_valid(now_s) {
+            return Err(DropReason::Expired);
         }
         // R6.
         if !device.sources.contains(proven.hello().offer.profile.source) {

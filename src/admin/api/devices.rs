@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use zeroize::Zeroizing;
 
-use super::input::{Lines, Names};
+use super::input::{Input, Lines, Names};
 use super::{Answer, Plane};
-use crate::admin::Problem;
-use crate::admin::devices::{self, End};
-use crate::admin::wire::{DeviceInfo, DeviceLine, Refused};
+use crate::admin::devices::{self, End, Page};
+use crate::admin::wire::{DeviceChange, DeviceInfo, DeviceLine, Refused};
+use crate::admin::{DeviceQuery, Problem};
 use crate::hex;
 use crate::identity::now_s;
 use crate::registry::Name;
@@ -67,63 +67,61 @@ pub(crate) struct Ended {
     pub(crate) id: String,
 }
 
-/// Where a list begins.
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ListFrom {
-    /// Only devices whose names come after this one.
-    after: Option<String>,
-}
-
-/// All devices in the order of their names, one JSON object a line
-#[utoipa::path(get, path = "/v1/devices", tag = "devices", params(ListFrom), responses(
+/// The devices that are wanted in the order of their names, one JSON object a line
+#[utoipa::path(get, path = "/v1/devices", tag = "devices", params(DeviceQuery), responses(
     (status = 200, description = "Lines end with the list, however slowly they are read", body = DeviceInfo,
      content_type = "application/x-ndjson"),
     (status = 400, body = Problem),
 ))]
 pub(super) async fn list(
     State(plane): State<Arc<Plane>>,
-    Query(ListFrom { after }): Query<ListFrom>,
+    Query(query): Query<DeviceQuery>,
 ) -> Result<Response, Problem> {
-    let after = after.map(|name| name.parse::<Name>()).transpose()?;
-    let mut first =
-        plane.blocking(move |registry, _| devices::page(registry, after.as_ref())).await?;
-    look(&plane, &mut first).await;
+    query.check()?;
+    let after = query.after.as_ref().map(|name| name.parse::<Name>()).transpose()?;
+    let query = Arc::new(query);
+    let first = page(&plane, &query, after).await?;
     let (sender, channel) = Channel::new(PAGES_AHEAD);
-    tokio::spawn(pages(plane, first, sender));
+    tokio::spawn(pages(plane, query, first, sender));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(channel)).into_response())
 }
 
 /// Sends the list page by page, at the pace at which the client takes it.
 async fn pages(
     plane: Arc<Plane>,
-    mut page: Vec<DeviceInfo>,
+    query: Arc<DeviceQuery>,
+    mut now: Page,
     mut sender: Sender<Bytes, std::io::Error>,
 ) {
-    while let Some(last) = page.last() {
-        let after = last.name.parse::<Name>();
-        let mut text = Vec::with_capacity(page.len() * 400);
-        for device in &page {
+    let mut left = query.limit.unwrap_or(usize::MAX);
+    loop {
+        look(&plane, &mut now.devices).await;
+        let mut text = Vec::with_capacity(now.devices.len() * 400);
+        for device in now.devices.iter().filter(|device| query.finds_there(device)).take(left) {
             // Strings and numbers always make JSON.
             let _ = serde_json::to_writer(&mut text, device);
             text.push(b'\n');
+            left -= 1;
         }
-        if sender.send_data(text.into()).await.is_err() {
+        if !text.is_empty() && sender.send_data(text.into()).await.is_err() {
             return;
         }
-        let next = async {
-            let after = after?;
-            plane.blocking(move |registry, _| devices::page(registry, Some(&after))).await
-        };
-        match next.await {
-            Ok(next) => {
-                page = next;
-                look(&plane, &mut page).await;
-            }
+        let Some(after) = now.next.filter(|_| left > 0) else { return };
+        now = match page(&plane, &query, Some(after)).await {
+            Ok(next) => next,
             // An answer that breaks off tells the client that it has not all of the list.
             Err(problem) => return sender.abort(std::io::Error::other(problem)),
-        }
+        };
     }
+}
+
+async fn page(
+    plane: &Plane,
+    query: &Arc<DeviceQuery>,
+    after: Option<Name>,
+) -> Result<Page, Problem> {
+    let query = Arc::clone(query);
+    plane.blocking(move |registry, _| devices::page(registry, &query, after)).await
 }
 
 /// Registers devices, one JSON object a line: all of them or none
@@ -238,6 +236,9 @@ pub(super) async fn show(
 
 /// Adds how the devices are at the moment.
 async fn look(plane: &Plane, devices: &mut [DeviceInfo]) {
+    if devices.is_empty() {
+        return;
+    }
     let id = |device: &DeviceInfo| {
         hex::decode_array(&device.id).map(DeviceId).unwrap_or(DeviceId([0; 8]))
     };
@@ -247,6 +248,19 @@ async fn look(plane: &Plane, devices: &mut [DeviceInfo]) {
     for (device, found) in devices.iter_mut().zip(looking.found(now_ms).await) {
         device.presence = found;
     }
+}
+
+/// Changes what is said of a device: its tags, its group, when its registration ends
+#[utoipa::path(patch, path = "/v1/devices/{name}", tag = "devices", request_body = DeviceChange,
+    params(("name" = String, Path, description = "The device's name")),
+    responses((status = 200, body = DeviceInfo), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn relabel(
+    State(plane): State<Arc<Plane>>,
+    Path(name): Path<String>,
+    Input(change): Input<DeviceChange>,
+) -> Answer<DeviceInfo> {
+    let changed = plane.blocking(move |registry, _| devices::relabel(registry, &name, &change));
+    Ok(Json(changed.await?))
 }
 
 /// Forgets a device and ends its sessions; a credential that was revoked stays refused

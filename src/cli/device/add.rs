@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use duet::admin::DeviceLine;
 use duet::hex::Hex;
-use duet::identity::{self, Role, now_s};
+use duet::identity::{self, Role, Utc, now_s};
 use duet::registry::SourceSet;
 use zeroize::Zeroizing;
 
@@ -14,6 +14,7 @@ use super::super::Place;
 use super::super::control::Control;
 use super::credential::Credential;
 use super::deliver::To;
+use super::which::end;
 
 /// Flags of `duet device add`.
 #[derive(Args)]
@@ -39,6 +40,15 @@ pub(in super::super) struct Add {
     /// Where the device keeps its private key; it is named in the credential and not read
     #[arg(long, value_name = "PATH", conflicts_with = "registered_id")]
     private_key_file: Option<String>,
+    /// Tags to find it by, separated by commas
+    #[arg(long, value_name = "TAGS")]
+    tag: Option<String>,
+    /// The group that it belongs to
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
+    /// When its registration ends: 90d, 2031-02-28, or never [default: never]
+    #[arg(long, value_name = "TIME", value_parser = end)]
+    expires: Option<String>,
     /// Write the credential to a new file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -89,8 +99,15 @@ impl Add {
             id: None,
             key: None,
             key_sources: Some(self.key_sources.to_string()),
+            tags: self.tag,
+            group: self.group,
+            expires: self.expires.filter(|end| end != "never"),
             made: false,
         };
+        let past = |end: &str| end.parse::<Utc>().is_ok_and(|end| end.0 <= now_s());
+        if let Some(end) = line.expires.as_deref().filter(|end| past(end)) {
+            bail!("--expires {end}: this has passed; nothing was registered");
+        }
         complete(&mut line)?;
         let mut control = Control::open(&place.state()?)?;
         let mut gateway = control.facts(place)?;

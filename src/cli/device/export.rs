@@ -62,7 +62,7 @@ impl Export {
 
 fn write(control: &mut Control, form: Form, with_keys: bool, out: &mut impl Write) -> Result<()> {
     if form == Form::Csv {
-        writeln!(out, "name,mode,key_sources,id,key,certificate")?;
+        writeln!(out, "name,mode,key_sources,id,key,certificate,tags,group,expires")?;
     }
     control.export(with_keys, |line| {
         match form {
@@ -71,16 +71,20 @@ fn write(control: &mut Control, form: Form, with_keys: bool, out: &mut impl Writ
                 out.write_all(b"\n")?;
             }
             Form::Csv => {
-                // Names, modes and hexadecimal digits need no quotes; key sources are a list.
+                // Names, modes, groups, times and hexadecimal digits need no quotes; key sources and tags are lists.
                 let DeviceLine { name, mode, certificate, id, key, key_sources, .. } = &line;
+                let DeviceLine { tags, group, expires, .. } = &line;
                 let text = |field: &Option<String>| field.clone().unwrap_or_default();
                 let sources = format!("\"{}\"", text(key_sources));
                 writeln!(
                     out,
-                    "{name},{mode},{sources},{},{},{}",
+                    "{name},{mode},{sources},{},{},{},\"{}\",{},{}",
                     text(id),
                     text(key),
-                    text(certificate)
+                    text(certificate),
+                    text(tags),
+                    text(group),
+                    text(expires)
                 )?;
             }
         }

@@ -26,7 +26,8 @@ const TOLD: usize = 20;
     {\"name\":\"b\",\"mode\":\"registered-certificate\",\"certificate\":\"3082…\",\"id\":\"00112233aabbccdd\"}\n  \
     {\"name\":\"c\",\"mode\":\"registered-id\",\"key_sources\":\"ephemeral,xor-key\"}\n\n\
     or the same as CSV, the first line being the header:\n  \
-    name,mode,key_sources,id,key,certificate\n\n\
+    name,mode,key_sources,id,key,certificate,tags,group,expires\n\n\
+    tags (separated by commas), group and expires (2031-02-28) may be left out. \
     A certificate is PEM or hexadecimal DER. An id or key that is missing is made; the credentials \
     with them go to --out, one JSON object a line. `duet device export` writes what this takes.")]
 pub(in super::super) struct Import {

@@ -4,35 +4,23 @@ use std::io::{self, Write};
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use duet::admin::DeviceInfo;
+use duet::admin::{DeviceInfo, DeviceState};
 use duet::identity::{Utc, now_s};
 use duet::presence::{LastValue, Left, Presence, Refusal};
 
 use super::super::command::shown;
 use super::super::control::Control;
 use super::super::{Format, Place};
+use super::which::Filter;
 
-/// Flags of `duet device list`: a device is listed if it meets all of them.
+/// Flags of `duet device list`.
 #[derive(Args)]
 pub(in super::super) struct List {
     /// How to show them
     #[arg(long, value_enum, default_value = "table")]
     format: Form,
-    /// Only devices in this state
-    #[arg(long, value_enum)]
-    only: Option<State>,
-    /// Only devices that prove themselves in this way: certificate, registered-certificate, registered-id
-    #[arg(long, value_name = "MODE", value_parser = ["certificate", "registered-certificate", "registered-id"])]
-    mode: Option<String>,
-    /// Only devices whose names match; * stands for anything
-    #[arg(long, value_name = "PATTERN")]
-    name: Option<String>,
-    /// Only devices whose certificates end within this time, or have ended: 30d, 12h
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    expiring: Option<i64>,
-    /// Only devices that are online
-    #[arg(long)]
-    online: bool,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -45,60 +33,20 @@ enum Form {
     Names,
 }
 
-/// Where in its life a device is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum State {
-    /// It may connect
-    Registered,
-    /// Refused for ever
-    Revoked,
-    /// Its certificate has ended
-    Expired,
-    /// Its certificate is not valid yet
-    NotYetValid,
-}
-
-impl State {
-    fn of(device: &DeviceInfo, now_s: i64) -> Self {
-        if device.revoked_s.is_some() {
-            Self::Revoked
-        } else if device.not_after_s.is_some_and(|end| end < now_s) {
-            Self::Expired
-        } else if device.not_before_s.is_some_and(|start| start > now_s) {
-            Self::NotYetValid
-        } else {
-            Self::Registered
-        }
-    }
-
-    const fn text(self) -> &'static str {
-        match self {
-            Self::Registered => "registered",
-            Self::Revoked => "revoked",
-            Self::Expired => "expired",
-            Self::NotYetValid => "not yet valid",
-        }
-    }
-}
-
 impl List {
     pub(super) fn run(self, place: &Place) -> Result<()> {
         let mut control = Control::open(&place.state()?)?;
         let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
         if self.format == Form::Table {
-            let (name, mode, id, since, end) =
-                ("NAME", "MODE", "ID", "REGISTERED", "CERTIFICATE ENDS");
+            let (name, mode, id, since, end) = ("NAME", "MODE", "ID", "REGISTERED", "ENDS");
             writeln!(
                 out,
-                "{name:<24} {mode:<22} {id:<16} {since:<20} {end:<20} {:<13} ONLINE SINCE",
-                "STATE"
+                "{name:<24} {mode:<22} {id:<16} {since:<20} {end:<20} {:<13} {:<20} {:<16} TAGS",
+                "STATE", "ONLINE SINCE", "GROUP"
             )?;
         }
         let now_s = now_s();
-        control.list(|device| {
-            if !self.wants(&device, now_s) {
-                return Ok(());
-            }
+        control.list(&self.filter.query(), |device| {
             match self.format {
                 Form::Json => {
                     serde_json::to_writer(&mut out, &device)?;
@@ -107,13 +55,17 @@ impl List {
                 Form::Names => writeln!(out, "{}", device.name)?,
                 Form::Table => {
                     let DeviceInfo { name, mode, id, .. } = &device;
-                    let (since, state) = (Utc(device.created_s), State::of(&device, now_s).text());
-                    let end = device.not_after_s.map_or("-".to_owned(), |end| Utc(end).to_string());
+                    let (since, state) =
+                        (Utc(device.created_s), DeviceState::of(&device, now_s).name());
+                    let ends = [device.not_after_s, device.expires_s].into_iter().flatten().min();
+                    let end = ends.map_or("-".to_owned(), |end| Utc(end).to_string());
                     let there = device.presence.as_ref().and_then(|presence| presence.since_ms);
                     let there = there.map_or("-".to_owned(), |ms| utc(ms).to_string());
+                    let group = device.group.as_deref().unwrap_or("-");
+                    let tags = device.tags.join(",");
                     writeln!(
                         out,
-                        "{name:<24} {mode:<22} {id:<16} {since} {end:<20} {state:<13} {there}"
+                        "{name:<24} {mode:<22} {id:<16} {since} {end:<20} {state:<13} {there:<20} {group:<16} {tags}"
                     )?;
                 }
             }
@@ -121,49 +73,6 @@ impl List {
         })?;
         Ok(out.flush()?)
     }
-
-    fn wants(&self, device: &DeviceInfo, now_s: i64) -> bool {
-        let ends = |within: i64| {
-            let end = device.not_after_s.filter(|_| device.revoked_s.is_none());
-            end.is_some_and(|end| end <= now_s.saturating_add(within))
-        };
-        self.only.is_none_or(|state| state == State::of(device, now_s))
-            && self.mode.as_ref().is_none_or(|mode| *mode == device.mode)
-            && self.name.as_ref().is_none_or(|pattern| matches(pattern, &device.name))
-            && self.expiring.is_none_or(ends)
-            && (!self.online || device.presence.as_ref().is_some_and(|presence| presence.online))
-    }
-}
-
-/// Whether a name is what a pattern says, in which `*` stands for anything.
-fn matches(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
-        return false;
-    };
-    let mut parts: Vec<_> = parts.collect();
-    let Some(last) = parts.pop() else { return rest.is_empty() };
-    for part in parts {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
-}
-
-/// Takes a number of days, hours, minutes or seconds.
-pub(in super::super) fn time(text: &str) -> Result<i64, &'static str> {
-    let wrong = "expected a number and d, h, m or s, for example 30d";
-    let unit = match text.chars().last() {
-        Some('d') => 86_400,
-        Some('h') => 3_600,
-        Some('m') => 60,
-        Some('s') => 1,
-        _ => return Err(wrong),
-    };
-    let number = text[..text.len() - 1].parse::<u32>().map_err(|_| wrong)?;
-    Ok(i64::from(number) * unit)
 }
 
 /// Shows one device.
@@ -177,7 +86,7 @@ pub(super) fn show(place: &Place, name: &str, format: Format) -> Result<()> {
         bail!("unexpected answer from the gateway; does `duet --version` match the one that runs?");
     }
     writeln!(out, "name         {}", device.name)?;
-    writeln!(out, "state        {}", State::of(&device, now_s()).text())?;
+    writeln!(out, "state        {}", DeviceState::of(&device, now_s()).name())?;
     writeln!(out, "mode         {}", device.mode)?;
     writeln!(out, "id           {}", device.id)?;
     writeln!(out, "fingerprint  {}", device.fingerprint)?;
@@ -188,6 +97,15 @@ pub(super) fn show(place: &Place, name: &str, format: Format) -> Result<()> {
     }
     if let (Some(start), Some(end)) = (device.not_before_s, device.not_after_s) {
         writeln!(out, "valid        {} to {}", Utc(start), Utc(end))?;
+    }
+    if let Some(end) = device.expires_s {
+        writeln!(out, "ends         {}", Utc(end))?;
+    }
+    if let Some(group) = &device.group {
+        writeln!(out, "group        {group}")?;
+    }
+    if !device.tags.is_empty() {
+        writeln!(out, "tags         {}", device.tags.join(", "))?;
     }
     writeln!(out, "mark         {}", device.mark)?;
     if let Some(presence) = &device.presence {
@@ -239,35 +157,4 @@ fn show_presence(presence: &Presence, out: &mut impl Write) -> io::Result<()> {
         )?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_and_times_mean_what_they_say() {
-        for (pattern, name) in [
-            ("a", "a"),
-            ("*", ""),
-            ("m-*", "m-1"),
-            ("*-1", "m-1"),
-            ("m*t*r", "meter"),
-            ("a*a", "aa"),
-        ] {
-            assert!(matches(pattern, name), "{pattern} {name}");
-        }
-        for (pattern, name) in
-            [("a", "ab"), ("", "a"), ("m-*", "n-1"), ("*-1", "m-12"), ("a*a", "a"), ("*x*y", "yx")]
-        {
-            assert!(!matches(pattern, name), "{pattern} {name}");
-        }
-        assert_eq!(
-            [time("30d"), time("2h"), time("1m"), time("9s")],
-            [Ok(2_592_000), Ok(7_200), Ok(60), Ok(9)]
-        );
-        assert!(
-            ["", "d", "30", "-1d", "1.5h", "99999999999d"].iter().all(|text| time(text).is_err())
-        );
-    }
 }

@@ -76,6 +76,12 @@ fn refused(device: &DeviceInfo, credentials: &Credentials, profile: &str) -> Opt
     if let Some(end) = device.not_after_s.filter(|end| *end < now) {
         return Some(format!("the certificate of {name} ended at {}", Utc(end)));
     }
+    if let Some(end) = device.expires_s.filter(|end| *end <= now) {
+        return Some(format!(
+            "the registration ended at {}; `duet device set {name} --expires` moves the end",
+            Utc(end)
+        ));
+    }
     let start = device.not_before_s.filter(|start| *start > now)?;
     Some(format!("the certificate of {name} is valid from {} on", Utc(start)))
 }

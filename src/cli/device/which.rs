@@ -1,0 +1,199 @@
+//! Which devices a command is about, and what people may say of one on the command line.
+
+use std::io::{self, BufRead as _, IsTerminal, Write as _};
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use duet::admin::devices::End;
+use duet::admin::{DeviceQuery, DeviceState};
+use duet::identity::{Utc, now_s};
+
+use super::super::control::Control;
+use super::import;
+
+/// How many names are told before it is asked whether they are meant.
+const TOLD: usize = 10;
+
+/// Filters: a device is meant if it meets all that are given.
+#[derive(Args)]
+pub(super) struct Filter {
+    /// Only devices in this state
+    #[arg(long, value_name = "STATE", value_parser = states())]
+    only: Option<DeviceState>,
+    /// Only devices that prove themselves in this way: certificate, registered-certificate, registered-id
+    #[arg(long, value_name = "MODE", value_parser = ["certificate", "registered-certificate", "registered-id"])]
+    mode: Option<String>,
+    /// Only devices that may use this profile, for example certificate/ephemeral, or this key source
+    #[arg(long, value_name = "PROFILE")]
+    profile: Option<String>,
+    /// Only devices whose names match; * stands for anything
+    #[arg(long, value_name = "PATTERN")]
+    name: Option<String>,
+    /// Only devices with all of these tags, separated by commas
+    #[arg(long, value_name = "TAGS")]
+    tag: Option<String>,
+    /// Only devices of this group
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
+    /// Only devices whose certificates or registrations end within this time, or have ended: 30d, 12h
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    expiring: Option<i64>,
+    /// Only devices that are online
+    #[arg(long)]
+    online: bool,
+}
+
+/// Devices by their names or by filters: all of them are taken, or none.
+#[derive(Args)]
+pub(in super::super) struct Which {
+    /// Their names
+    #[arg(required_unless_present_any = OTHERS, conflicts_with_all = OTHERS)]
+    names: Vec<String>,
+    /// Take the names from a file, one a line; - reads standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = FILTERS)]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    filter: Filter,
+    /// Do not ask whether the devices that the filters choose are meant
+    #[arg(long)]
+    yes: bool,
+}
+
+const OTHERS: [&str; 9] =
+    ["file", "only", "mode", "profile", "name", "tag", "group", "expiring", "online"];
+const FILTERS: [&str; 8] =
+    ["only", "mode", "profile", "name", "tag", "group", "expiring", "online"];
+
+fn states() -> impl TypedValueParser<Value = DeviceState> {
+    PossibleValuesParser::new(DeviceState::ALL.map(DeviceState::name)).try_map(|name| {
+        let found = DeviceState::ALL.into_iter().find(|state| state.name() == name);
+        found.ok_or("no such state")
+    })
+}
+
+impl Filter {
+    pub(super) fn query(&self) -> DeviceQuery {
+        let Self { only, mode, profile, name, tag, group, expiring, online } = self;
+        DeviceQuery {
+            after: None,
+            limit: None,
+            name: name.clone(),
+            tag: tag.clone(),
+            group: group.clone(),
+            mode: mode.clone(),
+            profile: profile.clone(),
+            state: *only,
+            expiring_s: *expiring,
+            online: *online,
+        }
+    }
+}
+
+impl Which {
+    /// The names of the devices. Those that filters chose are told, and it is asked whether they are meant: `what` says
+    /// what is to become of them. Devices that were revoked are not revoked again.
+    pub(super) fn names(
+        self,
+        control: &mut Control,
+        what: &str,
+        how: Option<End>,
+    ) -> Result<Vec<String>> {
+        if !self.names.is_empty() {
+            return Ok(self.names);
+        }
+        if let Some(file) = &self.file {
+            let shown = import::shown(file);
+            let text = import::read_text(file)?;
+            let names = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            let names: Vec<_> = names.map(str::to_owned).collect();
+            if names.is_empty() {
+                bail!("{shown}: no names in it");
+            }
+            return Ok(names);
+        }
+        let mut names = Vec::new();
+        control.list(&self.filter.query(), |device| {
+            if how != Some(End::Revoke) || device.revoked_s.is_none() {
+                names.push(device.name);
+            }
+            Ok(())
+        })?;
+        if names.is_empty() {
+            bail!("no device meets these filters; nothing was changed");
+        }
+        if !self.yes {
+            ask(&names, what)?;
+        }
+        Ok(names)
+    }
+}
+
+/// Asks whether these devices are meant; where nobody can be asked, they are not.
+fn ask(names: &[String], what: &str) -> Result<()> {
+    let mut told = names[..names.len().min(TOLD)].join(", ");
+    if names.len() > TOLD {
+        told.push_str(", …");
+    }
+    let count = names.len();
+    if !io::stdin().is_terminal() {
+        bail!(
+            "{count} devices would be {what} ({told}); give --yes to have it done, nothing was changed"
+        );
+    }
+    let mut said = io::stderr().lock();
+    write!(said, "{count} devices will be {what}: {told}\nGo on? [y/N] ")?;
+    said.flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => bail!("nothing was changed"),
+    }
+}
+
+/// Takes a number of days, hours, minutes or seconds.
+pub(in super::super) fn time(text: &str) -> Result<i64, &'static str> {
+    let wrong = "expected a number and d, h, m or s, for example 30d";
+    let unit = match text.chars().last() {
+        Some('d') => 86_400,
+        Some('h') => 3_600,
+        Some('m') => 60,
+        Some('s') => 1,
+        _ => return Err(wrong),
+    };
+    let number = text[..text.len() - 1].parse::<u32>().map_err(|_| wrong)?;
+    Ok(i64::from(number) * unit)
+}
+
+/// Takes the end of a registration: a time from now, a date, or `never`.
+pub(super) fn end(text: &str) -> Result<String, &'static str> {
+    if text == "never" {
+        return Ok(text.to_owned());
+    }
+    if let Ok(within) = time(text) {
+        return Ok(Utc(now_s().saturating_add(within)).to_string());
+    }
+    let wrong = "expected a time from now (90d, 12h), a date (2031-02-28, or 2031-02-28T12:00:00Z in UTC) or never";
+    text.parse::<Utc>().map(|at| at.to_string()).map_err(|_| wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_mean_what_they_say() {
+        assert_eq!(
+            [time("30d"), time("2h"), time("1m"), time("9s")],
+            [Ok(2_592_000), Ok(7_200), Ok(60), Ok(9)]
+        );
+        assert!(
+            ["", "d", "30", "-1d", "1.5h", "99999999999d"].iter().all(|text| time(text).is_err())
+        );
+        assert_eq!(end("2031-02-28"), Ok("2031-02-28T00:00:00Z".into()));
+        assert_eq!(end("never"), Ok("never".into()));
+        assert!(end("1s").is_ok() && end("soon").is_err() && end("2031-02-29").is_err());
+    }
+}
