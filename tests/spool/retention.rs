@@ -1,0 +1,123 @@
+//! Cursors: what is kept for whom, and what goes by itself.
+
+use std::fs;
+use std::time::Duration;
+
+use duet::delivery::{
+    Durability, Health, Hold, Reader, Retention, Source as _, Spool, SpoolConfig, WhenFull,
+    overview, trim, trim_undelivered,
+};
+
+use crate::world::{config, eventually, grow, log_files, store, store_at};
+
+#[test]
+fn what_every_required_cursor_has_goes_by_itself_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    let mut slow = spool.source().cursor("slow", Hold::Required).unwrap();
+    let mut fast = spool.source().cursor("fast", Hold::Required).unwrap();
+    let _lost = spool.source().cursor("lost", Hold::Nothing).unwrap();
+    let end = grow(&spool, &path, 4);
+    let segments = log_files(&path);
+    fast.set(end).unwrap();
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(log_files(&path), segments, "one of them has nothing yet");
+    slow.set(4_001).unwrap();
+    eventually("the first goes", || log_files(&path) == segments[1..]);
+    slow.set(end).unwrap();
+    eventually("the newest stays", || log_files(&path) == segments[3..]);
+    let overview = overview(&path).unwrap();
+    assert_eq!((overview.first, overview.durable), (12_000, end));
+    let names: Vec<_> = overview.cursors.iter().map(|one| (&*one.name, one.index)).collect();
+    assert_eq!(names, [("fast", end), ("lost", 0), ("slow", end)]);
+    spool.shutdown().unwrap();
+    // And who has lost his place is told so.
+    let lost = Reader::open_at(&path, 0).err().unwrap().to_string();
+    assert!(lost.contains("0 is before 12000, the oldest reading that is kept"), "{lost}");
+}
+
+#[test]
+fn a_full_spool_that_drops_the_oldest_stores_on_but_never_passes_the_gateways_own_cursor() {
+    let dir = tempfile::tempdir().unwrap();
+    let retention = Retention { when_full: WhenFull::DropOldest, max_age: None };
+    let small = SpoolConfig { max_bytes: 768 * 1024, retention, ..config(dir.path()) };
+    let path = small.dir.clone();
+    let spool = Spool::start(small).unwrap();
+    let _required = spool.source().cursor("nats", Hold::Required).unwrap();
+    for session in 0..30 {
+        assert_eq!(store(&spool, session, 1_000), Durability::Durable);
+    }
+    assert_eq!(log_files(&path).len(), 3);
+    let mut marks = spool.source().cursor("marks", Hold::Always).unwrap();
+    while store(&spool, 99, 1_000) == Durability::Durable {
+        assert!(spool.source().durable() < 60_000, "the marks are still to be read");
+    }
+    assert_eq!(*spool.health().borrow(), Health::Full);
+    marks.set(spool.source().durable()).unwrap();
+    let health = spool.health();
+    eventually("there is room again", || *health.borrow() == Health::Working);
+    assert_eq!(store(&spool, 100, 1_000), Durability::Durable);
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn readings_that_are_too_old_go_whoever_lacks_them_but_not_by_a_clock_that_was_not_set() {
+    for (received_ms, goes) in [(1_710_000_000_000, true), (5_000, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let max_age = Some(Duration::from_secs(3_600));
+        let retention = Retention { when_full: WhenFull::Block, max_age };
+        let path = config(dir.path()).dir;
+        let spool = Spool::start(SpoolConfig { retention, ..config(dir.path()) }).unwrap();
+        let _required = spool.source().cursor("nats", Hold::Required).unwrap();
+        while log_files(&path)
+            .last()
+            .is_none_or(|last| !last.ends_with("spool-0000000000002ee0.log"))
+        {
+            assert_eq!(store_at(&spool, 1, 1_000, received_ms), Durability::Durable);
+        }
+        if goes {
+            eventually("old ones go", || log_files(&path).len() == 1);
+        } else {
+            std::thread::sleep(Duration::from_millis(1_500));
+            assert_eq!(log_files(&path).len(), 4);
+        }
+        spool.shutdown().unwrap();
+    }
+}
+
+#[test]
+fn an_operator_does_not_trim_what_somebody_needs_unless_he_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    let _nats = spool.source().cursor("nats", Hold::Required).unwrap();
+    grow(&spool, &path, 3);
+    let refused = trim(&path, u64::MAX).unwrap_err().to_string();
+    assert!(refused.contains("cursor nats stands at 0") && refused.contains("--undelivered"));
+    assert_eq!(log_files(&path).len(), 3);
+    let marks = spool.source().cursor("marks", Hold::Always).unwrap();
+    let refused = trim_undelivered(&path, u64::MAX).unwrap_err().to_string();
+    assert!(refused.contains("cursor marks") && !refused.contains("--undelivered"), "{refused}");
+    marks.remove().unwrap();
+    assert_eq!(trim_undelivered(&path, u64::MAX).unwrap().segments, 2);
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn a_damaged_cursor_is_told_and_stops_no_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    fs::write(path.join("cursor-nats.pos"), [1; 4200]).unwrap();
+    grow(&spool, &path, 2);
+    let care = spool.care();
+    eventually("it is told", || {
+        let care = care.borrow();
+        care.untrimmed.as_ref().is_some_and(|cause| cause.contains("cursor-nats.pos is damaged"))
+    });
+    assert_eq!(store(&spool, 1, 1), Durability::Durable);
+    fs::remove_file(path.join("cursor-nats.pos")).unwrap();
+    eventually("and is well again", || care.borrow().untrimmed.is_none());
+    spool.shutdown().unwrap();
+}
