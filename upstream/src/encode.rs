@@ -9,6 +9,7 @@ mod influx;
 mod ndjson;
 mod otlp;
 mod protobuf;
+mod rows;
 mod text;
 
 use serde::Deserialize;
@@ -31,6 +32,9 @@ pub enum Format {
     Influx,
     /// OpenTelemetry log records, the JSON of OTLP/HTTP.
     Otlp,
+    /// Rows of PostgreSQL's `COPY` in binary. No setting names it: it is what that kind of upstream takes.
+    #[serde(skip)]
+    Rows,
 }
 
 impl Format {
@@ -43,6 +47,7 @@ impl Format {
             Self::CloudEvents => "application/cloudevents-batch+json",
             Self::Influx => "text/plain; charset=utf-8",
             Self::Otlp => "application/json",
+            Self::Rows => "application/octet-stream",
         }
     }
 }
@@ -93,6 +98,7 @@ impl Encoder {
             }
             Format::Influx => influx::push(out, index, reading),
             Format::Otlp => otlp::push(out, first, self.spool, index, reading),
+            Format::Rows => rows::push(out, self.spool, index, reading),
         }
         self.empty = false;
     }
@@ -109,7 +115,7 @@ impl Encoder {
             Format::Protobuf => protobuf::finish(&mut self.out, self.spool, range, previous_last),
             Format::CloudEvents => cloudevents::finish(&mut self.out),
             Format::Otlp => otlp::finish(&mut self.out),
-            Format::Ndjson | Format::Influx => {}
+            Format::Ndjson | Format::Influx | Format::Rows => {}
         }
         self.empty = true;
         // The next batch is about as long.

@@ -8,6 +8,8 @@ pub(crate) mod file;
 pub(crate) mod mqtt;
 pub(crate) mod nats;
 pub(crate) mod net;
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres;
 pub(crate) mod webhook;
 
 use std::borrow::Cow;
@@ -71,6 +73,21 @@ pub(crate) enum Answer {
     Refused(String),
     /// It may have it or not.
     Failed(Failure),
+    /// It was submitted behind one that was refused, and is no longer waited for.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        allow(dead_code, reason = "only said by what keeps order")
+    )]
+    Void,
+}
+
+/// What an upstream is known to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// The last index; `None` where it has none.
+    pub(crate) last: Option<u64>,
+    /// It is right also where our own cursor is further.
+    pub(crate) decides: bool,
 }
 
 /// Why readings do not leave, by kind, for the counter.
@@ -141,9 +158,15 @@ pub(crate) trait Link {
     /// What an answer of this upstream is worth, as far as it can be known.
     fn worth(&self) -> String;
 
-    /// The index after the last one that the upstream is known to have, where it can tell.
-    fn resume(&self) -> Option<u64> {
+    /// What the upstream is known to have, where it can tell.
+    fn resume(&self) -> Option<Known> {
         None
+    }
+
+    /// A refusal was heard of. True where all that was submitted behind the refused message is void now, since this
+    /// upstream takes messages in their order only.
+    fn refusal_heard(&mut self) -> bool {
+        false
     }
 
     /// The most bytes that one message may have.
@@ -172,5 +195,18 @@ pub(crate) async fn connect(
             let link = mqtt::Mqtt::connect(upstream, address, client_id, *accept_no_subscriber);
             Ok(Box::new(link.await?))
         }
+        #[cfg(feature = "postgres")]
+        Target::Postgres { address, database, table } => {
+            let names = (database.as_str(), table.as_str());
+            Ok(Box::new(postgres::Postgres::connect(upstream, address, names, spool).await?))
+        }
+        #[cfg(not(feature = "postgres"))]
+        Target::Postgres { .. } => Err(missing("postgres")),
     }
+}
+
+/// The settings are refused before anything gets here.
+#[cfg(not(feature = "postgres"))]
+fn missing(feature: &str) -> Failure {
+    Failure::new(Cause::Setting, format!("this program was built without {feature}"))
 }

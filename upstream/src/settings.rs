@@ -24,6 +24,8 @@ pub enum Kind {
     Nats,
     /// An MQTT 5 broker.
     Mqtt,
+    /// A table in PostgreSQL.
+    Postgres,
 }
 
 impl Kind {
@@ -35,7 +37,14 @@ impl Kind {
             Self::Webhook => "webhook",
             Self::Nats => "nats",
             Self::Mqtt => "mqtt",
+            Self::Postgres => "postgres",
         }
+    }
+
+    /// Whether this program was built with it.
+    #[must_use]
+    pub fn is_built_in(self) -> bool {
+        self != Self::Postgres || cfg!(feature = "postgres")
     }
 }
 
@@ -66,7 +75,7 @@ pub struct Settings {
     pub payload: Option<Payload>,
     /// Compression of each batch; without it, none.
     pub compression: Option<Compression>,
-    /// `http://`, `https://`, `nats://`, `tls://`, `mqtt://` or `mqtts://`, host, port, path.
+    /// `http://`, `https://`, `nats://`, `tls://`, `mqtt://`, `mqtts://` or `postgres://`, host, port, path.
     pub url: Option<String>,
     /// Where files are made; relative to the state directory.
     pub dir: Option<PathBuf>,
@@ -78,6 +87,9 @@ pub struct Settings {
     pub subject: Option<String>,
     /// Where MQTT is to put a batch; may hold `{device}` and `{channel}`.
     pub topic: Option<String>,
+    /// The table in PostgreSQL, perhaps with its schema; without it, `duet_readings`. Its cursor is in the table of
+    /// this name and `_cursor`.
+    pub table: Option<String>,
     /// The client's name at an MQTT broker; without it, `duet-` and the upstream's name.
     pub client_id: Option<String>,
     /// PEM file of the authorities to believe instead of the system's.
@@ -132,10 +144,33 @@ pub(crate) struct Address {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
-    File { dir: PathBuf, bytes: u64, age: Duration },
-    Webhook { address: Address },
-    Nats { address: Address, subject: Template },
-    Mqtt { address: Address, topic: Template, client_id: String, accept_no_subscriber: bool },
+    File {
+        dir: PathBuf,
+        bytes: u64,
+        age: Duration,
+    },
+    Webhook {
+        address: Address,
+    },
+    Nats {
+        address: Address,
+        subject: Template,
+    },
+    Mqtt {
+        address: Address,
+        topic: Template,
+        client_id: String,
+        accept_no_subscriber: bool,
+    },
+    #[cfg_attr(
+        not(feature = "postgres"),
+        allow(dead_code, reason = "checked also where it is not built in")
+    )]
+    Postgres {
+        address: Address,
+        database: String,
+        table: String,
+    },
 }
 
 /// Checked settings of one upstream.
@@ -182,7 +217,7 @@ impl Upstream {
         match &self.target {
             Target::Nats { subject, .. } => Some(subject),
             Target::Mqtt { topic, .. } => Some(topic),
-            Target::File { .. } | Target::Webhook { .. } => None,
+            Target::File { .. } | Target::Webhook { .. } | Target::Postgres { .. } => None,
         }
     }
 }
@@ -216,6 +251,16 @@ fn is_name(name: &str) -> bool {
         && !name.starts_with('-')
 }
 
+/// A table's name that needs no thought about quotes, with room for `_cursor` behind it.
+fn is_table(name: &str) -> bool {
+    let part = |part: &str| {
+        (1..=56).contains(&part.len())
+            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+            && !part.starts_with(|first: char| first.is_ascii_digit())
+    };
+    name.split('.').count() <= 2 && name.split('.').all(part)
+}
+
 impl Settings {
     /// Checks one upstream; its relative paths begin at `state`.
     ///
@@ -228,10 +273,17 @@ impl Settings {
             "name",
             "must be 1 to 32 of a-z, 0-9 and -, not beginning with -",
         );
-        self.check_use(&mut check);
-        let format = self.format.unwrap_or_default();
         check.that(
-            self.kind == Kind::Webhook || matches!(format, Format::Ndjson | Format::Protobuf),
+            self.kind.is_built_in(),
+            "kind",
+            "must be one that this program was built with: postgres needs cargo's --features postgres",
+        );
+        self.check_use(&mut check);
+        let rows = self.kind == Kind::Postgres;
+        let format = if rows { Format::Rows } else { self.format.unwrap_or_default() };
+        check.that(
+            self.kind == Kind::Webhook
+                || matches!(format, Format::Ndjson | Format::Protobuf | Format::Rows),
             "format",
             "must be ndjson or protobuf; cloudevents, influx and otlp are for kind webhook",
         );
@@ -262,10 +314,11 @@ impl Settings {
             "must come with key, and key with it",
         );
         check.that(
-            self.user.is_some() == self.password_file.is_some(),
+            self.user.is_some() == self.password_file.is_some() || rows,
             "user",
             "must come with password_file, and password_file with it",
         );
+        check.that(self.user.is_some() || !rows, "user", "must be given: as whom to sign in");
         let target = self.target(state, &mut check);
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| state.join(path));
         let upstream = target.map(|target| Upstream {
@@ -296,6 +349,11 @@ impl Settings {
     fn check_use(&self, check: &mut Check) {
         let (file, nats, mqtt) =
             (self.kind == Kind::File, self.kind == Kind::Nats, self.kind == Kind::Mqtt);
+        let postgres = self.kind == Kind::Postgres;
+        check.unused(self.table.as_ref(), postgres, "table");
+        check.unused(self.format.as_ref(), !postgres, "format");
+        check.unused(self.payload.as_ref(), !postgres, "payload");
+        check.unused(self.compression.as_ref(), !postgres, "compression");
         check.unused(self.url.as_ref(), !file, "url");
         check.unused(self.dir.as_ref(), file, "dir");
         check.unused(self.file_bytes.as_ref(), file, "file_bytes");
@@ -374,7 +432,38 @@ impl Settings {
                     accept_no_subscriber,
                 })
             }
+            Kind::Postgres => self.postgres(check),
         }
+    }
+
+    fn postgres(&self, check: &mut Check) -> Option<Target> {
+        // As PostgreSQL's own tools have it, but for the default: without a word the connection is protected.
+        let address = self.address(&[("postgres", true, 5432), ("postgresql", true, 5432)]);
+        let parts = address.and_then(|address| {
+            let (database, secure) = match address.path.split_once('?') {
+                None => (address.path.as_str(), true),
+                Some((database, "sslmode=verify-full")) => (database, true),
+                Some((database, "sslmode=disable")) => (database, false),
+                Some(_) => return None,
+            };
+            let database = database.strip_prefix('/')?.to_owned();
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+            let valid = (1..=63).contains(&database.len()) && database.bytes().all(plain);
+            valid.then_some((Address { secure, ..address }, database))
+        });
+        check.that(
+            parts.is_some(),
+            "url",
+            "must be postgres://, a host, a port, / and a database; ?sslmode=disable behind it where the network may be trusted",
+        );
+        let table = self.table.as_deref().unwrap_or("duet_readings");
+        check.that(
+            is_table(table),
+            "table",
+            "must be a name of a-z, 0-9 and _, up to 56 bytes, or two of them with a dot between: schema and table",
+        );
+        let table = table.to_owned();
+        parts.map(|(address, database)| Target::Postgres { address, database, table })
     }
 
     /// The url in its parts, if its scheme is one of these. Secrets have no place in it: they would

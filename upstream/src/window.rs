@@ -144,6 +144,13 @@ impl Window {
         }
     }
 
+    /// What was sent behind this batch waits to be sent again: the upstream refused it, and takes what follows only in order.
+    pub(crate) fn void_behind(&mut self, token: u64) {
+        let behind = self.units.iter_mut().skip_while(|unit| unit.state != State::Sent(token));
+        let sent = behind.skip(1).filter(|unit| matches!(unit.state, State::Sent(_)));
+        sent.for_each(|unit| unit.state = State::Unsent);
+    }
+
     /// The reading that a refused batch came down to has been put aside, or the spool no longer
     /// keeps this batch.
     pub(crate) fn give_up(&mut self, range: Range) {
@@ -198,6 +205,29 @@ mod tests {
         assert_eq!(window.cursor(), Cursor { next: 20, previous_last: Some(19) });
         assert_eq!(window.done(tokens[0]), 0, "an answer counts once");
         assert_eq!(window.in_flight(), 1);
+    }
+
+    #[test]
+    fn behind_a_refused_batch_all_is_sent_again_where_order_counts() {
+        let mut window = Window::new(Cursor { next: 0, previous_last: None });
+        for first in [0, 10, 20] {
+            window.push(range(first, first + 9));
+        }
+        let tokens: Vec<_> = (0..3).map(|_| send(&mut window)).collect();
+        window.void_behind(tokens[1]);
+        assert_eq!(window.refused(tokens[1]), Refused::Halved);
+        assert_eq!((window.done(tokens[2]), window.done(tokens[0])), (0, 10));
+        let again: Vec<_> = (0..3)
+            .map(|_| {
+                let (range, previous) = window.unsent().unwrap();
+                window.sent(range);
+                (range, previous)
+            })
+            .collect();
+        assert_eq!(
+            again,
+            [(range(10, 14), Some(9)), (range(15, 19), Some(14)), (range(20, 29), Some(19)),]
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::batch::{self, Range};
 use crate::cursor::{self, CursorFile, Kept};
 use crate::letters::Letters;
-use crate::link::{self, Answer, Cause, Failure, Link, Local, Message};
+use crate::link::{self, Answer, Cause, Failure, Known, Link, Local, Message};
 use crate::park::Parked;
 use crate::report::{Board, Place, Waits, now_ms};
 use crate::settings::Upstream;
@@ -224,9 +224,9 @@ impl Worker {
             }
             tokio::select! {
                 Some((token, answer)) = answers.next() => {
-                    self.answered(progress, token, answer)?;
+                    self.answered(progress, &mut *link, token, answer)?;
                     while let Some(Some((token, answer))) = answers.next().now_or_never() {
-                        self.answered(progress, token, answer)?;
+                        self.answered(progress, &mut *link, token, answer)?;
                     }
                 }
                 _ = tick.tick() => {}
@@ -242,18 +242,27 @@ impl Worker {
     }
 
     /// The upstream knows better than the cursor what it has.
-    fn resume(&mut self, progress: &mut Progress, known: Option<u64>) -> Result<(), Failure> {
-        let Some(next) = known else { return Ok(()) };
+    fn resume(&mut self, progress: &mut Progress, known: Option<Known>) -> Result<(), Failure> {
+        let Some(Known { last, decides }) = known else { return Ok(()) };
+        let (next, kept) =
+            (last.map_or(0, |last| last.saturating_add(1)), progress.window.cursor());
         if next > self.source.durable() {
             let text = format!(
-                "the files hold readings up to {next}, beyond the spool's end: an older copy of the spool was put back; \
-                 move the files of this spool away to go on"
+                "this upstream holds readings up to {next}, beyond the spool's end: an older copy of the spool was put back; \
+                 move what it holds of this spool away to go on"
             );
             return Err(Failure::new(Cause::File, text));
         }
-        if next > progress.window.cursor().next {
-            let cursor = Cursor { next, previous_last: next.checked_sub(1) };
-            progress.window = Window::new(cursor);
+        let behind = decides && last < kept.previous_last;
+        if behind {
+            (self.tell)(&format!(
+                "upstream {}: it had everything before reading {}, and now ends before {next}: an older copy of it was put back, or \
+                 another one; delivery goes on from there, as far as the spool still keeps it",
+                self.upstream.name, kept.next,
+            ));
+        }
+        if next > kept.next || behind {
+            progress.window = Window::new(Cursor { next, previous_last: last });
         }
         Ok(())
     }
@@ -273,7 +282,7 @@ impl Worker {
             {
                 let (length, max) = (large.body.len(), link.message_max());
                 let answer = format!("a message of {length} bytes, and the upstream takes {max}");
-                self.answered(progress, token, Answer::Refused(answer))?;
+                self.answered(progress, link, token, Answer::Refused(answer))?;
                 continue;
             }
             let wait = self.upstream.answer_timeout;
@@ -342,10 +351,12 @@ impl Worker {
     fn answered(
         &mut self,
         progress: &mut Progress,
+        link: &mut dyn Link,
         token: u64,
         answer: Answer,
     ) -> Result<(), Failure> {
         match answer {
+            Answer::Void => Ok(()),
             Answer::Delivered | Answer::Duplicate => {
                 let count = progress.window.done(token);
                 if matches!(answer, Answer::Duplicate) {
@@ -361,10 +372,15 @@ impl Worker {
                 Ok(())
             }
             Answer::Failed(failure) => Err(failure),
-            Answer::Refused(said) => match progress.window.refused(token) {
-                Refused::Halved | Refused::Stale => Ok(()),
-                Refused::Alone(index) => self.park(progress, index, &said),
-            },
+            Answer::Refused(said) => {
+                if link.refusal_heard() {
+                    progress.window.void_behind(token);
+                }
+                match progress.window.refused(token) {
+                    Refused::Halved | Refused::Stale => Ok(()),
+                    Refused::Alone(index) => self.park(progress, index, &said),
+                }
+            }
         }
     }
 
@@ -484,6 +500,7 @@ fn all(answers: Vec<Answer>) -> Answer {
                 return Answer::Failed(failure);
             }
             (Answer::Refused(said), _) | (_, Answer::Refused(said)) => Answer::Refused(said),
+            (Answer::Void, _) | (_, Answer::Void) => Answer::Void,
             (Answer::Delivered, _) | (_, Answer::Delivered) => Answer::Delivered,
             (Answer::Duplicate, Answer::Duplicate) => Answer::Duplicate,
         };

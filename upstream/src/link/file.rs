@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Answer, Cause, Failure, Link, Local, Message};
+use super::{Answer, Cause, Failure, Known, Link, Local, Message};
 use crate::source::SpoolId;
 
 /// How much is written before a sync.
@@ -93,8 +93,10 @@ impl Link for FileLink {
         )
     }
 
-    fn resume(&self) -> Option<u64> {
-        self.resume
+    fn resume(&self) -> Option<Known> {
+        // Files that were taken away say nothing, so only the cursor knows then.
+        let last = self.resume?.checked_sub(1)?;
+        Some(Known { last: Some(last), decides: false })
     }
 }
 

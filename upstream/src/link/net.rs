@@ -40,8 +40,8 @@ pub(crate) fn secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
     Ok(trimmed)
 }
 
-/// Opens the connection.
-pub(crate) async fn connect(address: &Address, tls: &Tls) -> Result<Box<dyn Stream>, Failure> {
+/// Opens the connection, without protection.
+pub(crate) async fn tcp(address: &Address) -> Result<TcpStream, Failure> {
     let at = address.authority();
     let stream = TcpStream::connect((address.host.as_str(), address.port))
         .await
@@ -49,6 +49,12 @@ pub(crate) async fn connect(address: &Address, tls: &Tls) -> Result<Box<dyn Stre
     stream
         .set_nodelay(true)
         .map_err(|error| Failure::new(Cause::Connection, format!("{at}: {error}")))?;
+    Ok(stream)
+}
+
+/// Opens the connection, protected where the address says so.
+pub(crate) async fn connect(address: &Address, tls: &Tls) -> Result<Box<dyn Stream>, Failure> {
+    let (stream, at) = (tcp(address).await?, address.authority());
     if !address.secure {
         return Ok(Box::new(stream));
     }

@@ -7,6 +7,8 @@ mod file;
 mod hook;
 mod mqtt;
 mod nats;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod servers;
 mod webhook;
 mod world;

@@ -13,11 +13,41 @@ fn program(name: &str) -> Option<PathBuf> {
     let mut places = std::env::split_paths(&path).map(|dir| dir.join(name)).collect::<Vec<_>>();
     places.insert(0, installed);
     places.push(Path::new("/usr/sbin").join(name));
+    places.push(Path::new("/usr/lib/postgresql/15/bin").join(name));
     let found = places.into_iter().find(|place| place.is_file());
     if found.is_none() {
         println!("SKIPPED: {name} is not installed; scripts/install-servers does it");
     }
     found
+}
+
+/// Of PostgreSQL's superuser.
+#[cfg(feature = "postgres")]
+pub(crate) const PASSWORD: &str = "a rather long password";
+
+/// PostgreSQL refuses to be root.
+#[cfg(feature = "postgres")]
+fn is_root() -> bool {
+    rustix::process::getuid().is_root()
+}
+
+/// A command as the user of PostgreSQL, where we are root.
+#[cfg(feature = "postgres")]
+fn as_postgres(program: &Path) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]).arg(program);
+    command
+}
+
+/// To the user of PostgreSQL, where we are root.
+#[cfg(feature = "postgres")]
+fn give_away(path: &Path) {
+    if is_root() {
+        assert!(Command::new("chown").arg("postgres:").arg(path).status().unwrap().success());
+    }
 }
 
 pub(crate) struct Server {
@@ -47,6 +77,60 @@ impl Server {
                 "listener {port} 127.0.0.1\nmax_inflight_messages 0\nmax_queued_messages 0\n{more}"
             )
         })
+    }
+
+    /// PostgreSQL, whose user `postgres` has [`PASSWORD`]; `None` where it is not installed. With TLS, if `openssl` is.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn postgres(more: &str) -> Option<Self> {
+        let program = program("postgres")?;
+        let program = fs::canonicalize(program).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (data, secret) = (dir.path().join("data"), dir.path().join("secret"));
+        fs::write(&secret, PASSWORD).unwrap();
+        for file in ["", "secret"] {
+            give_away(&dir.path().join(file));
+        }
+        let mut init = as_postgres(&program.with_file_name("initdb"));
+        init.arg("-D").arg(&data).args(["--no-sync", "-A", "scram-sha-256", "-U", "postgres"]);
+        init.arg("--pwfile").arg(&secret).stdout(Stdio::null());
+        assert!(init.status().unwrap().success());
+        if more.contains("ssl") {
+            let mut request = Command::new("openssl");
+            let subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"];
+            request.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]);
+            request.args(["-nodes", "-days", "2", "-addext", "basicConstraints=critical,CA:FALSE"]);
+            request.args(subject).arg("-keyout").arg(data.join("server.key"));
+            request.arg("-out").arg(data.join("server.crt")).stderr(Stdio::null());
+            if !request.status().is_ok_and(|status| status.success()) {
+                println!("SKIPPED: openssl is not installed, which makes the server's certificate");
+                return None;
+            }
+            give_away(&data.join("server.key"));
+            give_away(&data.join("server.crt"));
+        }
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let conf = format!(
+            "\nlisten_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = ''\n{more}"
+        );
+        let path = data.join("postgresql.conf");
+        let text = fs::read_to_string(&path).unwrap() + &conf;
+        fs::write(&path, text).unwrap();
+        let command = as_postgres(&program);
+        let mut line: Vec<_> = std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(|word| word.to_str().unwrap().to_owned())
+            .collect();
+        line.extend(["-D".to_owned(), data.display().to_string()]);
+        let (program, arguments) = (PathBuf::from(line.remove(0)), line);
+        let child = spawn(&program, &arguments, port);
+        Some(Self { program, arguments, port, child, _dir: dir })
+    }
+
+    /// What a client of this PostgreSQL has to believe.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn certificate(&self) -> Option<PathBuf> {
+        let path = self._dir.path().join("data/server.crt");
+        path.is_file().then_some(path)
     }
 
     fn start(name: &str, configuration: impl Fn(&Path, u16) -> String) -> Option<Self> {

@@ -1,0 +1,325 @@
+//! A real PostgreSQL: each reading is there once, whatever is killed.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use duet_upstream::Report;
+use tokio_postgres::{Client, NoTls};
+
+use crate::servers::{PASSWORD, Server};
+use crate::world::{PATIENCE, World};
+
+/// Looks at a database from outside.
+struct Eye {
+    runtime: tokio::runtime::Runtime,
+    client: Client,
+}
+
+impl Eye {
+    fn new(port: u16) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let client = runtime.block_on(async {
+            let began = Instant::now();
+            let mut config = tokio_postgres::Config::new();
+            config
+                .host("127.0.0.1")
+                .port(port)
+                .user("postgres")
+                .password(PASSWORD)
+                .dbname("postgres");
+            loop {
+                match config.connect(NoTls).await {
+                    Ok((client, connection)) => {
+                        tokio::spawn(connection);
+                        return client;
+                    }
+                    // It recovers after a kill.
+                    Err(error) => assert!(began.elapsed() < PATIENCE, "{error}"),
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        Self { runtime, client }
+    }
+
+    fn run(&self, sql: &str) {
+        self.runtime.block_on(self.client.batch_execute(sql)).unwrap();
+    }
+
+    /// The payloads in the order of their indices, and the indices in the order in which they came.
+    fn readings(&self, table: &str) -> Vec<(i64, String)> {
+        let sql =
+            format!("SELECT index, convert_from(payload, 'UTF8') FROM {table} ORDER BY index");
+        let rows = self.runtime.block_on(self.client.query(&sql, &[])).unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    }
+
+    fn exactly(&self, table: &str, count: u32) {
+        let expected: Vec<_> = (0..count).map(|n| (i64::from(n), n.to_string())).collect();
+        let found = self.readings(table);
+        assert_eq!(found.len(), expected.len());
+        assert_eq!(found, expected);
+    }
+}
+
+fn settings(port: u16, more: &str) -> String {
+    let url = format!("url = \"postgres://127.0.0.1:{port}/postgres?sslmode=disable\"");
+    let user = "user = \"postgres\"\npassword_file = \"password\"";
+    format!("name = \"table\"\nkind = \"postgres\"\n{url}\n{user}\nrequired = true\n{more}\n")
+}
+
+fn world(readings: u32, settings: &str) -> World {
+    let world = World::new(readings, settings);
+    fs::write(world.state().join("password"), format!("{PASSWORD}\n")).unwrap();
+    fs::write(world.state().join("wrong"), "wrong\n").unwrap();
+    world
+}
+
+fn all(count: u32) -> impl Fn(&Report) -> bool {
+    move |report| report.next == u64::from(count)
+}
+
+fn signal(signal: &str, process: i32) {
+    let sent = Command::new("kill").args([signal, &process.to_string()]).status();
+    assert!(sent.unwrap().success());
+}
+
+/// So that primary keys do not do what the cursor has to do: without one, a repetition would stand in the table twice.
+fn without_key(eye: &Eye) {
+    eye.run("ALTER TABLE duet_readings DROP CONSTRAINT duet_readings_pkey");
+}
+
+#[test]
+fn each_reading_is_there_once_whatever_becomes_of_the_cursor_and_of_the_database() {
+    let Some(mut server) = Server::postgres("") else { return };
+    let more = "answer_timeout_ms = 2000\nlate_after_s = 2";
+    let mut world = world(3_000, &settings(server.port, more));
+    world.start();
+    let report = world.until_empty();
+    assert!(
+        report
+            .worth
+            .contains("each reading once; what is committed survives a crash and a power cut")
+    );
+    Eye::new(server.port).exactly("duet_readings", 3_000);
+    without_key(&Eye::new(server.port));
+
+    // Our own cursor is lost: the table's decides.
+    world.stop();
+    duet_upstream::forget(&world.state().join("upstream"), "table").unwrap();
+    world.push(3_000..3_100);
+    world.start();
+    world.until("the rest", all(3_100));
+    Eye::new(server.port).exactly("duet_readings", 3_100);
+
+    // Killed with batches on their way, again and again.
+    let mut count = 3_100;
+    for _ in 0..4 {
+        world.push(count..count + 30_000);
+        count += 30_000;
+        world.until("some", |report| report.next > u64::from(count) - 29_000);
+        server.kill();
+        world.until("that it is gone", |report| report.problem.is_some());
+        server.restart();
+    }
+    world.until("all", all(count));
+    // A backend that hangs in the middle of a transaction, with its locks, and goes on when nobody waits for it any more.
+    let eye = Eye::new(server.port);
+    world.push(count..count + 30_000);
+    count += 30_000;
+    world.until("some", |report| report.next > u64::from(count) - 29_000);
+    let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'duet table'";
+    let backend: i32 = eye.runtime.block_on(eye.client.query_one(sql, &[])).unwrap().get(0);
+    signal("-STOP", backend);
+    world.push(count..count + 100);
+    count += 100;
+    world.until("that it hangs", |report| report.problem.is_some());
+    signal("-CONT", backend);
+    world.until("all", all(count));
+    Eye::new(server.port).exactly("duet_readings", count);
+
+    // The database is an older one: what is missing there comes again.
+    world.stop();
+    let eye = Eye::new(server.port);
+    eye.run("DELETE FROM duet_readings WHERE index >= 2000; UPDATE duet_readings_cursor SET last = 1999");
+    world.start();
+    world.until("what was missing", |report| report.delivered == u64::from(count) - 2_000);
+    eye.exactly("duet_readings", count);
+    let said = world.said.lock().unwrap().join("\n");
+    assert!(said.contains("now ends before 2000"), "{said}");
+
+    // And one whose cursor somebody threw away.
+    world.stop();
+    eye.run("DELETE FROM duet_readings_cursor");
+    world.push(count..count + 10);
+    count += 10;
+    world.start();
+    world.until("all", all(count));
+    eye.exactly("duet_readings", count);
+
+    // Beyond the spool's end: another spool's story.
+    world.stop();
+    eye.run("UPDATE duet_readings_cursor SET last = 10000000");
+    world.start();
+    let report = world.until("the problem", |report| report.problem.is_some());
+    let problem = report.problem.unwrap();
+    assert!(problem.contains("beyond the spool's end"), "{problem}");
+}
+
+/// Not a test by itself: the process that the next one kills.
+#[test]
+#[ignore = "is run by another test, in a process of its own"]
+fn worker_process() {
+    let settings = std::env::var("DUET_TEST_SETTINGS").unwrap();
+    let mut world = world(60_000, &settings);
+    world.start();
+    world.until("all", all(60_000));
+}
+
+fn spawn_worker(settings: &str) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["postgres::worker_process", "--exact", "--ignored"]);
+    command.env("DUET_TEST_SETTINGS", settings).stdout(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn a_process_that_is_killed_leaves_each_reading_once() {
+    let Some(server) = Server::postgres("") else { return };
+    let settings = settings(server.port, "");
+    let eye = Eye::new(server.port);
+    let mut keyed = true;
+    for kill in 1..=6 {
+        let mut child = spawn_worker(&settings);
+        let began = Instant::now();
+        let wanted = 7_000 * kill;
+        loop {
+            assert!(began.elapsed() < PATIENCE, "nothing arrives");
+            let sql = "SELECT coalesce((SELECT sum(last) FROM duet_readings_cursor), -1)::bigint";
+            let last = eye.runtime.block_on(eye.client.query_one(sql, &[]));
+            let last = last.map_or(-1, |row| row.get::<_, i64>(0));
+            if last >= 0 && keyed {
+                without_key(&eye);
+                keyed = false;
+            }
+            if last > wanted {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(spawn_worker(&settings).wait().unwrap().success());
+    eye.exactly("duet_readings", 60_000);
+}
+
+#[test]
+fn what_a_table_refuses_is_put_aside_alone_and_the_rest_stays_in_order() {
+    let Some(server) = Server::postgres("") else { return };
+    let eye = Eye::new(server.port);
+    let mut world = world(1_000, &settings(server.port, "table = \"site.readings\""));
+    eye.run("CREATE SCHEMA site");
+    world.start();
+    world.until_empty();
+    eye.run(
+        "ALTER TABLE site.readings ADD CHECK (payload NOT IN ('1500', '2999')), ADD came serial",
+    );
+    world.push(1_000..3_000);
+    world.until("all", all(3_000));
+    assert_eq!(world.until("both aside", |report| report.parked == 2).backlog, 0);
+    let found = eye.readings("site.readings");
+    assert_eq!(found.len(), 2_998);
+    assert!(found.iter().all(|(index, _)| *index != 1_500 && *index != 2_999));
+    let sql = "SELECT count(*) FROM (SELECT index < lag(index) OVER (ORDER BY came) AS back FROM site.readings) AS o WHERE back";
+    let back: i64 = eye.runtime.block_on(eye.client.query_one(sql, &[])).unwrap().get(0);
+    assert_eq!(back, 0, "rows came in another order than the spool's");
+    // What was put aside is no reason to begin anew.
+    world.stop();
+    world.push(3_000..3_001);
+    world.start();
+    world.until("one more", all(3_001));
+    assert_eq!((world.report().parked, world.report().delivered), (0, 1));
+    let said = world.said.lock().unwrap().join("\n");
+    assert!(said.contains("reading 1500 is refused") && said.contains("23514"), "{said}");
+}
+
+#[test]
+fn each_setting_that_is_wrong_gives_a_clear_message_and_the_backlog_waits() {
+    let Some(server) = Server::postgres("") else { return };
+    let eye = Eye::new(server.port);
+    eye.run("CREATE ROLE guest LOGIN PASSWORD 'right'; CREATE TABLE other (spool uuid)");
+    eye.run("CREATE TABLE odd (LIKE other); CREATE TABLE odd_cursor (spool uuid, last bigint)");
+    eye.run(
+        "CREATE TABLE typed (spool uuid, index bigint, device text, id uuid, type text, channel int, received timestamptz, \
+         measured timestamptz, again boolean, payload text, facts jsonb); CREATE TABLE typed_cursor (LIKE odd_cursor)",
+    );
+    let good = settings(server.port, "");
+    let port = server.port.to_string();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for (settings, expected) in [
+        (good.replace(&port, &free.to_string()), "refused"),
+        (good.replace("127.0.0.1", "nowhere.invalid"), "nowhere.invalid"),
+        (good.replace("?sslmode=disable", ""), "end the url with ?sslmode=disable"),
+        (good.replace("/postgres?", "/none?"), "database \"none\" does not exist (3D000)"),
+        (good.replace("\"password\"", "\"wrong\""), "password authentication failed"),
+        (good.replace("\"password\"", "\"absent\""), "absent: No such file"),
+        (good.replace("user = \"postgres\"", "user = \"nobody\""), "authentication failed"),
+        (format!("{good}table = \"none.readings\""), "readings.sql"),
+        (format!("{good}table = \"odd\""), "column \"index\" does not exist"),
+        (
+            format!("{good}table = \"typed\""),
+            "column payload of table typed is text, and must be bytea",
+        ),
+    ] {
+        let mut world = world(10, &settings);
+        world.start();
+        let report = world.until(expected, |report| report.problem.is_some());
+        let problem = report.problem.unwrap();
+        assert!(problem.contains(expected), "{expected}: {problem}");
+        assert_eq!((world.report().backlog, world.report().parked), (10, 0));
+    }
+    // A guest who may not make tables is told how an administrator does it.
+    let guest = good
+        .replace("user = \"postgres\"", "user = \"guest\"")
+        .replace("\"password\"", "\"guest\"");
+    let mut world = world(10, &guest);
+    fs::write(world.state().join("guest"), "right\n").unwrap();
+    eye.run("REVOKE CREATE ON SCHEMA public FROM PUBLIC");
+    world.start();
+    let report = world.until("the problem", |report| report.problem.is_some());
+    let problem = report.problem.unwrap();
+    assert!(problem.contains("permission denied") && problem.contains("readings.sql"), "{problem}");
+    let schema =
+        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/sql/readings.sql")).unwrap();
+    eye.run(&schema);
+    eye.run("GRANT SELECT, INSERT ON duet_readings TO guest; GRANT SELECT, INSERT, UPDATE ON duet_readings_cursor TO guest");
+    world.until_empty();
+    eye.exactly("duet_readings", 10);
+}
+
+#[test]
+fn the_connection_is_protected_and_the_server_is_who_it_should_be() {
+    let Some(server) = Server::postgres("ssl = on\n") else { return };
+    let Some(ca) = server.certificate() else { return };
+    let good = settings(server.port, &format!("ca = \"{}\"", ca.display()));
+    let good = good.replace("127.0.0.1", "localhost").replace("?sslmode=disable", "");
+    let mut world = world(500, &good);
+    world.start();
+    world.until_empty();
+    let eye = Eye::new(server.port);
+    eye.exactly("duet_readings", 500);
+    let sql = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'duet table'";
+    assert!(eye.runtime.block_on(eye.client.query_one(sql, &[])).unwrap().get::<_, bool>(0));
+    world.stop();
+    for settings in [
+        good.replace("localhost", "127.0.0.1"),
+        good.replace(&format!("ca = \"{}\"", ca.display()), ""),
+    ] {
+        let mut world = self::world(10, &settings);
+        world.start();
+        let report = world.until("the problem", |report| report.problem.is_some());
+        let problem = report.problem.unwrap();
+        assert!(problem.contains("TLS") && problem.contains("certificate"), "{problem}");
+    }
+}
