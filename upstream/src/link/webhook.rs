@@ -207,6 +207,7 @@ mod tests {
             Answer::Refused(_) => "refused".into(),
             Answer::Delivered => "delivered".into(),
             Answer::Duplicate => "duplicate".into(),
+            Answer::Void => "void".into(),
         }
     }
 
