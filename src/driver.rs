@@ -1,8 +1,8 @@
 //! How a shard's thread does I/O: operations are pushed, the thread enters the kernel, completions are reaped.
 //!
-//! There are two drivers behind one face: [`uring::Ring`], a raw `io_uring`, and [`epoll::Epoll`], which keeps the same
-//! promises with `epoll`, `recvmmsg` and `sendmmsg` where the kernel or a policy refuses `io_uring`. [`Driver`] is one of
-//! them. Everything above is written once.
+//! Two drivers implement [`Driver`]: [`uring::Ring`], a raw `io_uring`, and [`epoll::Epoll`], which keeps the same
+//! promises with `epoll`, `recvmmsg` and `sendmmsg` where the kernel or a policy refuses `io_uring`. Everything above is
+//! written once.
 //!
 //! It owns every byte of memory the kernel may read or write on its own time. It must not know what the bytes mean, keep
 //! connection state, or decide policy; [`crate::transport`] does that.
@@ -73,8 +73,7 @@ pub use self::event::EventFd;
 pub use self::local::LocalAddress;
 pub use self::sends::{SEND_CAPACITY, SendSlot};
 
-use self::epoll::Epoll;
-use self::uring::{Ring, RingError};
+use self::uring::RingError;
 
 /// How large a driver and its memory are.
 #[derive(Clone, Copy, Debug)]
@@ -194,175 +193,93 @@ impl DriverError {
     }
 }
 
-/// One of the two drivers.
-#[derive(Debug)]
-pub enum Driver {
-    /// `io_uring`.
-    Uring(Ring),
-    /// `epoll` with `recvmmsg` and `sendmmsg`.
-    Epoll(Epoll),
-}
-
-/// The same call on whichever it is.
-macro_rules! either {
-    ($self:ident, $driver:ident => $call:expr) => {
-        match $self {
-            Driver::Uring($driver) => $call,
-            Driver::Epoll($driver) => $call,
-        }
-    };
-}
-
-impl Driver {
+/// What a shard's thread does I/O by. Made on the thread that starts the gateway, used on the shard's.
+pub trait Driver: std::fmt::Debug + Send {
     /// Which it is.
-    pub fn kind(&self) -> DriverKind {
-        match self {
-            Self::Uring(_) => DriverKind::IoUring,
-            Self::Epoll(_) => DriverKind::Epoll,
-        }
-    }
+    fn kind(&self) -> DriverKind;
 
     /// Makes the calling thread the one that owns the driver.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn enable(&mut self) -> Result<(), DriverError> {
-        match self {
-            Self::Uring(ring) => Ok(ring.enable()?),
-            Self::Epoll(_) => Ok(()),
-        }
-    }
+    fn enable(&mut self) -> Result<(), DriverError>;
 
     /// Does everything pushed and waits until `want` completions are there or `timeout` is over, whichever is first.
     /// With `min_wait_us` completions gather for that long, then one is enough. `want` 0 polls.
     ///
     /// # Errors
     /// When the kernel refuses for a reason other than time, a signal or momentary pressure.
-    pub fn enter(
+    fn enter(
         &mut self,
         want: u32,
         timeout: Option<Duration>,
         min_wait_us: u32,
-    ) -> Result<(), DriverError> {
-        match self {
-            Self::Uring(ring) => Ok(ring.enter(want, timeout, min_wait_us)?),
-            Self::Epoll(epoll) => epoll.enter(want, timeout, min_wait_us),
-        }
-    }
+    ) -> Result<(), DriverError>;
 
     /// Whether [`enter`](Self::enter) can wait for a batch (with a `min_wait_us`).
-    pub fn can_wait_for_a_batch(&self) -> bool {
-        match self {
-            Self::Uring(ring) => ring.can_wait_for_a_batch(),
-            Self::Epoll(_) => true,
-        }
-    }
+    fn can_wait_for_a_batch(&self) -> bool;
 
     /// Moves every completion that is there into `into`.
-    pub fn reap(&mut self, into: &mut Vec<Completion>) {
-        either!(self, driver => driver.reap(into));
-    }
+    fn reap(&mut self, into: &mut Vec<Completion>);
 
     /// Cancels everything and reaps until nothing is in flight or `patience` ends; true if nothing is. `each` sees
     /// every completion before its memory is returned.
-    pub fn drain(&mut self, patience: Duration, each: impl FnMut(&Completion)) -> bool {
-        either!(self, driver => driver.drain(patience, each))
-    }
+    fn drain(&mut self, patience: Duration, each: &mut dyn FnMut(&Completion)) -> bool;
 
     // ---- memory
 
     /// The bytes of a received buffer.
-    pub fn read(&self, lease: &Lease) -> &[u8] {
-        either!(self, driver => driver.read(lease))
-    }
+    fn read(&self, lease: &Lease) -> &[u8];
 
     /// Makes a buffer free to be received into again.
-    pub fn give_back(&mut self, lease: Lease) {
-        either!(self, driver => driver.give_back(lease));
-    }
+    fn give_back(&mut self, lease: Lease);
 
     /// A free send slot, if any.
-    pub fn send_slot(&mut self) -> Option<SendSlot> {
-        either!(self, driver => driver.send_slot())
-    }
+    fn send_slot(&mut self) -> Option<SendSlot>;
 
     /// The bytes of a slot, to be written.
-    pub fn slot_bytes(&mut self, slot: &mut SendSlot) -> &mut [u8] {
-        either!(self, driver => driver.slot_bytes(slot))
-    }
+    fn slot_bytes(&mut self, slot: &mut SendSlot) -> &mut [u8];
 
     /// Puts an unused slot back.
-    pub fn release_slot(&mut self, slot: SendSlot) {
-        either!(self, driver => driver.release_slot(slot));
-    }
+    fn release_slot(&mut self, slot: SendSlot);
 
     // ---- operations
 
     /// Receives datagrams until a completion without `more`. Each buffer holds a header ([`received_datagram`]).
-    pub fn receive_datagrams(&mut self, inbox: Inbox, tag: u64) {
-        either!(self, driver => driver.receive_datagrams(inbox, tag));
-    }
+    fn receive_datagrams(&mut self, inbox: Inbox, tag: u64);
 
     /// Accepts streams until a completion without `more`; each comes as [`Payload::Accepted`], closed on exec.
-    pub fn accept_streams(&mut self, tag: u64) {
-        either!(self, driver => driver.accept_streams(tag));
-    }
+    fn accept_streams(&mut self, tag: u64);
 
     /// Reports each wake by the eventfd, until a completion without `more`.
-    pub fn watch_wake(&mut self, tag: u64) {
-        either!(self, driver => driver.watch_wake(tag));
-    }
+    fn watch_wake(&mut self, tag: u64);
 
     /// Receives from a stream until a completion without `more`.
-    pub fn receive_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
-        either!(self, driver => driver.receive_stream(stream, tag));
-    }
+    fn receive_stream(&mut self, stream: BorrowedFd<'_>, tag: u64);
 
     /// Receives from a stream once.
-    pub fn receive_stream_once(&mut self, stream: BorrowedFd<'_>, tag: u64) {
-        either!(self, driver => driver.receive_stream_once(stream, tag));
-    }
+    fn receive_stream_once(&mut self, stream: BorrowedFd<'_>, tag: u64);
 
     /// Sends the first `len` bytes of `slot`. The slot comes back by itself.
     ///
     /// # Panics
     /// If `len` exceeds a slot.
-    pub fn send_datagram(&mut self, slot: SendSlot, len: usize, route: &Route) {
-        either!(self, driver => driver.send_datagram(slot, len, route));
-    }
+    fn send_datagram(&mut self, slot: SendSlot, len: usize, route: &Route);
 
     /// Sends `bytes[from..]` on a stream. The vector comes back with the completion.
     ///
     /// # Panics
     /// If `from` is not inside the vector, or a stream send with this tag is in flight.
-    pub fn send_stream(&mut self, stream: BorrowedFd<'_>, bytes: Vec<u8>, from: usize, tag: u64) {
-        either!(self, driver => driver.send_stream(stream, bytes, from, tag));
-    }
+    fn send_stream(&mut self, stream: BorrowedFd<'_>, bytes: Vec<u8>, from: usize, tag: u64);
 
     /// Cancels the receive on a stream that was begun with `receive_tag`.
-    pub fn cancel_receive(&mut self, stream: BorrowedFd<'_>, receive_tag: u64, tag: u64) {
-        match self {
-            Self::Uring(ring) => ring.cancel_receive(receive_tag, tag),
-            Self::Epoll(epoll) => epoll.cancel_receive(stream, tag),
-        }
-    }
+    fn cancel_receive(&mut self, stream: BorrowedFd<'_>, receive_tag: u64, tag: u64);
 
     /// Cancels the send on a stream that was begun with `send_tag`.
-    pub fn cancel_send(&mut self, stream: BorrowedFd<'_>, send_tag: u64, tag: u64) {
-        match self {
-            Self::Uring(ring) => ring.cancel_send(send_tag, tag),
-            Self::Epoll(epoll) => epoll.cancel_send(stream, tag),
-        }
-    }
+    fn cancel_send(&mut self, stream: BorrowedFd<'_>, send_tag: u64, tag: u64);
 
     /// Says that a stream with nothing in flight is about to be closed or given away.
-    pub fn forget_stream(&mut self, stream: BorrowedFd<'_>) {
-        match self {
-            // It knows nothing of a descriptor but the operations in flight.
-            Self::Uring(_) => (),
-            Self::Epoll(epoll) => epoll.forget_stream(stream),
-        }
-    }
+    fn forget_stream(&mut self, stream: BorrowedFd<'_>);
 }
 
 #[cfg(test)]

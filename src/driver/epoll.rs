@@ -28,7 +28,7 @@ use super::address::Route;
 use super::buffers::{BufferSet, Lease};
 use super::completion::{Completion, Payload};
 use super::sends::SendSlot;
-use super::{DriverError, Inbox, Sizes, Sockets};
+use super::{Driver, DriverError, DriverKind, Inbox, Sizes, Sockets};
 
 mod datagrams;
 mod pool;
@@ -125,35 +125,6 @@ impl Epoll {
         Ok(driver)
     }
 
-    /// See [`Driver::enter`](super::Driver::enter).
-    ///
-    /// # Errors
-    /// When the kernel refuses to wait.
-    pub fn enter(
-        &mut self,
-        want: u32,
-        timeout: Option<Duration>,
-        min_wait_us: u32,
-    ) -> Result<(), DriverError> {
-        self.datagrams.send(&self.epoll, &mut self.done)?;
-        let idle = want > 0 && self.done.is_empty() && !self.is_ready();
-        let mut timeout = if idle { timeout } else { Some(Duration::ZERO) };
-        if idle && min_wait_us > 0 {
-            let gather = Duration::from_micros(min_wait_us.into());
-            std::thread::sleep(gather);
-            timeout = timeout.map(|left| left.saturating_sub(gather));
-        }
-        self.wait(timeout)?;
-        if let (true, Some(tag)) = (self.woken, self.watch) {
-            self.woken = false;
-            self.done.push(completed(tag, 1, true, Payload::None));
-        }
-        self.accept();
-        self.datagrams.receive(&mut self.done);
-        self.streams.receive(&mut self.done);
-        Ok(())
-    }
-
     /// Whether something armed can go on without waiting.
     fn is_ready(&self) -> bool {
         self.listener.ready && self.listener.armed.is_some()
@@ -199,14 +170,52 @@ impl Epoll {
             }
         }
     }
+}
 
-    /// See [`Driver::reap`](super::Driver::reap).
-    pub fn reap(&mut self, into: &mut Vec<Completion>) {
+impl Driver for Epoll {
+    fn kind(&self) -> DriverKind {
+        DriverKind::Epoll
+    }
+
+    fn enable(&mut self) -> Result<(), DriverError> {
+        Ok(())
+    }
+
+    fn enter(
+        &mut self,
+        want: u32,
+        timeout: Option<Duration>,
+        min_wait_us: u32,
+    ) -> Result<(), DriverError> {
+        self.datagrams.send(&self.epoll, &mut self.done)?;
+        let idle = want > 0 && self.done.is_empty() && !self.is_ready();
+        let mut timeout = if idle { timeout } else { Some(Duration::ZERO) };
+        if idle && min_wait_us > 0 {
+            let gather = Duration::from_micros(min_wait_us.into());
+            std::thread::sleep(gather);
+            timeout = timeout.map(|left| left.saturating_sub(gather));
+        }
+        self.wait(timeout)?;
+        if let (true, Some(tag)) = (self.woken, self.watch) {
+            self.woken = false;
+            self.done.push(completed(tag, 1, true, Payload::None));
+        }
+        self.accept();
+        self.datagrams.receive(&mut self.done);
+        self.streams.receive(&mut self.done);
+        Ok(())
+    }
+
+    fn can_wait_for_a_batch(&self) -> bool {
+        true
+    }
+
+    fn reap(&mut self, into: &mut Vec<Completion>) {
         into.append(&mut self.done);
     }
 
-    /// See [`Driver::drain`](super::Driver::drain); nothing here outlasts the call, so it needs no patience.
-    pub fn drain(&mut self, _patience: Duration, mut each: impl FnMut(&Completion)) -> bool {
+    // Nothing here outlasts the call, so it needs no patience.
+    fn drain(&mut self, _patience: Duration, each: &mut dyn FnMut(&Completion)) -> bool {
         // What cannot be sent any more is cancelled with the rest.
         let _ = self.datagrams.send(&self.epoll, &mut self.done);
         self.datagrams.cancel(&mut self.done);
@@ -225,88 +234,73 @@ impl Epoll {
 
     // ---- memory
 
-    /// The bytes of a received buffer.
-    pub fn read(&self, lease: &Lease) -> &[u8] {
+    fn read(&self, lease: &Lease) -> &[u8] {
         match lease.set {
             BufferSet::Datagrams => self.datagrams.pool.read(lease),
             BufferSet::Streams => self.streams.pool.read(lease),
         }
     }
 
-    /// Makes a buffer free to be received into again.
-    pub fn give_back(&mut self, lease: Lease) {
+    fn give_back(&mut self, lease: Lease) {
         match lease.set {
             BufferSet::Datagrams => self.datagrams.pool.give_back(lease),
             BufferSet::Streams => self.streams.pool.give_back(lease),
         }
     }
 
-    /// A free send slot, if any.
-    pub fn send_slot(&mut self) -> Option<SendSlot> {
+    fn send_slot(&mut self) -> Option<SendSlot> {
         self.datagrams.slots.acquire()
     }
 
-    /// The bytes of a slot, to be written.
-    pub fn slot_bytes(&mut self, slot: &mut SendSlot) -> &mut [u8] {
+    fn slot_bytes(&mut self, slot: &mut SendSlot) -> &mut [u8] {
         self.datagrams.slots.bytes_mut(slot)
     }
 
-    /// Puts an unused slot back.
-    pub fn release_slot(&mut self, slot: SendSlot) {
+    fn release_slot(&mut self, slot: SendSlot) {
         self.datagrams.slots.release(slot);
     }
 
-    // ---- operations, as `Driver` describes them
+    // ---- operations
 
-    /// Arms the receiving of datagrams.
-    pub fn receive_datagrams(&mut self, inbox: Inbox, tag: u64) {
+    fn receive_datagrams(&mut self, inbox: Inbox, tag: u64) {
         self.datagrams.arm(inbox, tag);
     }
 
-    /// Arms accepting.
-    pub fn accept_streams(&mut self, tag: u64) {
+    fn accept_streams(&mut self, tag: u64) {
         self.listener.armed = Some(tag);
     }
 
-    /// Arms the eventfd.
-    pub fn watch_wake(&mut self, tag: u64) {
+    fn watch_wake(&mut self, tag: u64) {
         self.watch = Some(tag);
     }
 
-    /// Arms a receive that goes on.
-    pub fn receive_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
+    fn receive_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
         self.streams.arm(&self.epoll, stream, tag, false, &mut self.done);
     }
 
-    /// Arms a single receive.
-    pub fn receive_stream_once(&mut self, stream: BorrowedFd<'_>, tag: u64) {
+    fn receive_stream_once(&mut self, stream: BorrowedFd<'_>, tag: u64) {
         self.streams.arm(&self.epoll, stream, tag, true, &mut self.done);
     }
 
-    /// Queues a datagram for the next [`enter`](Self::enter).
-    pub fn send_datagram(&mut self, slot: SendSlot, len: usize, route: &Route) {
+    fn send_datagram(&mut self, slot: SendSlot, len: usize, route: &Route) {
         self.datagrams.queue(slot, len, route);
     }
 
-    /// Sends what the stream takes now, the rest when it takes more.
-    pub fn send_stream(&mut self, stream: BorrowedFd<'_>, bytes: Vec<u8>, from: usize, tag: u64) {
+    fn send_stream(&mut self, stream: BorrowedFd<'_>, bytes: Vec<u8>, from: usize, tag: u64) {
         self.streams.send(&self.epoll, stream, bytes, from, tag, &mut self.done);
     }
 
-    /// Cancels a stream's receive.
-    pub fn cancel_receive(&mut self, stream: BorrowedFd<'_>, tag: u64) {
+    fn cancel_receive(&mut self, stream: BorrowedFd<'_>, _receive_tag: u64, tag: u64) {
         self.streams.cancel_receive(stream, &mut self.done);
         self.done.push(completed(tag, 0, false, Payload::None));
     }
 
-    /// Cancels a stream's send.
-    pub fn cancel_send(&mut self, stream: BorrowedFd<'_>, tag: u64) {
+    fn cancel_send(&mut self, stream: BorrowedFd<'_>, _send_tag: u64, tag: u64) {
         self.streams.cancel_send(stream, &mut self.done);
         self.done.push(completed(tag, 0, false, Payload::None));
     }
 
-    /// Ends the watching of a stream.
-    pub fn forget_stream(&mut self, stream: BorrowedFd<'_>) {
+    fn forget_stream(&mut self, stream: BorrowedFd<'_>) {
         self.streams.forget(&self.epoll, stream);
     }
 }

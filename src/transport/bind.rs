@@ -78,7 +78,7 @@ impl Stop {
 #[derive(Debug)]
 pub struct ShardIo<M> {
     pub(super) shard: usize,
-    pub(super) driver: Driver,
+    pub(super) driver: Box<dyn Driver>,
     pub(super) mailbox: Receiver<Parcel<M>>,
     pub(super) shards: Arc<[Sender<Parcel<M>>]>,
     pub(super) settings: Arc<Settings>,

@@ -21,7 +21,7 @@ pub(super) fn make_drivers(
     sockets: &[ShardSockets],
     events: &[&EventFd],
     warnings: &mut Vec<Warning>,
-) -> Result<Vec<Driver>, TransportError> {
+) -> Result<Vec<Box<dyn Driver>>, TransportError> {
     let choice = match settings.io {
         Choice::Auto => forced(std::env::var(VARIABLE).ok().as_deref())?,
         asked => asked,
@@ -29,15 +29,18 @@ pub(super) fn make_drivers(
     let make = || -> Result<_, DriverError> {
         if choice != Choice::Epoll {
             match rings(settings, sockets, events) {
-                Ok(rings) => return Ok((rings, None)),
+                Ok(rings) => {
+                    let open = rings.iter().any(|ring| !ring.is_restricted());
+                    return Ok((boxed(rings), open.then_some(Warning::Unrestricted)));
+                }
                 Err(refusal) if choice == Choice::Auto && refusal.is_refusal() => {
                     let drivers = pollers(settings, sockets, events)?;
-                    return Ok((drivers, Some(Warning::Fallback(refusal))));
+                    return Ok((boxed(drivers), Some(Warning::Fallback(refusal))));
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok((pollers(settings, sockets, events)?, None))
+        Ok((boxed(pollers(settings, sockets, events)?), None))
     };
     let made = std::thread::scope(|scope| {
         let maker = std::thread::Builder::new().spawn_scoped(scope, make);
@@ -47,9 +50,6 @@ pub(super) fn make_drivers(
     });
     let (drivers, warning) = made?;
     warnings.extend(warning);
-    if drivers.iter().any(|driver| matches!(driver, Driver::Uring(ring) if !ring.is_restricted())) {
-        warnings.push(Warning::Unrestricted);
-    }
     Ok(drivers)
 }
 
@@ -75,22 +75,26 @@ fn lent<'a>(
     })
 }
 
+fn boxed<D: Driver + 'static>(drivers: Vec<D>) -> Vec<Box<dyn Driver>> {
+    drivers.into_iter().map(|driver| Box::new(driver) as Box<dyn Driver>).collect()
+}
+
 fn rings(
     settings: &Settings,
     sockets: &[ShardSockets],
     events: &[&EventFd],
-) -> Result<Vec<Driver>, DriverError> {
+) -> Result<Vec<Ring>, DriverError> {
     let sizes = settings.sizes();
-    lent(sockets, events).map(|lent| Ring::new(&sizes, &lent).map(Driver::Uring)).collect()
+    lent(sockets, events).map(|lent| Ring::new(&sizes, &lent)).collect()
 }
 
 fn pollers(
     settings: &Settings,
     sockets: &[ShardSockets],
     events: &[&EventFd],
-) -> Result<Vec<Driver>, DriverError> {
+) -> Result<Vec<Epoll>, DriverError> {
     let sizes = settings.sizes();
-    lent(sockets, events).map(|lent| Epoll::new(&sizes, &lent).map(Driver::Epoll)).collect()
+    lent(sockets, events).map(|lent| Epoll::new(&sizes, &lent)).collect()
 }
 
 #[cfg(test)]

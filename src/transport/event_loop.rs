@@ -237,7 +237,7 @@ impl<H: Handler> Shard<H> {
         act: impl FnOnce(&mut Streams, &mut Context<'_>, &mut H) -> R,
     ) -> R {
         let mut context = Context {
-            driver: &mut self.io.driver,
+            driver: &mut *self.io.driver,
             counters: &mut self.counters,
             settings: &self.io.settings,
             now: self.now,
@@ -403,9 +403,9 @@ impl<H: Handler> Shard<H> {
 
     /// Takes everything back from the kernel, closes all streams and tells the handler.
     fn end(&mut self) {
-        self.streams.cancel_receives(&mut self.io.driver);
+        self.streams.cancel_receives(&mut *self.io.driver);
         let counters = &mut self.counters;
-        self.io.driver.drain(DRAIN_PATIENCE, |completion| match &completion.payload {
+        self.io.driver.drain(DRAIN_PATIENCE, &mut |completion| match &completion.payload {
             Payload::SentDatagram => count_sent(counters, completion.result),
             Payload::Received(_)
                 if matches!(

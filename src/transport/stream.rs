@@ -78,7 +78,7 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Hands the queue to the kernel, unless a send is in flight.
-    pub(super) fn start_send(&mut self, driver: &mut Driver, id: StreamId) {
+    pub(super) fn start_send(&mut self, driver: &mut dyn Driver, id: StreamId) {
         if self.lent > 0 || self.queue.is_empty() || self.phase == Phase::Closing {
             return;
         }

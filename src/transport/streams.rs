@@ -25,7 +25,7 @@ const SPARE_CAPACITY_MAX: usize = 8_192;
 
 /// What the loop lends for a call.
 pub(super) struct Context<'a> {
-    pub(super) driver: &'a mut Driver,
+    pub(super) driver: &'a mut dyn Driver,
     pub(super) counters: &'a mut Counters,
     pub(super) settings: &'a Settings,
     pub(super) now: Now,
@@ -404,7 +404,7 @@ impl Streams {
     }
 
     /// Asks the kernel for all receives back, each by its name: to cancel whatever there is costs the square of it.
-    pub(super) fn cancel_receives(&self, driver: &mut Driver) {
+    pub(super) fn cancel_receives(&self, driver: &mut dyn Driver) {
         for (id, stream) in self.table.iter().filter(|(_, stream)| stream.operations > 0) {
             let [receive, cancel] = [Operation::Receive, Operation::Cancel].map(|it| it.tag(id.0));
             driver.cancel_receive(stream.fd.as_fd(), receive, cancel);

@@ -1,15 +1,18 @@
-//! The operations this program submits, one method each: the only place where submission entries are built.
+//! A ring as a [`Driver`]. The operations this program submits, one method each: the only place where submission entries
+//! are built.
 //!
 //! Callers keep a descriptor open until the operation's last completion.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use io_uring::{opcode, types};
 
-use super::super::Inbox;
 use super::super::address::Route;
-use super::super::buffers::BufferSet;
+use super::super::buffers::{BufferSet, Lease};
+use super::super::completion::Completion;
 use super::super::sends::SendSlot;
+use super::super::{Driver, DriverError, DriverKind, Inbox};
 use super::ring::{LentMemory, Ring};
 
 /// Sockets registered at creation, in this order.
@@ -27,10 +30,61 @@ impl Registered {
     }
 }
 
-impl Ring {
-    /// Receives datagrams until a completion without `more`. Each buffer holds a header
-    /// ([`received_datagram`](super::super::received_datagram)).
-    pub fn receive_datagrams(&mut self, inbox: Inbox, tag: u64) {
+impl Driver for Ring {
+    fn kind(&self) -> DriverKind {
+        DriverKind::IoUring
+    }
+
+    fn enable(&mut self) -> Result<(), DriverError> {
+        Ok(self.claim()?)
+    }
+
+    fn enter(
+        &mut self,
+        want: u32,
+        timeout: Option<Duration>,
+        min_wait_us: u32,
+    ) -> Result<(), DriverError> {
+        Ok(self.submit_and_wait(want, timeout, min_wait_us)?)
+    }
+
+    fn can_wait_for_a_batch(&self) -> bool {
+        self.params().is_feature_min_timeout()
+    }
+
+    fn reap(&mut self, into: &mut Vec<Completion>) {
+        self.take_completions(into);
+    }
+
+    fn drain(&mut self, patience: Duration, each: &mut dyn FnMut(&Completion)) -> bool {
+        self.cancel_and_wait(patience, each)
+    }
+
+    // ---- memory
+
+    fn read(&self, lease: &Lease) -> &[u8] {
+        self.memory.buffers(lease.set).buffers.read(lease)
+    }
+
+    fn give_back(&mut self, lease: Lease) {
+        self.memory.give_back(lease);
+    }
+
+    fn send_slot(&mut self) -> Option<SendSlot> {
+        self.memory.slots.acquire()
+    }
+
+    fn slot_bytes(&mut self, slot: &mut SendSlot) -> &mut [u8] {
+        self.memory.slots.bytes_mut(slot)
+    }
+
+    fn release_slot(&mut self, slot: SendSlot) {
+        self.memory.slots.release(slot);
+    }
+
+    // ---- operations
+
+    fn receive_datagrams(&mut self, inbox: Inbox, tag: u64) {
         let shape: *const libc::msghdr = &raw const *self.memory.receive_shape;
         let socket = match inbox {
             Inbox::Datagrams => Registered::Datagrams,
@@ -41,15 +95,13 @@ impl Ring {
         self.push(entry.user_data(LentMemory::ReceiveDatagrams.user_data(tag)));
     }
 
-    /// Receives from a stream until a completion without `more`.
-    pub fn receive_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
+    fn receive_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
         let fd = types::Fd(stream.as_raw_fd());
         let entry = opcode::RecvMulti::new(fd, BufferSet::Streams.id()).build();
         self.push(entry.user_data(LentMemory::ReceiveStreams.user_data(tag)));
     }
 
-    /// Receives from a stream once.
-    pub fn receive_stream_once(&mut self, stream: BorrowedFd<'_>, tag: u64) {
+    fn receive_stream_once(&mut self, stream: BorrowedFd<'_>, tag: u64) {
         let fd = types::Fd(stream.as_raw_fd());
         let entry = opcode::Recv::new(fd, std::ptr::null_mut(), 0)
             .buf_group(BufferSet::Streams.id())
@@ -58,19 +110,13 @@ impl Ring {
         self.push(entry.user_data(LentMemory::ReceiveStreams.user_data(tag)));
     }
 
-    /// Accepts streams until a completion without `more`; each comes as
-    /// [`Payload::Accepted`](super::super::Payload::Accepted), closed on exec.
-    pub fn accept_streams(&mut self, tag: u64) {
+    fn accept_streams(&mut self, tag: u64) {
         let listener = Registered::Listener.fixed();
         let entry = opcode::AcceptMulti::new(listener).flags(libc::SOCK_CLOEXEC).build();
         self.push(entry.user_data(LentMemory::Accept.user_data(tag)));
     }
 
-    /// Sends the first `len` bytes of `slot`. The slot comes back by itself.
-    ///
-    /// # Panics
-    /// If `len` exceeds a slot.
-    pub fn send_datagram(&mut self, slot: SendSlot, len: usize, route: &Route) {
+    fn send_datagram(&mut self, slot: SendSlot, len: usize, route: &Route) {
         let index = self.memory.slots.lend(slot, len, route);
         let socket = Registered::Datagrams.fixed();
         let entry = if route.control.len == 0 {
@@ -84,11 +130,7 @@ impl Ring {
         self.push(entry.user_data(LentMemory::SendDatagram.user_data(u64::from(index))));
     }
 
-    /// Sends `bytes[from..]` on a stream. The vector comes back with the completion.
-    ///
-    /// # Panics
-    /// If `from` is not inside the vector.
-    pub fn send_stream(&mut self, stream: BorrowedFd<'_>, bytes: Vec<u8>, from: usize, tag: u64) {
+    fn send_stream(&mut self, stream: BorrowedFd<'_>, bytes: Vec<u8>, from: usize, tag: u64) {
         assert!(from < bytes.len() && tag < 1 << super::ring::TAG_BITS, "something to send");
         let len = u32::try_from(bytes.len() - from).unwrap_or(u32::MAX);
         let address = self.memory.sends.lend(tag, bytes);
@@ -99,24 +141,24 @@ impl Ring {
         self.push(entry.user_data(LentMemory::SendStream.user_data(tag)));
     }
 
-    /// Reports each wake by the eventfd, until a completion without `more`.
-    pub fn watch_wake(&mut self, tag: u64) {
+    fn watch_wake(&mut self, tag: u64) {
         let events = u32::from(libc::POLLIN.cast_unsigned());
         let entry = opcode::PollAdd::new(Registered::Wake.fixed(), events).multi(true).build();
         self.push(entry.user_data(LentMemory::Nothing.user_data(tag)));
     }
 
-    /// Cancels the receive on a stream that was begun with this tag: the kernel finds it without a search.
-    pub fn cancel_receive(&mut self, receive_tag: u64, tag: u64) {
+    // The kernel finds an operation by its tag without a search. To cancel by descriptor would be one operation for both
+    // directions, and the kernel would look through every stream's for it.
+    fn cancel_receive(&mut self, _stream: BorrowedFd<'_>, receive_tag: u64, tag: u64) {
         let entry =
             opcode::AsyncCancel::new(LentMemory::ReceiveStreams.user_data(receive_tag)).build();
         self.push(entry.user_data(LentMemory::Nothing.user_data(tag)));
     }
 
-    /// Cancels the send on a stream that was begun with this tag. To cancel by descriptor would be one operation for both,
-    /// and the kernel would look through every stream's for it.
-    pub fn cancel_send(&mut self, send_tag: u64, tag: u64) {
+    fn cancel_send(&mut self, _stream: BorrowedFd<'_>, send_tag: u64, tag: u64) {
         let entry = opcode::AsyncCancel::new(LentMemory::SendStream.user_data(send_tag)).build();
         self.push(entry.user_data(LentMemory::Nothing.user_data(tag)));
     }
+    // It knows nothing of a descriptor but the operations in flight.
+    fn forget_stream(&mut self, _stream: BorrowedFd<'_>) {}
 }

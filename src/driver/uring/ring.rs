@@ -13,7 +13,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::super::buffers::{BufferSet, Lease};
 use super::super::completion::{CONTROL_LEN, Completion, NAME_LEN, Payload};
-use super::super::sends::{SendSlot, SendSlots, StreamSends};
+use super::super::sends::{SendSlots, StreamSends};
 use super::error::RingError;
 use super::provided::BufferRing;
 
@@ -86,6 +86,10 @@ impl Memory {
         }
     }
 
+    pub(super) fn give_back(&mut self, lease: Lease) {
+        self.buffers_mut(lease.set).give_back(lease);
+    }
+
     fn buffers_mut(&mut self, set: BufferSet) -> &mut BufferRing {
         match set {
             BufferSet::Datagrams => &mut self.datagrams,
@@ -126,10 +130,7 @@ impl Ring {
     }
 
     /// Enables the ring; the calling thread owns it from now on.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn enable(&mut self) -> Result<(), RingError> {
+    pub(super) fn claim(&mut self) -> Result<(), RingError> {
         self.inner
             .submitter()
             .register_enable_rings()
@@ -148,9 +149,8 @@ impl Ring {
         self.restricted
     }
 
-    /// Whether the kernel can wait for a batch ([`enter`](Self::enter) with a `min_wait_us`).
-    pub fn can_wait_for_a_batch(&self) -> bool {
-        self.inner.params().is_feature_min_timeout()
+    pub(super) fn params(&self) -> &io_uring::Parameters {
+        self.inner.params()
     }
 
     /// Operations whose last completion has not been reaped.
@@ -172,12 +172,8 @@ impl Ring {
         unsafe { self.inner.submission().push(entry) }.is_ok()
     }
 
-    /// Submits everything pushed and waits until `want` completions are there or `timeout` is over, whichever is
-    /// first. With `min_wait_us` the kernel gathers for that long, then one completion is enough. `want` 0 polls.
-    ///
-    /// # Errors
-    /// When the kernel refuses for a reason other than time, a signal or momentary pressure.
-    pub fn enter(
+    /// Submits everything pushed and waits, as [`Driver::enter`](super::super::Driver::enter) says.
+    pub(super) fn submit_and_wait(
         &mut self,
         want: u32,
         timeout: Option<Duration>,
@@ -227,8 +223,7 @@ impl Ring {
         })
     }
 
-    /// Moves every completion that is there into `into`.
-    pub fn reap(&mut self, into: &mut Vec<Completion>) {
+    pub(super) fn take_completions(&mut self, into: &mut Vec<Completion>) {
         for entry in self.inner.completion() {
             let more = cqueue::more(entry.flags());
             if !more {
@@ -265,34 +260,11 @@ impl Ring {
         }
     }
 
-    /// The bytes of a received buffer.
-    pub fn read(&self, lease: &Lease) -> &[u8] {
-        self.memory.buffers(lease.set).buffers.read(lease)
-    }
-
-    /// Hands a buffer to the kernel again.
-    pub fn give_back(&mut self, lease: Lease) {
-        self.memory.buffers_mut(lease.set).give_back(lease);
-    }
-
-    /// A free send slot, if any.
-    pub fn send_slot(&mut self) -> Option<SendSlot> {
-        self.memory.slots.acquire()
-    }
-
-    /// The bytes of a slot, to be written.
-    pub fn slot_bytes(&mut self, slot: &mut SendSlot) -> &mut [u8] {
-        self.memory.slots.bytes_mut(slot)
-    }
-
-    /// Puts an unused slot back.
-    pub fn release_slot(&mut self, slot: SendSlot) {
-        self.memory.slots.release(slot);
-    }
-
-    /// Cancels everything and reaps until nothing is in flight or `patience` ends; true if nothing is. `each` sees
-    /// every completion before its memory is returned.
-    pub fn drain(&mut self, patience: Duration, mut each: impl FnMut(&Completion)) -> bool {
+    pub(super) fn cancel_and_wait(
+        &mut self,
+        patience: Duration,
+        each: &mut dyn FnMut(&Completion),
+    ) -> bool {
         let end = Instant::now() + patience;
         let mut completions = Vec::new();
         // What was cancelled by name comes back first. Until it has, to cancel whatever there is makes the kernel look
@@ -304,14 +276,14 @@ impl Ring {
                 let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
                 self.push(cancel.user_data(LentMemory::Nothing.user_data(0)));
             }
-            if self.enter(2, Some(Duration::from_millis(10)), 0).is_err() {
+            if self.submit_and_wait(2, Some(Duration::from_millis(10)), 0).is_err() {
                 break;
             }
-            self.reap(&mut completions);
+            self.take_completions(&mut completions);
             for completion in completions.drain(..) {
                 each(&completion);
                 if let Payload::Received(lease) = completion.payload {
-                    self.give_back(lease);
+                    self.memory.give_back(lease);
                 }
             }
             is_stuck = self.in_flight >= before;
@@ -323,7 +295,7 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         if self.issuer == Some(std::thread::current().id()) {
-            self.drain(DROP_PATIENCE, |_| ());
+            self.cancel_and_wait(DROP_PATIENCE, &mut |_| ());
             // Releases the sockets now; closing the ring alone does it some milliseconds later.
             let _ = self.inner.submitter().unregister_files();
         }

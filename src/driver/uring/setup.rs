@@ -31,7 +31,7 @@ const UNREGISTER_FILES: u8 = 3;
 
 impl Ring {
     /// Makes a disabled ring with `sockets` registered. Any thread may do this; the thread that then calls
-    /// [`enable`](Self::enable) owns the ring.
+    /// [enables](super::super::Driver::enable) it owns the ring.
     ///
     /// # Errors
     /// When the kernel refuses; the error says why.
@@ -119,7 +119,7 @@ mod tests {
     use std::os::fd::AsFd;
     use std::time::Duration;
 
-    use super::super::super::EventFd;
+    use super::super::super::{Driver as _, EventFd};
     use super::super::ring::LentMemory;
     use super::*;
 
