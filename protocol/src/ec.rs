@@ -1,6 +1,6 @@
 //! The elliptic-curve operations that the handshake asks for, and answers to them one at a time.
 //!
-//! [`responder`](crate::responder) only ever holds a *task* and is resumed with its answer. A gateway
+//! `responder` only ever holds a *task* and is resumed with its answer. A gateway
 //! answers tasks in batches with an engine of its own; a device or a test uses the functions here,
 //! which call the `p256` crate.
 //!

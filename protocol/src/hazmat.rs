@@ -1,6 +1,6 @@
 //! What the rest of the crate keeps to itself: secrets as bytes, and every step of the key
 //! schedule by itself. For test vectors and memory searches; a device or a gateway that used it
-//! would lose what the states of [`responder`](crate::responder) and of a device promise.
+//! would lose what the states of `responder` and of a device promise.
 
 use crate::{
     hpke::Context,

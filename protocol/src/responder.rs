@@ -9,7 +9,10 @@
 //! elliptic-curve operation, and nothing here remembers anything. The order is R36's: cookie, open,
 //! slot, profile, proof, freshness; nothing that a stranger can see differs before the proof.
 
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::{
     aead,
@@ -21,7 +24,7 @@ use crate::{
     reading::{EarlyReading, ReadingId},
     reason::DropReason,
     schedule::{self, Claim as ClaimText, Grant, Secret, SessionKeys},
-    wire::{ACCEPT_MAX, CHALLENGE_LEN, HELLO_MAX, Hello, Kind, RANDOM, TAG},
+    wire::{ACCEPT_MAX, CHALLENGE_LEN, Hello, Kind, RANDOM, TAG},
 };
 
 /// A HELLO that opened under the gateway's key. Anyone can make one; nothing is proven.
@@ -38,16 +41,15 @@ pub struct Opened {
     reading: Text,
 }
 
-/// The text of the reading inside HELLO, empty without one.
-#[derive(Zeroize, ZeroizeOnDrop)]
+/// The text of the reading inside HELLO, empty without one. It lies where it was opened, whatever moves, and is wiped there.
 struct Text {
-    bytes: [u8; HELLO_MAX],
-    len: usize,
+    opened: Zeroizing<Vec<u8>>,
+    range: Range<usize>,
 }
 
 impl Text {
     fn as_slice(&self) -> &[u8] {
-        &self.bytes[..self.len]
+        &self.opened[self.range.clone()]
     }
 }
 
@@ -101,15 +103,13 @@ impl Opened {
             &[b"duet1 hello", &header, &gateway.fingerprint.0],
         );
         let (text, tag) = hello.sealed().split_last_chunk().ok_or(DropReason::Malformed)?;
-        let mut buffer = zeroize::Zeroizing::new([0; HELLO_MAX]);
-        let opened = buffer.get_mut(..text.len()).ok_or(DropReason::Malformed)?;
-        opened.copy_from_slice(text);
-        if !context.open(&header, opened, tag) {
+        let mut opened = Zeroizing::new(text.to_vec());
+        if !context.open(&header, &mut opened, tag) {
             return Err(DropReason::HelloOpen);
         }
 
         let profile = hello.offer.profile;
-        let mut fields = Fields(opened);
+        let mut fields = Fields(&opened);
         let id = DeviceId(fields.array()?);
         let fresh = u64::from_be_bytes(fields.array()?);
         let challenge = if hello.offer.challenged { fields.array()? } else { [0; 16] };
@@ -120,8 +120,8 @@ impl Opened {
         let mut proof = [0; 64];
         let proof_len = profile.proof_len();
         proof[..proof_len].copy_from_slice(fields.take(proof_len)?);
-        let mut reading = Text { bytes: [0; HELLO_MAX], len: hello.reading_len() };
-        reading.bytes[..reading.len].copy_from_slice(fields.take(reading.len)?);
+        let begin = opened.len() - fields.0.len();
+        let range = begin..begin + fields.take(hello.reading_len())?.len();
         // R17: padding is zeros.
         if fields.0.iter().any(|&byte| byte != 0) {
             return Err(DropReason::Malformed);
@@ -129,6 +129,11 @@ impl Opened {
         if id.slot() != hello.slot() {
             return Err(DropReason::Slot);
         }
+        let reading = if hello.offer.early {
+            Text { opened, range }
+        } else {
+            Text { opened: Zeroizing::default(), range: 0..0 }
+        };
         // R94: nothing but a reading that waits to be confirmed belongs into a HELLO.
         if hello.offer.early {
             let Up::Reading { confirm: true, .. } = Up::decode(reading.as_slice())? else {
@@ -471,7 +476,7 @@ impl Signing {
         let mut accept = Accept { bytes: [0; ACCEPT_MAX], len: 0 };
         accept.append(&clear);
         accept.append(ikm_part.as_slice());
-        let grant = zeroize::Zeroizing::new(grant.encode());
+        let grant = Zeroizing::new(grant.encode());
         accept.append(grant.as_slice());
         if profile.source.has_random() {
             accept.append(signature);

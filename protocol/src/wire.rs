@@ -3,6 +3,10 @@
 //! The first byte of every message is `kind << 4 | version`; the second byte of every message from
 //! a device is its slot, by which the kernel steers a datagram to the shard that owns the device.
 
+#[cfg(feature = "gateway")]
+use alloc::boxed::Box;
+
+#[cfg(feature = "gateway")]
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -210,10 +214,13 @@ const _: () = {
 };
 
 /// A HELLO as received: taken apart, nothing in it proven.
+///
+/// It moves from step to step, and most are far shorter than the longest: the bytes stay where they are.
+#[cfg(feature = "gateway")]
 #[derive(Clone)]
 pub struct Hello {
-    bytes: [u8; HELLO_MAX],
-    len: usize,
+    bytes: Box<[u8]>,
+    header: [u8; HELLO_HEADER],
     reading: usize,
     cookie: Option<[u8; COOKIE]>,
     /// Profile, transport, and whether there are a challenge and a reading.
@@ -222,6 +229,7 @@ pub struct Hello {
     pub digest: [u8; 32],
 }
 
+#[cfg(feature = "gateway")]
 impl Hello {
     /// Takes a message of kind HELLO apart.
     ///
@@ -253,9 +261,8 @@ impl Hello {
             0 => None,
             _ => Some(trailer.try_into().map_err(|_| DropReason::Malformed)?),
         };
-        let mut bytes = [0; HELLO_MAX];
-        bytes[..len].copy_from_slice(hello);
-        Ok(Self { bytes, len, reading, cookie, offer, digest: Sha256::digest(hello).into() })
+        let (header, digest) = (*header, Sha256::digest(hello).into());
+        Ok(Self { bytes: hello.into(), header, reading, cookie, offer, digest })
     }
 
     /// n: the length of the sealed reading's text, 0 where there is none.
@@ -267,26 +274,25 @@ impl Hello {
     /// The message without its cookie.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
+        &self.bytes
     }
 
     /// kind, slot, profile, gateway key id.
     #[must_use]
-    pub fn header(&self) -> [u8; HELLO_HEADER] {
-        let [kind, slot, profile, key, ..] = self.bytes;
-        [kind, slot, profile, key]
+    pub const fn header(&self) -> [u8; HELLO_HEADER] {
+        self.header
     }
 
     /// The steering byte that the sender claims.
     #[must_use]
-    pub fn slot(&self) -> u8 {
-        self.bytes[1]
+    pub const fn slot(&self) -> u8 {
+        self.header[1]
     }
 
     /// Which of the gateway's keys the message is sealed to.
     #[must_use]
-    pub fn gateway_key_id(&self) -> u8 {
-        self.bytes[3]
+    pub const fn gateway_key_id(&self) -> u8 {
+        self.header[3]
     }
 
     /// The x-coordinate of the device's ephemeral point E, whose y is even.
@@ -302,7 +308,7 @@ impl Hello {
     /// The HPKE ciphertext with its tag.
     #[must_use]
     pub fn sealed(&self) -> &[u8] {
-        &self.bytes[self.offer.sealed_at()..self.len]
+        &self.bytes[self.offer.sealed_at()..]
     }
 
     /// The address-validation cookie behind the message, if it has one.
