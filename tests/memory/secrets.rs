@@ -5,7 +5,7 @@ use duet_protocol::ec::{self, SecretScalar};
 use duet_protocol::hazmat::{self, expose};
 use duet_protocol::hpke::Context;
 use duet_protocol::identity::{Fingerprint, Gateway, RegistrationKey};
-use duet_protocol::profile::{KeySource, Profile, Transfer};
+use duet_protocol::profile::{KeySource, Offer, Profile, Transfer};
 use duet_protocol::schedule;
 use duet_protocol::{aead, wire::GRANT};
 
@@ -34,7 +34,10 @@ pub(crate) fn of_hello(sides: &Sides<'_>, hello: &[u8]) -> (Needles, [u8; 32], [
     let agreed = ec::agree(gateway_secret, hello[4..36].try_into().unwrap()).unwrap();
     let info: [&[u8]; 3] = [b"duet1 hello", &hello[..4], &gateway.fingerprint.0];
     let context = Context::new(&agreed.shared, &agreed.point, &gateway.key, &info);
-    let (text, tag) = hello[36..].split_last_chunk().unwrap();
+    // With a reading its length stands before the ciphertext.
+    let early = Offer::decode(hello[2]).unwrap().early;
+    let sealed = if early { &hello[38..] } else { &hello[36..] };
+    let (text, tag) = sealed.split_last_chunk().unwrap();
     let mut text = text.to_vec();
     assert!(context.open(&hello[..4], &mut text, tag));
     let (key, _, exporter) = hazmat::context(&context);
@@ -49,7 +52,11 @@ pub(crate) fn of_hello(sides: &Sides<'_>, hello: &[u8]) -> (Needles, [u8; 32], [
     let mut random = [0; 80];
     Software::seeded(sides.seed).random(&mut random).unwrap();
     let random = random.first_chunk().unwrap();
-    let e_c = schedule::hedged_scalar(random, &d, &gateway.fingerprint, fresh, None, None);
+    let mut at = 16 + profile.proof_len();
+    at += if profile.source == KeySource::Ephemeral { 0 } else { 16 };
+    let n = usize::from(u16::from_be_bytes([hello[36], hello[37]]));
+    let reading = early.then(|| &text[at..at + n]);
+    let e_c = schedule::hedged_scalar(random, &d, &gateway.fingerprint, fresh, None, reading);
     assert_eq!(e_c.public_key().x(), hello[4..36], "the same seed makes the same E");
     let mut needles = vec![
         ("e_c".to_owned(), e_c.expose().to_vec()),
