@@ -17,7 +17,6 @@
 //!   names a reading for ever.
 #![no_std]
 #![forbid(unsafe_code)]
-
 #![cfg_attr(
     not(feature = "gateway"),
     allow(dead_code, reason = "some of the key schedule is the gateway's half alone")
