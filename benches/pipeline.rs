@@ -120,6 +120,7 @@ impl<E: Engine> Duet<E> {
             sessions_max: 1 << 20,
             pending_max: 1 << 20,
             retry_from: usize::MAX,
+            burst_us: 0,
             ..testing::settings()
         };
         let curve = Rc::default();

@@ -53,6 +53,9 @@ use crate::presence::{LastValue, Looking, Watch};
 use crate::registry::{Registry, RegistryError, View};
 use crate::transport::{self, Bound, MailSender, TransportError, run_shard};
 
+/// A burst of hellos that is answered within this time waits, µs. A device asks again after a second (R83).
+const BURST_US: u64 = 400_000;
+
 /// Why the data plane could not start, or ended badly.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -221,6 +224,7 @@ impl Server {
                 sessions_max,
                 pending_max: (config.limits.max_pending as usize / config.shards).max(1),
                 retry_from: 2 * BATCH_MAX,
+                burst_us: BURST_US,
                 hello_us,
                 streams: StreamLimits { most: streams_max, ..StreamLimits::default() },
                 gcm,

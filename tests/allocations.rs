@@ -140,6 +140,7 @@ fn world() -> (MailSender<Mail>, std::thread::JoinHandle<()>, Vec<Client>) {
         sessions_max: 1_000,
         pending_max: 500,
         retry_from: 500,
+        burst_us: 0,
         ..testing::settings()
     };
     let (io, mail) = (bound.shards.remove(0), bound.mail.remove(0));

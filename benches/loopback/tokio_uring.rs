@@ -37,6 +37,7 @@ pub(crate) fn serve(state: &Path) {
         sessions_max: 1 << 20,
         pending_max: 1 << 16,
         retry_from: 128,
+        burst_us: 0,
         ..testing::settings()
     };
     let engine = Batched::new(duet_curve::Backend::detect(), 1 << 16, &[3; 32]);

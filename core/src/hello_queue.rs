@@ -1,6 +1,8 @@
 //! Who may wait for elliptic-curve work. A HELLO costs the gateway some 30 µs and its sender
 //! next to nothing, so under load a datagram's address must prove itself first, no address holds
 //! more than its share of the queue, and whoever must come back is told when there will be room.
+//!
+//! A burst of hellos that is answered before its devices would ask again is no load: it waits, and nobody is sent away.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -10,44 +12,21 @@ use duet_protocol::schedule;
 use duet_protocol::wire::{Hello, Retry};
 use subtle::ConstantTimeEq as _;
 
+use crate::senders::Senders;
 use crate::{Now, Path};
 
-/// The most hellos that wait for their batch (R93).
-const WAITING_MAX: usize = 512;
+/// The most hellos that wait for their batch (R93): half a second's work, 10 MB.
+const WAITING_MAX: usize = 16_384;
 /// The most of them from one sender while others wait too.
-const SOURCE_MAX: usize = 128;
+const SOURCE_MAX: usize = WAITING_MAX / 4;
+/// So many places are kept when the queue is empty again.
+const SPARE_MAX: usize = 512;
 /// The most of them from a sender whose hellos are worth nothing.
 const WORTHLESS_SOURCE_MAX: usize = 4;
 /// How long a cookie's epoch is, µs; the epoch before is valid too.
 const COOKIE_EPOCH_US: u64 = 30_000_000;
-/// Worthless hellos from addresses that have proven nothing: so many in one burst, and so many a second for good, are
-/// forgiven. Beyond, every such address is asked first.
-const STRANGERS: Bucket = Bucket { size: 128, per_s: 100 };
-/// The same for each sender that has proven its address. Beyond, it has little room in the queue.
-const SENDER: Bucket = Bucket { size: 32, per_s: 10 };
-/// The most senders whose worthless hellos are remembered (R93).
-const SENDERS_MAX: usize = 4_096;
 /// The furthest ahead that anyone is asked to come back, µs.
 const HORIZON_US: u64 = 4_000_000;
-
-/// A leaky bucket, told by when it will be empty, µs.
-struct Bucket {
-    size: u64,
-    per_s: u64,
-}
-
-impl Bucket {
-    fn overflows(&self, now: Now, empty_us: u64) -> bool {
-        empty_us > now.mono_us + self.size * 1_000_000 / self.per_s
-    }
-
-    /// When it is empty after one more went in. A batch may be worthless as a whole, so it holds twice its size; more is
-    /// not held against those who follow.
-    fn fill(&self, now: Now, empty_us: u64) -> u64 {
-        let most_us = now.mono_us + 2 * self.size * 1_000_000 / self.per_s;
-        (empty_us.max(now.mono_us) + 1_000_000 / self.per_s).min(most_us)
-    }
-}
 
 /// Where a HELLO came from.
 #[derive(Clone, Copy, Debug)]
@@ -69,16 +48,24 @@ pub(crate) struct HelloQueue {
     shares: HashMap<IpAddr, usize>,
     /// From when on there is room for one that is sent away now.
     next_slot_us: u64,
-    /// When the bucket of the strangers' worthless hellos is empty.
-    strangers_empty_us: u64,
-    /// When each sender's bucket is empty, of those whose is not.
-    senders_empty_us: HashMap<IpAddr, u64>,
+    /// Since when more wait than are answered at once, µs.
+    long_since_us: Option<u64>,
+    senders: Senders,
     /// What a HELLO has cost of late, ns; 0 at first.
     cost_ns: u64,
     /// Whether any was refused since the last batch.
     refused: bool,
     /// The last batch, if it left hellos waiting: when it was taken, µs, and how many they were.
     left: Option<(u64, u64)>,
+}
+
+/// What was taken out of the queue.
+#[derive(Default)]
+pub(crate) struct Taken {
+    /// Those that have their turn.
+    pub(crate) batch: Vec<(Origin, Hello)>,
+    /// Those that must prove their address first.
+    pub(crate) asked: Vec<(Origin, Refusal)>,
 }
 
 /// Why a HELLO does not wait, and what its sender is told.
@@ -97,8 +84,10 @@ impl From<DropReason> for Refusal {
 #[derive(Clone, Copy)]
 pub(crate) struct Policy<'a> {
     pub(crate) node_key: &'a [u8; 32],
-    /// From how many waiting hellos on a datagram's address must prove itself.
+    /// From how many waiting hellos on a datagram's address must prove itself, unless they came as a burst.
     pub(crate) retry_from: usize,
+    /// What a burst is: so much work, for so long, µs.
+    pub(crate) burst_us: u64,
     /// What a HELLO costs at least, µs.
     pub(crate) hello_us: u64,
 }
@@ -128,35 +117,45 @@ impl HelloQueue {
             Path::Stream(_) => true,
             Path::Datagram(from) => proves(now, from.address(), &hello, policy.node_key),
         };
-        let loaded = self.hellos.len() >= policy.retry_from;
-        if (loaded || self.is_flooded(now)) && !proven {
-            let reason = match hello.cookie() {
-                Some(_) => DropReason::Cookie,
-                None => DropReason::Unvalidated,
-            };
-            return Err(self.later(now, path, &hello, policy, reason));
+        let loaded = self.is_loaded(now, policy);
+        if !proven && (loaded || self.is_flooded(now, sender)) {
+            return Err(self.ask(now, path, sender, &hello, policy));
+        }
+        if let (Path::Datagram(from), Some(_)) = (path, hello.cookie()) {
+            self.senders.used(from.address(), sender);
         }
         if self.digests.contains(&hello.digest) {
             return Err(DropReason::Repeated.into());
         }
         let share = self.shares.get(&sender).copied().unwrap_or(0);
-        let worthless_us = self.senders_empty_us.get(&sender).copied().unwrap_or(0);
-        let most = match (SENDER.overflows(now, worthless_us), loaded) {
+        let most = match (self.senders.is_worthless(now, sender), loaded) {
             (true, _) => WORTHLESS_SOURCE_MAX,
             (false, true) => SOURCE_MAX,
             (false, false) => usize::MAX,
         };
         if share >= most {
-            return Err(self.later(now, path, &hello, policy, DropReason::SourceFull));
+            return Err(self.later(now, path, sender, &hello, policy, DropReason::SourceFull));
         }
         if self.hellos.len() >= WAITING_MAX {
-            return Err(self.later(now, path, &hello, policy, DropReason::HelloQueueFull));
+            return Err(self.later(now, path, sender, &hello, policy, DropReason::HelloQueueFull));
         }
         self.digests.insert(hello.digest);
         *self.shares.entry(sender).or_default() += 1;
         let origin = Origin { path, sender, arrived_us: now.mono_us, proven };
         self.hellos.push_back((origin, hello));
+        if self.hellos.len() >= policy.retry_from {
+            self.long_since_us.get_or_insert(now.mono_us);
+        }
         Ok(())
+    }
+
+    /// Whether more wait, or for longer, than a burst explains.
+    fn is_loaded(&self, now: Now, policy: Policy<'_>) -> bool {
+        let waiting = self.hellos.len();
+        let since_us = self.long_since_us.unwrap_or(now.mono_us);
+        waiting >= policy.retry_from
+            && (waiting as u64 * self.cost_us(policy) >= policy.burst_us
+                || now.mono_us - since_us >= policy.burst_us)
     }
 
     /// What a HELLO costs, µs: as of late, within reason, since one long pause is no measure.
@@ -164,27 +163,13 @@ impl HelloQueue {
         self.cost_ns.div_ceil(1_000).clamp(policy.hello_us, 4 * policy.hello_us)
     }
 
-    /// Whether strangers sent more worthless hellos of late than honest devices explain: then elliptic-curve work is for
-    /// those only who prove that they receive.
-    fn is_flooded(&self, now: Now) -> bool {
-        STRANGERS.overflows(now, self.strangers_empty_us)
+    fn is_flooded(&self, now: Now, sender: IpAddr) -> bool {
+        self.senders.are_flooding(now) || self.senders.is_flooding(now, sender)
     }
 
-    /// One of the hellos that were taken drew no ACCEPT. It counts against its sender, whatever carried it, if that is
-    /// known; otherwise against all strangers together.
+    /// One of the hellos that were taken drew no ACCEPT.
     pub(crate) fn count_worthless(&mut self, now: Now, origin: Origin) {
-        if !origin.proven {
-            self.strangers_empty_us = STRANGERS.fill(now, self.strangers_empty_us);
-            return;
-        }
-        let senders = &mut self.senders_empty_us;
-        if senders.len() >= SENDERS_MAX && !senders.contains_key(&origin.sender) {
-            senders.retain(|_, empty_us| *empty_us > now.mono_us);
-        }
-        if senders.len() < SENDERS_MAX || senders.contains_key(&origin.sender) {
-            let empty_us = senders.entry(origin.sender).or_default();
-            *empty_us = SENDER.fill(now, *empty_us);
-        }
+        self.senders.count_worthless(now, origin.sender, origin.proven);
     }
 
     /// When the oldest came, µs.
@@ -192,8 +177,9 @@ impl HelloQueue {
         self.hellos.front().map(|(origin, _)| origin.arrived_us)
     }
 
-    /// Takes the oldest hellos, at most this many.
-    pub(crate) fn take(&mut self, now: Now, most: usize) -> Vec<(Origin, Hello)> {
+    /// Takes the oldest hellos, at most this many. Those that came unasked before a flood was noticed are asked now
+    /// instead: they are what makes it.
+    pub(crate) fn take(&mut self, now: Now, most: usize, policy: Policy<'_>) -> Taken {
         // While hellos wait, the time from batch to batch is what those of one cost, unless it also went
         // into sending others away: that is done once for each, however long they then wait.
         let refused = std::mem::take(&mut self.refused);
@@ -201,19 +187,58 @@ impl HelloQueue {
             let each_ns = now.mono_us.saturating_sub(since_us) * 1_000 / count;
             self.cost_ns = (self.cost_ns * 7 + each_ns) / 8;
         }
-        let count = most.min(self.hellos.len());
-        self.left = (0 < count && count < self.hellos.len()).then_some((now.mono_us, count as u64));
-        let batch: Vec<_> = self.hellos.drain(..count).collect();
-        for (origin, hello) in &batch {
-            self.digests.remove(&hello.digest);
-            if let Some(share) = self.shares.get_mut(&origin.sender) {
-                *share -= 1;
-                if *share == 0 {
-                    self.shares.remove(&origin.sender);
-                }
+        let mut taken = Taken::default();
+        while taken.batch.len() < most && taken.asked.len() < most {
+            let Some((origin, hello)) = self.hellos.pop_front() else { break };
+            self.forget(&origin, &hello);
+            if !origin.proven && self.is_flooded(now, origin.sender) {
+                let refusal = self.ask(now, origin.path, origin.sender, &hello, policy);
+                taken.asked.push((origin, refusal));
+            } else {
+                taken.batch.push((origin, hello));
             }
         }
-        batch
+        if self.hellos.is_empty() {
+            self.hellos.shrink_to(SPARE_MAX);
+        }
+        if self.hellos.len() < policy.retry_from {
+            self.long_since_us = None;
+        }
+        let count = taken.batch.len() as u64;
+        self.left = (0 < count && !self.hellos.is_empty()).then_some((now.mono_us, count));
+        taken
+    }
+
+    fn forget(&mut self, origin: &Origin, hello: &Hello) {
+        self.digests.remove(&hello.digest);
+        if let Some(share) = self.shares.get_mut(&origin.sender) {
+            *share -= 1;
+            if *share == 0 {
+                self.shares.remove(&origin.sender);
+            }
+        }
+    }
+
+    /// Refuses a datagram whose sender has not proven that it receives, and asks it to, unless in a flood it makes no use of that.
+    fn ask(
+        &mut self,
+        now: Now,
+        path: Path,
+        sender: IpAddr,
+        hello: &Hello,
+        policy: Policy<'_>,
+    ) -> Refusal {
+        let reason = match hello.cookie() {
+            Some(_) => DropReason::Cookie,
+            None => DropReason::Unvalidated,
+        };
+        if let Path::Datagram(from) = path
+            && self.is_flooded(now, sender)
+            && !self.senders.may_ask(now, from.address(), sender)
+        {
+            return reason.into();
+        }
+        self.later(now, path, sender, hello, policy, reason)
     }
 
     /// Refuses, and gives a datagram's sender the next free slot, in turn. Where there are more
@@ -222,6 +247,7 @@ impl HelloQueue {
         &mut self,
         now: Now,
         path: Path,
+        sender: IpAddr,
         hello: &Hello,
         policy: Policy<'_>,
         reason: DropReason,
@@ -230,7 +256,7 @@ impl HelloQueue {
         let Path::Datagram(from) = path else { return reason.into() };
         let cost_us = self.cost_us(policy);
         let waiting_us = self.hellos.len() as u64 * cost_us;
-        let ahead_us = if reason == DropReason::Unvalidated && self.is_flooded(now) {
+        let ahead_us = if reason == DropReason::Unvalidated && self.is_flooded(now, sender) {
             // Most of them never come back: they take no slot from those that do.
             waiting_us
         } else {
@@ -275,8 +301,10 @@ mod tests {
 
     use super::*;
     use crate::StreamId;
+    use crate::senders::STRANGERS;
 
-    const POLICY: Policy<'static> = Policy { node_key: &[7; 32], retry_from: 4, hello_us: 1_000 };
+    const POLICY: Policy<'static> =
+        Policy { node_key: &[7; 32], retry_from: 4, burst_us: 0, hello_us: 1_000 };
 
     fn now(mono_us: u64) -> Now {
         Now { mono_us, unix_ms: 0 }
@@ -364,17 +392,17 @@ mod tests {
         for number in 0..share {
             assert!(admit(&mut waiting, 1, number).is_ok());
         }
-        let (reason, retry) = refused(admit(&mut waiting, 1, 999));
+        let (reason, retry) = refused(admit(&mut waiting, 1, 60_000));
         assert_eq!((reason, retry.is_some()), (DropReason::SourceFull, true));
         for number in share..u16::try_from(WAITING_MAX).unwrap() {
             let host = u8::try_from(number / share + 1).unwrap();
             assert!(admit(&mut waiting, host, number).is_ok(), "{number}");
         }
-        let (reason, retry) = refused(admit(&mut waiting, 9, 999));
+        let (reason, retry) = refused(admit(&mut waiting, 9, 60_001));
         assert_eq!((reason, retry.is_some()), (DropReason::HelloQueueFull, true));
 
         // What was taken makes room, in every book.
-        assert_eq!(waiting.take(now(0), WAITING_MAX).len(), WAITING_MAX);
+        assert_eq!(waiting.take(now(0), WAITING_MAX, POLICY).batch.len(), WAITING_MAX);
         assert!(waiting.is_empty() && waiting.digests.is_empty() && waiting.shares.is_empty());
         assert!(admit(&mut waiting, 1, 0).is_ok());
     }
@@ -391,7 +419,7 @@ mod tests {
         (0..STRANGERS.size).for_each(|_| waiting.count_worthless(now(0), stranger));
         assert!(enqueue(&mut waiting, now(0), from(1, 0), hello(0)).is_ok(), "not yet a flood");
         (0..50).for_each(|_| waiting.count_worthless(now(0), stranger));
-        for number in 1..20_000 {
+        for number in 1..5_000 {
             let (reason, retry) =
                 refused(enqueue(&mut waiting, now(0), from(1, number), hello(number)));
             assert_eq!((reason, retry.unwrap().wait_10ms), (DropReason::Unvalidated, 0));
@@ -414,7 +442,7 @@ mod tests {
             waiting.enqueue(now, path, sender(host), hello(number), POLICY).is_ok()
         };
         assert!((0..64).all(|number| queue(now(0), 1, number)));
-        for (origin, _) in waiting.take(now(0), 64) {
+        for (origin, _) in waiting.take(now(0), 64, POLICY).batch {
             waiting.count_worthless(now(0), origin);
         }
         let mut queue = |now, host, number: u16| {
@@ -425,12 +453,52 @@ mod tests {
         assert_eq!(admitted, WORTHLESS_SOURCE_MAX);
         assert!((200..300).all(|number| queue(now(0), 2, number)), "another sender");
         assert!(queue(now(0), 3, 300) && queue(now(20_000_000), 1, 301), "it is forgiven");
-        assert!((0..2 * u32::try_from(SENDERS_MAX).unwrap()).all(|sender| {
-            let sender = IpAddr::from(sender.to_be_bytes());
-            let (path, proven) = (stream(1), true);
-            waiting.count_worthless(now(0), Origin { path, sender, arrived_us: 0, proven });
-            waiting.senders_empty_us.len() <= SENDERS_MAX
-        }));
+    }
+
+    /// What is answered before its devices would ask again waits, and nobody is sent away; if it does not end it was no
+    /// burst.
+    #[test]
+    fn a_burst_waits_and_load_is_asked() {
+        let policy = Policy { burst_us: 400_000, ..POLICY };
+        let mut waiting = HelloQueue::default();
+        let queue = |waiting: &mut HelloQueue, at, number: u16| {
+            let sender = IpAddr::from([10, 1, number.to_be_bytes()[0], number.to_be_bytes()[1]]);
+            waiting.enqueue(now(at), from(1, number), sender, hello(number), policy).is_ok()
+        };
+        let admitted = (0..1_000).filter(|number| queue(&mut waiting, 0, *number)).count();
+        assert_eq!(admitted, 400, "1 ms each");
+        // Half of them are answered, and more come: it is as long as before.
+        assert_eq!(waiting.take(now(200_000), 200, policy).batch.len(), 200);
+        assert!(queue(&mut waiting, 200_000, 2_000) && !queue(&mut waiting, 400_000, 2_001));
+        assert_eq!(waiting.take(now(400_000), 200, policy).batch.len(), 200);
+        assert!(queue(&mut waiting, 400_000, 2_002), "it is over");
+    }
+
+    /// A flood that came as a burst costs elliptic-curve work only until it is noticed, even where it waits already.
+    #[test]
+    fn what_waits_when_a_flood_is_noticed_is_asked_first() {
+        let policy = Policy { burst_us: 400_000, ..POLICY };
+        let mut waiting = HelloQueue::default();
+        let forger = IpAddr::from([10, 0, 0, 9]);
+        for number in 0..300 {
+            assert!(
+                waiting.enqueue(now(0), from(9, number), forger, hello(number), policy).is_ok()
+            );
+        }
+        let honest = IpAddr::from([10, 0, 0, 1]);
+        assert!(waiting.enqueue(now(0), from(1, 1), honest, hello(999), policy).is_ok());
+        let mut worked = 0;
+        let mut answered = false;
+        while !waiting.is_empty() {
+            for (origin, _) in waiting.take(now(0), 64, policy).batch {
+                answered |= origin.sender == honest;
+                if origin.sender == forger {
+                    waiting.count_worthless(now(0), origin);
+                    worked += 1;
+                }
+            }
+        }
+        assert_eq!((worked, answered), (64, true), "one batch, and nobody else is asked");
     }
 
     #[test]
@@ -445,7 +513,7 @@ mod tests {
                 number += 1;
             }
             // Two of four: 3 ms each, though the policy says 1.
-            assert_eq!(waiting.take(now(turn * 6_000), 2).len(), 2);
+            assert_eq!(waiting.take(now(turn * 6_000), 2, POLICY).batch.len(), 2);
         }
         let time = now(40 * 6_000);
         assert!(enqueue(&mut waiting, time, from(1, 998), hello(998)).is_ok());

@@ -34,6 +34,7 @@ mod outbox;
 mod random;
 mod records;
 pub mod rules;
+mod senders;
 mod session;
 mod sessions;
 mod shard;

@@ -80,6 +80,8 @@ pub struct Settings {
     pub pending_max: usize,
     /// From how many waiting hellos on an address must prove itself first (RETRY).
     pub retry_from: usize,
+    /// Unless they are a burst: no more, and for no longer, than is answered in this time, µs.
+    pub burst_us: u64,
     /// What a HELLO costs about, µs: by it a storm is told when to come back.
     pub hello_us: u64,
     /// How many streams there may be, and how long they have for what.

@@ -64,6 +64,7 @@ pub fn settings() -> Settings {
         sessions_max: 100,
         pending_max: 50,
         retry_from: 64,
+        burst_us: 0,
         hello_us: 40,
         streams: StreamLimits::default(),
         gcm: duet_aead::Gcm::best(),

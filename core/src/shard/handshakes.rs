@@ -15,11 +15,11 @@ use duet_protocol::wire::{Hello, SessionId};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use super::{BATCH_MAX, Commit, Event, GatewayKey, Reading, RefusedDevice, Shard, Sink};
+use super::{BATCH_MAX, Commit, Event, GatewayKey, Reading, RefusedDevice, Settings, Shard, Sink};
 use crate::destinations::Destinations;
 use crate::early::{InFlight, Paths, Waiting};
 use crate::engine::Engine;
-use crate::hello_queue::{Origin, Policy, Refusal};
+use crate::hello_queue::{Origin, Policy, Refusal, Taken};
 use crate::rules::{Rule, in_force};
 use crate::session::{Pending, Session};
 use crate::sessions::{Challenge, Known};
@@ -91,6 +91,15 @@ enum EarlyVerdict {
     Leave,
 }
 
+fn policy(settings: &Settings) -> Policy<'_> {
+    Policy {
+        node_key: &settings.node_key,
+        retry_from: settings.retry_from,
+        burst_us: settings.burst_us,
+        hello_us: settings.hello_us,
+    }
+}
+
 impl<E: Engine, S: Sink> Shard<E, S> {
     pub(super) fn handle_hello(
         &mut self,
@@ -117,11 +126,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             return Ok(());
         }
-        let policy = Policy {
-            node_key: &self.settings.node_key,
-            retry_from: self.settings.retry_from,
-            hello_us: self.settings.hello_us,
-        };
+        let policy = policy(&self.settings);
         if let Err(Refusal { reason, retry }) =
             self.hellos.enqueue(now, path, sender, hello, policy)
         {
@@ -157,7 +162,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let mut authorised = self.go_on(now, due);
         if let Some(oldest_us) = self.hellos.oldest_us() {
             let waited_us = now.mono_us.saturating_sub(oldest_us);
-            let hellos = self.hellos.take(now, BATCH_MAX);
+            let Taken { batch: hellos, asked } =
+                self.hellos.take(now, BATCH_MAX, policy(&self.settings));
+            for (origin, Refusal { reason, retry }) in asked {
+                retry.into_iter().for_each(|retry| self.out.push(origin.path, &retry.encode()));
+                self.discard(origin.arrived_us, origin.path, reason);
+            }
             let count = hellos.len();
             let owed: Vec<_> = hellos.iter().map(|(origin, _)| origin.path).collect();
             let (claims, tables) = self.open_hellos(now, hellos);
