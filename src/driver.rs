@@ -60,6 +60,7 @@ mod buffers;
 mod completion;
 pub mod epoll;
 mod event;
+mod inherited;
 mod local;
 mod owner;
 mod region;
@@ -70,6 +71,7 @@ pub use self::address::Route;
 pub use self::buffers::{BufferSet, Lease};
 pub use self::completion::{Completion, DATAGRAM_HEADER_LEN, Datagram, Payload, received_datagram};
 pub use self::event::EventFd;
+pub use self::inherited::take_inherited;
 pub use self::local::LocalAddress;
 pub use self::sends::{SEND_CAPACITY, SendSlot};
 

@@ -11,6 +11,7 @@ pub mod hex;
 pub mod identity;
 pub mod log;
 pub mod mailbox;
+pub mod manager;
 pub mod presence;
 pub mod registry;
 pub mod server;

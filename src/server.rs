@@ -2,6 +2,7 @@
 //! itself.
 
 mod commands;
+mod handover;
 mod host;
 mod marks;
 mod node_key;
@@ -15,6 +16,7 @@ mod upstreams;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -26,7 +28,7 @@ use duet_aead::Gcm;
 use duet_core::engine::Batched;
 use duet_core::{
     BATCH_MAX, Directory, GatewayKey, Handler as _, Mail, Random, Renewal, Settings, Shard,
-    StreamLimits,
+    StreamLimits, TakenOver,
 };
 use duet_curve::Backend;
 use duet_protocol::identity::DeviceId;
@@ -34,8 +36,10 @@ use duet_protocol::reason::DropReason;
 use duet_protocol::wire::Kind;
 use duet_telemetry::catalogue::{DRIVER_INFO, LIMITS};
 use tokio::sync::{Notify, watch};
+use zeroize::Zeroizing;
 
 use self::commands::ShardWays;
+use self::handover::Left;
 use self::host::{Gauges, Host};
 use self::marks::Marks;
 pub use self::marks::MarksError;
@@ -48,10 +52,13 @@ use crate::admin::{Activity, Driver, Dropped, Fault, Gateway, Phase, Status};
 use crate::commands::{Commands, Limits, Opened, StoreError};
 use crate::config::{self, Config};
 use crate::delivery::{Care, Health, Retention, Spool, SpoolConfig, SpoolError, WhenFull};
-use crate::driver;
+use crate::driver::{self, LocalAddress};
+use crate::manager::{self, Inherited};
 use crate::presence::{LastValue, Looking, Watch};
 use crate::registry::{Registry, RegistryError, View};
-use crate::transport::{self, Bound, MailSender, TransportError, run_shard};
+use crate::transport::{
+    self, Bound, KeptSockets, MailSender, TransportError, is_socket_name, run_shard,
+};
 
 /// A burst of hellos that is answered within this time waits, µs. A device asks again after a second (R83).
 const BURST_US: u64 = 400_000;
@@ -102,7 +109,10 @@ pub struct Server {
     pub local: SocketAddr,
     /// What went differently than wished, for people.
     pub warnings: Vec<String>,
-    threads: Vec<JoinHandle<Result<(), TransportError>>>,
+    /// What became of the sessions of the process before, if it has left some.
+    pub taken_over: Option<TakenOver>,
+    threads: Vec<JoinHandle<Result<Option<Left>, TransportError>>>,
+    node_key: Zeroizing<[u8; 32]>,
     stop: transport::Stop,
     ended: Arc<Notify>,
     spool: Spool,
@@ -148,7 +158,7 @@ fn allow_descriptors(streams: u32) {
 }
 
 impl Server {
-    /// Binds every socket, opens the spool, starts the shards.
+    /// Binds every socket, or takes those of the process before, opens the spool, starts the shards.
     ///
     /// # Errors
     /// [`ServerError`]; then nothing is left running.
@@ -156,14 +166,18 @@ impl Server {
         config: &Config,
         keys: &[GatewayKey],
         registry: &Arc<Registry>,
+        inherited: &mut Inherited,
     ) -> Result<Self, ServerError> {
         let (gcm, curve) = (Gcm::select()?, Backend::select()?);
         allow_descriptors(config.limits.max_streams);
         let settings = transport_settings(config);
         let streams_max = settings.streams_max;
         // Refusals come first: they leave no file behind.
-        let Bound { local, shards, mail, warnings, stop, driver: kind } =
-            transport::bind::<Mail>(settings)?;
+        let kept = kept_sockets(&settings, inherited);
+        let are_kept = kept.is_some();
+        let bound = transport::bind_kept::<Mail>(settings, kept)?;
+        let unkept = (!are_kept).then(|| keep_sockets(&bound).err()).flatten();
+        let Bound { local, shards, mail, warnings, stop, driver: kind, .. } = bound;
         let node_key = node_key::load(&config.state.join(node_key::FILE))?;
         let limits = Limits {
             per_device: config.commands.per_device as usize,
@@ -212,7 +226,10 @@ impl Server {
         let (mut threads, ended) = (Vec::new(), Arc::new(Notify::new()));
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
         let presence = Arc::new(Watch::new(config.shards));
-        for (io, own) in shards.into_iter().zip(mail.clone()) {
+        let most = config.limits.max_sessions as usize;
+        let handed = handed_over(inherited, &node_key, keys, most).map(Arc::new);
+        let (tell_taken, taken) = mpsc::channel::<TakenOver>();
+        for (mut io, own) in shards.into_iter().zip(mail.clone()) {
             let settings = Settings {
                 keys: keys.to_vec(),
                 node_key: *node_key,
@@ -237,6 +254,7 @@ impl Server {
             let notices = config.notices.presence.then(|| Notices::new(spool.submitter()));
             let directory: Arc<dyn Directory> = Arc::<View>::clone(view);
             let ending = Ending(Arc::clone(&ended));
+            let handed = handed.clone().map(|handed| (handed, tell_taken.clone()));
             let mut random = Random::new(kernel_randomness);
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{}", io.index()))
@@ -246,11 +264,27 @@ impl Server {
                     let mut shard = Shard::new(settings, directory, engine, sink, random);
                     // R113: what is queued comes by mail.
                     shard.handle_mail(transport::now(), Mail::CommandsBehind(true));
-                    run_shard(io, Host::new(shard, gauges, teller, watch, notices)).map(|_| ())
+                    let mut host = Host::new(shard, gauges, teller, watch, notices);
+                    if let Some((handed, tell)) = handed {
+                        let via = |local| io.via(LocalAddress::from_parts(local));
+                        // Whoever starts the shards waits for it.
+                        let _ = tell.send(host.take_over(transport::now(), &handed, via));
+                    }
+                    let mut finished = run_shard(io, host)?;
+                    let (host, local) = finished.handler_and_locals();
+                    Ok(host.leave(|via| Some(local(via)?.parts())))
                 })
                 .map_err(|_| ServerError::System("a thread"))?;
             threads.push(thread);
         }
+        drop(tell_taken);
+        let taken_over = handed.map(|handed| {
+            drop(handed);
+            taken.iter().fold(TakenOver::default(), |sum, one| TakenOver {
+                taken: sum.taken + one.taken,
+                left: sum.left + one.left,
+            })
+        });
         let teller = commands.teller();
         let commands = commands
             .run(Box::new(ShardWays { mail: mail.clone(), spool: spool.submitter(), teller }))
@@ -276,6 +310,9 @@ impl Server {
             gauges,
         });
         let mut warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+        warnings.extend(unkept.map(|error| {
+            format!("the service manager does not keep the sockets over a restart: {error}")
+        }));
         warnings.extend(spool.recovery.told(&config.spool.dir));
         let (stop_marks, stopped) = mpsc::channel();
         let marks = std::thread::Builder::new()
@@ -283,7 +320,19 @@ impl Server {
             .spawn(move || marks.keep(&stopped))
             .map_err(|_| ServerError::System("a thread"))?;
         let marks = (stop_marks, marks);
-        Ok(Self { local, warnings, threads, stop, ended, spool, marks, control })
+        let node_key = Zeroizing::new(*node_key);
+        Ok(Self {
+            local,
+            warnings,
+            taken_over,
+            threads,
+            node_key,
+            stop,
+            ended,
+            spool,
+            marks,
+            control,
+        })
     }
 
     /// Completes when a shard ends by itself: then the gateway must end, for a supervisor to
@@ -317,24 +366,30 @@ impl Server {
         Arc::clone(&self.control)
     }
 
-    /// Ends every session, lets the spool finish, joins every thread.
+    /// Ends every session, or leaves it to the next process where a service manager can hand it on and `hand_over` allows
+    /// it; lets the spool finish, joins every thread.
     ///
     /// # Errors
     /// The first thing that went wrong on the way.
-    pub fn drain(self) -> Result<(), ServerError> {
+    pub fn drain(self, hand_over: bool) -> Result<(), ServerError> {
         self.control.draining.store(true, Ordering::Relaxed);
-        if !self.control.tell_all(|| Mail::Drain) {
+        let hand_over = hand_over && manager::keeps(to_keep(self.threads.len()));
+        let mail = || if hand_over { Mail::HandOver } else { Mail::Drain };
+        if !self.control.tell_all(mail) {
             // One that takes no mail is ended without its goodbyes.
             self.stop.stop();
         }
         // The last senders but the spool's completions: what remains ends with the shards.
-        let mut result = Ok(());
+        let (mut result, mut left) = (Ok(()), Vec::new());
         for thread in self.threads {
             match thread.join() {
-                Ok(Ok(())) => {}
+                Ok(Ok(one)) => left.extend(one),
                 Ok(Err(error)) => result = Err(error.into()),
                 Err(_) => result = Err(ServerError::System("a shard to go on: it panicked")),
             }
+        }
+        if hand_over && result.is_ok() {
+            keep_sessions(left, &self.node_key);
         }
         // What devices said last is recorded before the spool, to which it goes on, ends.
         self.control.commands.shutdown();
@@ -349,6 +404,74 @@ impl Server {
         self.control.upstreams.shutdown();
         stored?;
         result
+    }
+}
+
+/// How many descriptors a service manager is to keep: three sockets a shard, and the sessions.
+fn to_keep(shards: usize) -> usize {
+    3 * shards + 1
+}
+
+/// The sockets of the process before, if they are what the settings ask for. Otherwise the manager closes them, so that
+/// their address can be bound.
+fn kept_sockets(settings: &transport::Settings, inherited: &mut Inherited) -> Option<KeptSockets> {
+    let named = inherited.named(is_socket_name);
+    let names: Vec<_> = named.iter().map(|(name, _)| name.clone()).collect();
+    let kept = KeptSockets::fitting(settings, named);
+    if kept.is_none() {
+        // One that does not listen any more keeps nothing either.
+        names.iter().for_each(|name| drop(manager::forget(name)));
+    }
+    kept
+}
+
+/// Has the manager keep new sockets, if there is one that can.
+fn keep_sockets(bound: &Bound<Mail>) -> io::Result<()> {
+    if manager::keeps(to_keep(bound.shards.len())) {
+        for (name, socket) in bound.sockets() {
+            manager::store(&name, socket)?;
+        }
+    }
+    Ok(())
+}
+
+/// The sessions that the process before has left, which nobody can take again.
+fn handed_over(
+    inherited: &mut Inherited,
+    node_key: &[u8; 32],
+    keys: &[GatewayKey],
+    sessions_max: usize,
+) -> Option<Zeroizing<Vec<u8>>> {
+    let all = inherited.named(|name| name == handover::NAME);
+    if all.is_empty() {
+        return None;
+    }
+    let gateways: Vec<_> = keys.iter().map(|key| key.gateway.fingerprint).collect();
+    let now_us = transport::now().mono_us;
+    let mut found = None;
+    for (_, memory) in all {
+        match handover::unpack(memory, node_key, &gateways, sessions_max, now_us) {
+            Ok(sessions) => found = Some(sessions),
+            Err(refused) => tracing::warn!(
+                "sessions of the process before are not taken over: {refused}; their devices open new ones"
+            ),
+        }
+    }
+    if let Err(error) = manager::forget(handover::NAME) {
+        tracing::warn!(
+            "the service manager does not close what held sessions, which is wiped: {error}"
+        );
+    }
+    found
+}
+
+/// Has the manager keep sessions until the next start.
+fn keep_sessions(left: Vec<Left>, node_key: &[u8; 32]) {
+    let kept = handover::pack(&left, node_key, transport::now().mono_us).and_then(|memory| {
+        memory.map_or(Ok(()), |memory| manager::store(handover::NAME, memory.as_fd()))
+    });
+    if let Err(error) = kept {
+        tracing::warn!("sessions cannot be left to the next start: {error}; devices open new ones");
     }
 }
 

@@ -30,6 +30,7 @@ mod drivers;
 mod error;
 mod event_loop;
 mod framing;
+mod kept;
 mod listen;
 mod locals;
 mod operation;
@@ -42,9 +43,10 @@ mod table;
 
 use duet_core::{Handler, MESSAGE_MAX, Now, Path, Peer, StreamId, Transmit, Via, shard_of};
 
-pub use self::bind::{Bound, MailSender, ShardIo, Stop, bind};
+pub use self::bind::{Bound, MailSender, ShardIo, Stop, bind, bind_kept};
 pub use self::counters::Counters;
 pub use self::error::{TransportError, Warning};
 pub use self::event_loop::{Finished, run_shard};
+pub use self::kept::{KeptSockets, is_socket_name};
 pub use self::settings::Settings;
 pub use self::socket::now;

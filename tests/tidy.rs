@@ -218,6 +218,7 @@ const BELOW: &[(&str, &[&str])] = &[
     ("log", &["identity"]),
     ("config", &["driver", "log"]),
     ("mailbox", &["driver"]),
+    ("manager", &["driver"]),
     ("identity", &["hex"]),
     ("transport", &["driver", "mailbox"]),
     ("delivery", &["hex", "identity"]),

@@ -12,7 +12,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `drive` | the contract by which a shard is driven, and the types that cross it |
-//! | `shard` | a shard: its turn, its mail; in its folder the way of a HELLO, of a record and of a command |
+//! | `shard` | a shard: its turn, its mail; in its folder the way of a HELLO, of a record and of a command, and of sessions to the next process |
 //! | `sessions` | the session table: every index of sessions, behind few verbs |
 //! | `hello_queue` | which hellos may wait for elliptic-curve work |
 //! | `early` | readings from HELLOs that are on their way to storage, and the handshakes that wait for them |
@@ -52,7 +52,8 @@ pub use self::drive::{
 pub use self::random::Random;
 pub use self::shard::{
     BATCH_MAX, Command, CommandAnswer, CommandFailure, Commit, Contact, Counts, Event, GatewayKey,
-    Gone, Mail, Reading, RefusedDevice, Renewal, Settings, Shard, Sink,
+    Gone, HANDED_LEN, Local, Mail, Reading, RefusedDevice, Renewal, Settings, Shard, Sink,
+    TakenOver,
 };
 pub use self::sources::{SourceSet, UnknownSource};
 pub use self::streams::{StreamLimits, Streams};

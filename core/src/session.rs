@@ -41,7 +41,7 @@ pub(crate) struct Session {
     pub(crate) hello: [u8; HELLO_NAME],
     /// The counter of its HELLO.
     pub(crate) fresh: u64,
-    next_down: u32,
+    pub(crate) next_down: u32,
     pub(crate) window: ReplayWindow,
     /// Which of the readings that want confirmation are durable.
     pub(crate) stored: ReplayWindow,
@@ -52,7 +52,7 @@ pub(crate) struct Session {
     pub(crate) stream: Option<StreamId>,
     /// How many bytes may go to `path`; `None` once it has shown that it receives what is sent
     /// there.
-    credit: Option<u32>,
+    pub(crate) credit: Option<u32>,
     pub(crate) pending: Option<Box<Pending>>,
     pub(crate) created_us: u64,
     pub(crate) last_record_us: u64,

@@ -154,6 +154,24 @@ impl Sessions {
         Ended { stream: session.stream, unanswered: session.unanswered }
     }
 
+    /// Adds a confirmed session that another process has handed over, if neither its id nor its device has one here.
+    pub(crate) fn take_over(&mut self, id: SessionId, session: Box<Session>) -> bool {
+        debug_assert!(session.pending.is_none(), "what is handed over is confirmed");
+        let device = session.device.credential.id;
+        let taken = self.all.contains_key(&id) || self.ended.contains_key(&id);
+        if taken || self.live_of(&device).is_some() {
+            return false;
+        }
+        self.contacts.entry(device).or_default().live = Some(id);
+        self.all.insert(id, session);
+        true
+    }
+
+    /// All sessions with their ids.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SessionId, &Session)> {
+        self.all.iter().map(|(id, session)| (*id, &**session))
+    }
+
     /// The session with this id.
     pub(crate) fn find(&self, id: SessionId) -> Option<&Session> {
         self.all.get(&id).map(|session| &**session)

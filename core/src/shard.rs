@@ -5,6 +5,7 @@
 //! threads is its directory of devices and its mail.
 
 mod commands;
+mod handover;
 mod handshakes;
 mod presence;
 mod traffic;
@@ -25,6 +26,7 @@ use duet_protocol::wire::{Kind, SessionId};
 
 use self::commands::Commands;
 pub use self::commands::{Command, CommandAnswer, CommandFailure};
+pub use self::handover::{HANDED_LEN, Local, TakenOver};
 pub use self::presence::{Contact, Gone};
 use crate::early::Early;
 use crate::engine::Engine;
@@ -190,6 +192,9 @@ pub enum Mail {
     Renew(Box<Renewal>),
     /// Take no more hellos, end every session once it has its acknowledgements, and finish.
     Drain,
+    /// Take no more messages, give what came before its acknowledgements, and finish with all sessions that lack none, which
+    /// [`hand_over`](Shard::hand_over) then gives. Their devices hear nothing of it.
+    HandOver,
 }
 
 /// What can change of [`Settings`] while a shard runs.
@@ -371,6 +376,10 @@ pub struct Shard<E: Engine, S> {
     resets_left: usize,
     /// Until when it drains, µs, if it does.
     drain_until_us: Option<u64>,
+    /// Whether its sessions go on in another process, if it drains.
+    hands_over: bool,
+    /// Whether none of its sessions lacks anything that came before it drained.
+    is_settled: bool,
     /// Whether keys were moved or destroyed in this turn, and copies may lie on the stack.
     scrub: bool,
     /// What it has counted so far.
@@ -409,6 +418,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             next_second_us: 0,
             next_idle_scan_us: 0,
             drain_until_us: None,
+            hands_over: false,
+            is_settled: false,
             scrub: false,
             counts: Counts::default(),
         }
@@ -492,6 +503,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             Ok(Kind::Hello | Kind::Up) if foreign => Err(DropReason::Slot),
             Ok(Kind::Hello) if self.drain_until_us.is_some() => Err(DropReason::HelloQueueFull),
             Ok(Kind::Hello) => self.handle_hello(now, path, sender, bytes),
+            // Whoever takes the sessions over hears it when it comes again.
+            Ok(Kind::Up) if self.hands_over => Err(DropReason::UnknownSessionQuiet),
             Ok(Kind::Up) => self.queue_record(path, bytes),
             Ok(_) => Err(DropReason::Kind),
             Err(reason) => Err(reason),
@@ -545,6 +558,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn drain(&mut self, now: Now) {
         let Some(until_us) = self.drain_until_us else { return };
         let late = now.mono_us >= until_us;
+        if self.hands_over {
+            return self.settle_all(late);
+        }
         for id in self.sessions.ids() {
             if late || self.sessions.find(id).is_some_and(|session| session.unanswered == 0) {
                 self.close_session(id, Gone::Stopped);
@@ -677,6 +693,10 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
             Mail::Drain => {
                 self.drain_until_us.get_or_insert(now.mono_us + DRAIN_US);
             }
+            Mail::HandOver => {
+                self.hands_over |= self.drain_until_us.is_none();
+                self.drain_until_us.get_or_insert(now.mono_us + DRAIN_US);
+            }
         }
     }
 
@@ -725,6 +745,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
     }
 
     fn is_finished(&self) -> bool {
-        self.drain_until_us.is_some() && self.sessions.len() == 0 && self.out.is_empty()
+        let done = self.sessions.len() == 0 || self.hands_over && self.is_settled;
+        self.drain_until_us.is_some() && done && self.out.is_empty()
     }
 }

@@ -32,6 +32,26 @@ impl ReplayWindow {
         Self { next: 0, seen: [0; 16] }
     }
 
+    /// The length of a window that is [written down](Self::to_bytes), bytes.
+    pub const LEN: usize = 20;
+
+    /// The window as bytes, for the process that takes this one's place (R72).
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; Self::LEN] {
+        let mut out = [0; Self::LEN];
+        out[..4].copy_from_slice(&self.next.to_be_bytes());
+        out[4..].copy_from_slice(&self.seen().to_be_bytes());
+        out
+    }
+
+    /// The window that these bytes are of.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
+        let [a, b, c, d, seen @ ..] = *bytes;
+        let seen = u128::from_be_bytes(seen).to_ne_bytes();
+        Self { next: u32::from_be_bytes([a, b, c, d]), seen }
+    }
+
     const fn seen(&self) -> u128 {
         u128::from_ne_bytes(self.seen)
     }
@@ -114,6 +134,16 @@ mod tests {
                 newest = Some(newest.map_or(sequence, |n| n.max(sequence)));
             }
         }
+    }
+
+    #[test]
+    fn a_window_that_was_written_down_is_the_same() {
+        let mut window = ReplayWindow::new();
+        for number in [0, 3, 77, 129, 140, u32::MAX - 1] {
+            assert_eq!(ReplayWindow::from_bytes(&window.to_bytes()), window);
+            window.take(number);
+        }
+        assert_eq!(ReplayWindow::from_bytes(&window.to_bytes()), window);
     }
 
     #[test]

@@ -39,13 +39,42 @@ impl KeyIv {
     }
 }
 
-/// The keys of both directions of a session. They have no encoding, and are never stored (R72).
+/// The keys of both directions of a session. They are never stored (R72).
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct SessionKeys {
     /// Device to gateway.
     pub up: KeyIv,
     /// Gateway to device.
     pub down: KeyIv,
+}
+
+impl SessionKeys {
+    /// The length of the keys that are handed over, bytes.
+    pub const LEN: usize = 56;
+
+    /// Writes the keys for the process that takes this one's place: into memory, and nowhere else (R72).
+    pub fn hand_over(&self, out: &mut [u8; Self::LEN]) {
+        let (up, down) = out.split_at_mut(Self::LEN / 2);
+        for (place, of) in [(up, &self.up), (down, &self.down)] {
+            place[..16].copy_from_slice(&of.key);
+            place[16..].copy_from_slice(&of.iv);
+        }
+    }
+
+    /// The keys that the process before has [handed over](Self::hand_over).
+    #[must_use]
+    pub fn taken_over(bytes: &[u8; Self::LEN]) -> Self {
+        let mut keys = Self {
+            up: KeyIv { key: [0; 16], iv: [0; 12] },
+            down: KeyIv { key: [0; 16], iv: [0; 12] },
+        };
+        let (up, down) = bytes.split_at(Self::LEN / 2);
+        for (part, of) in [(up, &mut keys.up), (down, &mut keys.down)] {
+            of.key.copy_from_slice(&part[..16]);
+            of.iv.copy_from_slice(&part[16..]);
+        }
+        keys
+    }
 }
 
 /// The top bit of the lifetime's field: the reading inside HELLO is durable.

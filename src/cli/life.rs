@@ -41,7 +41,7 @@ pub(super) fn reloading() {
 
 /// The gateway ends.
 pub(super) fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("ending sessions, syncing the spool")]);
+    tell(&[NotifyState::Stopping, NotifyState::Status("ending, syncing the spool")]);
 }
 
 /// Tells how the gateway is, and that it is alive, for as long as every shard turns. It never completes.

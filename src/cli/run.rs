@@ -14,9 +14,10 @@ use duet::config::{Config, Overrides};
 use duet::delivery::{Care, Health};
 use duet::identity::GatewayIdentity;
 use duet::log;
+use duet::manager::Inherited;
 use duet::registry::Registry;
 use duet::server::{Control, Server};
-use duet_core::GatewayKey;
+use duet_core::{GatewayKey, TakenOver};
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::Gateway;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,13 +35,19 @@ struct Prepared {
 }
 
 pub(super) fn run(place: Place, flags: Overrides, forget: &[String]) -> Result<ExitCode> {
+    // Before anything else is opened.
+    let inherited = Inherited::take();
     // From here on no SIGHUP ends the process.
     let mut stop = Stop::listen()?;
     let loaded = place.loaded(&flags)?;
     log::start(loaded.config.log.level, loaded.config.log.format);
+    let inherited = inherited.unwrap_or_else(|error| {
+        tracing::warn!("LISTEN_FDS: {error}; what a service manager passes is not used");
+        Inherited::default()
+    });
     let prepared = prepare(&loaded.config, &mut stop)?;
     give_up(&loaded.config, forget)?;
-    serve(prepared, stop, Start { place, flags, loaded })?;
+    serve(prepared, stop, Start { place, flags, loaded }, inherited)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -110,7 +117,7 @@ pub(super) fn facts(config: &Config, identities: &Identities, listen: SocketAddr
 }
 
 /// Runs both planes until a signal comes.
-fn serve(prepared: Prepared, stop: Stop, start: Start) -> Result<()> {
+fn serve(prepared: Prepared, stop: Stop, start: Start, mut inherited: Inherited) -> Result<()> {
     let Prepared { registry, identities } = prepared;
     let telemetry = admin::install_telemetry();
     let view = registry.view()?;
@@ -128,7 +135,12 @@ fn serve(prepared: Prepared, stop: Stop, start: Start) -> Result<()> {
         let (sender, acceptor) = watch::channel(acceptor);
         (options.api, renew_tls) = (Some((api.listen, acceptor)), Some(sender));
     }
-    let server = Server::start(config, &gateway_keys(&identities)?, &registry)?;
+    let server = Server::start(config, &gateway_keys(&identities)?, &registry, &mut inherited)?;
+    for (name, _) in inherited.named(|_| true) {
+        tracing::warn!(
+            "a service manager passes a descriptor \"{name}\", which nothing here needs: closed"
+        );
+    }
     let facts = watch::Sender::new(Some(facts(config, &identities, server.local)));
     options.facts = facts.subscribe();
     let renewed = Renewed { facts, tls: renew_tls };
@@ -145,7 +157,7 @@ fn serve(prepared: Prepared, stop: Stop, start: Start) -> Result<()> {
     let (reloader, admin) = match started {
         Ok(started) => started,
         Err(error) => {
-            server.drain()?;
+            server.drain(false)?;
             return Err(error);
         }
     };
@@ -159,6 +171,9 @@ fn serve(prepared: Prepared, stop: Stop, start: Start) -> Result<()> {
     tell(format_args!("listening    {} (UDP and TCP)", server.local));
     tell(format_args!("fingerprint  {}", duet::identity::fingerprint_text(&fingerprint)));
     tell(format_args!("devices      {}", view.len()));
+    if let Some(TakenOver { taken, left }) = server.taken_over {
+        tell(format_args!("sessions     {taken} go on, {left} are over"));
+    }
     tell(format_args!("metrics      http://{}/metrics", admin.http()));
     if let Some(address) = admin.api() {
         tell(format_args!("API          https://{address}"));
@@ -169,7 +184,8 @@ fn serve(prepared: Prepared, stop: Stop, start: Start) -> Result<()> {
     let asked =
         stop.wait(&server.ended(), spool, damage, server.care(), &reloader, server.control());
     life::stopping();
-    let drained = server.drain();
+    // A shard that has ended by itself may do so again: everything begins anew then.
+    let drained = server.drain(asked);
     let saved = admin.shutdown();
     // A full disk fails both, and only the spool's error has the place and the cause.
     drained?;

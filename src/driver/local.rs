@@ -61,6 +61,18 @@ impl LocalAddress {
         }
     }
 
+    /// The IPv6 or mapped IPv4 address, and the interface where it matters.
+    #[must_use]
+    pub fn parts(self) -> (Ipv6Addr, u32) {
+        (self.ip, self.interface)
+    }
+
+    /// The address of which these are the [parts](Self::parts). `None` for one that cannot answer.
+    #[must_use]
+    pub fn from_parts((ip, interface): (Ipv6Addr, u32)) -> Option<Self> {
+        Self::v6(ip, interface)
+    }
+
     /// The address.
     #[must_use]
     pub fn ip(self) -> IpAddr {
@@ -168,6 +180,10 @@ mod tests {
     fn an_interface_is_kept_only_where_it_matters() {
         assert_eq!(address("fe80::2", 3).unwrap().interface, 3);
         assert_eq!(address("2001:db8::7", 3).unwrap().interface, 0);
+        for text in ["fe80::2", "::ffff:192.0.2.9"] {
+            let local = address(text, 3);
+            assert_eq!(LocalAddress::from_parts(local.unwrap().parts()), local);
+        }
     }
 
     #[test]

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use duet_core::engine::Engine;
 use duet_core::{
-    Close, Counts, Event, Handler, Mail, Now, Peer, Settings, Shard, Sink, StreamId, Transmit,
+    Close, Counts, Event, Handler, Local, Mail, Now, Peer, Settings, Shard, Sink, StreamId,
+    TakenOver, Transmit, Via,
 };
 use duet_telemetry::{Histogram, catalogue as metrics};
 
+use super::handover::Left;
 use super::notices::Notices;
 use super::publish::{Look, Published};
 use super::refusals::Refusals;
@@ -115,6 +117,22 @@ impl<E: Engine, S: Sink> Host<E, S> {
             }
         }
         self.notices.iter_mut().for_each(Notices::flush);
+    }
+
+    /// Takes over what the process before has left of this shard's sessions.
+    pub(super) fn take_over(
+        &mut self,
+        now: Now,
+        bytes: &[u8],
+        via: impl FnMut(Local) -> Via,
+    ) -> TakenOver {
+        self.shard.take_over(now, bytes, via)
+    }
+
+    /// What the shard, which has finished, leaves to the next process.
+    pub(super) fn leave(&mut self, local: impl Fn(Via) -> Option<Local>) -> Option<Left> {
+        let gateway = self.shard.settings().keys.first()?.gateway.fingerprint;
+        Some(Left { gateway, sessions: self.shard.hand_over(local) })
     }
 
     fn publish(&mut self) {

@@ -3,13 +3,16 @@
 //! Owns the order of those steps and the ends of the mailboxes. Must not receive anything.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::Via;
 use super::drivers::make_drivers;
 use super::error::{TransportError, Warning};
+use super::kept::{self, KeptSockets};
 use super::listen::{self, ShardSockets};
+use super::locals::Locals;
 use super::settings::Settings;
 use crate::driver::{Driver, DriverKind, EventFd, LocalAddress};
 use crate::mailbox::{Receiver, Sender, mailbox};
@@ -83,6 +86,7 @@ pub struct ShardIo<M> {
     pub(super) shards: Arc<[Sender<Parcel<M>>]>,
     pub(super) settings: Arc<Settings>,
     pub(super) local: SocketAddr,
+    pub(super) locals: Locals,
     pub(super) stop: Arc<AtomicBool>,
     /// The sockets of all shards: closing one alone would renumber the others under the steering program.
     _sockets: Arc<[ShardSockets]>,
@@ -92,6 +96,16 @@ impl<M> ShardIo<M> {
     /// The shard's index.
     pub fn index(&self) -> usize {
         self.shard
+    }
+
+    /// The number of one of this machine's addresses; the default one if it cannot answer.
+    pub fn via(&mut self, local: Option<LocalAddress>) -> Via {
+        self.locals.via(local)
+    }
+
+    #[cfg(test)]
+    pub(super) fn kept_for_test(&self) -> &[ShardSockets] {
+        &self._sockets
     }
 }
 
@@ -110,6 +124,15 @@ pub struct Bound<M> {
     pub driver: DriverKind,
     /// What works less well than asked.
     pub warnings: Vec<Warning>,
+    sockets: Arc<[ShardSockets]>,
+}
+
+impl<M> Bound<M> {
+    /// The sockets of all shards, with names that tell them apart: whoever keeps them can give them to the next process
+    /// ([`KeptSockets`]).
+    pub fn sockets(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
+        kept::named(&self.sockets)
+    }
 }
 
 #[cfg(test)]
@@ -125,11 +148,22 @@ impl<M> Bound<M> {
 /// # Errors
 /// When the settings are wrong, an address is taken, or the kernel refuses a driver.
 pub fn bind<M: Send>(settings: Settings) -> Result<Bound<M>, TransportError> {
+    bind_kept(settings, None)
+}
+
+/// The same on sockets that the process before has bound, if there are some.
+///
+/// # Errors
+/// Like [`bind`].
+pub fn bind_kept<M: Send>(
+    settings: Settings,
+    kept: Option<KeptSockets>,
+) -> Result<Bound<M>, TransportError> {
     if let Some(fault) = settings.fault() {
         return Err(TransportError::Settings(fault));
     }
     let mut warnings = Vec::new();
-    let (sockets, local) = listen::open_all(&settings, &mut warnings)?;
+    let (sockets, local) = listen::open_all(&settings, kept, &mut warnings)?;
 
     let mut senders = Vec::new();
     let mut receivers = Vec::new();
@@ -158,12 +192,13 @@ pub fn bind<M: Send>(settings: Settings) -> Result<Bound<M>, TransportError> {
             shards: Arc::clone(&senders),
             settings: Arc::clone(&settings),
             local,
+            locals: Locals::default(),
             stop: Arc::clone(&stop.flag),
             _sockets: Arc::clone(&sockets),
         });
     }
     let mail = senders.iter().cloned().map(MailSender).collect();
-    Ok(Bound { local, shards, mail, stop, driver, warnings })
+    Ok(Bound { local, shards, mail, stop, driver, warnings, sockets })
 }
 
 #[cfg(test)]

@@ -11,9 +11,10 @@ use super::error::{TransportError, Warning};
 use super::locals::Locals;
 use super::operation::Operation;
 use super::streams::{Context, Streams};
-use super::{Handler, MESSAGE_MAX, Now, Path, Peer, Transmit, shard_of, socket};
+use super::{Handler, MESSAGE_MAX, Now, Path, Peer, Transmit, Via, shard_of, socket};
 use crate::driver::{
-    Completion, DATAGRAM_HEADER_LEN, Datagram, Inbox, Payload, Route, received_datagram,
+    Completion, DATAGRAM_HEADER_LEN, Datagram, Inbox, LocalAddress, Payload, Route,
+    received_datagram,
 };
 
 /// How long the kernel may take to let go of a stopping shard's memory.
@@ -52,13 +53,21 @@ pub struct Finished<H> {
     pub counters: Counters,
     /// What did not work as asked.
     pub warnings: Vec<Warning>,
+    locals: Locals,
+}
+
+impl<H> Finished<H> {
+    /// The handler, and what says which address a number stands for.
+    pub fn handler_and_locals(&mut self) -> (&mut H, impl Fn(Via) -> Option<LocalAddress> + '_) {
+        let locals = &self.locals;
+        (&mut self.handler, |via| locals.address(via))
+    }
 }
 
 struct Shard<H: Handler> {
     io: ShardIo<H::Mail>,
     handler: H,
     streams: Streams,
-    locals: Locals,
     counters: Counters,
     now: Now,
     output: Output,
@@ -118,7 +127,6 @@ pub fn run_shard<H: Handler>(
         io,
         handler,
         streams: Streams::default(),
-        locals: Locals::default(),
         counters: Counters::default(),
         now: socket::now(),
         output: Output::Taken,
@@ -129,7 +137,8 @@ pub fn run_shard<H: Handler>(
     let result = shard.run(&mut exporter);
     shard.end();
     exporter.export(&shard.counters);
-    result.map(|()| Finished { handler: shard.handler, counters: shard.counters, warnings })
+    let Shard { io, handler, counters, .. } = shard;
+    result.map(|()| Finished { handler, counters, warnings, locals: io.locals })
 }
 
 impl<H: Handler> Shard<H> {
@@ -320,7 +329,7 @@ impl<H: Handler> Shard<H> {
                     match shard_of(bytes, self.io.settings.shards) {
                         None => self.counters.drop_short += 1,
                         Some(owner) if owner == self.io.shard => {
-                            let from = Peer::new(peer, self.locals.via(local));
+                            let from = Peer::new(peer, self.io.locals.via(local));
                             self.handler.handle_datagram(self.now, from, bytes);
                         }
                         Some(owner) => {
@@ -349,7 +358,7 @@ impl<H: Handler> Shard<H> {
         match parcel {
             Parcel::Mail(mail) => self.handler.handle_mail(now, mail),
             Parcel::Datagram { peer, local, bytes } => {
-                let from = Peer::new(peer, self.locals.via(local));
+                let from = Peer::new(peer, self.io.locals.via(local));
                 self.handler.handle_datagram(now, from, &bytes);
             }
             Parcel::Stream(moved) => self.with_streams(|streams, context, handler| {
@@ -396,7 +405,7 @@ impl<H: Handler> Shard<H> {
     }
 
     fn route(&self, to: Peer) -> Option<Route> {
-        Route::new(to.address(), self.locals.address(to.via()), self.io.local.is_ipv6())
+        Route::new(to.address(), self.io.locals.address(to.via()), self.io.local.is_ipv6())
     }
 
     // ---- the end

@@ -10,6 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::error::{TransportError, Warning};
+use super::kept::KeptSockets;
 use super::settings::Settings;
 use super::{socket, steering};
 
@@ -31,29 +32,18 @@ pub(super) struct ShardSockets {
     pub(super) listener: Socket,
 }
 
-/// Opens the sockets of all shards, in shard order; where they listen.
+/// The sockets of all shards, in shard order, and where they listen: those that were `kept`, or new ones.
 pub(super) fn open_all(
     settings: &Settings,
+    kept: Option<KeptSockets>,
     warnings: &mut Vec<Warning>,
 ) -> Result<(Vec<ShardSockets>, SocketAddr), TransportError> {
     let listen = usable(settings.listen, warnings);
-    let (first, local) = match listen.port() {
-        0 => bind_free_port(listen)?,
-        _ => (bind_alone(listen, BIND_PATIENCE)?, listen),
+    let (sockets, local) = match kept {
+        Some(KeptSockets { shards, local }) => (shards, local),
+        None => bind_all(listen, settings.shards)?,
     };
     let failed = |step| move |source| TransportError::Socket { step, address: local, source };
-    let join = |kind, step| open(local, kind, true).map_err(failed(step));
-    let mut pairs = vec![first];
-    for _ in 1..settings.shards {
-        let datagrams = join(Type::DGRAM, "bind UDP to")?;
-        pairs.push((datagrams, join(Type::STREAM, "bind TCP to")?));
-    }
-    // The steering program counts sockets in the order of binding: those for hellos come after all others.
-    let mut sockets = Vec::with_capacity(pairs.len());
-    for (datagrams, listener) in pairs {
-        let hellos = join(Type::DGRAM, "bind UDP to")?;
-        sockets.push(ShardSockets { datagrams, hellos, listener });
-    }
     let mut granted = usize::MAX;
     for own in &sockets {
         for socket in [&own.datagrams, &own.hellos] {
@@ -80,8 +70,33 @@ pub(super) fn open_all(
     Ok((sockets, local))
 }
 
+/// Binds new sockets for so many shards, in the order that the steering program counts.
+fn bind_all(
+    listen: SocketAddr,
+    shards: usize,
+) -> Result<(Vec<ShardSockets>, SocketAddr), TransportError> {
+    let (first, local) = match listen.port() {
+        0 => bind_free_port(listen)?,
+        _ => (bind_alone(listen, BIND_PATIENCE)?, listen),
+    };
+    let failed = |step| move |source| TransportError::Socket { step, address: local, source };
+    let join = |kind, step| open(local, kind, true).map_err(failed(step));
+    let mut pairs = vec![first];
+    for _ in 1..shards {
+        let datagrams = join(Type::DGRAM, "bind UDP to")?;
+        pairs.push((datagrams, join(Type::STREAM, "bind TCP to")?));
+    }
+    // The steering program counts sockets in the order of binding: those for hellos come after all others.
+    let mut sockets = Vec::with_capacity(pairs.len());
+    for (datagrams, listener) in pairs {
+        let hellos = join(Type::DGRAM, "bind UDP to")?;
+        sockets.push(ShardSockets { datagrams, hellos, listener });
+    }
+    Ok((sockets, local))
+}
+
 /// Where to listen: `[::]` serves both families, and without IPv6 the one that is left.
-fn usable(listen: SocketAddr, warnings: &mut Vec<Warning>) -> SocketAddr {
+pub(super) fn usable(listen: SocketAddr, warnings: &mut Vec<Warning>) -> SocketAddr {
     if !listen.is_ipv6() || !listen.ip().is_unspecified() {
         return listen;
     }
@@ -197,7 +212,7 @@ mod tests {
             drop(taken);
         });
         let settings = Settings { listen, ..Settings::default() };
-        open_all(&settings, &mut Vec::new()).unwrap();
+        open_all(&settings, None, &mut Vec::new()).unwrap();
         thread.join().unwrap();
     }
 
@@ -207,7 +222,7 @@ mod tests {
         let asked = usize::try_from(i32::MAX).unwrap();
         let settings = Settings { listen, receive_buffer: asked, ..Settings::default() };
         let mut warnings = Vec::new();
-        let (sockets, _) = open_all(&settings, &mut warnings).unwrap();
+        let (sockets, _) = open_all(&settings, None, &mut warnings).unwrap();
         let granted = sockets[0].hellos.recv_buffer_size().unwrap() / 2;
         let said = warnings.iter().any(|warning| {
             matches!(warning, Warning::ReceiveBuffer { effective, .. } if *effective == granted)

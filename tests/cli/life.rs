@@ -52,7 +52,7 @@ fn a_service_manager_hears_of_start_life_reload_and_end() {
     manager.until("STATUS=0 sessions of 1 devices");
     gateway.stop("-TERM");
     let stopping = manager.until("STOPPING=1");
-    assert!(stopping.contains("\nSTATUS=ending sessions"), "{stopping}");
+    assert!(stopping.contains("\nSTATUS=ending,"), "{stopping}");
 }
 
 #[test]

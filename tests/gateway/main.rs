@@ -16,6 +16,7 @@ mod dashboards;
 mod logs;
 mod presence;
 mod reload;
+mod restart;
 mod rotation;
 #[path = "../support/socket.rs"]
 mod socket;

@@ -4,6 +4,7 @@
 mod behaviour;
 mod commands;
 mod early;
+mod handover;
 mod hostile;
 mod limits;
 mod presence;
