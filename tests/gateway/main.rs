@@ -20,6 +20,7 @@ mod restart;
 mod rotation;
 #[path = "../support/socket.rs"]
 mod socket;
+mod systemd;
 mod world;
 
 use world::{Client, DUET, Scratch};
