@@ -144,7 +144,7 @@ pub(super) fn unpack(
 }
 
 fn wipe(memory: &File, whole: u64) -> io::Result<()> {
-    const ZEROS: [u8; 65_536] = [0; 65_536];
+    static ZEROS: [u8; 65_536] = [0; 65_536];
     let mut at = 0;
     while at < whole {
         let len = usize::try_from(whole - at).map_or(ZEROS.len(), |rest| rest.min(ZEROS.len()));
