@@ -172,7 +172,7 @@ impl Gateway {
         settings: Settings,
         limits: StreamLimits,
     ) -> Result<(Self, Vec<Warning>), TransportError> {
-        let Bound { local, shards, mail, stop, driver, warnings } = bind(settings)?;
+        let Bound { local, shards, mail, stop, driver, warnings, .. } = bind(settings)?;
         if let Ok(forced) = std::env::var("DUET_IO") {
             assert_eq!(driver.name(), forced);
         }
