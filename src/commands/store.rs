@@ -1,4 +1,8 @@
 //! The queue's file: its rows, and its transactions. Knows nothing of what the rows mean for each other.
+//!
+//! As in the registry, each change is followed by a second commit that changes nothing but a number: the engine keeps two
+//! commits and falls back to the older one, without a word, when a bit of the newer one has flipped. A command that was
+//! withdrawn would so be waiting again. The number is odd while the second commit is missing.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,7 +11,7 @@ use std::time::SystemTime;
 
 use duet_protocol::identity::DeviceId;
 use redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition,
 };
 use thiserror::Error;
 
@@ -24,6 +28,8 @@ const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters"
 const NEXT: &str = "next";
 /// Above it lie the numbers of every device.
 const FLOOR: &str = "floor";
+/// Counts commits: odd after a change, even after the commit that follows it.
+const PAIRS: &str = "pairs";
 
 /// Rows are read once and then only written.
 const CACHE_BYTES: usize = 4 << 20;
@@ -125,13 +131,24 @@ impl Disk {
         if path.symlink_metadata().is_err() {
             create(&path)?;
         }
-        let database = Some(open(&path)?);
-        Ok(Self { path, database })
+        let mut disk = Self { path, database: None };
+        disk.reopen()?;
+        Ok(disk)
+    }
+
+    /// Opens the file, and makes up for the second commit where the process ended before it.
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        let database = open(&self.path)?;
+        let paired = is_single(&database)
+            .and_then(|single| if single { pair(&database) } else { Ok(()) });
+        paired.map_err(|error| self.failed(error))?;
+        self.database = Some(database);
+        Ok(())
     }
 
     fn try_load(&mut self) -> Result<Loaded, StoreError> {
         if self.database.is_none() {
-            self.database = Some(open(&self.path)?);
+            self.reopen()?;
         }
         let Some(database) = &self.database else { return Ok(Loaded::default()) };
         let mut loaded = Loaded::default();
@@ -184,10 +201,10 @@ impl Store for Disk {
 
     fn save(&mut self, change: &Change) -> Result<(), StoreError> {
         if self.database.is_none() {
-            self.database = Some(open(&self.path)?);
+            self.reopen()?;
         }
         let Some(database) = &self.database else { return Ok(()) };
-        let written = write(database, change);
+        let written = write(database, change).and_then(|()| pair(database));
         written.map_err(|error| {
             let error = self.failed(error);
             self.database = None;
@@ -210,9 +227,35 @@ fn write(database: &Database, change: &Change) -> Result<(), redb::Error> {
         for (device, number) in &change.numbers {
             numbers.insert(device.0, number)?;
         }
-        write.open_table(COUNTERS)?.insert(NEXT, change.next_id)?;
+        let mut counters = write.open_table(COUNTERS)?;
+        counters.insert(NEXT, change.next_id)?;
+        count_pair(&mut counters, 1)?;
     }
     Ok(write.commit()?)
+}
+
+/// The second commit of a pair.
+fn pair(database: &Database) -> Result<(), redb::Error> {
+    let write = database.begin_write()?;
+    count_pair(&mut write.open_table(COUNTERS)?, 0)?;
+    Ok(write.commit()?)
+}
+
+/// Counts on to the next number that is odd (`remainder` 1) or even (0).
+fn count_pair(
+    counters: &mut Table<'_, &'static str, u64>,
+    remainder: u64,
+) -> Result<(), StorageError> {
+    let last = counters.get(PAIRS)?.map_or(0, |count| count.value());
+    let step = if last % 2 == remainder { 2 } else { 1 };
+    counters.insert(PAIRS, last.wrapping_add(step))?;
+    Ok(())
+}
+
+/// Whether a change was the last thing that was committed.
+fn is_single(database: &Database) -> Result<bool, redb::Error> {
+    let counters = database.begin_read()?.open_table(COUNTERS)?;
+    Ok(counters.get(PAIRS)?.is_some_and(|count| count.value() % 2 == 1))
 }
 
 /// Makes an empty file. One that is cut short by the end of the machine is not found in its place.
@@ -283,5 +326,51 @@ fn open(path: &Path) -> Result<Database, StoreError> {
         }
         Ok(Err(error)) => Err(StoreError::Damaged { path, detail: Flaw::Engine(Box::new(error)) }),
         Err(_) => Err(StoreError::Damaged { path, detail: Flaw::Structure }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a queue whose file has these bytes holds.
+    fn loaded(path: &Path, bytes: &[u8]) -> Result<Loaded, StoreError> {
+        std::fs::remove_file(path).or_else(|_| Ok::<_, io::Error>(())).unwrap();
+        identity::write_new(path, bytes, 0o600).unwrap();
+        Disk::open(path.to_owned())?.load()
+    }
+
+    #[test]
+    fn no_flipped_bit_brings_a_command_back_that_was_withdrawn() {
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let path = dir.path().join("commands.redb");
+        let mut disk = Disk::open(path.clone()).unwrap();
+        let numbers = (0..40u64).map(|number| (DeviceId(number.to_be_bytes()), 7)).collect();
+        disk.save(&Change { rows: Vec::new(), numbers, next_id: 5 }).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let numbers = vec![(DeviceId(7u64.to_be_bytes()), 8)];
+        disk.save(&Change { rows: Vec::new(), numbers, next_id: 6 }).unwrap();
+        // As it lies there when the process is killed now.
+        let after = std::fs::read(&path).unwrap();
+        let hurt = dir.path().join("hurt.redb");
+        assert_eq!(loaded(&hurt, &before).unwrap().next_id, 5);
+        assert_eq!(loaded(&hurt, &after).unwrap().next_id, 6);
+
+        let changed = |place: &usize| before.get(*place) != Some(&after[*place]);
+        let written: Vec<_> = (320..after.len()).filter(changed).collect();
+        let step = (written.len() / 100).max(1);
+        let flips = (0..320).chain(written.into_iter().step_by(step));
+        let (mut refused, mut tried) = (0, 0);
+        for place in flips {
+            let mut bytes = after.clone();
+            bytes[place] ^= 1 << (place % 8);
+            tried += 1;
+            match loaded(&hurt, &bytes) {
+                Ok(found) => assert_eq!(found.next_id, 6, "byte {place} undoes the change"),
+                Err(StoreError::Damaged { .. } | StoreError::Storage { .. }) => refused += 1,
+                Err(error) => panic!("byte {place}: {error}"),
+            }
+        }
+        assert!(tried > 300 && refused > 20, "{refused} of {tried} refused");
     }
 }
