@@ -139,8 +139,8 @@ impl Disk {
     /// Opens the file, and makes up for the second commit where the process ended before it.
     fn reopen(&mut self) -> Result<(), StoreError> {
         let database = open(&self.path)?;
-        let paired = is_single(&database)
-            .and_then(|single| if single { pair(&database) } else { Ok(()) });
+        let paired =
+            is_single(&database).and_then(|single| if single { pair(&database) } else { Ok(()) });
         paired.map_err(|error| self.failed(error))?;
         self.database = Some(database);
         Ok(())
