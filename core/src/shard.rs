@@ -1,8 +1,11 @@
-//! A shard: the turn, the mail, and what a shard is made from.
+//! A shard: the sessions of some devices, and all that is done with their messages. Here are the turn, the mail, and what a
+//! shard is made from; its folder has the way of a HELLO (`handshakes`), of a record (`traffic`) and of a command (`commands`).
 //!
-//! Its folder has the way of a HELLO (`handshakes`), of a record (`traffic`) and of a command (`commands`); each is a part
-//! of [`Shard`]. A shard owns its sessions alone, so no lock is taken on the path of a record. What it shares with other
-//! threads is its directory of devices and its mail.
+//! * *In* go datagrams, messages of streams, what happens to streams, mail from other threads, the time, and random bytes.
+//! * *Out* come messages and the streams to close, readings to the [`Sink`], [events](Event), and [counts](Counts).
+//! * *Never* does it wait, read a clock, touch a socket or a file, or take a lock for a record: its sessions are its own, and
+//!   with other threads it shares its directory of devices alone. Before its proof a HELLO changes nothing (R40); a reading is
+//!   acknowledged only once the sink has said that it is durable (R74).
 
 mod commands;
 mod handover;

@@ -1,5 +1,8 @@
 //! The life of a stream, whole: who is at its other end, what it has brought, and when it is to be closed.
 //!
+//! *In* goes what happens to it: opened, a message came, proven, an answer is owed or given, its peer has ended or is gone.
+//! *Out* come whether it may stay, and when to close it. *Never* does it see a byte of a message or a descriptor.
+//!
 //! A stream is *first* (no whole message yet) → *unproven* (nothing authentic yet) → *proven* (sessions speak over it) →
 //! *left* (none does any more). From each of these it may become *failed* (one of its messages was discarded) or *ended*
 //! (its peer says no more, and is still owed answers), and at last *flushing*, then *closed*. Each state but *proven* has one

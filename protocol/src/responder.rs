@@ -5,8 +5,9 @@
 //!                                                                      └─▶ Responding ─ agree ─▶ Signing ─ sign ─▶ ACCEPT
 //! ```
 //!
-//! Each arrow is work that the caller does, in whatever batches it likes; nothing here performs an
-//! elliptic-curve operation, and nothing here remembers anything. The order is R36's: cookie, open,
+//! *In* goes a decoded HELLO; each arrow is work that the caller does, in whatever batches it likes, and whose answer goes in,
+//! too. *Out* come CHALLENGE, or ACCEPT and the session's keys, or the reason why there is neither. *Never* is anything here
+//! remembered, sent or looked up, nor an elliptic-curve operation performed. The order is R36's: cookie, open,
 //! slot, profile, proof, freshness; nothing that a stranger can see differs before the proof.
 
 use alloc::vec::Vec;
