@@ -73,7 +73,22 @@ pub fn public_key(der: &[u8]) -> Result<PublicKey, CertificateError> {
     if *unused != 0 {
         return Err(CertificateError::Malformed);
     }
-    PublicKey::from_sec1(point).ok_or(CertificateError::KeyKind)
+    checked(point).ok_or(CertificateError::KeyKind)
+}
+
+/// The point that these bytes encode. A device with the small curve has no other one for this.
+#[cfg(feature = "compact")]
+#[must_use]
+pub fn checked(sec1: &[u8]) -> Option<PublicKey> {
+    let key = PublicKey(sec1.try_into().ok()?);
+    crate::compact::is_point(&key).then_some(key)
+}
+
+/// The point that these bytes encode.
+#[cfg(not(feature = "compact"))]
+#[must_use]
+pub fn checked(sec1: &[u8]) -> Option<PublicKey> {
+    PublicKey::from_sec1(sec1)
 }
 
 #[cfg(test)]

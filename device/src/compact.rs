@@ -1,62 +1,58 @@
-//! Cryptography for small flash: a curve of its own in some three kilobytes, beside RustCrypto's SHA-256, AES
-//! and GHASH. It computes the same as [`Software`](crate::Software), in less flash and memory, and on a processor
-//! of 32 bits sooner; on one of 64 bits `Software` is faster.
+//! Cryptography for small flash and memory: a curve of its own in some three kilobytes, beside RustCrypto's SHA-256, AES
+//! and GHASH. It computes the same as [`Software`](crate::Software); on one of 64 bits `Software` is faster.
 //!
 //! Secrets never steer a branch or an address. What must be fast or small nowhere else is not here: a gateway has
 //! `curve/`.
 
+mod field;
 mod gcm;
-mod modulus;
+mod number;
+mod order;
 mod point;
 
 use duet_protocol::{
     ec::{Agreed, Encapsulated, SecretScalar, SharedX, Signature},
     identity::PublicKey,
 };
-use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{
-    crypto::{Crypto, CryptoError, PrivateKey},
-    software::{Random, Seeded},
+    crypto::{Crypto, CryptoError},
+    software::{Primitives, Seeded, Suite},
 };
 
 use self::{
     gcm::Gcm,
-    modulus::{ORDER, is_zero, read, write},
+    number::{Number, is_zero, read, write},
+    point::Affine,
 };
 
 /// How much of the stack below a caller may hold what operations have left there, in words.
 const STACK_WORDS: usize = 384;
 
-/// Small code for everything; random bytes from `R`.
-pub struct Compact<R = Seeded>(R);
+/// Small code for everything.
+pub type Compact<R = Seeded> = Suite<Small, R>;
 
-impl Compact {
-    /// With a generator that this seed starts: 32 random bytes, used nowhere else.
-    #[must_use]
-    pub const fn seeded(seed: [u8; 32]) -> Self {
-        Self(Seeded::new(seed))
-    }
-}
+/// The small curve and cipher.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Small;
 
-impl<R: Random> Compact<R> {
-    /// With this generator.
-    #[must_use]
-    pub const fn new(random: R) -> Self {
-        Self(random)
-    }
+/// Whether a key is a point of the curve (R7).
+pub(crate) fn is_point(key: &PublicKey) -> bool {
+    point::find(key).is_some()
 }
 
 /// x(scalar · point).
-fn shared(scalar: &SecretScalar, point: &point::Point) -> SharedX {
+fn shared(scalar: &SecretScalar, point: &Affine) -> SharedX {
     let mut product = point::multiply(scalar.expose(), point);
-    let [mut x, mut y] = point::affine(&product);
-    let out = SharedX(write(&x));
+    let out = SharedX(write(&product[0]));
     product.zeroize();
-    x.zeroize();
-    y.zeroize();
     out
+}
+
+/// The point that belongs to a private key.
+fn public(scalar: &SecretScalar) -> PublicKey {
+    point::key(&point::multiply(scalar.expose(), point::generator()))
 }
 
 /// The nonces for a signature, one after the other (RFC 6979 §3.2 with additional input, §3.6).
@@ -103,137 +99,111 @@ impl Nonces {
     }
 }
 
-fn signed(
-    c: &mut impl Crypto,
-    key: &SecretScalar,
-    digest: &[u8; 32],
-    extra: &[u8; 32],
-) -> Result<Signature, CryptoError> {
-    let z = ORDER.reduce(&read(digest));
-    let mut nonces = Nonces::new(c, key, &write(&z), extra)?;
-    // A nonce is out of range once in 2³² times.
-    for _ in 0..4 {
-        let Some(nonce) = nonces.next(c)? else { continue };
-        let [x, y] = point::affine(&point::multiply(nonce.expose(), &point::generator()));
-        let r = ORDER.reduce(&x);
-        let mut d = ORDER.enter(&read(key.expose()));
-        let mut k = ORDER.enter(&read(nonce.expose()));
-        let mut inverse = ORDER.invert(&k);
-        // d and the inverse have a factor of 2²⁵⁶ each, which the products take off again.
-        let sum = ORDER.add(&z, &ORDER.mul(&r, &d));
-        let s = ORDER.mul(&sum, &inverse);
-        d.zeroize();
-        k.zeroize();
-        inverse.zeroize();
-        if is_zero(&r) || is_zero(&s) {
-            return Err(CryptoError::Failed);
+/// The second half of a signature from the first, which is r = x(k · G), modulo n; k is the nonce.
+#[inline(never)]
+fn proof(key: &SecretScalar, nonce: &SecretScalar, digest: &[u8; 32], r: &Number) -> Number {
+    let z = order::reduce(&read(digest));
+    let mut d = order::enter(&read(key.expose()));
+    let mut inverse = order::invert(&order::enter(&read(nonce.expose())));
+    // d and the inverse have a factor of 2²⁵⁶ each, which the products take off again.
+    let s = order::mul(&order::add(&z, &order::mul(r, &d)), &inverse);
+    d.zeroize();
+    inverse.zeroize();
+    s
+}
+
+impl Primitives for Small {
+    fn encapsulate(scalar: &SecretScalar, peer: &PublicKey) -> Option<Encapsulated> {
+        let peer = point::find(peer)?;
+        Some(Encapsulated { point: public(scalar).with_even_y(), shared: shared(scalar, &peer) })
+    }
+
+    fn public_key(scalar: &SecretScalar) -> Option<PublicKey> {
+        Some(public(scalar))
+    }
+
+    fn lift(x: &[u8; 32]) -> Option<PublicKey> {
+        Some(point::key(&point::lift(x)?.map(|it| field::leave(&it))))
+    }
+
+    fn agree(key: &SecretScalar, x: &[u8; 32]) -> Option<Agreed> {
+        let lifted = point::lift(x)?;
+        let point = point::key(&lifted.map(|it| field::leave(&it)));
+        Some(Agreed { point, shared: shared(key, &lifted) })
+    }
+
+    fn sign(
+        c: &mut impl Crypto,
+        key: &SecretScalar,
+        digest: &[u8; 32],
+        extra: &[u8; 32],
+    ) -> Result<Signature, CryptoError> {
+        let mut nonces = Nonces::new(c, key, &write(&order::reduce(&read(digest))), extra)?;
+        // A nonce is out of range once in 2³² times.
+        for _ in 0..4 {
+            let Some(nonce) = nonces.next(c)? else { continue };
+            let [x, y] = point::multiply(nonce.expose(), point::generator());
+            let r = order::reduce(&x);
+            let s = proof(key, &nonce, digest, &r);
+            if is_zero(&r) || is_zero(&s) {
+                return Err(CryptoError::Failed);
+            }
+            // R26: as if the nonce's point had even y, which is no secret.
+            let s = if y[0] & 1 == 1 { order::negate(&s) } else { s };
+            let mut out = [0; 64];
+            out[..32].copy_from_slice(&write(&r));
+            out[32..].copy_from_slice(&write(&s));
+            return Ok(out);
         }
-        // R26: as if the nonce's point had even y, which is no secret.
-        let s = if y[0] & 1 == 1 { ORDER.sub(&[0; 8], &s) } else { s };
-        let mut out = [0; 64];
-        out[..32].copy_from_slice(&write(&r));
-        out[32..].copy_from_slice(&write(&s));
-        return Ok(out);
-    }
-    Err(CryptoError::Failed)
-}
-
-fn verified(key: &PublicKey, digest: &[u8; 32], signature: &Signature) -> Option<bool> {
-    let (r, s) = (read(signature.first_chunk()?), read(signature.last_chunk()?));
-    if [&r, &s].into_iter().any(|it| is_zero(it) || !ORDER.holds(it)) {
-        return Some(false);
-    }
-    let key = point::find(key)?;
-    let inverse = ORDER.invert(&ORDER.enter(&s));
-    let [u, v] =
-        [ORDER.reduce(&read(digest)), r].map(|factor| write(&ORDER.mul(&factor, &inverse)));
-    let sum = point::sum(&point::multiply(&u, &point::generator()), &point::multiply(&v, &key));
-    Some(!is_zero(&sum[2]) && ORDER.reduce(&point::affine(&sum)[0]) == r)
-}
-
-impl<R: Random> Crypto for Compact<R> {
-    fn random(&mut self, out: &mut [u8]) -> Result<(), CryptoError> {
-        self.0.fill(out)
+        Err(CryptoError::Failed)
     }
 
-    #[inline(never)]
-    fn sha256(&mut self, parts: &[&[u8]]) -> Result<[u8; 32], CryptoError> {
-        let mut hash = Sha256::new();
-        parts.iter().for_each(|part| hash.update(part));
-        Ok(hash.finalize().into())
+    fn verify(key: &PublicKey, digest: &[u8; 32], signature: &Signature) -> bool {
+        let (Some(r), Some(s)) = (signature.first_chunk(), signature.last_chunk()) else {
+            return false;
+        };
+        let (r, s) = (read(r), read(s));
+        if [&r, &s].into_iter().any(|it| is_zero(it) || !order::holds(it)) {
+            return false;
+        }
+        let Some(key) = point::find(key) else { return false };
+        let inverse = order::invert(&order::enter(&s));
+        let part = |factor: &Number| order::mul(factor, &inverse);
+        let u = part(&order::reduce(&read(digest)));
+        let other = point::multiply(&write(&part(&r)), &key);
+        let sum = if is_zero(&u) {
+            other
+        } else {
+            point::sum(&point::multiply(&write(&u), point::generator()), &other)
+        };
+        // The point at infinity has 0 for its x, which r is not.
+        order::reduce(&sum[0]) == r
     }
 
-    fn seal(
-        &mut self,
-        key: &[u8; 16],
-        nonce: &[u8; 12],
-        aad: &[u8],
-        text: &mut [u8],
-    ) -> Result<[u8; 16], CryptoError> {
+    fn seal(&self, key: &[u8; 16], nonce: &[u8; 12], aad: &[u8], text: &mut [u8]) -> [u8; 16] {
         let gcm = Gcm::new(key);
         gcm.apply(nonce, text);
-        Ok(gcm.tag(nonce, aad, text))
+        gcm.tag(nonce, aad, text)
     }
 
     fn open(
-        &mut self,
+        &self,
         key: &[u8; 16],
         nonce: &[u8; 12],
         aad: &[u8],
         text: &mut [u8],
         tag: &[u8; 16],
-    ) -> Result<bool, CryptoError> {
+    ) -> bool {
         let gcm = Gcm::new(key);
         let authentic = gcm.is_tag(nonce, aad, text, tag);
         if authentic {
             gcm.apply(nonce, text);
         }
-        Ok(authentic)
-    }
-
-    fn encapsulate(
-        &mut self,
-        scalar: &SecretScalar,
-        peer: &PublicKey,
-    ) -> Result<Encapsulated, CryptoError> {
-        let peer = point::find(peer).ok_or(CryptoError::Failed)?;
-        let point = self.public_key(scalar)?.with_even_y();
-        Ok(Encapsulated { point, shared: shared(scalar, &peer) })
-    }
-
-    fn public_key(&mut self, scalar: &SecretScalar) -> Result<PublicKey, CryptoError> {
-        Ok(point::key(&point::multiply(scalar.expose(), &point::generator())))
-    }
-
-    fn agree(&mut self, key: PrivateKey<'_>, x: &[u8; 32]) -> Result<Option<Agreed>, CryptoError> {
-        let PrivateKey::Scalar(scalar) = key else { return Err(CryptoError::Unsupported) };
-        let Some(point) = point::lift(x) else { return Ok(None) };
-        Ok(Some(Agreed { point: point::key(&point), shared: shared(scalar, &point) }))
-    }
-
-    fn sign(
-        &mut self,
-        key: PrivateKey<'_>,
-        digest: &[u8; 32],
-        extra: &[u8; 32],
-    ) -> Result<Signature, CryptoError> {
-        match key {
-            PrivateKey::Scalar(scalar) => signed(self, scalar, digest, extra),
-            PrivateKey::External => Err(CryptoError::Unsupported),
-        }
-    }
-
-    fn verify(
-        &mut self,
-        key: &PublicKey,
-        digest: &[u8; 32],
-        signature: &Signature,
-    ) -> Result<bool, CryptoError> {
-        Ok(verified(key, digest, signature).unwrap_or(false))
+        authentic
     }
 
     #[inline(never)]
-    fn scrub(&mut self) {
+    fn scrub() {
         // Never read, and yet written: the black box may look at it.
         let mut below = [0u32; STACK_WORDS];
         core::hint::black_box(&mut below);
@@ -245,12 +215,12 @@ mod tests {
     use duet_protocol::ec;
 
     use super::*;
-    use crate::software::Software;
+    use crate::{crypto::PrivateKey, software::Software};
 
     /// n − 1, and what lies near it and near 0.
     fn scalars() -> impl Iterator<Item = SecretScalar> {
         let edge = |less: u8| {
-            let mut bytes = write(&ORDER.prime);
+            let mut bytes = write(&order::PRIME);
             bytes[31] -= less;
             bytes
         };

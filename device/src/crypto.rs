@@ -113,6 +113,15 @@ pub trait Crypto {
     /// [`CryptoError`].
     fn public_key(&mut self, scalar: &SecretScalar) -> Result<PublicKey, CryptoError>;
 
+    /// The point with this x and even y; `None` when no point has this x. Only a key inside an element needs it.
+    ///
+    /// # Errors
+    /// [`CryptoError::Unsupported`] unless replaced.
+    fn lift(&mut self, x: &[u8; 32]) -> Result<Option<PublicKey>, CryptoError> {
+        let _ = x;
+        Err(CryptoError::Unsupported)
+    }
+
     /// Lifts `x` to the point with even y and multiplies it with the key; `None` when no point has
     /// this x.
     ///

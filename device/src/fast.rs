@@ -9,11 +9,10 @@ use duet_protocol::{
     ec::{self, Agreed, Encapsulated, SecretScalar, SharedX, Signature, VerifyTask},
     identity::PublicKey,
 };
-use sha2::{Digest as _, Sha256};
 
 use crate::{
-    crypto::{Crypto, CryptoError, PrivateKey},
-    software::{Random, Seeded},
+    crypto::{Crypto, CryptoError},
+    software::{Primitives, Seeded, Suite},
 };
 
 thread_local! {
@@ -25,133 +24,97 @@ thread_local! {
     });
 }
 
-/// The curve of the calling thread; random bytes from `R`.
-pub struct Fast<R = Seeded> {
-    random: R,
-    gcm: Gcm,
-}
+/// The gateway's own code for everything.
+pub type Fast<R = Seeded> = Suite<Vectors, R>;
 
-impl Fast {
-    /// With a generator that this seed starts: 32 random bytes, used nowhere else.
-    #[must_use]
-    pub fn seeded(seed: [u8; 32]) -> Self {
-        Self::new(Seeded::new(seed))
+/// The curve of the calling thread, and the best cipher that this processor has.
+pub struct Vectors(Gcm);
+
+impl Default for Vectors {
+    fn default() -> Self {
+        Self(Gcm::best())
     }
 }
 
-impl<R: Random> Fast<R> {
-    /// With this generator.
-    #[must_use]
-    pub fn new(random: R) -> Self {
-        Self { random, gcm: Gcm::best() }
-    }
+fn scalar(secret: &SecretScalar) -> Option<duet_curve::SecretScalar> {
+    duet_curve::SecretScalar::from_bytes(secret.expose())
 }
 
-fn scalar(secret: &SecretScalar) -> Result<duet_curve::SecretScalar, CryptoError> {
-    duet_curve::SecretScalar::from_bytes(secret.expose()).ok_or(CryptoError::Failed)
-}
-
-fn own(key: PrivateKey<'_>) -> Result<duet_curve::SecretScalar, CryptoError> {
-    match key {
-        PrivateKey::Scalar(secret) => scalar(secret),
-        PrivateKey::External => Err(CryptoError::Unsupported),
-    }
-}
-
-impl<R: Random> Crypto for Fast<R> {
-    fn random(&mut self, out: &mut [u8]) -> Result<(), CryptoError> {
-        self.random.fill(out)
-    }
-
-    fn sha256(&mut self, parts: &[&[u8]]) -> Result<[u8; 32], CryptoError> {
-        let mut hash = Sha256::new();
-        parts.iter().for_each(|part| hash.update(part));
-        Ok(hash.finalize().into())
-    }
-
-    fn seal(
-        &mut self,
-        key: &[u8; 16],
-        nonce: &[u8; 12],
-        aad: &[u8],
-        text: &mut [u8],
-    ) -> Result<[u8; 16], CryptoError> {
+impl Vectors {
+    fn key(&self, key: &[u8; 16]) -> Key {
         let mut expanded = Key::vacant();
-        expanded.init(self.gcm, key);
-        Ok(self.gcm.seal(&expanded, nonce, aad, text))
+        expanded.init(self.0, key);
+        expanded
     }
+}
 
-    fn open(
-        &mut self,
-        key: &[u8; 16],
-        nonce: &[u8; 12],
-        aad: &[u8],
-        text: &mut [u8],
-        tag: &[u8; 16],
-    ) -> Result<bool, CryptoError> {
-        let mut expanded = Key::vacant();
-        expanded.init(self.gcm, key);
-        Ok(self.gcm.open(&expanded, nonce, aad, text, tag).is_authentic())
-    }
-
-    fn encapsulate(
-        &mut self,
-        secret: &SecretScalar,
-        peer: &PublicKey,
-    ) -> Result<Encapsulated, CryptoError> {
+impl Primitives for Vectors {
+    fn encapsulate(secret: &SecretScalar, peer: &PublicKey) -> Option<Encapsulated> {
         let secrets = [scalar(secret)?];
-        let (_, peer) = peer.0.split_first_chunk::<1>().ok_or(CryptoError::Failed)?;
-        let peer = peer.try_into().map_err(|_| CryptoError::Failed)?;
-        let items = [EcdhItem { secret: &secrets[0], point: peer }];
+        let (_, peer) = peer.0.split_first_chunk::<1>()?;
+        let items = [EcdhItem { secret: &secrets[0], point: peer.try_into().ok()? }];
         let (mut public, mut shared) = (Vec::<Point>::with_capacity(1), Vec::with_capacity(1));
         CURVE.with(|curve| {
             curve.key_pairs(&secrets, &mut public);
             curve.ecdh(&items, &mut shared);
         });
-        let public = public.pop().ok_or(CryptoError::Failed)?;
-        let shared = shared.pop().flatten().ok_or(CryptoError::Failed)?;
+        let (public, shared) = (public.pop()?, shared.pop().flatten()?);
         let point = PublicKey::from_coordinates(&public.x(), &public.y()).with_even_y();
-        Ok(Encapsulated { point, shared: SharedX(*shared.as_bytes()) })
+        Some(Encapsulated { point, shared: SharedX(*shared.as_bytes()) })
     }
 
-    fn public_key(&mut self, secret: &SecretScalar) -> Result<PublicKey, CryptoError> {
+    fn public_key(secret: &SecretScalar) -> Option<PublicKey> {
         let (secrets, mut public) = ([scalar(secret)?], Vec::<Point>::with_capacity(1));
         CURVE.with(|curve| curve.key_pairs(&secrets, &mut public));
-        let public = public.pop().ok_or(CryptoError::Failed)?;
-        Ok(PublicKey::from_coordinates(&public.x(), &public.y()))
+        let public = public.pop()?;
+        Some(PublicKey::from_coordinates(&public.x(), &public.y()))
     }
 
-    fn agree(&mut self, key: PrivateKey<'_>, x: &[u8; 32]) -> Result<Option<Agreed>, CryptoError> {
-        let (secret, mut answers) = (own(key)?, Vec::with_capacity(1));
+    fn lift(x: &[u8; 32]) -> Option<PublicKey> {
+        ec::lift_even(x)
+    }
+
+    fn agree(key: &SecretScalar, x: &[u8; 32]) -> Option<Agreed> {
+        let (secret, mut answers) = (scalar(key)?, Vec::with_capacity(1));
         CURVE.with(|curve| curve.decapsulate(&secret, &[*x], &mut answers));
-        Ok(answers.pop().flatten().map(|answer| Agreed {
+        answers.pop().flatten().map(|answer| Agreed {
             point: PublicKey::from_coordinates(x, &answer.y),
             shared: SharedX(*answer.shared.as_bytes()),
-        }))
+        })
     }
 
     fn sign(
-        &mut self,
-        key: PrivateKey<'_>,
+        _: &mut impl Crypto,
+        key: &SecretScalar,
         digest: &[u8; 32],
         extra: &[u8; 32],
     ) -> Result<Signature, CryptoError> {
-        let (key, mut signatures) = (own(key)?, Vec::with_capacity(1));
+        let (key, mut signatures) = (scalar(key).ok_or(CryptoError::Failed)?, Vec::with_capacity(1));
         let item = SignItem { digest, randomness: extra };
         CURVE.with(|curve| curve.sign(&key, &[item], &mut signatures));
         signatures.pop().ok_or(CryptoError::Failed)
     }
 
-    fn verify(
-        &mut self,
-        key: &PublicKey,
-        digest: &[u8; 32],
-        signature: &Signature,
-    ) -> Result<bool, CryptoError> {
-        Ok(ec::verify(&VerifyTask { key: *key, digest: *digest, signature: *signature }))
+    fn verify(key: &PublicKey, digest: &[u8; 32], signature: &Signature) -> bool {
+        ec::verify(&VerifyTask { key: *key, digest: *digest, signature: *signature })
     }
 
-    fn scrub(&mut self) {
+    fn seal(&self, key: &[u8; 16], nonce: &[u8; 12], aad: &[u8], text: &mut [u8]) -> [u8; 16] {
+        self.0.seal(&self.key(key), nonce, aad, text)
+    }
+
+    fn open(
+        &self,
+        key: &[u8; 16],
+        nonce: &[u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &[u8; 16],
+    ) -> bool {
+        self.0.open(&self.key(key), nonce, aad, text, tag).is_authentic()
+    }
+
+    fn scrub() {
         duet_protocol::record::scrub_stack();
     }
 }
@@ -159,7 +122,7 @@ impl<R: Random> Crypto for Fast<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::software::Software;
+    use crate::{crypto::PrivateKey, software::Software};
 
     #[test]
     fn it_agrees_with_the_portable_code() {

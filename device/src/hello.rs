@@ -3,8 +3,8 @@
 //! answer has come: forged ones cost nothing (R33).
 
 use duet_protocol::{
-    ec::{SecretScalar, Signature},
-    identity::Gateway,
+    ec::{Agreed, Encapsulated, SecretScalar, Signature},
+    identity::{Gateway, PublicKey},
     profile::{KeySource, Offer, Transfer},
     reading::{READING_ID, ReadingId},
     reason::DropReason,
@@ -89,6 +89,52 @@ fn hedge(c: &mut impl Crypto, key: &DeviceKey, salt: &[u8; 32]) -> Result<Secret
     }
 }
 
+/// HPKE's context for this HELLO; `hs` is put with the secrets.
+#[inline(never)]
+fn derive(
+    c: &mut impl Crypto,
+    secrets: &mut Secrets,
+    sent: &Encapsulated,
+    saying: &Saying<'_>,
+    header: &[u8; HELLO_HEADER],
+) -> Result<Hpke, CryptoError> {
+    let Saying { identity, gateway, .. } = *saying;
+    let info: [&[u8]; 3] = [b"duet1 hello", header, &gateway.fingerprint.0];
+    let hpke = Hpke::new(c, &sent.shared, &sent.point, &gateway.key, &info)?;
+    let ex = hpke.export(c, b"duet1 export")?;
+    let registration = match &identity.key {
+        DeviceKey::Registration(key) => Some(key),
+        DeviceKey::Private(_) | DeviceKey::External { .. } => None,
+    };
+    secrets.hs = schedule::handshake_secret(c, &ex, registration)?;
+    Ok(hpke)
+}
+
+/// Writes the device's proof of the claim.
+#[inline(never)]
+fn prove(
+    c: &mut impl Crypto,
+    key: &DeviceKey,
+    claim: &Claim<'_>,
+    hs: &Secret,
+    extra: &[u8; 32],
+    to: &mut Writer<'_>,
+) -> Result<(), CryptoError> {
+    let key = match key {
+        DeviceKey::Private(scalar) => PrivateKey::Scalar(scalar),
+        DeviceKey::External { .. } => PrivateKey::External,
+        DeviceKey::Registration(_) => return to.put(&claim.binder(c, hs)?),
+    };
+    let digest = claim.digest(c)?;
+    to.put(&c.sign(key, &digest, extra)?)
+}
+
+/// What the curve says to an ACCEPT's point, and the device's own point where that takes part.
+struct Met {
+    agreed: Agreed,
+    own: Option<PublicKey>,
+}
+
 impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
     /// None yet: [`make`](Self::make) follows. It is made where it stays, since a device has little stack.
     pub(crate) const fn empty(offer: Offer) -> Self {
@@ -96,7 +142,8 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
         Self { offer, fresh: 0, base, more, len: 0, digest, secrets: None }
     }
 
-    /// Makes a HELLO in `out`, which is long enough for it.
+    /// Makes a HELLO in `out`, which is long enough for it. Each step is a function of its own, so that what one needs of
+    /// the stack is free again in the next.
     #[inline(never)]
     pub(crate) fn make(
         &mut self,
@@ -108,48 +155,16 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
         let reading_len = reading[0].len() + reading[1].len();
         let early = reading_len > 0;
         let offer = Offer { challenged: challenge.is_some(), early, ..saying.offer };
-        // The hedge's salt, S (R23), and what the signature's nonce takes in.
-        let mut random = Zeroizing::new([0; 32 + RANDOM + 32]);
-        c.random(random.as_mut_slice())?;
-        let (salt, rest) = random.split_first_chunk::<32>().ok_or(CryptoError::Random)?;
-        let (s, extra) = rest.split_first_chunk::<RANDOM>().ok_or(CryptoError::Random)?;
-        let extra: &[u8; 32] = extra.try_into().map_err(|_| CryptoError::Random)?;
-
-        let ch = challenge.copied().unwrap_or_default();
-        let carried = if early || challenge.is_some() {
-            Some(c.sha256(&[&ch, reading[0], reading[1]])?)
-        } else {
-            None
-        };
-        let prk = hedge(c, &identity.key, salt)?;
-        let scalar =
-            schedule::hedged_scalar(c, &prk, &gateway.fingerprint, fresh, carried.as_ref())?;
-        let sent = c.encapsulate(&scalar, &gateway.key)?;
+        let extra = self.draw(c, saying)?;
+        let secrets = self.secrets.as_mut().ok_or(CryptoError::Failed)?;
+        let sent = c.encapsulate(&secrets.scalar, &gateway.key)?;
 
         let slot = c.sha256(&[&identity.id.0])?[0];
         let header = [Kind::Hello.byte(), slot, offer.encode(), gateway.key_id];
-        let info: [&[u8]; 3] = [b"duet1 hello", &header, &gateway.fingerprint.0];
-        let hpke = Hpke::new(c, &sent.shared, &sent.point, &gateway.key, &info)?;
-        let ex = hpke.export(c, b"duet1 export")?;
-        let registration = match &identity.key {
-            DeviceKey::Registration(key) => Some(key),
-            DeviceKey::Private(_) | DeviceKey::External { .. } => None,
-        };
-        let hs = schedule::handshake_secret(c, &ex, registration)?;
+        let hpke = derive(c, secrets, &sent, saying, &header)?;
 
         let fresh_bytes = fresh.to_be_bytes();
-        let random: &[u8] = if offer.profile.source.has_random() { s } else { &[] };
-        let claim = Claim {
-            header,
-            gateway: &gateway.fingerprint,
-            enc: &sent.point,
-            device: &identity.fingerprint,
-            id: identity.id.0,
-            fresh: fresh_bytes,
-            challenge: ch,
-            random,
-            reading,
-        };
+        let random: &[u8] = if offer.profile.source.has_random() { &secrets.random } else { &[] };
         let len = offer.hello_len(reading_len);
         let message = out.get_mut(..len).ok_or(CryptoError::Unsupported)?;
         message.fill(0);
@@ -166,17 +181,18 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
             to.put(challenge)?;
         }
         to.put(random)?;
-        match &identity.key {
-            DeviceKey::Private(scalar) => {
-                let digest = claim.digest(c)?;
-                to.put(&c.sign(PrivateKey::Scalar(scalar), &digest, extra)?)?;
-            }
-            DeviceKey::External { .. } => {
-                let digest = claim.digest(c)?;
-                to.put(&c.sign(PrivateKey::External, &digest, extra)?)?;
-            }
-            DeviceKey::Registration(_) => to.put(&claim.binder(c, &hs)?)?,
-        }
+        let claim = Claim {
+            header,
+            gateway: &gateway.fingerprint,
+            enc: &sent.point,
+            device: &identity.fingerprint,
+            id: identity.id.0,
+            fresh: fresh_bytes,
+            challenge: challenge.copied().unwrap_or_default(),
+            random,
+            reading,
+        };
+        prove(c, &identity.key, &claim, &secrets.hs, &extra, &mut to)?;
         to.put(reading[0])?;
         to.put(reading[1])?;
 
@@ -184,13 +200,38 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
         let (text, tag) = sealed.split_last_chunk_mut::<16>().ok_or(CryptoError::Unsupported)?;
         *tag = hpke.seal(c, &header, text)?;
 
-        let digest = c.sha256(&[message])?;
+        self.digest = c.sha256(&[message])?;
         let (head, tail) = message.split_at(len.min(BASE));
         self.base[..head.len()].copy_from_slice(head);
         self.more.get_mut(..tail.len()).ok_or(CryptoError::Unsupported)?.copy_from_slice(tail);
-        (self.offer, self.fresh, self.len, self.digest) = (offer, fresh, len, digest);
-        self.secrets = Some(Secrets { scalar, hs, random: *s });
+        (self.offer, self.fresh, self.len) = (offer, fresh, len);
         Ok(())
+    }
+
+    /// Draws what is random in a HELLO: the hedge's salt, S (R23), and what the signature's nonce takes in, which is returned.
+    #[inline(never)]
+    fn draw(
+        &mut self,
+        c: &mut impl Crypto,
+        saying: &Saying<'_>,
+    ) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
+        let Saying { identity, gateway, fresh, challenge, reading, .. } = *saying;
+        let mut random = Zeroizing::new([0; 32 + RANDOM + 32]);
+        c.random(random.as_mut_slice())?;
+        let (salt, rest) = random.split_first_chunk::<32>().ok_or(CryptoError::Random)?;
+        let (s, extra) = rest.split_first_chunk::<RANDOM>().ok_or(CryptoError::Random)?;
+        let extra: &[u8; 32] = extra.try_into().map_err(|_| CryptoError::Random)?;
+        let ch = challenge.copied().unwrap_or_default();
+        let carried = if reading.iter().any(|part| !part.is_empty()) || challenge.is_some() {
+            Some(c.sha256(&[&ch, reading[0], reading[1]])?)
+        } else {
+            None
+        };
+        let prk = hedge(c, &identity.key, salt)?;
+        let scalar =
+            schedule::hedged_scalar(c, &prk, &gateway.fingerprint, fresh, carried.as_ref())?;
+        self.secrets = Some(Secrets { scalar, hs: Secret([0; 32]), random: *s });
+        Ok(Zeroizing::new(*extra))
     }
 
     /// The counter in it.
@@ -259,7 +300,7 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
         Ok((*challenge, u64::from_be_bytes(mark)))
     }
 
-    /// What an ACCEPT grants, and the session's keys.
+    /// What an ACCEPT grants, and the session's keys. The curve comes first, while little else is on the stack.
     #[inline(never)]
     pub(crate) fn accept(
         &self,
@@ -268,42 +309,66 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
         gateway: &Gateway,
         message: &[u8],
     ) -> Result<(Grant, SessionKeys), Error> {
-        let profile = self.offer.profile;
-        if message.len() != profile.accept_len() {
+        if message.len() != self.offer.profile.accept_len() {
             return Err(DropReason::Malformed.into());
         }
         let (clear, sealed) = message.split_first_chunk::<33>().ok_or(DropReason::Malformed)?;
-        let mut buffer = Zeroizing::new([0; ACCEPT_MAX]);
-        buffer[..sealed.len()].copy_from_slice(sealed);
-        let (text, tag) =
-            buffer[..sealed.len()].split_last_chunk_mut().ok_or(DropReason::Malformed)?;
+        let met = self.meet(c, identity, clear)?;
+        self.opened(c, identity, gateway, met.as_ref(), clear, sealed)
+    }
+
+    #[inline(never)]
+    fn meet(
+        &self,
+        c: &mut impl Crypto,
+        identity: &Identity,
+        clear: &[u8; 33],
+    ) -> Result<Option<Met>, Error> {
         let srv: &[u8; 32] = clear.last_chunk().ok_or(DropReason::Malformed)?;
+        let secrets = self.secrets.as_ref().ok_or(DropReason::Unexpected)?;
+        let (key, own) = match (self.offer.profile.source, &identity.key) {
+            (KeySource::Ephemeral, _) => (PrivateKey::Scalar(&secrets.scalar), None),
+            (_, DeviceKey::Registration(_)) => return Ok(None),
+            (_, DeviceKey::Private(key)) => (PrivateKey::Scalar(key), Some(c.public_key(key)?)),
+            (_, DeviceKey::External { public, .. }) => (PrivateKey::External, Some(*public)),
+        };
+        let agreed = c.agree(key, srv)?.ok_or(DropReason::Point)?;
+        Ok(Some(Met { agreed, own }))
+    }
+
+    #[inline(never)]
+    fn opened(
+        &self,
+        c: &mut impl Crypto,
+        identity: &Identity,
+        gateway: &Gateway,
+        met: Option<&Met>,
+        clear: &[u8; 33],
+        sealed: &[u8],
+    ) -> Result<(Grant, SessionKeys), Error> {
+        let profile = self.offer.profile;
+        let mut room = Zeroizing::new([0; ACCEPT_MAX]);
+        let buffer = room.get_mut(..sealed.len()).ok_or(DropReason::Malformed)?;
+        buffer.copy_from_slice(sealed);
+        let (text, tag) = buffer.split_last_chunk_mut().ok_or(DropReason::Malformed)?;
 
         let (cs, cd) = (&gateway.fingerprint, &identity.fingerprint);
         let th = schedule::transcript(c, self.parts(), clear, cs, cd)?;
-        let secrets = self.secrets.as_ref().ok_or(DropReason::Unexpected)?;
-        let Secrets { scalar, hs, random } = secrets;
+        let Secrets { hs, random, .. } = self.secrets.as_ref().ok_or(DropReason::Unexpected)?;
         let mut master = None;
-        let own = match (profile.source, &identity.key) {
-            (KeySource::Ephemeral, _) | (_, DeviceKey::Registration(_)) => None,
-            (_, DeviceKey::Private(key)) => Some((PrivateKey::Scalar(key), c.public_key(key)?)),
-            (_, DeviceKey::External { public, .. }) => Some((PrivateKey::External, *public)),
-        };
-        let opened = match (profile.source, own) {
-            (KeySource::Ephemeral, _) => {
-                let agreed = c.agree(PrivateKey::Scalar(scalar), srv)?.ok_or(DropReason::Point)?;
+        let opened = match met {
+            Some(Met { agreed, own: None }) => {
                 let secret = schedule::master(c, hs, &th, &agreed.shared.0)?;
                 let keys = schedule::accept_key(c, &secret, &[])?;
                 master = Some(secret);
                 c.open(&keys.key, &keys.iv, clear, text, tag)?
             }
-            (_, Some((key, public))) => {
-                let agreed = c.agree(key, srv)?.ok_or(DropReason::Point)?;
+            Some(Met { agreed, own: Some(own) }) => {
                 let info: [&[u8]; 4] = [b"duet1 accept", &self.digest, &cs.0, &cd.0];
-                let hpke = Hpke::new(c, &agreed.shared, &agreed.point, &public, &info)?;
+                let hpke = Hpke::new(c, &agreed.shared, &agreed.point, own, &info)?;
                 hpke.open(c, clear, text, tag)?
             }
-            (_, None) => {
+            None => {
                 let keys = schedule::accept_key(c, hs, &th)?;
                 c.open(&keys.key, &keys.iv, clear, text, tag)?
             }

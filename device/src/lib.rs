@@ -26,6 +26,8 @@ pub mod compact;
 #[cfg(feature = "std")]
 pub mod credentials;
 pub mod crypto;
+#[cfg(feature = "software")]
+mod element;
 mod error;
 #[cfg(feature = "fast")]
 pub mod fast;
@@ -34,6 +36,8 @@ pub mod file_store;
 mod hello;
 mod identity;
 mod machine;
+#[cfg(feature = "software")]
+mod random;
 mod schedule;
 mod session;
 #[cfg(feature = "software")]

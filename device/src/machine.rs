@@ -4,6 +4,8 @@
 mod receive;
 mod transmit;
 
+use core::mem::MaybeUninit;
+
 use duet_protocol::{
     identity::Gateway,
     profile::{Profile, Transport},
@@ -213,6 +215,14 @@ fn pause(transport: Transport, attempts: u8) -> u64 {
     (first << attempts.min(5)).min(RETRANSMIT_MAX_US)
 }
 
+/// What was kept, for a device whose profile and key belong together.
+fn begin<S: Store>(store: S, config: &Config) -> Result<Memory<S>, SetupError> {
+    if config.profile.mode.has_certificate() != config.identity.key.signs() {
+        return Err(SetupError::KeyKind);
+    }
+    Ok(Memory::load(store, config.fresh)?)
+}
+
 impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S, WINDOW, PAYLOAD> {
     /// How long a buffer for [`poll_transmit`](Self::poll_transmit) must be.
     pub const TRANSMIT_MAX: usize =
@@ -223,10 +233,26 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
     /// # Errors
     /// [`SetupError`].
     pub fn new(crypto: C, store: S, config: Config) -> Result<Self, SetupError> {
-        if config.profile.mode.has_certificate() != config.identity.key.signs() {
-            return Err(SetupError::KeyKind);
-        }
-        let memory = Memory::load(store, config.fresh)?;
+        let memory = begin(store, &config)?;
+        Ok(Self::closed(crypto, memory, config))
+    }
+
+    /// The same, made where it stays: a small processor has no stack for a copy.
+    ///
+    /// # Errors
+    /// [`SetupError`].
+    pub fn new_in(
+        place: &mut MaybeUninit<Self>,
+        crypto: C,
+        store: S,
+        config: Config,
+    ) -> Result<&mut Self, SetupError> {
+        let memory = begin(store, &config)?;
+        Ok(place.write(Self::closed(crypto, memory, config)))
+    }
+
+    #[inline(never)]
+    fn closed(crypto: C, memory: Memory<S>, config: Config) -> Self {
         let kept = *memory.kept();
         let answer = Answer {
             command: kept.command,
@@ -237,7 +263,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             resend: None,
             sent: 0,
         };
-        Ok(Self {
+        Self {
             crypto,
             memory,
             config,
@@ -256,7 +282,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             resting: None,
             closing: false,
             failure: None,
-        })
+        }
     }
 
     /// Says whether HELLO carries a reading; [`Early::Never`] until this is called.

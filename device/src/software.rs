@@ -1,95 +1,99 @@
-//! Cryptography by RustCrypto's portable code, and the same beside a secure element.
+//! Cryptography in software: one implementation of [`Crypto`] over a curve and a cipher. There are three of those: RustCrypto's
+//! here, the small one in `compact`, and the gateway's in `fast`.
 
 use duet_protocol::{
     aead,
     ec::{
-        self, Agreed, EncapsulateTask, Encapsulated, SecretScalar, SharedX, Signature, VerifyTask,
+        self, Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask,
     },
     identity::PublicKey,
 };
 use sha2::{Digest as _, Sha256};
-use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::crypto::{Crypto, CryptoError, Element, PrivateKey};
+use crate::crypto::{Crypto, CryptoError, PrivateKey};
+pub use crate::{
+    element::WithElement,
+    random::{Random, Seeded},
+};
+#[cfg(feature = "std")]
+pub use crate::random::System;
 
-/// Where random bytes come from.
-pub trait Random {
-    /// Fills `out`.
+/// P-256 and AES-128-GCM, with keys in memory. What each operation means, [`Crypto`] says.
+pub trait Primitives {
+    /// The fresh scalar's point with even y, and x(scalar · peer); `None` where the peer is no point.
+    fn encapsulate(scalar: &SecretScalar, peer: &PublicKey) -> Option<Encapsulated>;
+
+    /// The public key of a private key.
+    fn public_key(scalar: &SecretScalar) -> Option<PublicKey>;
+
+    /// The point with this x and even y; `None` where there is none.
+    fn lift(x: &[u8; 32]) -> Option<PublicKey>;
+
+    /// That point, and the x of its product with the key.
+    fn agree(key: &SecretScalar, x: &[u8; 32]) -> Option<Agreed>;
+
+    /// ECDSA (R26, R27); `c` has the hash.
     ///
     /// # Errors
-    /// [`CryptoError::Random`].
-    fn fill(&mut self, out: &mut [u8]) -> Result<(), CryptoError>;
+    /// [`CryptoError::Failed`] with negligible probability.
+    fn sign(
+        c: &mut impl Crypto,
+        key: &SecretScalar,
+        digest: &[u8; 32],
+        extra: &[u8; 32],
+    ) -> Result<Signature, CryptoError>;
+
+    /// Whether the signature is the key's over the digest.
+    fn verify(key: &PublicKey, digest: &[u8; 32], signature: &Signature) -> bool;
+
+    /// Seals `text` in place, returns the tag.
+    fn seal(&self, key: &[u8; 16], nonce: &[u8; 12], aad: &[u8], text: &mut [u8]) -> [u8; 16];
+
+    /// Opens `text` in place; `false`, with the text as it was, when it is not authentic.
+    fn open(
+        &self,
+        key: &[u8; 16],
+        nonce: &[u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &[u8; 16],
+    ) -> bool;
+
+    /// Overwrites what operations may have left on the stack.
+    fn scrub() {}
 }
 
-/// A generator that was seeded once: SHA-256 in counter mode with a ratchet, so that who sees its
-/// state later cannot compute what it gave before.
-#[derive(Zeroize, ZeroizeOnDrop)]
-pub struct Seeded([u8; 32]);
-
-impl Seeded {
-    /// `seed` is 32 random bytes, used nowhere else.
-    #[must_use]
-    pub const fn new(seed: [u8; 32]) -> Self {
-        Self(seed)
-    }
-
-    fn block(&self, label: u8) -> [u8; 32] {
-        Sha256::new_with_prefix(b"duet device random")
-            .chain_update([label])
-            .chain_update(self.0)
-            .finalize()
-            .into()
-    }
+/// [`Crypto`] of these primitives and RustCrypto's SHA-256; random bytes from `R`.
+pub struct Suite<P, R> {
+    primitives: P,
+    random: R,
 }
 
-impl Random for Seeded {
-    fn fill(&mut self, out: &mut [u8]) -> Result<(), CryptoError> {
-        for chunk in out.chunks_mut(32) {
-            let mut block = self.block(1);
-            self.0 = self.block(0);
-            chunk.copy_from_slice(&block[..chunk.len()]);
-            block.zeroize();
-        }
-        Ok(())
-    }
-}
+/// RustCrypto's portable code for everything.
+pub type Software<R = Seeded> = Suite<Portable, R>;
 
-/// The operating system's generator.
-#[cfg(feature = "std")]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct System;
-
-#[cfg(feature = "std")]
-impl Random for System {
-    fn fill(&mut self, out: &mut [u8]) -> Result<(), CryptoError> {
-        getrandom::fill(out).map_err(|_| CryptoError::Random)
-    }
-}
-
-/// Portable code for everything; random bytes from `R`.
-pub struct Software<R = Seeded>(R);
-
-impl Software {
+impl<P: Primitives + Default> Suite<P, Seeded> {
     /// With a generator that this seed starts: 32 random bytes, used nowhere else.
     #[must_use]
-    pub const fn seeded(seed: [u8; 32]) -> Self {
-        Self(Seeded::new(seed))
+    pub fn seeded(seed: [u8; 32]) -> Self {
+        Self::new(Seeded::new(seed))
     }
 }
 
-impl<R: Random> Software<R> {
+impl<P: Primitives + Default, R: Random> Suite<P, R> {
     /// With this generator.
     #[must_use]
-    pub const fn new(random: R) -> Self {
-        Self(random)
+    pub fn new(random: R) -> Self {
+        Self { primitives: P::default(), random }
     }
 }
 
-impl<R: Random> Crypto for Software<R> {
+impl<P: Primitives, R: Random> Crypto for Suite<P, R> {
     fn random(&mut self, out: &mut [u8]) -> Result<(), CryptoError> {
-        self.0.fill(out)
+        self.random.fill(out)
     }
 
+    #[inline(never)]
     fn sha256(&mut self, parts: &[&[u8]]) -> Result<[u8; 32], CryptoError> {
         let mut hash = Sha256::new();
         parts.iter().for_each(|part| hash.update(part));
@@ -103,7 +107,7 @@ impl<R: Random> Crypto for Software<R> {
         aad: &[u8],
         text: &mut [u8],
     ) -> Result<[u8; 16], CryptoError> {
-        Ok(aead::seal(key, nonce, aad, text))
+        Ok(self.primitives.seal(key, nonce, aad, text))
     }
 
     fn open(
@@ -114,7 +118,7 @@ impl<R: Random> Crypto for Software<R> {
         text: &mut [u8],
         tag: &[u8; 16],
     ) -> Result<bool, CryptoError> {
-        Ok(aead::open(key, nonce, aad, text, tag))
+        Ok(self.primitives.open(key, nonce, aad, text, tag))
     }
 
     fn encapsulate(
@@ -122,17 +126,20 @@ impl<R: Random> Crypto for Software<R> {
         scalar: &SecretScalar,
         peer: &PublicKey,
     ) -> Result<Encapsulated, CryptoError> {
-        let task = EncapsulateTask { scalar: scalar.clone(), peer: *peer };
-        ec::encapsulate(&task).ok_or(CryptoError::Failed)
+        P::encapsulate(scalar, peer).ok_or(CryptoError::Failed)
     }
 
     fn public_key(&mut self, scalar: &SecretScalar) -> Result<PublicKey, CryptoError> {
-        Ok(scalar.public_key())
+        P::public_key(scalar).ok_or(CryptoError::Failed)
+    }
+
+    fn lift(&mut self, x: &[u8; 32]) -> Result<Option<PublicKey>, CryptoError> {
+        Ok(P::lift(x))
     }
 
     fn agree(&mut self, key: PrivateKey<'_>, x: &[u8; 32]) -> Result<Option<Agreed>, CryptoError> {
         match key {
-            PrivateKey::Scalar(scalar) => Ok(ec::agree(scalar, x)),
+            PrivateKey::Scalar(scalar) => Ok(P::agree(scalar, x)),
             PrivateKey::External => Err(CryptoError::Unsupported),
         }
     }
@@ -144,9 +151,7 @@ impl<R: Random> Crypto for Software<R> {
         extra: &[u8; 32],
     ) -> Result<Signature, CryptoError> {
         match key {
-            PrivateKey::Scalar(scalar) => {
-                ec::sign(scalar, digest, extra).ok_or(CryptoError::Failed)
-            }
+            PrivateKey::Scalar(scalar) => P::sign(self, scalar, digest, extra),
             PrivateKey::External => Err(CryptoError::Unsupported),
         }
     }
@@ -157,104 +162,65 @@ impl<R: Random> Crypto for Software<R> {
         digest: &[u8; 32],
         signature: &Signature,
     ) -> Result<bool, CryptoError> {
-        Ok(ec::verify(&VerifyTask { key: *key, digest: *digest, signature: *signature }))
+        Ok(P::verify(key, digest, signature))
     }
 
-    #[cfg(feature = "std")]
     fn scrub(&mut self) {
+        P::scrub();
+    }
+}
+
+/// RustCrypto's portable curve and cipher.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Portable;
+
+impl Primitives for Portable {
+    fn encapsulate(scalar: &SecretScalar, peer: &PublicKey) -> Option<Encapsulated> {
+        ec::encapsulate(&EncapsulateTask { scalar: scalar.clone(), peer: *peer })
+    }
+
+    fn public_key(scalar: &SecretScalar) -> Option<PublicKey> {
+        Some(scalar.public_key())
+    }
+
+    fn lift(x: &[u8; 32]) -> Option<PublicKey> {
+        ec::lift_even(x)
+    }
+
+    fn agree(key: &SecretScalar, x: &[u8; 32]) -> Option<Agreed> {
+        ec::agree(key, x)
+    }
+
+    fn sign(
+        _: &mut impl Crypto,
+        key: &SecretScalar,
+        digest: &[u8; 32],
+        extra: &[u8; 32],
+    ) -> Result<Signature, CryptoError> {
+        ec::sign(key, digest, extra).ok_or(CryptoError::Failed)
+    }
+
+    fn verify(key: &PublicKey, digest: &[u8; 32], signature: &Signature) -> bool {
+        ec::verify(&VerifyTask { key: *key, digest: *digest, signature: *signature })
+    }
+
+    fn seal(&self, key: &[u8; 16], nonce: &[u8; 12], aad: &[u8], text: &mut [u8]) -> [u8; 16] {
+        aead::seal(key, nonce, aad, text)
+    }
+
+    fn open(
+        &self,
+        key: &[u8; 16],
+        nonce: &[u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &[u8; 16],
+    ) -> bool {
+        aead::open(key, nonce, aad, text, tag)
+    }
+
+    fn scrub() {
+        #[cfg(feature = "std")]
         duet_protocol::record::scrub_stack();
-    }
-}
-
-/// `C` for everything, but for what is done with the device's own key: that is in `E`.
-pub struct WithElement<C, E> {
-    /// Hashes, records, ephemeral keys, random bytes.
-    pub crypto: C,
-    /// The device's key.
-    pub element: E,
-}
-
-impl<C: Crypto, E: Element> Crypto for WithElement<C, E> {
-    fn random(&mut self, out: &mut [u8]) -> Result<(), CryptoError> {
-        self.crypto.random(out)
-    }
-
-    fn sha256(&mut self, parts: &[&[u8]]) -> Result<[u8; 32], CryptoError> {
-        self.crypto.sha256(parts)
-    }
-
-    fn hmac(&mut self, key: &[u8], parts: &[&[u8]]) -> Result<[u8; 32], CryptoError> {
-        self.crypto.hmac(key, parts)
-    }
-
-    fn seal(
-        &mut self,
-        key: &[u8; 16],
-        nonce: &[u8; 12],
-        aad: &[u8],
-        text: &mut [u8],
-    ) -> Result<[u8; 16], CryptoError> {
-        self.crypto.seal(key, nonce, aad, text)
-    }
-
-    fn open(
-        &mut self,
-        key: &[u8; 16],
-        nonce: &[u8; 12],
-        aad: &[u8],
-        text: &mut [u8],
-        tag: &[u8; 16],
-    ) -> Result<bool, CryptoError> {
-        self.crypto.open(key, nonce, aad, text, tag)
-    }
-
-    fn encapsulate(
-        &mut self,
-        scalar: &SecretScalar,
-        peer: &PublicKey,
-    ) -> Result<Encapsulated, CryptoError> {
-        self.crypto.encapsulate(scalar, peer)
-    }
-
-    fn public_key(&mut self, scalar: &SecretScalar) -> Result<PublicKey, CryptoError> {
-        self.crypto.public_key(scalar)
-    }
-
-    fn agree(&mut self, key: PrivateKey<'_>, x: &[u8; 32]) -> Result<Option<Agreed>, CryptoError> {
-        if let PrivateKey::Scalar(_) = key {
-            return self.crypto.agree(key, x);
-        }
-        let Some(point) = ec::lift_even(x) else { return Ok(None) };
-        let shared = SharedX(self.element.agree(&point)?);
-        Ok(Some(Agreed { point, shared }))
-    }
-
-    fn sign(
-        &mut self,
-        key: PrivateKey<'_>,
-        digest: &[u8; 32],
-        extra: &[u8; 32],
-    ) -> Result<Signature, CryptoError> {
-        match key {
-            PrivateKey::Scalar(_) => self.crypto.sign(key, digest, extra),
-            PrivateKey::External => self.element.sign(digest),
-        }
-    }
-
-    fn verify(
-        &mut self,
-        key: &PublicKey,
-        digest: &[u8; 32],
-        signature: &Signature,
-    ) -> Result<bool, CryptoError> {
-        self.crypto.verify(key, digest, signature)
-    }
-
-    fn hedge(&mut self, salt: &[u8; 32]) -> Result<[u8; 32], CryptoError> {
-        self.element.hedge(salt)
-    }
-
-    fn scrub(&mut self) {
-        self.crypto.scrub();
     }
 }

@@ -8,12 +8,12 @@
 #define SILENCE_US 1500000u /* after this the line may have been connected anew: no wire says so */
 #define GIVE_UP_US 500000u  /* a message that stops coming for this long is given up */
 #define NAPS 3
-#define MESSAGE 256u /* this device takes no longer ones */
 
 static const uint8_t certificate[] = DUET_CREDENTIAL_GATEWAY_CERTIFICATE;
 static const duet_credentials credentials = DUET_CREDENTIALS(certificate);
 static duet_device device;
-static uint8_t message[2 + MESSAGE];
+/* One buffer serves both directions, since memory is short: nothing is sent while a message is coming. */
+static uint8_t message[2 + DUET_TRANSMIT_MAX];
 static uint32_t have;
 static uint64_t heard_us;
 static int32_t readings, hello, accept, reading, ack;
@@ -55,17 +55,22 @@ static void note(int32_t *cost, uint32_t since) {
     if (!*cost) *cost = (int32_t)(board_ticks() - since);
 }
 
+static int is_amid(void) {
+    return have > 0 && board_now_us() - heard_us <= GIVE_UP_US;
+}
+
 static void transmit(void) {
-    uint8_t out[2 + DUET_TRANSMIT_MAX];
-    for (;;) {
+    while (!is_amid()) {
         uint32_t since = board_ticks();
-        int len = duet_transmit(&device, out + 2, DUET_TRANSMIT_MAX);
+        int len;
+        have = 0;
+        len = duet_transmit(&device, message + 2, DUET_TRANSMIT_MAX);
         if (len < 0) host_say("failed", -1), host_exit(0);
         if (len == 0) return;
-        note(out[2] >> 4 == 1 ? &hello : &reading, since);
-        out[0] = (uint8_t)(len >> 8);
-        out[1] = (uint8_t)len;
-        board_send(out, 2 + (size_t)len);
+        note(message[2] >> 4 == 1 ? &hello : &reading, since);
+        message[0] = (uint8_t)(len >> 8);
+        message[1] = (uint8_t)len;
+        board_send(message, 2 + (size_t)len);
     }
 }
 
@@ -101,14 +106,14 @@ static void handle(size_t len) {
 static void take(uint8_t byte) {
     uint64_t now = board_now_us();
     uint32_t len;
-    if (now - heard_us > GIVE_UP_US) have = 0;
+    if (!is_amid()) have = 0;
     heard_us = now;
     if (have < sizeof message) message[have] = byte;
     have++;
     len = (uint32_t)message[0] << 8 | message[1];
     if (have < 2 || have < 2 + len) return;
     have = 0;
-    if (len > 0 && len <= MESSAGE) handle(len);
+    if (len > 0 && len <= DUET_TRANSMIT_MAX) handle(len);
 }
 
 /* Sends and receives until this time, or until all is said before a nap or the end. */

@@ -24,11 +24,10 @@ use duet_device::compact::Compact as Engine;
 use duet_device::software::Software as Engine;
 use duet_device::{Device, Early, Event, protocol::wire::Kind, store::TwoPages};
 
-use crate::{board::Board, frame::Receiver, memory::Paint};
+use crate::{board::Board, frame::Frame, memory::Paint};
 
-/// The longest payload, and the longest message that this device takes.
+/// The longest payload.
 const PAYLOAD: usize = 64;
-const MESSAGE: usize = 256;
 type Sensor = Device<Engine, TwoPages<host::Flash>, 2, PAYLOAD>;
 
 /// How long between readings, and how long a nap is, µs.
@@ -50,8 +49,8 @@ struct Costs {
 
 struct Application {
     board: Board,
-    device: Sensor,
-    receiver: Receiver<MESSAGE>,
+    device: &'static mut Sensor,
+    frame: Frame<{ 2 + Sensor::TRANSMIT_MAX }>,
     costs: Costs,
     readings: u32,
     /// Since when nothing came, µs.
@@ -64,15 +63,13 @@ impl Application {
     /// Sends what is due.
     #[inline(never)]
     fn transmit(&mut self) {
-        let mut out = [0; 2 + Sensor::TRANSMIT_MAX];
         loop {
             let now = self.board.now_us();
-            if self.device.poll_timeout().is_none_or(|due| due > now) {
+            if self.frame.is_amid(now) || self.device.poll_timeout().is_none_or(|due| due > now) {
                 return;
             }
             let before = self.board.ticks();
-            let Some((length, message)) = out.split_first_chunk_mut::<2>() else { return };
-            let Some(len) = self.device.poll_transmit(now, message) else {
+            let Some(len) = self.device.poll_transmit(now, self.frame.room()) else {
                 if self.device.poll_failure().is_some() {
                     host::say("failed", None);
                     host::exit(false);
@@ -80,13 +77,12 @@ impl Application {
                 return;
             };
             let took = self.board.ticks().wrapping_sub(before);
-            let cost = match Kind::of(message) {
+            let cost = match Kind::of(self.frame.message(len)) {
                 Ok(Kind::Hello) => &mut self.costs.hello,
                 _ => &mut self.costs.reading,
             };
             cost.get_or_insert(took);
-            *length = u16::try_from(len).unwrap_or(0).to_be_bytes();
-            self.board.send(&out[..2 + len]);
+            self.board.send(self.frame.framed(len));
         }
     }
 
@@ -95,7 +91,7 @@ impl Application {
     fn handle(&mut self, len: usize) {
         let now = self.board.now_us();
         let before = self.board.ticks();
-        let event = self.device.handle_message(now, self.receiver.message(len));
+        let event = self.device.handle_message(now, self.frame.message(len));
         let took = self.board.ticks().wrapping_sub(before);
         match event {
             Ok(Event::Opened) => {
@@ -153,7 +149,7 @@ impl Application {
             while let Some(byte) = self.board.receive() {
                 let now = self.board.now_us();
                 self.silent_us = now;
-                if let Some(len) = self.receiver.take(now, byte) {
+                if let Some(len) = self.frame.take(now, byte) {
                     self.handle(len);
                     break;
                 }
@@ -208,25 +204,26 @@ impl Application {
     }
 }
 
-/// Makes the application where it stays.
+/// Makes the application; the device is made where it stays.
 #[inline(never)]
 fn start() -> Option<&'static mut Application> {
+    let room = cortex_m::singleton!(: MaybeUninit<Sensor> = MaybeUninit::uninit())?;
     let place = cortex_m::singleton!(: MaybeUninit<Application> = MaybeUninit::uninit())?;
     let board = Board::start();
     let engine = Engine::seeded(host::random()?);
-    let device = Sensor::new(engine, TwoPages::new(host::Flash), credential::read()?).ok()?;
-    let application = place.write(Application {
+    let store = TwoPages::new(host::Flash);
+    let device = Sensor::new_in(room, engine, store, credential::read()?).ok()?;
+    device.set_early(Early::Stay);
+    Some(place.write(Application {
         board,
         device,
-        receiver: Receiver::new(),
+        frame: Frame::new(),
         costs: Costs::default(),
         readings: 0,
         silent_us: 0,
         naps: 0,
         stops: false,
-    });
-    application.device.set_early(Early::Stay);
-    Some(application)
+    }))
 }
 
 #[entry]

@@ -1,6 +1,6 @@
 //! What lies in a `duet_device`, and how it is reached.
 
-use core::{cell::Cell, ffi::c_int, ptr};
+use core::{cell::Cell, ffi::c_int, mem::MaybeUninit, ptr};
 
 #[cfg(feature = "compact")]
 use machine::compact::Compact as Engine;
@@ -29,23 +29,50 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(port: duet_port, config: Config, early: Early) -> Result<Self, SetupError> {
-        let port = Port(port);
-        let crypto = WithElement { crypto: Engine::new(port), element: port };
-        let mut machine = Device::new(crypto, PortStore::new(port), config)?;
-        machine.set_early(early);
-        Ok(Self { magic: Cell::new(MAGIC), busy: Cell::new(false), port, machine })
-    }
-
     pub(crate) fn now(&self) -> u64 {
         self.port.now_us()
     }
 }
 
-/// Overwrites what moving a context has left on the stack.
+/// Makes a context in `device`, at the place where it stays: a board has no stack for a copy. Where that fails nothing is
+/// written.
+///
+/// # Safety
+/// `device` points to a `duet_device` that is not in use.
+pub(crate) unsafe fn make(
+    device: *mut duet_device,
+    port: duet_port,
+    config: Config,
+    early: Early,
+) -> Result<(), SetupError> {
+    let context = device.cast::<Context>();
+    let port = Port(port);
+    // SAFETY: the storage is there, aligned, and large enough (asserted in `lib.rs`); nobody else uses it, and any bytes
+    // are a `MaybeUninit`.
+    let place = unsafe { &mut *(&raw mut (*context).machine).cast::<MaybeUninit<Machine>>() };
+    let crypto = WithElement { crypto: Engine::new(port), element: port };
+    let made = Device::new_in(place, crypto, PortStore::new(port), config);
+    let made = made.map(|machine| machine.set_early(early));
+    scrub();
+    made?;
+    // SAFETY: as above. The word that says that all is there comes last.
+    unsafe {
+        ptr::addr_of_mut!((*context).port).write(port);
+        ptr::addr_of_mut!((*context).busy).write(Cell::new(false));
+        ptr::addr_of_mut!((*context).magic).write(Cell::new(MAGIC));
+    }
+    Ok(())
+}
+
+/// How much of the stack may hold a copy of a key. With an operating system nothing says that a compiler does without a
+/// copy of the whole, and there is room to overwrite it.
+const LEFT: usize =
+    if cfg!(target_os = "none") { 2 * size_of::<Config>() } else { 2 * size_of::<Context>() };
+
+/// Overwrites what making or ending a context has left on the stack.
 #[inline(never)]
 pub(crate) fn scrub() {
-    let mut below = [0u8; 2 * size_of::<Context>()];
+    let mut below = [0u8; LEFT];
     below.zeroize();
     core::hint::black_box(&mut below);
 }

@@ -251,13 +251,9 @@ pub unsafe extern "C" fn duet_init(
         transport,
         fresh: credentials.first_fresh,
     };
-    match Context::new(*port, config, early) {
-        Ok(context) => {
-            // SAFETY: the storage is there, aligned, and large enough (asserted above).
-            unsafe { ptr::write(device.cast::<Context>(), context) };
-            context::scrub();
-            DUET_OK
-        }
+    // SAFETY: `device` is not null and aligned; that it is not in use is the caller's promise.
+    match unsafe { context::make(device, *port, config, early) } {
+        Ok(()) => DUET_OK,
         Err(SetupError::KeyKind) => DUET_ERROR_CREDENTIALS,
         Err(SetupError::Store(_)) => DUET_ERROR_STORE,
     }

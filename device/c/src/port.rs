@@ -3,7 +3,7 @@
 use core::ffi::{c_int, c_void};
 
 use machine::{
-    CryptoError, DeviceKey, Element, Hedge, HedgeKey, Kept, Store, StoreError,
+    CryptoError, DeviceKey, Element, Hedge, HedgeKey, Kept, Store, StoreError, certificate,
     protocol::{
         ec::{SecretScalar, Signature},
         identity::PublicKey,
@@ -54,7 +54,7 @@ impl duet_port {
     pub(crate) fn key(&self, secret: &[u8; 32], public: &[u8; 65]) -> Option<DeviceKey> {
         if self.sign.is_some() {
             let hedge = Hedge::Key(HedgeKey(*secret));
-            return Some(DeviceKey::External { public: PublicKey::from_sec1(public)?, hedge });
+            return Some(DeviceKey::External { public: certificate::checked(public)?, hedge });
         }
         SecretScalar::from_bytes(secret).map(DeviceKey::Private)
     }

@@ -1,14 +1,22 @@
-//! Points of P-256, with one formula for every sum (Renes, Costello, Batina: Complete addition formulas for prime order
-//! elliptic curves, 2015, algorithms 4 and 6). The formulas are lists of steps over sixteen registers: a short loop
-//! carries them out, which takes less flash than either formula as code.
+//! Points of P-256. A multiplication takes three bits of its scalar at a time: it doubles in Jacobian coordinates, where that
+//! is cheap, and adds in homogeneous ones, where one formula holds for all points (Renes, Costello, Batina: Complete addition
+//! formulas for prime order elliptic curves, 2015, algorithm 4). The formulas are lists of steps over registers: a short
+//! loop carries them out, which takes less flash than the formulas as code.
+//!
+//! The digits of a scalar are odd, so none is zero, and what was summed up is never the point at infinity before the last
+//! addition: Jacobian coordinates could not come back from there. See [`Machine::multiply`].
 
 use duet_protocol::identity::PublicKey;
 use zeroize::Zeroize as _;
 
-use super::modulus::{FIELD, Number, choose, read, write};
+use super::{
+    field,
+    number::{Number, choose, read, subtract, write},
+    order,
+};
 
 /// The curve's b, and its generator, in Montgomery form.
-const B: Number = [
+static B: Number = [
     0x29c4_bddf,
     0xd89c_df62,
     0x7884_3090,
@@ -18,7 +26,7 @@ const B: Number = [
     0x0487_4834,
     0xdc30_061d,
 ];
-const GENERATOR: [Number; 2] = [
+static GENERATOR: Affine = [
     [
         0x18a9_143c,
         0x79e7_30d4,
@@ -40,13 +48,9 @@ const GENERATOR: [Number; 2] = [
         0x8571_ff18,
     ],
 ];
-/// (p + 1) / 4: a power of this exponent is a square root where there is one.
-const ROOT: Number = [0, 0, 0x4000_0000, 0, 0, 0x4000_0000, 0xc000_0000, 0x3fff_ffff];
 
-/// X, Y and Z in Montgomery form: x is X/Z, y is Y/Z.
-pub(super) type Point = [Number; 3];
-
-const NOWHERE: Point = [[0; 8], FIELD.one, [0; 8]];
+/// x and y, in Montgomery form or not, as is said.
+pub(super) type Affine = [Number; 2];
 
 /// What a step does with its registers.
 #[derive(Clone, Copy)]
@@ -57,26 +61,31 @@ enum Do {
 }
 use Do::{Add, Mul, Sub};
 
-/// Registers: two points, b, what is between, and the result, with the paper's names.
+/// Registers: two points, what is between, the multiples of a point, and the scalar.
 const X1: usize = 0;
 const Y1: usize = 1;
 const Z1: usize = 2;
 const X2: usize = 3;
 const Y2: usize = 4;
 const Z2: usize = 5;
-const B_: usize = 6;
-const T0: usize = 7;
-const T1: usize = 8;
-const T2: usize = 9;
-const T3: usize = 10;
-const T4: usize = 11;
-const X3: usize = 12;
-const Y3: usize = 13;
-const Z3: usize = 14;
+const T0: usize = 6;
+const T1: usize = 7;
+const T2: usize = 8;
+const T3: usize = 9;
+const T4: usize = 10;
+const TABLE: usize = 11;
+const SCALAR: usize = TABLE + 3 * 4;
+const REGISTERS: usize = SCALAR + 1;
+/// b is read where it lies in flash.
+const B_: usize = 31;
+/// The paper's names for the result of a sum: in the place of what is no longer needed then.
+const X3: usize = Y2;
+const Y3: usize = X2;
+const Z3: usize = Z2;
 
 type Step = (Do, usize, usize, usize);
 
-/// As the paper writes them.
+/// The sum of two points; the second one's registers are used up.
 const SUM: [Step; 43] = [
     (Mul, T0, X1, X2),
     (Mul, T1, Y1, Y2),
@@ -115,49 +124,39 @@ const SUM: [Step; 43] = [
     (Mul, T1, T4, Y3),
     (Mul, T2, T0, Y3),
     (Mul, Y3, X3, Z3),
-    (Add, Y3, Y3, T2),
+    (Add, Y1, Y3, T2),
     (Mul, X3, T3, X3),
-    (Sub, X3, X3, T1),
+    (Sub, X1, X3, T1),
     (Mul, Z3, T4, Z3),
     (Mul, T1, T3, T0),
-    (Add, Z3, Z3, T1),
+    (Add, Z1, Z3, T1),
 ];
-const DOUBLE: [Step; 34] = [
-    (Mul, T0, X1, X1),
+/// Twice a point in Jacobian coordinates: x is X/Z², y is Y/Z³.
+const DOUBLE: [Step; 20] = [
+    (Mul, T0, Z1, Z1),
     (Mul, T1, Y1, Y1),
-    (Mul, T2, Z1, Z1),
-    (Mul, T3, X1, Y1),
-    (Add, T3, T3, T3),
-    (Mul, Z3, X1, Z1),
-    (Add, Z3, Z3, Z3),
-    (Mul, Y3, B_, T2),
-    (Sub, Y3, Y3, Z3),
-    (Add, X3, Y3, Y3),
-    (Add, Y3, X3, Y3),
-    (Sub, X3, T1, Y3),
-    (Add, Y3, T1, Y3),
-    (Mul, Y3, X3, Y3),
-    (Mul, X3, X3, T3),
-    (Add, T3, T2, T2),
-    (Add, T2, T2, T3),
-    (Mul, Z3, B_, Z3),
-    (Sub, Z3, Z3, T2),
-    (Sub, Z3, Z3, T0),
-    (Add, T3, Z3, Z3),
-    (Add, Z3, Z3, T3),
-    (Add, T3, T0, T0),
-    (Add, T0, T3, T0),
-    (Sub, T0, T0, T2),
-    (Mul, T0, T0, Z3),
-    (Add, Y3, Y3, T0),
-    (Mul, T0, Y1, Z1),
-    (Add, T0, T0, T0),
-    (Mul, Z3, T0, Z3),
-    (Sub, X3, X3, Z3),
-    (Mul, Z3, T0, T1),
-    (Add, Z3, Z3, Z3),
-    (Add, Z3, Z3, Z3),
+    (Add, T1, T1, T1),
+    (Mul, T2, X1, T1),
+    (Add, T2, T2, T2),
+    (Sub, T3, X1, T0),
+    (Add, T4, X1, T0),
+    (Mul, T3, T3, T4),
+    (Add, T4, T3, T3),
+    (Add, T4, T4, T3),
+    (Mul, Z1, Y1, Z1),
+    (Add, Z1, Z1, Z1),
+    (Mul, X1, T4, T4),
+    (Add, T0, T2, T2),
+    (Sub, X1, X1, T0),
+    (Sub, T2, T2, X1),
+    (Mul, T2, T2, T4),
+    (Mul, T1, T1, T1),
+    (Add, T1, T1, T1),
+    (Sub, Y1, T2, T1),
 ];
+/// From x = X/Z, y = Y/Z to Jacobian coordinates, and back.
+const INTO_JACOBIAN: [Step; 3] = [(Mul, X1, X1, Z1), (Mul, T0, Z1, Z1), (Mul, Y1, Y1, T0)];
+const OUT_OF_JACOBIAN: [Step; 3] = [(Mul, X1, X1, Z1), (Mul, T0, Z1, Z1), (Mul, Z1, T0, Z1)];
 
 /// Steps in four bytes each.
 const fn packed<const N: usize>(steps: &[Step; N]) -> [[u8; 4]; N] {
@@ -175,10 +174,12 @@ const fn packed<const N: usize>(steps: &[Step; N]) -> [[u8; 4]; N] {
 }
 
 static SUM_STEPS: [[u8; 4]; 43] = packed(&SUM);
-static DOUBLE_STEPS: [[u8; 4]; 34] = packed(&DOUBLE);
+static DOUBLE_STEPS: [[u8; 4]; 20] = packed(&DOUBLE);
+static INTO_STEPS: [[u8; 4]; 3] = packed(&INTO_JACOBIAN);
+static OUT_STEPS: [[u8; 4]; 3] = packed(&OUT_OF_JACOBIAN);
 
 /// The registers of a computation; overwritten in the end.
-struct Machine([Number; 16]);
+struct Machine([Number; REGISTERS]);
 
 impl Drop for Machine {
     fn drop(&mut self) {
@@ -187,146 +188,193 @@ impl Drop for Machine {
 }
 
 impl Machine {
-    fn new() -> Self {
-        let mut registers = [[0; 8]; 16];
-        registers[..3].copy_from_slice(&NOWHERE);
-        registers[B_] = B;
-        Self(registers)
+    fn copy(&mut self, from: usize, to: usize) {
+        self.0.copy_within(from..from + 3, to);
     }
 
-    /// Carries out a formula; its result takes the first point's place.
+    /// A point with coordinates in Montgomery form.
+    fn put(&mut self, to: usize, [x, y]: &Affine) {
+        self.0[to] = *x;
+        self.0[to + 1] = *y;
+        self.0[to + 2] = field::ONE;
+    }
+
+    /// Carries out a formula.
     #[inline(never)]
     fn run(&mut self, steps: &[[u8; 4]]) {
-        let registers = &mut self.0;
         for [what, to, a, b] in steps {
-            // There are sixteen.
-            let [to, a, b] = [to, a, b].map(|register| usize::from(register & 15));
-            let (a, b) = (&registers[a], &registers[b]);
-            registers[to] = match what {
-                0 => FIELD.add(a, b),
-                1 => FIELD.sub(a, b),
-                _ => FIELD.mul(a, b),
+            let [a, b] = [a, b].map(|at| self.0.get(usize::from(*at)).unwrap_or(&B));
+            let made = match what {
+                0 => field::add(a, b),
+                1 => field::sub(a, b),
+                _ => field::mul(a, b),
             };
+            if let Some(to) = self.0.get_mut(usize::from(*to)) {
+                *to = made;
+            }
         }
-        registers.copy_within(X3..=Z3, X1);
     }
 
-    fn add(&mut self, other: &Point) {
-        self.0[X2..=Z2].copy_from_slice(other);
+    /// Doubles the first point so often.
+    fn double(&mut self, times: usize) {
+        self.run(&INTO_STEPS);
+        (0..times).for_each(|_| self.run(&DOUBLE_STEPS));
+        self.run(&OUT_STEPS);
+    }
+
+    /// Adds the second point to the first.
+    fn add(&mut self) {
         self.run(&SUM_STEPS);
     }
 
-    fn double(&mut self) {
-        self.run(&DOUBLE_STEPS);
+    /// The first point becomes its product with a scalar; the scalar is 32 bytes, the highest first.
+    ///
+    /// An odd k below 2²⁵⁶ is 2·B − 2²⁵⁸ + 1 with B = (k − 1)/2 + 2²⁵⁷. The 86 digits of three bits of B, each doubled and
+    /// less 7, are thus digits of k to the base 8, and all odd; the highest one is 1. For an even k, n − k is taken, and the
+    /// result negated.
+    fn multiply(&mut self, scalar: &[u8; 32]) {
+        let k = &mut self.0[SCALAR];
+        *k = read(scalar);
+        let even = (k[0] & 1).wrapping_sub(1);
+        let (mut other, _) = subtract(&order::PRIME, k);
+        choose(even, k, &other);
+        other.zeroize();
+        // One, three, five and seven times the point. Twice the point lies where seven times will.
+        self.copy(X1, TABLE);
+        self.double(1);
+        self.copy(X1, TABLE + 9);
+        self.copy(TABLE, X1);
+        for multiple in 1..4 {
+            self.copy(TABLE + 9, X2);
+            self.add();
+            self.copy(X1, TABLE + 3 * multiple);
+        }
+        self.copy(TABLE, X1);
+        for place in (0..85).rev() {
+            self.double(3);
+            let bit = |at: usize| self.0[SCALAR][at / 32] >> (at % 32) & 1;
+            let digit = (1..4).rev().fold(0, |digit, at| digit << 1 | bit(3 * place + at));
+            self.select(digit);
+            self.add();
+        }
+        field::negate_if(even, &mut self.0[Y1]);
     }
 
-    fn point(&self) -> Point {
-        [self.0[X1], self.0[Y1], self.0[Z1]]
-    }
-}
-
-/// Multiples of a point, from none to three times; overwritten in the end.
-struct Table([Point; 4]);
-
-impl Drop for Table {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
-}
-
-impl Table {
-    /// The one of this number; all are looked at, whichever it is.
-    fn select(&self, wanted: u32) -> Point {
-        let mut out = NOWHERE;
-        for (number, point) in (0..).zip(&self.0) {
-            let differ: u32 = number ^ wanted;
+    /// The second point becomes the multiple for three bits; all multiples are looked at, whichever it is.
+    fn select(&mut self, digit: u32) {
+        // All ones for the digits −7, −5, −3, −1.
+        let negative = (digit >> 2).wrapping_sub(1);
+        let wanted = (digit ^ negative) & 3;
+        let (head, table) = self.0.split_at_mut(TABLE);
+        for (number, point) in (0u32..).zip(table.chunks_exact(3)) {
+            let differ = number ^ wanted;
             // All ones where nothing differs.
-            let mask = (differ.wrapping_sub(1) & !differ) >> 31;
-            let mask = 0u32.wrapping_sub(mask);
-            for (to, from) in out.iter_mut().zip(point) {
-                *to = choose(mask, from, to);
+            let same = 0u32.wrapping_sub((differ.wrapping_sub(1) & !differ) >> 31);
+            for (to, from) in head[X2..=Z2].iter_mut().zip(point) {
+                choose(same, to, from);
             }
         }
-        out
+        field::negate_if(negative, &mut head[Y2]);
+    }
+
+    /// The first point's coordinates, no longer in Montgomery form; both are 0 for the point at infinity.
+    fn affine(&self) -> Affine {
+        let inverse = field::invert(&self.0[Z1]);
+        [X1, Y1].map(|at| field::leave(&field::mul(&self.0[at], &inverse)))
     }
 }
 
-/// scalar · point; the scalar is 32 bytes, the highest first.
-pub(super) fn multiply(scalar: &[u8; 32], point: &Point) -> Point {
-    let mut machine = Machine::new();
-    let mut table = Table([NOWHERE; 4]);
-    for at in 1..4 {
-        machine.add(point);
-        table.0[at] = machine.point();
-    }
-    machine.0[..3].copy_from_slice(&NOWHERE);
-    // Two bits at a time.
-    for byte in scalar {
-        for shift in [6, 4, 2, 0] {
-            machine.double();
-            machine.double();
-            machine.add(&table.select(u32::from(byte >> shift & 3)));
-        }
-    }
-    machine.point()
+/// scalar · point: both coordinates of the product, not in Montgomery form.
+#[inline(never)]
+pub(super) fn multiply(scalar: &[u8; 32], point: &Affine) -> Affine {
+    let mut machine = Machine([[0; 8]; REGISTERS]);
+    machine.put(X1, point);
+    machine.multiply(scalar);
+    machine.affine()
 }
 
-/// The sum of two points.
-pub(super) fn sum(a: &Point, b: &Point) -> Point {
-    let mut machine = Machine::new();
-    machine.add(a);
-    machine.add(b);
-    machine.point()
+/// The sum of two points whose coordinates are not in Montgomery form, as [`multiply`] gives them.
+pub(super) fn sum(a: &Affine, b: &Affine) -> Affine {
+    let mut machine = Machine([[0; 8]; REGISTERS]);
+    machine.put(X1, &a.map(|it| field::enter(&it)));
+    machine.put(X2, &b.map(|it| field::enter(&it)));
+    machine.add();
+    machine.affine()
 }
 
-/// The generator.
-pub(super) const fn generator() -> Point {
-    [GENERATOR[0], GENERATOR[1], FIELD.one]
-}
-
-/// Both coordinates, no longer in Montgomery form.
-pub(super) fn affine(point: &Point) -> [Number; 2] {
-    let inverse = FIELD.invert(&point[2]);
-    [point[0], point[1]].map(|it| FIELD.leave(&FIELD.mul(&it, &inverse)))
+/// The generator, in Montgomery form.
+pub(super) fn generator() -> &'static Affine {
+    &GENERATOR
 }
 
 /// x³ − 3x + b.
 fn right_side(x: &Number) -> Number {
-    let cube = FIELD.mul(&FIELD.mul(x, x), x);
-    let thrice = FIELD.add(&FIELD.add(x, x), x);
-    FIELD.add(&FIELD.sub(&cube, &thrice), &B)
+    let cube = field::mul(&field::mul(x, x), x);
+    let thrice = field::add(&field::add(x, x), x);
+    field::add(&field::sub(&cube, &thrice), &B)
 }
 
-/// The point with these coordinates; `None` where there is none.
-pub(super) fn find(key: &PublicKey) -> Option<Point> {
+/// The point with these coordinates, in Montgomery form; `None` where there is none.
+pub(super) fn find(key: &PublicKey) -> Option<Affine> {
     let (x, y) = (read(&key.x()), read(key.0.last_chunk()?));
-    if key.0[0] != 4 || !FIELD.holds(&x) || !FIELD.holds(&y) {
+    if key.0[0] != 4 || !field::holds(&x) || !field::holds(&y) {
         return None;
     }
-    let (x, y) = (FIELD.enter(&x), FIELD.enter(&y));
-    (FIELD.mul(&y, &y) == right_side(&x)).then_some([x, y, FIELD.one])
+    let (x, y) = (field::enter(&x), field::enter(&y));
+    (field::mul(&y, &y) == right_side(&x)).then_some([x, y])
 }
 
-/// The point with this x and even y; `None` where there is none (R18).
-pub(super) fn lift(x: &[u8; 32]) -> Option<Point> {
+/// The point with this x and even y, in Montgomery form; `None` where there is none (R18).
+pub(super) fn lift(x: &[u8; 32]) -> Option<Affine> {
     let x = read(x);
-    if !FIELD.holds(&x) {
+    if !field::holds(&x) {
         return None;
     }
-    let x = FIELD.enter(&x);
+    let x = field::enter(&x);
     let square = right_side(&x);
-    let mut y = FIELD.power(&square, &ROOT);
-    if FIELD.mul(&y, &y) != square {
+    let mut y = field::root(&square);
+    if field::mul(&y, &y) != square {
         return None;
     }
-    if FIELD.leave(&y)[0] & 1 == 1 {
-        y = FIELD.sub(&[0; 8], &y);
+    // Its parity is no secret.
+    if field::leave(&y)[0] & 1 == 1 {
+        y = field::sub(&[0; 8], &y);
     }
-    Some([x, y, FIELD.one])
+    Some([x, y])
 }
 
-/// The point as a key.
-pub(super) fn key(point: &Point) -> PublicKey {
-    let [x, y] = affine(point);
-    PublicKey::from_coordinates(&write(&x), &write(&y))
+/// A point as a key; its coordinates are not in Montgomery form.
+pub(super) fn key([x, y]: &Affine) -> PublicKey {
+    PublicKey::from_coordinates(&write(x), &write(y))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The edges of the recoding, in which no test with random scalars would come: the point at infinity in the last
+    /// addition, and a sum of a point with itself.
+    #[test]
+    fn products_at_the_edges_of_the_group_are_right() {
+        let scalar = |less: u32| {
+            let mut number = order::PRIME;
+            number[0] -= less;
+            write(&number)
+        };
+        // n · G: what a verification might ask for.
+        assert_eq!(multiply(&scalar(0), generator()), [[0; 8]; 2]);
+        assert_eq!(multiply(&[0; 32], generator()), [[0; 8]; 2]);
+        let one = multiply(&write(&[1, 0, 0, 0, 0, 0, 0, 0]), generator());
+        let minus = multiply(&scalar(1), generator());
+        assert_eq!(one.map(|it| field::enter(&it)), *generator());
+        assert_eq!(one[0], minus[0]);
+        assert_eq!(sum(&one, &minus), [[0; 8]; 2]);
+        let two = multiply(&write(&[2, 0, 0, 0, 0, 0, 0, 0]), generator());
+        assert_eq!(sum(&one, &one), two);
+        let mut more = one;
+        for times in 2..40 {
+            more = sum(&more, &one);
+            assert_eq!(more, multiply(&write(&[times, 0, 0, 0, 0, 0, 0, 0]), generator()));
+        }
+    }
 }

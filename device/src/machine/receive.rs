@@ -12,6 +12,7 @@ use duet_protocol::{
 use crate::{
     crypto::Crypto,
     error::Error,
+    schedule::SessionKeys,
     session::{Ping, Retransmit, Session},
     store::Store,
 };
@@ -90,14 +91,20 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         let waiting = &handshake.waiting;
         let super::Config { identity, gateway, .. } = &self.config;
         let result = waiting.accept(&mut self.crypto, identity, gateway, message);
-        let (grant, keys) = match result {
-            Ok(granted) => granted,
-            Err(error) => {
-                self.crypto.scrub();
-                return Err(error);
-            }
+        let event = match result {
+            Ok((grant, keys)) => Ok(self.accepted(now_us, &grant, keys)),
+            Err(error) => Err(error),
         };
-        let Grant { session: id, lifetime_s, stored, nothing_waits, reset_token } = &grant;
+        self.crypto.scrub();
+        event
+    }
+
+    /// A genuine ACCEPT has come.
+    #[inline(never)]
+    fn accepted(&mut self, now_us: u64, grant: &Grant, keys: SessionKeys) -> Event<'static> {
+        let Some(handshake) = &self.handshake else { return Event::Nothing };
+        let waiting = &handshake.waiting;
+        let Grant { session: id, lifetime_s, stored, nothing_waits, reset_token } = grant;
         let carried = handshake.carried.filter(|_| *stored);
         let stored = carried.is_some();
         let hello = (*waiting.digest(), waiting.fresh());
@@ -132,9 +139,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         if leaves && *nothing_waits {
             // R104: the session is never confirmed, and ends by itself at the gateway.
             self.session = None;
-            drop((grant, keys));
-            self.crypto.scrub();
-            return Ok(Event::Delivered);
+            return Event::Delivered;
         }
         let renew = now_us.saturating_add(u64::from(*lifetime_s) * 900_000);
         let mut session = Session::new(*id, hello, *reset_token, keys, renew, now_us);
@@ -144,9 +149,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
             self.resting = Some(now_us);
         }
         self.session = Some(session);
-        drop(grant);
-        self.crypto.scrub();
-        Ok(Event::Opened)
+        Event::Opened
     }
 
     #[inline(never)]
