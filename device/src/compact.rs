@@ -27,8 +27,8 @@ use self::{
     point::Affine,
 };
 
-/// How much of the stack below a caller may hold what operations have left there, in words.
-const STACK_WORDS: usize = 384;
+/// How much of the stack below a caller may hold what operations have left there, in words: a HELLO goes as deep.
+const STACK_WORDS: usize = 576;
 
 /// Small code for everything.
 pub type Compact<R = Seeded> = Suite<Small, R>;
@@ -113,6 +113,7 @@ fn proof(key: &SecretScalar, nonce: &SecretScalar, digest: &[u8; 32], r: &Number
 }
 
 impl Primitives for Small {
+    #[inline(never)]
     fn encapsulate(scalar: &SecretScalar, peer: &PublicKey) -> Option<Encapsulated> {
         let peer = point::find(peer)?;
         Some(Encapsulated { point: public(scalar).with_even_y(), shared: shared(scalar, &peer) })
@@ -126,12 +127,14 @@ impl Primitives for Small {
         Some(point::key(&point::lift(x)?.map(|it| field::leave(&it))))
     }
 
+    #[inline(never)]
     fn agree(key: &SecretScalar, x: &[u8; 32]) -> Option<Agreed> {
         let lifted = point::lift(x)?;
         let point = point::key(&lifted.map(|it| field::leave(&it)));
         Some(Agreed { point, shared: shared(key, &lifted) })
     }
 
+    #[inline(never)]
     fn sign(
         c: &mut impl Crypto,
         key: &SecretScalar,
@@ -158,6 +161,7 @@ impl Primitives for Small {
         Err(CryptoError::Failed)
     }
 
+    #[inline(never)]
     fn verify(key: &PublicKey, digest: &[u8; 32], signature: &Signature) -> bool {
         let (Some(r), Some(s)) = (signature.first_chunk(), signature.last_chunk()) else {
             return false;

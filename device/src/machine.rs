@@ -241,6 +241,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
     ///
     /// # Errors
     /// [`SetupError`].
+    #[inline(never)]
     pub fn new_in(
         place: &mut MaybeUninit<Self>,
         crypto: C,

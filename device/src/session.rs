@@ -66,14 +66,15 @@ pub(crate) fn milliseconds(us: u64) -> u64 {
 
 /// The answers that show that the device receives at its address: how many were given lately.
 pub(crate) struct Answers {
-    /// When the last ones were given, ms; the newest first.
+    /// When the last ones were given, ms: a ring, in which the oldest is overwritten.
     at: [u32; HERE_IN_A_MINUTE],
+    next: usize,
     given: usize,
 }
 
 impl Answers {
     const fn new() -> Self {
-        Self { at: [0; HERE_IN_A_MINUTE], given: 0 }
+        Self { at: [0; HERE_IN_A_MINUTE], next: 0, given: 0 }
     }
 
     /// Whether one more may be given now; if so it is counted.
@@ -81,13 +82,14 @@ impl Answers {
         // The difference of two times is right as long as it is below 49 days; older ones are long over.
         let now = u32::try_from(milliseconds(now_us) & 0xffff_ffff).unwrap_or(u32::MAX);
         let within = |count: usize, span: u32| {
-            self.given >= count && now.wrapping_sub(self.at[count - 1]) < span
+            let at = (self.next + HERE_IN_A_MINUTE - count) % HERE_IN_A_MINUTE;
+            self.given >= count && now.wrapping_sub(self.at[at]) < span
         };
         if within(HERE_IN_A_SECOND, 1_000) || within(HERE_IN_A_MINUTE, 60_000) {
             return false;
         }
-        self.at.rotate_right(1);
-        self.at[0] = now;
+        self.at[self.next] = now;
+        self.next = (self.next + 1) % HERE_IN_A_MINUTE;
         self.given = (self.given + 1).min(HERE_IN_A_MINUTE);
         true
     }
@@ -96,13 +98,15 @@ impl Answers {
 /// Questions whether the device receives where it is, the oldest first: each is answered once, also when several came
 /// before anything was sent. An attacker who relays another address's question must not take the place of the own one.
 pub(crate) struct Questions {
+    /// A ring.
     open: [[u8; 4]; HERE_IN_A_SECOND],
+    first: usize,
     count: usize,
 }
 
 impl Questions {
     const fn new() -> Self {
-        Self { open: [[0; 4]; HERE_IN_A_SECOND], count: 0 }
+        Self { open: [[0; 4]; HERE_IN_A_SECOND], first: 0, count: 0 }
     }
 
     /// One more, in place of the oldest where there is no room.
@@ -110,14 +114,14 @@ impl Questions {
         if self.count == HERE_IN_A_SECOND {
             let _ = self.take();
         }
-        self.open[self.count] = challenge;
+        self.open[(self.first + self.count) % HERE_IN_A_SECOND] = challenge;
         self.count += 1;
     }
 
     pub(crate) fn take(&mut self) -> Option<[u8; 4]> {
         self.count = self.count.checked_sub(1)?;
-        let first = self.open[0];
-        self.open.rotate_left(1);
+        let first = self.open[self.first];
+        self.first = (self.first + 1) % HERE_IN_A_SECOND;
         Some(first)
     }
 
@@ -149,7 +153,9 @@ pub(crate) struct Session {
     pub(crate) window: ReplayWindow,
     /// When the session is renewed, before its lifetime ends (R86).
     pub(crate) renew: u64,
+    /// The MACs by which a RESET would name the last records: a ring.
     recent: [Option<[u8; 16]>; RECENT],
+    oldest: usize,
     pub(crate) ping: Option<Ping>,
     pub(crate) here: Questions,
     pub(crate) answers: Answers,
@@ -194,6 +200,7 @@ impl Session {
             window: ReplayWindow::new(),
             renew,
             recent: [None; RECENT],
+            oldest: 0,
             ping: Some(Ping::due(now_us, true)),
             here: Questions::new(),
             answers: Answers::new(),
@@ -272,8 +279,8 @@ impl Session {
         let len = UP_HEADER + len + TAG;
         let message = out.get(..len).ok_or(CryptoError::Unsupported)?;
         let mac = schedule::reset_mac(c, &self.token, message)?;
-        self.recent.rotate_right(1);
-        self.recent[0] = Some(mac);
+        self.recent[self.oldest] = Some(mac);
+        self.oldest = (self.oldest + 1) % RECENT;
         Ok(len)
     }
 

@@ -174,19 +174,28 @@ impl<P: Pages> TwoPages<P> {
 impl<P: Pages> Store for TwoPages<P> {
     fn load(&mut self) -> Result<Option<Kept>, StoreError> {
         let mut newest: Option<(u32, u8, Kept)> = None;
+        let mut damaged = 0;
         for page in 0..2 {
             let mut bytes = [0; PAGE_LEN];
             if !self.pages.read(page, &mut bytes)? {
                 continue;
             }
-            if let Some((generation, kept)) = Kept::decode(&bytes)
-                && newest.is_none_or(|(other, ..)| generation > other)
-            {
-                newest = Some((generation, page, kept));
+            match Kept::decode(&bytes) {
+                Some((generation, kept)) => {
+                    if newest.is_none_or(|(other, ..)| generation > other) {
+                        newest = Some((generation, page, kept));
+                    }
+                }
+                // Flash that was erased is no damage.
+                None => damaged += u8::from(bytes.iter().any(|byte| *byte != 0xff)),
             }
             bytes.zeroize();
         }
-        let Some((generation, page, kept)) = newest else { return Ok(None) };
+        let Some((generation, page, kept)) = newest else {
+            // A power cut tears one page, at worst in the very first write. Where both say nothing, a counter that was
+            // used is lost.
+            return if damaged == 2 { Err(StoreError) } else { Ok(None) };
+        };
         (self.generation, self.newest) = (generation, page);
         Ok(Some(kept))
     }
@@ -355,6 +364,25 @@ mod tests {
             }
         }
         assert_eq!(crc(b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn two_damaged_pages_are_not_taken_for_a_first_start() {
+        let whole = Kept { fresh: 900, ..Kept::default() }.encode(7);
+        let mut broken = whole;
+        broken[9] ^= 1;
+        let blank = [0xff; PAGE_LEN];
+        let mut load = |pages| {
+            let mut flash = Flash { pages, writes: 0, cut: None };
+            TwoPages::new(&mut flash).load().map(|kept| kept.map(|kept| kept.fresh))
+        };
+        assert_eq!(load([Some(broken), Some(broken)]), Err(StoreError));
+        assert_eq!(load([Some(broken), Some(whole)]), Ok(Some(900)));
+        assert_eq!(load([Some(whole), Some(broken)]), Ok(Some(900)));
+        // The very first write was torn.
+        assert_eq!(load([Some(broken), None]), Ok(None));
+        assert_eq!(load([Some(broken), Some(blank)]), Ok(None));
+        assert_eq!(load([Some(blank), Some(blank)]), Ok(None));
     }
 
     #[test]

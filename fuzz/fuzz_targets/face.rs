@@ -117,6 +117,8 @@ fuzz_target!(|bytes: &[u8]| {
                         public_key: [4; 65],
                         gateway_certificate: der.as_ptr(),
                         gateway_certificate_len: der.len(),
+                        gateway_fingerprint: [6; 32],
+                        gateway_public_key: [4; 65],
                         first_fresh: u64::from(input.byte()),
                     };
                     let made =

@@ -63,7 +63,7 @@ fn a_sensor_with_a_certificate_lives() {
     let Some(elf) = program("rust.elf") else { return };
     let mut world = World::new();
     let credential = world.register_certificate("boiler-1");
-    let budget = Budget { flash: 40 * 1024, memory: 7_680, handshake: 70_000_000 };
+    let budget = Budget { flash: 40 * 1024, memory: 6 * 1024, handshake: 24_000_000 };
     live(&mut world, "boiler-1", "Rust, certificate/ephemeral", &elf, Some(&credential), &budget);
 }
 
@@ -72,7 +72,7 @@ fn a_sensor_with_a_registered_id_lives() {
     let Some(elf) = program("rust.elf") else { return };
     let mut world = World::new();
     let credential = world.register_id("boiler-2");
-    let budget = Budget { flash: 40 * 1024, memory: 7_680, handshake: 70_000_000 };
+    let budget = Budget { flash: 40 * 1024, memory: 6 * 1024, handshake: 24_000_000 };
     live(&mut world, "boiler-2", "Rust, registered-id/ephemeral", &elf, Some(&credential), &budget);
 }
 
@@ -81,6 +81,6 @@ fn a_sensor_in_c_lives() {
     let Some(library) = program("libduet_device_c.a") else { return };
     let mut world = World::new();
     let elf = world.compile("boiler-3", &library);
-    let budget = Budget { flash: 48 * 1024, memory: 17 * 1024, handshake: 70_000_000 };
+    let budget = Budget { flash: 40 * 1024, memory: 6 * 1024, handshake: 24_000_000 };
     live(&mut world, "boiler-3", "C, registered-id/ephemeral", &elf, None, &budget);
 }

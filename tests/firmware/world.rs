@@ -150,7 +150,7 @@ impl World {
         ]);
         let (root, elf) = (Path::new(ROOT), self.path("sensor.elf"));
         let mut gcc = Command::new("arm-none-eabi-gcc");
-        gcc.args(["-mcpu=cortex-m4", "-mthumb", "-ffreestanding", "-Os", "-g", "-std=gnu11"]);
+        gcc.args(["-mcpu=cortex-m4", "-mthumb", "-ffreestanding", "-DDUET_SMALL", "-Os", "-g", "-std=gnu11"]);
         gcc.args(["-Wall", "-Wextra", "-Werror", "-nostdlib", "-Wl,--gc-sections", "-o"]).arg(&elf);
         gcc.arg("-I").arg(self.dir.path()).arg("-I").arg(root.join("device/c/include"));
         gcc.arg("-T").arg(root.join("firmware/c/board.ld"));

@@ -6,23 +6,51 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if !defined(DUET_SMALL)
 // The longest payload of a reading, a command's result and its output, bytes.
 #define DUET_PAYLOAD_MAX 256
+#endif
 
+#if defined(DUET_SMALL)
+// The longest payload of a reading, a command's result and its output, bytes.
+#define DUET_PAYLOAD_MAX 64
+#endif
+
+#if !defined(DUET_SMALL)
 // How many readings wait at once to be confirmed.
 #define DUET_WINDOW 4
+#endif
 
+#if defined(DUET_SMALL)
+// How many readings wait at once to be confirmed.
+#define DUET_WINDOW 2
+#endif
+
+#if !defined(DUET_SMALL)
 // How long a buffer for `duet_transmit` must be, bytes.
 #define DUET_TRANSMIT_MAX 512
+#endif
+
+#if defined(DUET_SMALL)
+// How long a buffer for `duet_transmit` must be, bytes.
+#define DUET_TRANSMIT_MAX 288
+#endif
+
+#if !defined(DUET_SMALL)
+// The size of `duet_device` in words of eight bytes.
+#define DUET_DEVICE_WORDS 464
+#endif
+
+#if defined(DUET_SMALL)
+// The size of `duet_device` in words of eight bytes.
+#define DUET_DEVICE_WORDS 240
+#endif
 
 // The longest message that a gateway sends, bytes.
 #define DUET_RECEIVE_MAX 1200
 
 // What the port keeps in one page, bytes.
 #define DUET_PAGE_LEN 48
-
-// The size of `duet_device` in words of eight bytes.
-#define DUET_DEVICE_WORDS 448
 
 // The call had its effect.
 #define DUET_OK 0
@@ -136,8 +164,12 @@ typedef struct duet_credentials {
   uint8_t public_key[65];
   // The gateway's certificate, DER.
   const uint8_t *gateway_certificate;
-  // Its length.
+  // Its length. 0 where a board has no room for it: then both of the following stand for it.
   size_t gateway_certificate_len;
+  // SHA-256 of the gateway's certificate; not used where that is given.
+  uint8_t gateway_fingerprint[32];
+  // The key in it, 0x04 and both coordinates; not used where the certificate is given.
+  uint8_t gateway_public_key[65];
   // Where the counter begins: 1 where nothing else is said.
   uint64_t first_fresh;
 } duet_credentials;
@@ -166,6 +198,7 @@ typedef struct duet_confirmation {
 extern "C" {
 #endif // __cplusplus
 
+#if !defined(DUET_SMALL)
 // Makes a device in `device`. `early` is one of `DUET_EARLY_…`; `stream` is 0 for datagrams, 1 for streams.
 //
 // # Safety
@@ -175,6 +208,19 @@ int duet_init(struct duet_device *device,
               const struct duet_credentials *credentials,
               uint8_t stream,
               uint8_t early);
+#endif
+
+#if defined(DUET_SMALL)
+// `duet_init` of a library that was built with `small`: a program that was compiled for the other sizes does not link.
+//
+// # Safety
+// Pointers are null or point to what their types say; `device` is not in use.
+int duet_init_small(struct duet_device *device,
+                    const struct duet_port *port,
+                    const struct duet_credentials *credentials,
+                    uint8_t stream,
+                    uint8_t early);
+#endif
 
 // Ends a device and destroys every key in it; the storage is free again. `duet_close` comes before it, where
 // the gateway is to know.
@@ -282,3 +328,8 @@ int duet_close(struct duet_device *device);
     .gateway_certificate = certificate, \
     .gateway_certificate_len = sizeof certificate, \
     .first_fresh = DUET_CREDENTIAL_FIRST_FRESH }
+/* A library that was built with the feature `small` has smaller contexts, and another name for duet_init: what was
+ * compiled without DUET_SMALL does not link with it. */
+#ifdef DUET_SMALL
+#define duet_init duet_init_small
+#endif

@@ -42,17 +42,33 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 }
 
 /// The longest payload of a reading, a command's result and its output, bytes.
+#[cfg(not(feature = "small"))]
 pub const DUET_PAYLOAD_MAX: usize = 256;
+/// The longest payload of a reading, a command's result and its output, bytes.
+#[cfg(feature = "small")]
+pub const DUET_PAYLOAD_MAX: usize = 64;
 /// How many readings wait at once to be confirmed.
+#[cfg(not(feature = "small"))]
 pub const DUET_WINDOW: usize = 4;
+/// How many readings wait at once to be confirmed.
+#[cfg(feature = "small")]
+pub const DUET_WINDOW: usize = 2;
 /// How long a buffer for `duet_transmit` must be, bytes.
+#[cfg(not(feature = "small"))]
 pub const DUET_TRANSMIT_MAX: usize = 512;
+/// How long a buffer for `duet_transmit` must be, bytes.
+#[cfg(feature = "small")]
+pub const DUET_TRANSMIT_MAX: usize = 288;
+/// The size of `duet_device` in words of eight bytes.
+#[cfg(not(feature = "small"))]
+pub const DUET_DEVICE_WORDS: usize = 464;
+/// The size of `duet_device` in words of eight bytes.
+#[cfg(feature = "small")]
+pub const DUET_DEVICE_WORDS: usize = 240;
 /// The longest message that a gateway sends, bytes.
 pub const DUET_RECEIVE_MAX: usize = 1200;
 /// What the port keeps in one page, bytes.
 pub const DUET_PAGE_LEN: usize = 48;
-/// The size of `duet_device` in words of eight bytes.
-pub const DUET_DEVICE_WORDS: usize = 448;
 
 const _: () = {
     assert!(DUET_TRANSMIT_MAX >= context::Machine::TRANSMIT_MAX);
@@ -135,8 +151,12 @@ pub struct duet_credentials {
     pub public_key: [u8; 65],
     /// The gateway's certificate, DER.
     pub gateway_certificate: *const u8,
-    /// Its length.
+    /// Its length. 0 where a board has no room for it: then both of the following stand for it.
     pub gateway_certificate_len: usize,
+    /// SHA-256 of the gateway's certificate; not used where that is given.
+    pub gateway_fingerprint: [u8; 32],
+    /// The key in it, 0x04 and both coordinates; not used where the certificate is given.
+    pub gateway_public_key: [u8; 65],
     /// Where the counter begins: 1 where nothing else is said.
     pub first_fresh: u64,
 }
@@ -190,8 +210,39 @@ unsafe fn bytes_at<'a>(bytes: *const u8, len: usize) -> Option<&'a [u8]> {
 ///
 /// # Safety
 /// Pointers are null or point to what their types say; `device` is not in use.
+#[cfg(not(feature = "small"))]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn duet_init(
+    device: *mut duet_device,
+    port: *const duet_port,
+    credentials: *const duet_credentials,
+    stream: u8,
+    early: u8,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { init(device, port, credentials, stream, early) }
+}
+
+/// `duet_init` of a library that was built with `small`: a program that was compiled for the other sizes does not link.
+///
+/// # Safety
+/// Pointers are null or point to what their types say; `device` is not in use.
+#[cfg(feature = "small")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn duet_init_small(
+    device: *mut duet_device,
+    port: *const duet_port,
+    credentials: *const duet_credentials,
+    stream: u8,
+    early: u8,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { init(device, port, credentials, stream, early) }
+}
+
+/// # Safety
+/// As for `duet_init`.
+unsafe fn init(
     device: *mut duet_device,
     port: *const duet_port,
     credentials: *const duet_credentials,
@@ -225,12 +276,14 @@ pub unsafe extern "C" fn duet_init(
     let (address, len) = (credentials.gateway_certificate, credentials.gateway_certificate_len);
     // SAFETY: as the header demands.
     let Some(der) = (unsafe { bytes_at(address, len) }) else { return DUET_ERROR_ARGUMENT };
-    let Ok(key) = certificate::public_key(der) else { return DUET_ERROR_CREDENTIALS };
-    let gateway = Gateway {
-        key_id: credentials.gateway_key_id,
-        fingerprint: Fingerprint::of_certificate(der),
-        key,
+    let (fingerprint, key) = if der.is_empty() {
+        let key = certificate::checked(&credentials.gateway_public_key);
+        (Fingerprint(credentials.gateway_fingerprint), key)
+    } else {
+        (Fingerprint::of_certificate(der), certificate::public_key(der).ok())
     };
+    let Some(key) = key else { return DUET_ERROR_CREDENTIALS };
+    let gateway = Gateway { key_id: credentials.gateway_key_id, fingerprint, key };
     let id = DeviceId(credentials.id);
     let (fingerprint, key) = if offer.profile.mode == Mode::RegisteredId {
         let key = machine::DeviceKey::Registration(RegistrationKey(credentials.key));

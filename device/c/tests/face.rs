@@ -82,6 +82,8 @@ fn credentials(certificate: &[u8]) -> duet_credentials {
         public_key: [0; 65],
         gateway_certificate: certificate.as_ptr(),
         gateway_certificate_len: certificate.len(),
+        gateway_fingerprint: [6; 32],
+        gateway_public_key: [4; 65],
         first_fresh: 2,
     }
 }

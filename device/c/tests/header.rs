@@ -16,7 +16,12 @@ const TAIL: &str = "\
     .key = DUET_CREDENTIAL_REGISTRATION_KEY, \\
     .gateway_certificate = certificate, \\
     .gateway_certificate_len = sizeof certificate, \\
-    .first_fresh = DUET_CREDENTIAL_FIRST_FRESH }";
+    .first_fresh = DUET_CREDENTIAL_FIRST_FRESH }
+/* A library that was built with the feature `small` has smaller contexts, and another name for duet_init: what was
+ * compiled without DUET_SMALL does not link with it. */
+#ifdef DUET_SMALL
+#define duet_init duet_init_small
+#endif";
 
 #[test]
 fn the_header_is_what_the_sources_say() {
@@ -34,6 +39,7 @@ fn the_header_is_what_the_sources_say() {
         documentation_style: cbindgen::DocumentationStyle::C99,
         style: cbindgen::Style::Both,
         line_length: 110,
+        defines: [("feature = small".to_owned(), "DUET_SMALL".to_owned())].into(),
         ..cbindgen::Config::default()
     };
     let bindings = cbindgen::Builder::new()

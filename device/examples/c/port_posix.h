@@ -3,6 +3,7 @@
 #ifndef PORT_POSIX_H
 #define PORT_POSIX_H
 
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <netdb.h>
@@ -57,7 +58,7 @@ static int port_load(void *user, uint8_t page, uint8_t *out, size_t len) {
     int file, there;
     port_name(user, page, name);
     file = open(name, O_RDONLY);
-    if (file < 0) return 0;
+    if (file < 0) return errno == ENOENT ? 0 : -1; /* a page that is there and cannot be read is not "never written" */
     there = read(file, out, len) == (ssize_t)len; /* a short page was torn: it counts as never written */
     close(file);
     return there;

@@ -81,11 +81,10 @@ pub(super) fn mul(a: &Number, b: &Number) -> Number {
         let (top, over) = carry.overflowing_add(high);
         // What makes the lowest word zero.
         let factor = sum[0].wrapping_mul(INVERSE);
-        let mut carry = 0;
-        for (sum, prime) in sum.iter_mut().zip(&PRIME) {
-            (*sum, carry) = factor.carrying_mul_add(*prime, *sum, carry);
+        let (_, mut carry) = factor.carrying_mul_add(PRIME[0], sum[0], 0);
+        for at in 1..8 {
+            (sum[at - 1], carry) = factor.carrying_mul_add(PRIME[at], sum[at], carry);
         }
-        sum.rotate_left(1);
         let more;
         (sum[7], more) = top.overflowing_add(carry);
         high = u32::from(over) + u32::from(more);

@@ -178,18 +178,29 @@ static DOUBLE_STEPS: [[u8; 4]; 20] = packed(&DOUBLE);
 static INTO_STEPS: [[u8; 4]; 3] = packed(&INTO_JACOBIAN);
 static OUT_STEPS: [[u8; 4]; 3] = packed(&OUT_OF_JACOBIAN);
 
-/// The registers of a computation; overwritten in the end.
-struct Machine([Number; REGISTERS]);
+type Registers = [Number; REGISTERS];
 
-impl Drop for Machine {
+/// The registers of a computation; overwritten in the end. They are borrowed, since one that owned them would be moved, and
+/// leave a copy.
+struct Machine<'r>(&'r mut Registers);
+
+impl Drop for Machine<'_> {
     fn drop(&mut self) {
         self.0.zeroize();
     }
 }
 
-impl Machine {
-    fn copy(&mut self, from: usize, to: usize) {
-        self.0.copy_within(from..from + 3, to);
+impl Machine<'_> {
+    /// Puts the first point into the table.
+    fn keep(&mut self, number: usize) {
+        let (head, table) = self.0.split_at_mut(TABLE);
+        table[3 * number..3 * number + 3].copy_from_slice(&head[X1..=Z1]);
+    }
+
+    /// Makes a point of the table the first or the second one.
+    fn recall(&mut self, number: usize, to: usize) {
+        let (head, table) = self.0.split_at_mut(TABLE);
+        head[to..to + 3].copy_from_slice(&table[3 * number..3 * number + 3]);
     }
 
     /// A point with coordinates in Montgomery form.
@@ -240,16 +251,16 @@ impl Machine {
         choose(even, k, &other);
         other.zeroize();
         // One, three, five and seven times the point. Twice the point lies where seven times will.
-        self.copy(X1, TABLE);
+        self.keep(0);
         self.double(1);
-        self.copy(X1, TABLE + 9);
-        self.copy(TABLE, X1);
-        for multiple in 1..4 {
-            self.copy(TABLE + 9, X2);
+        self.keep(3);
+        self.recall(0, X1);
+        for number in 1..4 {
+            self.recall(3, X2);
             self.add();
-            self.copy(X1, TABLE + 3 * multiple);
+            self.keep(number);
         }
-        self.copy(TABLE, X1);
+        self.recall(0, X1);
         for place in (0..85).rev() {
             self.double(3);
             let bit = |at: usize| self.0[SCALAR][at / 32] >> (at % 32) & 1;
@@ -287,7 +298,8 @@ impl Machine {
 /// scalar · point: both coordinates of the product, not in Montgomery form.
 #[inline(never)]
 pub(super) fn multiply(scalar: &[u8; 32], point: &Affine) -> Affine {
-    let mut machine = Machine([[0; 8]; REGISTERS]);
+    let mut registers = [[0; 8]; REGISTERS];
+    let mut machine = Machine(&mut registers);
     machine.put(X1, point);
     machine.multiply(scalar);
     machine.affine()
@@ -295,7 +307,8 @@ pub(super) fn multiply(scalar: &[u8; 32], point: &Affine) -> Affine {
 
 /// The sum of two points whose coordinates are not in Montgomery form, as [`multiply`] gives them.
 pub(super) fn sum(a: &Affine, b: &Affine) -> Affine {
-    let mut machine = Machine([[0; 8]; REGISTERS]);
+    let mut registers = [[0; 8]; REGISTERS];
+    let mut machine = Machine(&mut registers);
     machine.put(X1, &a.map(|it| field::enter(&it)));
     machine.put(X2, &b.map(|it| field::enter(&it)));
     machine.add();
