@@ -4,6 +4,7 @@
 //! Secrets never steer a branch or an address. What must be fast or small nowhere else is not here: a gateway has
 //! `curve/`.
 
+mod comb;
 mod field;
 mod gcm;
 mod number;
@@ -52,7 +53,7 @@ fn shared(scalar: &SecretScalar, point: &Affine) -> SharedX {
 
 /// The point that belongs to a private key.
 fn public(scalar: &SecretScalar) -> PublicKey {
-    point::key(&point::multiply(scalar.expose(), point::generator()))
+    point::key(&point::multiply_generator(scalar.expose()))
 }
 
 /// The nonces for a signature, one after the other (RFC 6979 §3.2 with additional input, §3.6).
@@ -145,7 +146,7 @@ impl Primitives for Small {
         // A nonce is out of range once in 2³² times.
         for _ in 0..4 {
             let Some(nonce) = nonces.next(c)? else { continue };
-            let [x, y] = point::multiply(nonce.expose(), point::generator());
+            let [x, y] = point::multiply_generator(nonce.expose());
             let r = order::reduce(&x);
             let s = proof(key, &nonce, digest, &r);
             if is_zero(&r) || is_zero(&s) {
@@ -178,7 +179,7 @@ impl Primitives for Small {
         let sum = if is_zero(&u) {
             other
         } else {
-            point::sum(&point::multiply(&write(&u), point::generator()), &other)
+            point::sum(&point::multiply_generator(&write(&u)), &other)
         };
         // The point at infinity has 0 for its x, which r is not.
         order::reduce(&sum[0]) == r

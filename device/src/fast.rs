@@ -89,7 +89,8 @@ impl Primitives for Vectors {
         digest: &[u8; 32],
         extra: &[u8; 32],
     ) -> Result<Signature, CryptoError> {
-        let (key, mut signatures) = (scalar(key).ok_or(CryptoError::Failed)?, Vec::with_capacity(1));
+        let (key, mut signatures) =
+            (scalar(key).ok_or(CryptoError::Failed)?, Vec::with_capacity(1));
         let item = SignItem { digest, randomness: extra };
         CURVE.with(|curve| curve.sign(&key, &[item], &mut signatures));
         signatures.pop().ok_or(CryptoError::Failed)

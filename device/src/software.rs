@@ -3,20 +3,18 @@
 
 use duet_protocol::{
     aead,
-    ec::{
-        self, Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask,
-    },
+    ec::{self, Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask},
     identity::PublicKey,
 };
 use sha2::{Digest as _, Sha256};
 
 use crate::crypto::{Crypto, CryptoError, PrivateKey};
+#[cfg(feature = "std")]
+pub use crate::random::System;
 pub use crate::{
     element::WithElement,
     random::{Random, Seeded},
 };
-#[cfg(feature = "std")]
-pub use crate::random::System;
 
 /// P-256 and AES-128-GCM, with keys in memory. What each operation means, [`Crypto`] says.
 pub trait Primitives {

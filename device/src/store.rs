@@ -372,7 +372,7 @@ mod tests {
         let mut broken = whole;
         broken[9] ^= 1;
         let blank = [0xff; PAGE_LEN];
-        let mut load = |pages| {
+        let load = |pages| {
             let mut flash = Flash { pages, writes: 0, cut: None };
             TwoPages::new(&mut flash).load().map(|kept| kept.map(|kept| kept.fresh))
         };

@@ -1,8 +1,11 @@
 //! The protocol's vectors on the board: each HELLO is the same byte for byte, each ACCEPT and record is taken, and the record
-//! that answers is the same, too. It says how many, or which one was wrong and at which step.
+//! that answers is the same, too. It says how many, or which one was wrong and at which step; and of each vector what HELLO,
+//! ACCEPT and a record took, in ticks.
 #![no_std]
 #![no_main]
 
+#[allow(dead_code, reason = "the sensor needs more of it")]
+mod board;
 #[allow(dead_code, reason = "the sensor needs more of it")]
 mod host;
 
@@ -23,6 +26,8 @@ use duet_device::{
     },
     software::{Random, Suite},
 };
+
+use crate::board::Board;
 
 /// What `device/c/tests/vectors.rs` makes of the vectors.
 static VECTORS: &[u8] = include_bytes!("../../device/c/tests/vectors.bin");
@@ -85,8 +90,10 @@ impl Reader {
 }
 
 /// Whether the device sends this.
-fn sends(device: &mut Sensor, out: &mut [u8], wanted: &[u8]) -> bool {
+fn sends(board: &Board, device: &mut Sensor, out: &mut [u8], wanted: &[u8], what: &str) -> bool {
+    let before = board.ticks();
     let len = device.poll_transmit(1_000, out).unwrap_or(0);
+    host::say(what, Some(board.ticks().wrapping_sub(before)));
     out.get(..len) == Some(wanted)
 }
 
@@ -103,7 +110,7 @@ fn receives(device: &mut Sensor, room: &mut [u8], message: &[u8]) -> Option<u8> 
 }
 
 /// Goes through one vector; the step that went wrong.
-fn check(reader: &mut Reader) -> Result<(), u32> {
+fn check(board: &Board, reader: &mut Reader) -> Result<(), u32> {
     let transport = if reader.byte() == 1 { Transport::Stream } else { Transport::Datagram };
     let (early, stored) = (reader.byte() == 1, reader.byte() == 1);
     let config = reader.config(transport).ok_or(1u32)?;
@@ -122,21 +129,25 @@ fn check(reader: &mut Reader) -> Result<(), u32> {
         step += 1;
         if good { Ok(()) } else { Err(step - 1) }
     };
-    is(sends(device, &mut room, hello))?;
-    is(receives(device, &mut room, accept) == Some(1))?;
+    is(sends(board, device, &mut room, hello, "ticks hello"))?;
+    let before = board.ticks();
+    let opened = receives(device, &mut room, accept) == Some(1);
+    host::say("ticks accept", Some(board.ticks().wrapping_sub(before)));
+    is(opened)?;
     is(device.poll_confirmed().is_some() == stored)?;
     is(receives(device, &mut room, ack) == Some(2))?;
     // A copy is discarded.
     is(receives(device, &mut room, ack).is_none())?;
     is(receives(device, &mut room, prove) == Some(3))?;
-    is(sends(device, &mut room, here))
+    is(sends(board, device, &mut room, here, "ticks record"))
 }
 
 #[entry]
 fn main() -> ! {
+    let board = Board::start();
     let (mut reader, mut count) = (Reader(VECTORS), 0u32);
     while !reader.0.is_empty() {
-        if let Err(step) = check(&mut reader) {
+        if let Err(step) = check(&board, &mut reader) {
             host::say("vector", Some(count));
             host::say("step", Some(step));
             host::say("failed", None);

@@ -14,13 +14,17 @@ mod credential;
 mod frame;
 mod host;
 mod memory;
+#[cfg(feature = "outside")]
+mod outside;
 
 use core::mem::MaybeUninit;
 
+#[cfg(feature = "outside")]
+use crate::outside::Outside as Engine;
 use cortex_m_rt::{entry, exception};
-#[cfg(feature = "compact")]
+#[cfg(all(feature = "compact", not(feature = "outside")))]
 use duet_device::compact::Compact as Engine;
-#[cfg(not(feature = "compact"))]
+#[cfg(not(any(feature = "compact", feature = "outside")))]
 use duet_device::software::Software as Engine;
 use duet_device::{Device, Early, Event, protocol::wire::Kind, store::TwoPages};
 

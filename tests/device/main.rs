@@ -133,6 +133,37 @@ fn a_device_in_c_is_the_page() {
     }
 }
 
+/// The ports for Zephyr and ESP-IDF with their samples, compiled against stubs of the few calls that they use, and run against
+/// the real gateway: neither system can be had here. Each lives twice, since what it keeps must be found again.
+#[test]
+fn the_ports_work_on_stubs_of_their_systems() {
+    if !there("cc") {
+        eprintln!("SKIPPED: no C compiler, so the ports were not compiled");
+        return;
+    }
+    let (page, _gateway) = begin();
+    page.run("cargo build -q --manifest-path $DUET/Cargo.toml -p duet-device-c");
+    let register = &blocks("sh c")[0];
+    let register = register.lines().next().unwrap();
+    let zephyr = "-D__ZEPHYR__ -I$P/stubs/zephyr -I$P/zephyr $P/zephyr/duet_zephyr.c $P/zephyr/sample/src/main.c";
+    let esp = "-I$P/stubs/esp -I$P/esp-idf/duet $P/esp-idf/duet/duet_esp.c $P/esp-idf/sample/main/main.c \
+        $P/stubs/esp/start.c";
+    for (name, sources) in [("zephyr-1", zephyr), ("esp-1", esp)] {
+        page.run(&register.replace("pump-1", name).replace("credential.h", &format!("{name}.h")));
+        let lines = format!(
+            "P=$DUET/device/c/ports; mkdir {name}; mv {name}.h {name}/credential.h; cd {name}
+            cc -std=gnu11 -O1 -Wall -Wextra -Werror -I. -I$P -I$P/stubs -I$DUET/device/c/include {sources} $P/duet_udp.c \
+                $DUET/target/debug/libduet_device_c.a -lpthread -ldl -lm -lgcc_s -o sensor"
+        );
+        page.run(&lines);
+        for life in 1..=2 {
+            let said = page.run(&format!("cd {name}; ./sensor"));
+            assert!(said.contains("stored") && !said.contains("not"), "{name}: {said}");
+            assert_eq!(page.stored().matches(name).count(), life, "{}", page.stored());
+        }
+    }
+}
+
 #[test]
 fn a_device_in_python_is_the_page() {
     let wheel =

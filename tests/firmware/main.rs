@@ -7,7 +7,7 @@ mod world;
 
 use std::path::Path;
 
-use crate::world::{World, flash, instructions, program};
+use crate::world::{Board, World, flash, instructions, link, own_flash, program};
 
 /// What a program may take: flash and memory in bytes, a handshake in instructions.
 struct Budget {
@@ -74,6 +74,79 @@ fn a_sensor_with_a_registered_id_lives() {
     let credential = world.register_id("boiler-2");
     let budget = Budget { flash: 40 * 1024, memory: 6 * 1024, handshake: 24_000_000 };
     live(&mut world, "boiler-2", "Rust, registered-id/ephemeral", &elf, Some(&credential), &budget);
+}
+
+/// What HELLO, ACCEPT and a record take, in instructions, for each vector.
+fn vectors(elf: &Path, folder: &Path) -> Vec<[u64; 3]> {
+    let header = include_str!("../../device/c/tests/vectors.h");
+    let count = header.matches(".name = ").count();
+    let mut board = Board::counting(elf, folder, &["-serial", "null"]);
+    let mut step = |name| instructions(board.hear(&format!("ticks {name} ")));
+    let costs = (0..count).map(|_| ["hello", "accept", "record"].map(&mut step)).collect();
+    assert_eq!(board.hear("vectors "), u64::try_from(count).unwrap());
+    assert!(board.end());
+    costs
+}
+
+/// What a mutual TLS 1.3 handshake takes with the same primitives, in instructions.
+fn tls(elf: &Path, folder: &Path) -> u64 {
+    let mut board = Board::counting(elf, folder, &["-serial", "null"]);
+    let cost = instructions(board.hear("ticks tls "));
+    assert!(board.end());
+    cost
+}
+
+/// The vectors hold in Rust with each engine; the costs of every profile are printed, beside those of TLS.
+#[test]
+fn the_vectors_hold_on_the_board() {
+    let names = include_str!("../../device/c/tests/vectors.h").split(".name = \"").skip(1);
+    let names: Vec<_> = names.filter_map(|rest| rest.split('"').next()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    // A handshake's share of what TLS takes, in percent, at most: HELLO and ACCEPT.
+    for (engine, prefix, certificate, registered) in
+        [("Compact", "", 60, 45), ("Software", "portable-", 75, 55)]
+    {
+        let (Some(elf), Some(other)) =
+            (program(&format!("{prefix}conformance.elf")), program(&format!("{prefix}tls.elf")))
+        else {
+            return;
+        };
+        let (costs, tls) = (vectors(&elf, folder.path()), tls(&other, folder.path()));
+        println!("{engine:36} mutual TLS 1.3, its cryptography alone: {tls:9} instructions");
+        for (name, [hello, accept, record]) in names.iter().zip(&costs) {
+            let share = 100 * (hello + accept) / tls;
+            println!(
+                "{engine:8} {name:42} HELLO {hello:9}  ACCEPT {accept:9}  record {record:6}  of TLS {share:3} %"
+            );
+            let most = match *name {
+                "certificate-ephemeral" => certificate,
+                "registered-id-ephemeral" => registered,
+                _ => continue,
+            };
+            assert!(share <= most, "{engine}, {name}: {share} % of TLS, {most} are allowed");
+        }
+    }
+}
+
+#[test]
+fn the_vectors_hold_on_the_board_in_c() {
+    let Some(library) = program("libduet_device_c.a") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let elf = link(folder.path(), &["conformance.c", "board.c"], &library);
+    let mut board = Board::start(&elf, folder.path(), &["-serial", "null"]);
+    assert!(board.hear("vectors ") >= 22);
+    assert!(board.end());
+}
+
+#[test]
+fn without_cryptography_little_is_left() {
+    let Some(elf) = program("outside.elf") else { return };
+    let (all, own) = (flash(&elf), own_flash(&elf));
+    println!(
+        "cryptography outside: flash of Duet itself {own} B, with board, driver and sensor {all} B"
+    );
+    assert!(own <= 16 * 1024, "{own} B of flash, 16 KiB are allowed");
+    assert!(all <= 26 * 1024, "{all} B of flash, 26 KiB are allowed");
 }
 
 #[test]

@@ -42,6 +42,7 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let sources = [
         "device/src",
         "device/c/src",
+        "device/c/tests/vectors.bin",
         "protocol/src",
         "firmware/src",
         "firmware/c",
@@ -148,16 +149,7 @@ impl World {
             "--out",
             "credential.h",
         ]);
-        let (root, elf) = (Path::new(ROOT), self.path("sensor.elf"));
-        let mut gcc = Command::new("arm-none-eabi-gcc");
-        gcc.args(["-mcpu=cortex-m4", "-mthumb", "-ffreestanding", "-DDUET_SMALL", "-Os", "-g", "-std=gnu11"]);
-        gcc.args(["-Wall", "-Wextra", "-Werror", "-nostdlib", "-Wl,--gc-sections", "-o"]).arg(&elf);
-        gcc.arg("-I").arg(self.dir.path()).arg("-I").arg(root.join("device/c/include"));
-        gcc.arg("-T").arg(root.join("firmware/c/board.ld"));
-        gcc.args(["main.c", "board.c"].map(|source| root.join("firmware/c").join(source)));
-        let output = gcc.arg(library).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        elf
+        link(self.dir.path(), &["main.c", "board.c"], library)
     }
 
     /// A device with a certificate of its own making.
@@ -176,29 +168,35 @@ impl World {
     pub(crate) fn board(&self, program: &Path, credential: Option<&Path>) -> Board {
         let line =
             format!("socket,id=line,host=127.0.0.1,port={},server=off,reconnect=1", self.port);
-        let mut command = Command::new("qemu-system-arm");
-        command.args(["-M", "mps2-an386", "-display", "none", "-monitor", "none"]);
-        command.args(["-chardev", &line, "-serial", "chardev:line"]);
-        command.args(["-chardev", "stdio,id=out"]);
-        command.args(["-semihosting-config", "enable=on,target=native,chardev=out"]);
-        command.arg("-icount").arg(format!("shift={INSTRUCTION_SHIFT}"));
-        command.arg("-kernel").arg(program);
+        let mut arguments = vec!["-chardev".to_owned(), line];
+        arguments.extend(["-serial".to_owned(), "chardev:line".to_owned()]);
         if let Some(credential) = credential {
             let page = self.path("credential.page");
             fs::write(&page, page_of(credential)).unwrap();
             let page = page.to_str().unwrap().to_owned();
             let at = format!("loader,file={page},addr={PAGE_ADDRESS:#x},force-raw=on");
-            command.args(["-device", &at]);
+            arguments.extend(["-device".to_owned(), at]);
         }
-        command.current_dir(self.dir.path()).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let out = BufReader::new(child.stdout.take().unwrap());
-        let (tell, said) = channel();
-        std::thread::spawn(move || {
-            out.lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
-        });
-        Board { child, said, heard: Vec::new() }
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        Board::counting(program, self.dir.path(), &arguments)
     }
+}
+
+/// A program in C of these sources in `firmware/c`, linked with the library; headers of this folder are its own.
+pub(crate) fn link(folder: &Path, sources: &[&str], library: &Path) -> PathBuf {
+    let (root, elf) = (Path::new(ROOT), folder.join("program.elf"));
+    let mut gcc = Command::new("arm-none-eabi-gcc");
+    gcc.args(["-mcpu=cortex-m4", "-mthumb", "-ffreestanding", "-DDUET_SMALL", "-Oz", "-g"]);
+    gcc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-nostdlib", "-Wl,--gc-sections", "-o"]);
+    gcc.arg(&elf).arg("-I").arg(folder);
+    for headers in ["device/c/include", "device/c/tests"] {
+        gcc.arg("-I").arg(root.join(headers));
+    }
+    gcc.arg("-T").arg(root.join("firmware/c/board.ld"));
+    gcc.args(sources.iter().map(|source| root.join("firmware/c").join(source)));
+    let output = gcc.arg(library).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    elf
 }
 
 /// The page of flash that holds the credential: `firmware/src/credential.rs` reads it.
@@ -237,6 +235,29 @@ impl Drop for Board {
 }
 
 impl Board {
+    /// The same, with a clock that counts instructions.
+    pub(crate) fn counting(program: &Path, folder: &Path, arguments: &[&str]) -> Self {
+        let shift = format!("shift={INSTRUCTION_SHIFT}");
+        Self::start(program, folder, &[&["-icount", &shift], arguments].concat())
+    }
+
+    /// QEMU's board with this program, in this folder.
+    pub(crate) fn start(program: &Path, folder: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new("qemu-system-arm");
+        command.args(["-M", "mps2-an386", "-display", "none", "-monitor", "none"]);
+        command.args(["-chardev", "stdio,id=out"]);
+        command.args(["-semihosting-config", "enable=on,target=native,chardev=out"]);
+        command.arg("-kernel").arg(program).args(arguments);
+        command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let (tell, said) = channel();
+        std::thread::spawn(move || {
+            out.lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
+        });
+        Self { child, said, heard: Vec::new() }
+    }
+
     /// Waits for a line that begins like this; its number.
     pub(crate) fn hear(&mut self, begins: &str) -> u64 {
         let until = Instant::now() + PATIENCE;
@@ -270,4 +291,20 @@ pub(crate) fn flash(program: &Path) -> u64 {
     let text = String::from_utf8(size.stdout).unwrap();
     let numbers = text.lines().nth(1).unwrap().split_whitespace();
     numbers.take(2).map(|number| number.parse::<u64>().unwrap()).sum()
+}
+
+/// Flash that the device's library and the protocol take of a program: their functions and tables, without what they call.
+pub(crate) fn own_flash(program: &Path) -> u64 {
+    let names = Command::new("arm-none-eabi-nm").args(["-S", "-C"]).arg(program).output().unwrap();
+    let text = String::from_utf8_lossy(&names.stdout).into_owned();
+    let own = text.lines().filter_map(|line| {
+        let mut fields = line.splitn(4, ' ');
+        let (_, size) = (fields.next()?, fields.next()?);
+        let (kind, name) = (fields.next()?, fields.next()?);
+        let name = name.trim_start_matches('<');
+        let is_own = ["duet_device::", "duet_protocol::"].iter().any(|own| name.starts_with(own));
+        (is_own && matches!(kind, "t" | "T" | "r" | "R"))
+            .then(|| u64::from_str_radix(size, 16).ok())?
+    });
+    own.sum()
 }

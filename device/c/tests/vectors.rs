@@ -192,8 +192,7 @@ fn the_vectors_for_boards_are_those_of_the_protocol() {
         assert_eq!(vector.random().len(), 80, "{}", vector.name);
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let made =
-        [("vectors.h", header(&vectors).into_bytes()), ("vectors.bin", binary(&vectors))];
+    let made = [("vectors.h", header(&vectors).into_bytes()), ("vectors.bin", binary(&vectors))];
     for (name, made) in made {
         let path = folder.join(name);
         if std::env::var_os("DUET_WRITE_VECTORS").is_some() {

@@ -1,13 +1,72 @@
-//! AES-128-GCM (NIST SP 800-38D) over RustCrypto's AES and GHASH, block by block: messages are short, and the general
-//! code for streams of any cipher is several times as large.
+//! AES-128-GCM (NIST SP 800-38D) over RustCrypto's AES, block by block: messages are short, and the general code for streams of
+//! any cipher, and for a fast GHASH, is several times as large.
 
 use aes::{
     Aes128,
     cipher::{BlockCipherEncrypt as _, KeyInit as _},
 };
-use ghash::{GHash, universal_hash::UniversalHash as _};
 use subtle::ConstantTimeEq as _;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// A polynomial over the field of two elements: the highest bit of the first word is the constant.
+type Polynomial = [u32; 4];
+
+/// GHASH. Each bit of a block costs the same, whatever it is.
+#[derive(Zeroize, ZeroizeOnDrop)]
+struct Hash {
+    key: Polynomial,
+    sum: Polynomial,
+}
+
+impl Hash {
+    fn new(key: &[u8; 16]) -> Self {
+        let mut this = Self { key: [0; 4], sum: [0; 4] };
+        this.key.iter_mut().zip(key.chunks_exact(4)).for_each(|(to, bytes)| *to = word(bytes));
+        this
+    }
+
+    /// Takes in bytes, padded with zeros to whole blocks.
+    fn update(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(16) {
+            self.sum.iter_mut().zip(chunk.chunks(4)).for_each(|(to, bytes)| *to ^= word(bytes));
+            self.multiply();
+        }
+    }
+
+    /// The sum becomes its product with the key, modulo x¹²⁸ + x⁷ + x² + x + 1.
+    #[inline(never)]
+    fn multiply(&mut self) {
+        let (mut product, mut key) = ([0; 4], self.key);
+        for word in self.sum {
+            for bit in (0..32).rev() {
+                let wanted = core::hint::black_box(0u32.wrapping_sub(word >> bit & 1));
+                let mut carry = 0;
+                for (to, key) in product.iter_mut().zip(&mut key) {
+                    *to ^= *key & wanted;
+                    (*key, carry) = (*key >> 1 | carry << 31, *key & 1);
+                }
+                key[0] ^= 0xe100_0000 & 0u32.wrapping_sub(carry);
+            }
+        }
+        self.sum = product;
+        key.zeroize();
+    }
+
+    fn value(&self) -> [u8; 16] {
+        let mut out = [0; 16];
+        for (to, word) in out.chunks_exact_mut(4).zip(self.sum) {
+            to.copy_from_slice(&word.to_be_bytes());
+        }
+        out
+    }
+}
+
+/// Up to four bytes, the first of which is the highest.
+fn word(bytes: &[u8]) -> u32 {
+    let mut whole = [0; 4];
+    whole.iter_mut().zip(bytes).for_each(|(to, byte)| *to = *byte);
+    u32::from_be_bytes(whole)
+}
 
 pub(super) struct Gcm(Aes128);
 
@@ -38,19 +97,17 @@ impl Gcm {
     }
 
     pub(super) fn tag(&self, nonce: &[u8; 12], aad: &[u8], sealed: &[u8]) -> [u8; 16] {
-        let mut key = ghash::Key::from(*self.encrypt([0; 16]));
-        let mut hash = GHash::new(&key);
-        key.zeroize();
-        hash.update_padded(aad);
-        hash.update_padded(sealed);
+        let mut hash = Hash::new(&self.encrypt([0; 16]));
+        hash.update(aad);
+        hash.update(sealed);
         let mut lengths = [0; 16];
         for (to, part) in lengths.chunks_exact_mut(8).zip([aad, sealed]) {
             // No message is longer than 64 KiB.
             let bits = u32::try_from(8 * part.len()).unwrap_or(0);
             to[4..].copy_from_slice(&bits.to_be_bytes());
         }
-        hash.update_padded(&lengths);
-        let mut tag: [u8; 16] = hash.finalize().into();
+        hash.update(&lengths);
+        let mut tag = hash.value();
         tag.iter_mut().zip(self.block(nonce, 1).iter()).for_each(|(byte, key)| *byte ^= key);
         tag
     }

@@ -10,12 +10,13 @@ use duet_protocol::identity::PublicKey;
 use zeroize::Zeroize as _;
 
 use super::{
+    comb::COMB,
     field,
     number::{Number, choose, read, subtract, write},
     order,
 };
 
-/// The curve's b, and its generator, in Montgomery form.
+/// The curve's b, in Montgomery form.
 static B: Number = [
     0x29c4_bddf,
     0xd89c_df62,
@@ -26,29 +27,6 @@ static B: Number = [
     0x0487_4834,
     0xdc30_061d,
 ];
-static GENERATOR: Affine = [
-    [
-        0x18a9_143c,
-        0x79e7_30d4,
-        0x5fed_b601,
-        0x75ba_95fc,
-        0x7762_2510,
-        0x79fb_732b,
-        0xa537_55c6,
-        0x1890_5f76,
-    ],
-    [
-        0xce95_560a,
-        0xddf2_5357,
-        0xba19_e45c,
-        0x8b4a_b8e4,
-        0xdd21_f325,
-        0xd2e8_8688,
-        0x2588_5d85,
-        0x8571_ff18,
-    ],
-];
-
 /// x and y, in Montgomery form or not, as is said.
 pub(super) type Affine = [Number; 2];
 
@@ -180,6 +158,12 @@ static OUT_STEPS: [[u8; 4]; 3] = packed(&OUT_OF_JACOBIAN);
 
 type Registers = [Number; REGISTERS];
 
+/// All ones where both are the same small number, else 0.
+fn equal(a: u32, b: u32) -> u32 {
+    let differ = a ^ b;
+    0u32.wrapping_sub((differ.wrapping_sub(1) & !differ) >> 31)
+}
+
 /// The registers of a computation; overwritten in the end. They are borrowed, since one that owned them would be moved, and
 /// leave a copy.
 struct Machine<'r>(&'r mut Registers);
@@ -244,12 +228,7 @@ impl Machine<'_> {
     /// less 7, are thus digits of k to the base 8, and all odd; the highest one is 1. For an even k, n − k is taken, and the
     /// result negated.
     fn multiply(&mut self, scalar: &[u8; 32]) {
-        let k = &mut self.0[SCALAR];
-        *k = read(scalar);
-        let even = (k[0] & 1).wrapping_sub(1);
-        let (mut other, _) = subtract(&order::PRIME, k);
-        choose(even, k, &other);
-        other.zeroize();
+        let even = self.take(scalar);
         // One, three, five and seven times the point. Twice the point lies where seven times will.
         self.keep(0);
         self.double(1);
@@ -271,6 +250,52 @@ impl Machine<'_> {
         field::negate_if(even, &mut self.0[Y1]);
     }
 
+    /// The first point becomes the product of the generator with a scalar.
+    ///
+    /// An odd k below 2²⁵⁶ is 2·B − 2²⁵⁶ + 1 with B = (k − 1)/2 + 2²⁵⁵: the sum of 2^j for each bit j of B that is 1, less
+    /// that of the others. Column i of the comb has the bits i, i + 64, i + 128 and i + 192; by the last one's sign it is one
+    /// of eight multiples or its negative. What was summed up before the last column is below n, and not zero.
+    fn multiply_generator(&mut self, scalar: &[u8; 32]) {
+        let even = self.take(scalar);
+        for column in (0..64).rev() {
+            // Bit j of B is bit j + 1 of k, but for the highest, which is 1.
+            let bit = |tooth: usize| {
+                let at = column + 64 * tooth + 1;
+                self.0[SCALAR].get(at / 32).map_or(1, |word| word >> (at % 32) & 1)
+            };
+            let digit = (0..4).rev().fold(0, |digit, tooth| digit << 1 | bit(tooth));
+            // All ones where the column is taken off.
+            let negative = (digit >> 3).wrapping_sub(1);
+            let wanted = (digit ^ negative) & 7;
+            for (number, point) in (0u32..).zip(&COMB) {
+                let same = equal(number, wanted);
+                choose(same, &mut self.0[X2], &point[0]);
+                choose(same, &mut self.0[Y2], &point[1]);
+            }
+            field::negate_if(negative, &mut self.0[Y2]);
+            self.0[Z2] = field::ONE;
+            if column == 63 {
+                let (first, second) = self.0.split_at_mut(X2);
+                first[X1..=Z1].copy_from_slice(&second[..3]);
+            } else {
+                self.double(1);
+                self.add();
+            }
+        }
+        field::negate_if(even, &mut self.0[Y1]);
+    }
+
+    /// Keeps a scalar, 32 bytes, the highest first, or n less it, whichever is odd; all ones where it is the second.
+    fn take(&mut self, scalar: &[u8; 32]) -> u32 {
+        let k = &mut self.0[SCALAR];
+        *k = read(scalar);
+        let even = (k[0] & 1).wrapping_sub(1);
+        let (mut other, _) = subtract(&order::PRIME, k);
+        choose(even, k, &other);
+        other.zeroize();
+        even
+    }
+
     /// The second point becomes the multiple for three bits; all multiples are looked at, whichever it is.
     fn select(&mut self, digit: u32) {
         // All ones for the digits −7, −5, −3, −1.
@@ -278,9 +303,7 @@ impl Machine<'_> {
         let wanted = (digit ^ negative) & 3;
         let (head, table) = self.0.split_at_mut(TABLE);
         for (number, point) in (0u32..).zip(table.chunks_exact(3)) {
-            let differ = number ^ wanted;
-            // All ones where nothing differs.
-            let same = 0u32.wrapping_sub((differ.wrapping_sub(1) & !differ) >> 31);
+            let same = equal(number, wanted);
             for (to, from) in head[X2..=Z2].iter_mut().zip(point) {
                 choose(same, to, from);
             }
@@ -315,9 +338,13 @@ pub(super) fn sum(a: &Affine, b: &Affine) -> Affine {
     machine.affine()
 }
 
-/// The generator, in Montgomery form.
-pub(super) fn generator() -> &'static Affine {
-    &GENERATOR
+/// The product of the generator with a scalar: both coordinates, not in Montgomery form.
+#[inline(never)]
+pub(super) fn multiply_generator(scalar: &[u8; 32]) -> Affine {
+    let mut registers = [[0; 8]; REGISTERS];
+    let mut machine = Machine(&mut registers);
+    machine.multiply_generator(scalar);
+    machine.affine()
 }
 
 /// x³ − 3x + b.
@@ -365,7 +392,53 @@ pub(super) fn key([x, y]: &Affine) -> PublicKey {
 mod tests {
     use super::*;
 
-    /// The edges of the recoding, in which no test with random scalars would come: the point at infinity in the last
+    static GENERATOR: Affine = [
+        [
+            0x18a9_143c,
+            0x79e7_30d4,
+            0x5fed_b601,
+            0x75ba_95fc,
+            0x7762_2510,
+            0x79fb_732b,
+            0xa537_55c6,
+            0x1890_5f76,
+        ],
+        [
+            0xce95_560a,
+            0xddf2_5357,
+            0xba19_e45c,
+            0x8b4a_b8e4,
+            0xdd21_f325,
+            0xd2e8_8688,
+            0x2588_5d85,
+            0x8571_ff18,
+        ],
+    ];
+
+    /// 2^times · P.
+    fn doubled(point: &Affine, times: usize) -> Affine {
+        (0..times).fold(*point, |point, _| sum(&point, &point))
+    }
+
+    #[test]
+    fn the_comb_has_the_multiples_that_it_says() {
+        let one = GENERATOR.map(|it| field::leave(&it));
+        let [zero, p] = [[0; 8], field::PRIME];
+        for (number, entry) in COMB.iter().enumerate() {
+            let mut made = doubled(&one, 192);
+            for tooth in 0..3 {
+                let mut part = doubled(&one, 64 * tooth);
+                if number >> tooth & 1 == 0 {
+                    part[1] = subtract(&p, &part[1]).0;
+                }
+                made = sum(&made, &part);
+            }
+            assert_eq!(entry.map(|it| field::leave(&it)), made, "{number}");
+            assert_ne!(made, [zero; 2]);
+        }
+    }
+
+    /// The edges of both recodings, in which no test with random scalars would come: the point at infinity in the last
     /// addition, and a sum of a point with itself.
     #[test]
     fn products_at_the_edges_of_the_group_are_right() {
@@ -374,20 +447,26 @@ mod tests {
             number[0] -= less;
             write(&number)
         };
-        // n · G: what a verification might ask for.
-        assert_eq!(multiply(&scalar(0), generator()), [[0; 8]; 2]);
-        assert_eq!(multiply(&[0; 32], generator()), [[0; 8]; 2]);
-        let one = multiply(&write(&[1, 0, 0, 0, 0, 0, 0, 0]), generator());
-        let minus = multiply(&scalar(1), generator());
-        assert_eq!(one.map(|it| field::enter(&it)), *generator());
-        assert_eq!(one[0], minus[0]);
-        assert_eq!(sum(&one, &minus), [[0; 8]; 2]);
-        let two = multiply(&write(&[2, 0, 0, 0, 0, 0, 0, 0]), generator());
-        assert_eq!(sum(&one, &one), two);
-        let mut more = one;
-        for times in 2..40 {
-            more = sum(&more, &one);
-            assert_eq!(more, multiply(&write(&[times, 0, 0, 0, 0, 0, 0, 0]), generator()));
+        let small = |number: u32| write(&[number, 0, 0, 0, 0, 0, 0, 0]);
+        let one = GENERATOR.map(|it| field::leave(&it));
+        let two = sum(&one, &one);
+        type Product = fn(&[u8; 32]) -> Affine;
+        let products: [Product; 2] = [multiply_generator, |scalar| multiply(scalar, &GENERATOR)];
+        for product in products {
+            // n · G: what a verification might ask for.
+            assert_eq!(product(&scalar(0)), [[0; 8]; 2]);
+            assert_eq!(product(&[0; 32]), [[0; 8]; 2]);
+            assert_eq!(product(&small(1)), one);
+            let minus = product(&scalar(1));
+            assert_eq!(one[0], minus[0]);
+            assert_eq!(sum(&one, &minus), [[0; 8]; 2]);
+            assert_eq!(product(&small(2)), two);
+            let mut more = one;
+            for times in 2..40 {
+                more = sum(&more, &one);
+                assert_eq!(more, product(&small(times)));
+                assert_eq!(more[0], product(&scalar(times))[0]);
+            }
         }
     }
 }

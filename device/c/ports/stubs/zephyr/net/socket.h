@@ -1,0 +1,5 @@
+/* See stub.h. */
+#include <netdb.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
