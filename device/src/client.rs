@@ -5,6 +5,7 @@ mod link;
 
 use std::{
     boxed::Box,
+    fs::{File, OpenOptions, TryLockError},
     io,
     path::{Path, PathBuf},
     string::String,
@@ -44,8 +45,16 @@ pub enum ClientError {
     /// The credential file is not what it should be.
     #[error(transparent)]
     Credential(#[from] CredentialError),
+    /// Another program is this device at the moment.
+    #[error(
+        "{path}: another program uses this device: two at once would take each other's session away"
+    )]
+    Busy {
+        /// The file that it has locked.
+        path: PathBuf,
+    },
     /// The counter's file could not be read, or key and profile do not belong together.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}{}", advice(source))]
     Setup {
         /// The counter's file.
         path: PathBuf,
@@ -68,13 +77,41 @@ pub enum ClientError {
     Device(#[from] Failure),
     /// The gateway did not answer in time. A reading that was to be confirmed is kept, and goes on with the
     /// next call.
-    #[error("{address} did not answer within {} ms: is it running, and is this device registered there?", .waited.as_millis())]
+    #[error(
+        "{address} did not answer within {} ms: is it running, is this device registered there, and is the credential of that \
+         gateway as it is now? `duet device try` says more",
+        .waited.as_millis()
+    )]
     Timeout {
         /// The gateway's address.
         address: String,
         /// How long it was waited for.
         waited: Duration,
     },
+}
+
+/// What to do where there is no device.
+const fn advice(error: &SetupError) -> &'static str {
+    match error {
+        SetupError::Store(_) => {
+            "; a damaged file may be removed: the gateway then asks for one more round trip"
+        }
+        SetupError::KeyKind => "",
+    }
+}
+
+/// Locks a file beside the counter for as long as the client lives: two programs with one counter would take each other's
+/// session away. Where files cannot be locked nothing is.
+fn lock(counter: &Path) -> Result<Option<File>, ClientError> {
+    let mut path = PathBuf::from(counter).into_os_string();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let opened = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let Ok(file) = opened else { return Ok(None) };
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(ClientError::Busy { path }),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(file)),
+    }
 }
 
 /// What came of a command.
@@ -123,6 +160,8 @@ pub struct Client {
     began: Instant,
     timeout: Duration,
     on_command: Option<OnCommand>,
+    /// Kept locked.
+    _lock: Option<File>,
 }
 
 impl Client {
@@ -148,12 +187,13 @@ impl Client {
         let Options { transport, address, early, timeout } = options;
         let address = address.unwrap_or_else(|| credentials.address.clone());
         let path = counter.into();
+        let lock = lock(&path)?;
         let store = FileStore::new(path.clone());
         let mut device = Device::new(Engine::new(System), store, credentials.config(transport))
             .map_err(|source| ClientError::Setup { path, source })?;
         device.set_early(early);
         let link = Link::new(transport, address)?;
-        Ok(Self { device, link, began: Instant::now(), timeout, on_command: None })
+        Ok(Self { device, link, began: Instant::now(), timeout, on_command: None, _lock: lock })
     }
 
     /// What is done with commands; without it each is answered with status 255.
@@ -346,5 +386,59 @@ impl Client {
             };
             self.device.send_result(number, outcome.status, &outcome.output);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{string::ToString as _, vec};
+
+    use duet_protocol::{
+        ec::SecretScalar,
+        identity::{DeviceId, Fingerprint, Gateway, RegistrationKey},
+        profile::Profile,
+    };
+
+    use super::*;
+    use crate::identity::{DeviceKey, Identity};
+
+    fn credentials() -> Credentials {
+        let id = DeviceId([7; 8]);
+        let key = DeviceKey::Registration(RegistrationKey([9; 32]));
+        let fingerprint = Fingerprint::of_registered_id(&id);
+        let key_of_gateway = SecretScalar::from_bytes(&[5; 32]).unwrap().public_key();
+        Credentials {
+            name: "boiler-1".into(),
+            identity: Identity { id, fingerprint, key },
+            gateway: Gateway { key_id: 1, fingerprint: Fingerprint([3; 32]), key: key_of_gateway },
+            profiles: vec![Profile::from_name("registered-id/ephemeral").unwrap()],
+            address: "127.0.0.1:9".into(),
+            first_fresh: 1,
+        }
+    }
+
+    #[test]
+    fn one_device_is_one_program_and_each_error_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let counter = dir.path().join("boiler-1.counter");
+        let make = |timeout| {
+            let options = Options { timeout, ..Options::default() };
+            Client::new(&credentials(), &counter, options)
+        };
+        let told = |result: Result<Client, ClientError>| match result {
+            Ok(_) => panic!("a device was made"),
+            Err(error) => error.to_string(),
+        };
+        let mut first = make(Duration::from_millis(1)).unwrap_or_else(|error| panic!("{error}"));
+        assert!(told(make(Duration::from_secs(1))).contains("another program uses this device"));
+        // Nobody answers there.
+        let error = first.send(1, b"21.5").unwrap_err().to_string();
+        assert!(error.contains("127.0.0.1:9") && error.contains("duet device try"), "{error}");
+        drop(first);
+        std::fs::write(&counter, b"damaged").unwrap();
+        let error = told(make(Duration::from_secs(1)));
+        assert!(error.contains("boiler-1.counter") && error.contains("may be removed"), "{error}");
+        std::fs::remove_file(&counter).unwrap();
+        assert!(make(Duration::from_secs(1)).is_ok());
     }
 }

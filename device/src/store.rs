@@ -25,7 +25,7 @@ pub const INTERRUPTED: u8 = 0xff;
 
 /// The store failed: nothing is known to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("what the device must not forget could not be kept")]
+#[error("what the device must not forget could not be read or written")]
 pub struct StoreError;
 
 /// Where [`Kept`] lives.

@@ -147,3 +147,44 @@ int host_read(const char *name, uint8_t *out, size_t len) {
 int host_write(const char *name, const uint8_t *bytes, size_t len) {
     return host_file(name, 5, 5, bytes, len);
 }
+
+/* What a C library would bring: the compiler and the library in Rust call these. Small, since nothing long is copied. */
+void *memcpy(void *to, const void *from, size_t len) {
+    uint8_t *out = to;
+    const uint8_t *in = from;
+    if ((((uint32_t)to | (uint32_t)from) & 3) == 0)
+        for (; len >= 4; len -= 4, out += 4, in += 4) *(uint32_t *)(void *)out = *(const uint32_t *)(const void *)in;
+    while (len--) *out++ = *in++;
+    return to;
+}
+
+void *memset(void *to, int value, size_t len) {
+    uint8_t *out = to;
+    while (len--) *out++ = (uint8_t)value;
+    return to;
+}
+
+int memcmp(const void *a, const void *b, size_t len) {
+    const uint8_t *left = a, *right = b;
+    for (; len; len--, left++, right++)
+        if (*left != *right) return *left < *right ? -1 : 1;
+    return 0;
+}
+
+/* Names that ARM's compilers use (RTABI): the arguments of a filling stand in another order. */
+void *__aeabi_memcpy(void *, const void *, size_t) __attribute__((alias("memcpy")));
+void *__aeabi_memcpy4(void *, const void *, size_t) __attribute__((alias("memcpy")));
+void *__aeabi_memcpy8(void *, const void *, size_t) __attribute__((alias("memcpy")));
+
+void __aeabi_memset(void *to, size_t len, int value) {
+    memset(to, value, len);
+}
+
+void __aeabi_memclr(void *to, size_t len) {
+    memset(to, 0, len);
+}
+
+void __aeabi_memset4(void *, size_t, int) __attribute__((alias("__aeabi_memset")));
+void __aeabi_memset8(void *, size_t, int) __attribute__((alias("__aeabi_memset")));
+void __aeabi_memclr4(void *, size_t) __attribute__((alias("__aeabi_memclr")));
+void __aeabi_memclr8(void *, size_t) __attribute__((alias("__aeabi_memclr")));

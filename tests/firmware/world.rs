@@ -187,7 +187,16 @@ pub(crate) fn link(folder: &Path, sources: &[&str], library: &Path) -> PathBuf {
     let (root, elf) = (Path::new(ROOT), folder.join("program.elf"));
     let mut gcc = Command::new("arm-none-eabi-gcc");
     gcc.args(["-mcpu=cortex-m4", "-mthumb", "-ffreestanding", "-DDUET_SMALL", "-Oz", "-g"]);
-    gcc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-nostdlib", "-Wl,--gc-sections", "-o"]);
+    gcc.args([
+        "-fno-tree-loop-distribute-patterns",
+        "-std=gnu11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-nostdlib",
+        "-Wl,--gc-sections",
+        "-o",
+    ]);
     gcc.arg(&elf).arg("-I").arg(folder);
     for headers in ["device/c/include", "device/c/tests"] {
         gcc.arg("-I").arg(root.join(headers));

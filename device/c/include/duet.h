@@ -131,7 +131,8 @@ typedef struct duet_port {
   void *user;
   // Fills `out` with random bytes; 0 on success.
   int (*random)(void *user, uint8_t *out, size_t len);
-  // A clock that never goes back, microseconds.
+  // A clock, microseconds. Where it goes back, as one of 32 bits does after 71 minutes, time goes on from where it was; it must
+  // be asked more often than that.
   uint64_t (*now_us)(void *user);
   // Writes page 0 or 1, `DUET_PAGE_LEN` bytes; 0 once no power cut can undo it. A page that is torn by a
   // power cut does no harm.

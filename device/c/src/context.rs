@@ -25,12 +25,43 @@ pub(crate) struct Context {
     magic: Cell<u64>,
     busy: Cell<bool>,
     port: Port,
+    clock: Clock,
     pub(crate) machine: Machine,
 }
 
+/// The device's time, which never goes back, from a port's clock that should not either. One that counts in 32 bits begins
+/// again after 71 minutes, and one that is set may go back: time goes on from where it was.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Clock {
+    last: u64,
+    ahead: u64,
+}
+
+impl Clock {
+    fn now(&mut self, port_us: u64) -> u64 {
+        let now = port_us.wrapping_add(self.ahead);
+        if now < self.last {
+            self.ahead = self.last.wrapping_sub(port_us);
+        }
+        self.last = self.last.max(now);
+        self.last
+    }
+
+    /// When the port's clock says what is this for the device.
+    fn port(self, due: u64) -> u64 {
+        if due == u64::MAX { due } else { due.saturating_sub(self.ahead) }
+    }
+}
+
 impl Context {
-    pub(crate) fn now(&self) -> u64 {
-        self.port.now_us()
+    pub(crate) fn now(&mut self) -> u64 {
+        let port_us = self.port.now_us();
+        self.clock.now(port_us)
+    }
+
+    /// When something is due, on the port's clock; `u64::MAX` is never.
+    pub(crate) fn due(&self) -> u64 {
+        self.clock.port(self.machine.poll_timeout().unwrap_or(u64::MAX))
     }
 }
 
@@ -58,6 +89,7 @@ pub(crate) unsafe fn make(
     // SAFETY: as above. The word that says that all is there comes last.
     unsafe {
         ptr::addr_of_mut!((*context).port).write(port);
+        ptr::addr_of_mut!((*context).clock).write(Clock::default());
         ptr::addr_of_mut!((*context).busy).write(Cell::new(false));
         ptr::addr_of_mut!((*context).magic).write(Cell::new(MAGIC));
     }
@@ -137,4 +169,24 @@ pub(crate) unsafe fn end(device: *mut duet_device) -> c_int {
     }
     scrub();
     DUET_OK
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_goes_on_where_a_clock_begins_again() {
+        let mut clock = Clock::default();
+        let wrap = u64::from(u32::MAX);
+        assert_eq!(clock.now(wrap - 5), wrap - 5);
+        // It has wrapped, and what was due stays due as long from now on.
+        assert_eq!(clock.now(10), wrap - 5);
+        assert_eq!(clock.now(1_010), wrap + 995);
+        assert_eq!(clock.port(wrap + 1_995), 2_010);
+        assert_eq!((clock.port(u64::MAX), clock.port(3)), (u64::MAX, 0));
+        // Once more.
+        assert_eq!(clock.now(4), wrap + 995);
+        assert_eq!(clock.now(5), wrap + 996);
+    }
 }

@@ -515,7 +515,7 @@ pub unsafe extern "C" fn duet_timeout(device: *mut duet_device) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
         with(device, |context| {
-            due = context.machine.poll_timeout().unwrap_or(u64::MAX);
+            due = context.due();
             DUET_OK
         });
     }
@@ -545,7 +545,12 @@ pub unsafe extern "C" fn duet_rest(device: *mut duet_device) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn duet_may_sleep(device: *mut duet_device) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { with(device, |context| c_int::from(context.machine.may_sleep(context.now()))) }
+    unsafe {
+        with(device, |context| {
+            let now = context.now();
+            c_int::from(context.machine.may_sleep(now))
+        })
+    }
 }
 
 /// 1 if a channel stands, 0 if not, or an error.

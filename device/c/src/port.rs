@@ -21,7 +21,8 @@ pub struct duet_port {
     pub user: *mut c_void,
     /// Fills `out` with random bytes; 0 on success.
     pub random: Option<unsafe extern "C" fn(user: *mut c_void, out: *mut u8, len: usize) -> c_int>,
-    /// A clock that never goes back, microseconds.
+    /// A clock, microseconds. Where it goes back, as one of 32 bits does after 71 minutes, time goes on from where it was; it must
+    /// be asked more often than that.
     pub now_us: Option<unsafe extern "C" fn(user: *mut c_void) -> u64>,
     /// Writes page 0 or 1, `DUET_PAGE_LEN` bytes; 0 once no power cut can undo it. A page that is torn by a
     /// power cut does no harm.

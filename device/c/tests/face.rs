@@ -241,6 +241,62 @@ fn every_other_wrong_argument_is_an_error() {
 }
 
 #[test]
+fn a_clock_that_begins_again_stops_nothing() {
+    let (mut user, der, mut device) = (User::default(), certificate(), storage());
+    let user = ptr::from_mut(&mut user);
+    let device = ptr::from_mut(&mut *device);
+    let port = port(user);
+    let mut out = [0; DUET_TRANSMIT_MAX];
+    let mut sends = || unsafe { duet_transmit(device, out.as_mut_ptr(), out.len()) };
+    unsafe {
+        (*user).now = u64::from(u32::MAX) - 1_000;
+        assert_eq!(duet_init(device, &port, &credentials(&der), 0, 0), DUET_OK);
+        assert_eq!(duet_open(device), DUET_OK);
+        assert!(sends() > 0);
+        // A second later HELLO is due again; until then the clock has wrapped.
+        (*user).now = 500;
+        assert_eq!(sends(), 0);
+        let due = duet_timeout(device);
+        assert!((500_000..1_100_000).contains(&due), "{due}");
+        (*user).now = due;
+        assert!(sends() > 0, "the same HELLO once more");
+        assert_eq!(duet_end(device), DUET_OK);
+    }
+}
+
+#[test]
+fn a_store_that_fails_at_each_call_is_told_and_tried_again() {
+    let (mut user, der, mut device) = (User::default(), certificate(), storage());
+    let user = ptr::from_mut(&mut user);
+    let device = ptr::from_mut(&mut *device);
+    let broken = duet_port { load: Some(broken_load), ..port(user) };
+    let mut out = [0; DUET_TRANSMIT_MAX];
+    unsafe {
+        // A counter that cannot be read is not taken for none.
+        assert_eq!(duet_init(device, &broken, &credentials(&der), 0, 0), DUET_ERROR_STORE);
+        assert_eq!(duet_open(device), DUET_ERROR_STATE);
+        let broken = duet_port { store: Some(broken_store), ..port(user) };
+        assert_eq!(duet_init(device, &broken, &credentials(&der), 0, 0), DUET_OK);
+        assert_eq!(duet_open(device), DUET_OK);
+        // No HELLO leaves whose counter is not kept.
+        for _ in 0..3 {
+            assert_eq!(duet_transmit(device, out.as_mut_ptr(), out.len()), DUET_ERROR_STORE);
+            assert_eq!(duet_transmit(device, out.as_mut_ptr(), out.len()), 0);
+            (*user).now = duet_timeout(device);
+        }
+        assert_eq!(duet_end(device), DUET_OK);
+    }
+}
+
+unsafe extern "C" fn broken_load(_: *mut c_void, _: u8, _: *mut u8, _: usize) -> c_int {
+    -1
+}
+
+unsafe extern "C" fn broken_store(_: *mut c_void, _: u8, _: *const u8, _: usize) -> c_int {
+    -1
+}
+
+#[test]
 fn a_callback_that_calls_back_is_refused() {
     let (mut user, der, mut device) = (User::default(), certificate(), storage());
     let user = ptr::from_mut(&mut user);
