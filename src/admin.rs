@@ -26,8 +26,10 @@ mod api;
 pub mod audit;
 mod backup;
 mod client;
+mod credential;
 pub mod devices;
 mod door;
+mod enrol;
 mod guests;
 mod marks;
 mod problem;
@@ -42,6 +44,11 @@ pub use access::{Role, UnknownRole};
 pub use activity::{Activity, Advised, Dropped, Moment};
 pub use backup::copy_registry;
 pub use client::{Client, ClientError, How};
+pub use credential::{Credential, CredentialError};
+pub use enrol::{
+    EnrolAnswer, EnrolRequest, EnrolTokenInfo, MadeToken, NewEnrolToken, check as check_enrol,
+    made_token, revoke_token, tokens as enrol_tokens,
+};
 pub use problem::Problem;
 pub use query::{DeviceQuery, DeviceState};
 pub use status::{Driver, Fault, Phase, Reloaded, Status, UpstreamStatus};
@@ -53,6 +60,7 @@ pub use wire::{
 };
 
 use crate::commands::{CommandState, Commands};
+use crate::config::Enrol;
 use crate::presence::{LastValue, Looking};
 use crate::registry::{Registry, RegistryError};
 use api::{Keep, Plane};
@@ -166,6 +174,8 @@ pub struct Options {
     pub facts: watch::Receiver<Option<GatewayFacts>>,
     /// Takes changed settings, or says why none were taken.
     pub reload: Reload,
+    /// With what devices enrol.
+    pub enrol: Enrol,
     /// The API over TLS, where it is asked for.
     pub api: Option<(SocketAddr, watch::Receiver<TlsAcceptor>)>,
 }
@@ -183,6 +193,7 @@ impl Options {
             state,
             http,
             save_marks_every: Duration::from_secs(5),
+            enrol: config.enrol.clone(),
             reload,
             api: None,
             facts: watch::channel(None).1,
@@ -226,6 +237,7 @@ pub fn start(
         audit: Audit::open(&options.state)?,
         reload: options.reload,
         facts: options.facts,
+        enrol: options.enrol,
     };
     let path = options.state.join(SOCKET);
     let control = bind_private(&options.state, &path)

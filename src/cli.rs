@@ -14,12 +14,14 @@ use duet::config::{Config, Loaded, Overrides};
 
 mod archive;
 mod backup;
+mod ca;
 mod command;
 mod control;
 #[cfg(feature = "demo")]
 mod demo;
 mod device;
 mod doctor;
+mod enrol;
 mod identities;
 mod init;
 mod life;
@@ -107,6 +109,10 @@ enum Command {
     Restore(restore::Restore),
     #[command(subcommand)]
     Log(log::Log),
+    #[command(subcommand)]
+    Ca(ca::Ca),
+    #[command(subcommand)]
+    Enrol(enrol::Enrol),
     #[command(subcommand)]
     Token(token::Token),
     #[command(subcommand)]
@@ -198,6 +204,8 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Log(log) => log.run(&place.state()?),
         Command::Backup(backup) => backup.run(&place),
         Command::Restore(restore) => restore.run(&place),
+        Command::Ca(ca) => ca.run(&place),
+        Command::Enrol(enrol) => enrol.run(&place),
         Command::Token(token) => token.run(&place.state()?),
         Command::Audit(audit) => audit.run(&place.state()?),
         Command::Completions(completions) => Ok(completions.run()),

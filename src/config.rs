@@ -79,6 +79,21 @@ pub struct Config {
     pub queues: Queues,
     /// The API over TLS, where it is asked for.
     pub api: Option<Api>,
+    /// With what devices enrol.
+    pub enrol: Enrol,
+}
+
+/// `[enrol]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Enrol {
+    /// The certificate of the gateway's own CA; there may be none.
+    pub certificate: PathBuf,
+    /// The CA's key, PEM.
+    pub key: PathBuf,
+    /// How long the certificates are valid that it issues, days.
+    pub days: u32,
+    /// The certificates of other CAs that devices may bring one of, PEM.
+    pub trusted: Option<PathBuf>,
 }
 
 /// `[api]`
@@ -463,6 +478,12 @@ fn config(values: &Values, state: &Path) -> Config {
             certificate: given("api.certificate"),
             key: given("api.key"),
         }),
+        enrol: Enrol {
+            certificate: place("enrol.certificate"),
+            key: place("enrol.key"),
+            days: values.number_as("enrol.days"),
+            trusted: values.path_if_given("enrol.trusted").map(|path| state.join(path)),
+        },
     }
 }
 

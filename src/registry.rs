@@ -32,6 +32,7 @@ mod error;
 mod labels;
 mod marks;
 mod record;
+mod renew;
 mod reserve;
 mod scrub;
 mod snapshot;
@@ -47,7 +48,8 @@ pub use record::{BadName, Enrolment, Name, NewDevice};
 pub use view::{Mark, View};
 
 use record::Record;
-use store::{DEVICES, LABELS, LAST, MARKS, Store};
+use renew::Renewing;
+use store::{DEVICES, LABELS, LAST, MARKS, PREDECESSORS, Store};
 
 /// The registry's file in the state directory.
 pub const FILE: &str = "registry.redb";
@@ -75,6 +77,8 @@ pub struct Entry {
     pub mark: u64,
     /// What people say of it.
     pub labels: Labels,
+    /// Until when the credential before this one is good, where a renewal has left one. Lists do not tell.
+    pub renewing_s: Option<i64>,
 }
 
 /// The open registry.
@@ -126,7 +130,12 @@ impl Registry {
         let database = self.ready()?;
         let mut slot = self.lock();
         let view = Arc::new(View::default());
-        self.store.noted(self.each_device(&database, |device| view.insert(Arc::new(device))))?;
+        self.store.noted(self.each_device(&database, |device, renewing| {
+            view.insert(Arc::new(device));
+            if let Some((new, renewing)) = renewing {
+                view.note_renewing(new, renewing);
+            }
+        }))?;
         Ok(Arc::clone(slot.get_or_insert(view)))
     }
 
@@ -139,7 +148,13 @@ impl Registry {
             let read = database.begin_read()?;
             let record = self.existing(&read.open_table(DEVICES)?, name)?;
             let labels = self.labels(labels(&read)?.as_ref(), name)?;
-            self.entry(name.clone(), &record, labels, &read.open_table(MARKS)?)
+            let entry = self.entry(name.clone(), &record, labels, &read.open_table(MARKS)?)?;
+            let left = match read.open_table(PREDECESSORS) {
+                Ok(table) => self.predecessor(&table, name)?,
+                Err(TableError::TableDoesNotExist(_)) => None,
+                Err(error) => return Err(error.into()),
+            };
+            Ok(Entry { renewing_s: left.map(|left| left.until_s), ..entry })
         })
     }
 
@@ -225,9 +240,13 @@ impl Registry {
         let (database, anew) = self.store.get()?;
         if anew && let Some(view) = &*self.lock() {
             let mut gone = view.ids();
-            self.store.noted(self.each_device(&database, |device| {
+            view.forget_all_renewing();
+            self.store.noted(self.each_device(&database, |device, renewing| {
                 gone.remove(&device.credential.id);
                 view.renew(device);
+                if let Some((new, renewing)) = renewing {
+                    view.note_renewing(new, renewing);
+                }
             }))?;
             gone.iter().for_each(|id| view.remove(id));
         }
@@ -247,7 +266,7 @@ impl Registry {
     fn each_device(
         &self,
         database: &Database,
-        mut each: impl FnMut(Device),
+        mut each: impl FnMut(Device, Option<(DeviceId, Renewing)>),
     ) -> Result<(), RegistryError> {
         let _pages_stay = self.store.reading();
         let read = database.begin_read()?;
@@ -260,10 +279,22 @@ impl Registry {
                 let kept = Self::kept(&record, &marks, &last)?;
                 let device = kept.put_in(self.device(&name, &record)?);
                 device.set_expiry(self.labels(all_labels.as_ref(), &name)?.expires_s);
-                each(device);
+                each(device, None);
             }
         }
-        Ok(())
+        self.each_predecessor(&read, |name, left| {
+            let devices = read.open_table(DEVICES)?;
+            let new = self.existing(&devices, &name)?.id;
+            let kept = Self::kept(&left.record, &marks, &last)?;
+            let device = kept.put_in(self.device(&name, &left.record)?);
+            let expires_s = self.labels(all_labels.as_ref(), &name)?.expires_s;
+            let until_s = left.until_s;
+            device.set_expiry(Some(expires_s.map_or(until_s, |end| end.min(until_s))));
+            let old = left.record.id;
+            let renewing = Renewing { name, old, until_s, first_mark: left.first_mark };
+            each(device, Some((new, renewing)));
+            Ok(())
+        })
     }
 
     /// What a device is known by, and what revoking it refuses for ever: its fingerprint, and its key.
@@ -307,6 +338,7 @@ impl Registry {
             validity: record.validity,
             mark: marks.get(mark_key(record))?.map_or(0, |mark| mark.value()),
             labels,
+            renewing_s: None,
         })
     }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::api::Plane;
-use super::audit::Event;
+use super::audit::{Audit, AuditError, Event};
 use super::door::Door;
 use super::tokens::{Denied, Tokens};
 use super::{Fault, Problem};
@@ -167,12 +167,20 @@ pub(super) async fn audit(
         StatusCode::FORBIDDEN => "denied".to_owned(),
         status => format!("refused ({})", status.as_u16()),
     };
-    let log = Arc::clone(&plane);
-    let writing = tokio::task::spawn_blocking(move || {
-        let event = Event { who: &who, from: &from, action: &action, outcome: &outcome };
-        log.audit.write(event)
-    });
-    let written = writing.await;
+    let write = move |audit: &Audit| {
+        audit.write(Event { who: &who, from: &from, action: &action, outcome: &outcome })
+    };
+    note(&plane, write).await;
+    response
+}
+
+/// Writes into the audit log, and tells when it begins to fail and when it goes on.
+pub(super) async fn note(
+    plane: &Arc<Plane>,
+    write: impl FnOnce(&Audit) -> Result<(), AuditError> + Send + 'static,
+) {
+    let log = Arc::clone(plane);
+    let written = tokio::task::spawn_blocking(move || write(&log.audit)).await;
     let failed = !matches!(written, Ok(Ok(())));
     let before = plane.audit_failed.swap(failed, std::sync::atomic::Ordering::Relaxed);
     match written {
@@ -182,7 +190,6 @@ pub(super) async fn audit(
         Ok(Ok(())) if before => tracing::info!("the audit log is written again"),
         _ => {}
     }
-    response
 }
 
 /// The fault of a log that cannot be written.

@@ -21,6 +21,7 @@ use utoipa_axum::routes;
 mod commands;
 mod control;
 mod devices;
+mod enrol;
 mod input;
 mod live;
 mod log;
@@ -30,8 +31,10 @@ mod tokens;
 
 use super::access::{self, Role};
 use super::audit::Audit;
+use super::enrol::Desk;
 use super::tokens::Tokens;
 use super::{Gateway, GatewayFacts, Problem, Reload, Telemetry, door};
+use crate::config::Enrol;
 use crate::registry::{Registry, View};
 
 pub(crate) use commands::{CommandRequest, CommandResult, NewCommand, QueuedCommand};
@@ -59,6 +62,8 @@ pub(super) struct Plane {
     pub(super) tokens: Arc<Tokens>,
     pub(super) audit: Audit,
     pub(super) audit_failed: AtomicBool,
+    /// Where devices enrol.
+    pub(super) desk: Arc<Desk>,
     reload: Arc<Reload>,
 }
 
@@ -68,6 +73,7 @@ pub(super) struct Keep {
     pub(super) audit: Audit,
     pub(super) reload: Reload,
     pub(super) facts: watch::Receiver<Option<GatewayFacts>>,
+    pub(super) enrol: Enrol,
 }
 
 #[derive(OpenApi)]
@@ -77,11 +83,12 @@ pub(super) struct Keep {
         description = "How a gateway is, its devices, and commands to them. On the control socket the caller is the \
             user of the process; the gateway's own user and root may do everything. Over TLS a token in the header \
             Authorization: Bearer names the caller and its role: viewer (look), operator (devices and commands) or \
-            admin (everything).",
+            admin (everything). A device enrols without one: its enrolment token is in the request.",
     ),
     tags(
         (name = "gateway", description = "How the gateway is"),
         (name = "tokens", description = "Tokens for the API over TLS"),
+        (name = "enrolment", description = "Devices that register themselves, with a token"),
         (name = "devices", description = "Devices that may connect"),
         (name = "commands", description = "What devices are to do, whether they are connected or asleep"),
     )
@@ -96,7 +103,7 @@ impl Plane {
         telemetry: Telemetry,
         keep: Keep,
     ) -> Self {
-        let Keep { tokens, audit, reload, facts } = keep;
+        let Keep { tokens, audit, reload, facts, enrol } = keep;
         Self {
             registry,
             view,
@@ -108,6 +115,7 @@ impl Plane {
             tokens: Arc::new(tokens),
             audit,
             audit_failed: AtomicBool::new(false),
+            desk: Arc::new(Desk::new(enrol)),
             reload: Arc::new(reload),
         }
     }
@@ -135,6 +143,7 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
             OpenApiRouter::new()
                 .routes(routes!(devices::list))
                 .routes(routes!(devices::show))
+                .routes(routes!(enrol::list))
                 .routes(routes!(commands::list))
                 .routes(routes!(commands::show))
                 .routes(routes!(log::show))
@@ -145,6 +154,9 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
             OpenApiRouter::new()
                 .routes(routes!(devices::add))
                 .routes(routes!(devices::relabel))
+                .routes(routes!(devices::renew))
+                .routes(routes!(enrol::add))
+                .routes(routes!(enrol::revoke))
                 .routes(routes!(devices::remove))
                 .routes(routes!(devices::revoke))
                 .routes(routes!(devices::revoke_all))
@@ -167,6 +179,11 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
                 .layer(middleware::from_fn_with_state(Arc::clone(plane), bounded)),
         )
         .split_for_parts();
+    // Behind no role: whoever comes here brings a token of another kind.
+    let (open, described) =
+        OpenApiRouter::<Arc<Plane>>::new().routes(routes!(enrol::enrol)).split_for_parts();
+    document.merge(described);
+    let open = open.layer(middleware::from_fn(uncached)).with_state(Arc::clone(plane));
     document.info.version = env!("CARGO_PKG_VERSION").into();
     let text: Arc<str> = document.to_json().unwrap_or_default().into();
     let described = move || {
@@ -181,7 +198,7 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
         .layer(middleware::from_fn_with_state(Arc::clone(plane), access::authenticate))
         .with_state(Arc::clone(plane));
     // Behind nothing: the page's own files say nothing of the gateway.
-    (page::router().layer(middleware::from_fn(uncached)).merge(router), document)
+    (page::router().layer(middleware::from_fn(uncached)).merge(open).merge(router), document)
 }
 
 /// The probes alone, for the plain address of metrics and health.

@@ -14,6 +14,7 @@ use super::api::{
     NewToken, QueuedCommand,
 };
 use super::devices::End;
+use super::enrol::{EnrolTokenInfo, MadeToken, NewEnrolToken};
 use super::tokens::TokenInfo;
 use super::wire::{DeviceChange, DeviceInfo, DeviceLine, GatewayFacts, Refused};
 use super::{DeviceQuery, Moment, Problem, Reloaded, Status};
@@ -149,6 +150,33 @@ impl Client {
         self.ask(Method::DELETE, &target, Vec::new(), CHANGE_LIMIT)
     }
 
+    /// Makes an enrolment token; it is shown this once.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn add_enrol_token(&mut self, wanted: &NewEnrolToken) -> Result<MadeToken, ClientError> {
+        let body = serde_json::to_vec(wanted).map_err(|_| ClientError::Answer)?;
+        self.ask(Method::POST, "/v1/enrolment-tokens", body, CHANGE_LIMIT)
+    }
+
+    /// All enrolment tokens.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn enrol_tokens(&mut self) -> Result<Vec<EnrolTokenInfo>, ClientError> {
+        self.ask(Method::GET, "/v1/enrolment-tokens", Vec::new(), CHANGE_LIMIT)
+    }
+
+    /// Ends an enrolment token.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn revoke_enrol_token(&mut self, id: &str) -> Result<(), ClientError> {
+        let target = format!("/v1/enrolment-tokens/{}", segment(id));
+        let answer = self.0.call(Method::DELETE, &target, Vec::new(), CHANGE_LIMIT)?;
+        if answer.status.is_success() { Ok(()) } else { Err(refusal(&answer)) }
+    }
+
     /// Registers devices, all or none. Returns how many.
     ///
     /// # Errors
@@ -255,6 +283,16 @@ impl Client {
         let body = serde_json::to_vec(change).map_err(|_| ClientError::Answer)?;
         let target = format!("/v1/devices/{}", segment(name));
         self.ask(Method::PATCH, &target, body, CHANGE_LIMIT)
+    }
+
+    /// Gives a device a new credential; the old one stays good until the new one was used, at most for `grace_s`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn renew(&mut self, line: &DeviceLine, grace_s: u32) -> Result<DeviceInfo, ClientError> {
+        let body = ndjson(std::slice::from_ref(line))?;
+        let target = format!("/v1/devices/{}/renew?grace_s={grace_s}", segment(&line.name));
+        self.ask(Method::POST, &target, body, CHANGE_LIMIT)
     }
 
     /// Ends a device's right to connect. Returns its id.

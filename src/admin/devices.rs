@@ -138,15 +138,16 @@ pub fn end(
     name: &str,
     how: End,
 ) -> Result<DeviceId, Problem> {
-    let name = name.parse()?;
-    let id = match how {
-        End::Revoke => registry.revoke(&name, now_s())?,
-        End::Remove => registry.remove(&name)?,
+    let names = [name.parse()?];
+    let ids = match how {
+        End::Revoke => registry.revoke_all(&names, now_s())?,
+        End::Remove => registry.remove_all(&names)?,
     };
     if let Some(gateway) = gateway {
-        gateway.revoked(id);
+        ids.iter().for_each(|id| gateway.revoked(*id));
     }
-    Ok(id)
+    // The first is the device's; one that a renewal has left may follow.
+    ids.first().copied().ok_or_else(|| RegistryError::Unknown(names[0].clone()).into())
 }
 
 /// Ends the right to connect of several devices, all or none, and their sessions. Returns how many.
@@ -167,7 +168,32 @@ pub fn end_all(
     if let Some(gateway) = gateway {
         ids.iter().for_each(|id| gateway.revoked(*id));
     }
-    Ok(ids.len())
+    Ok(names.len())
+}
+
+/// Gives a device a new credential; the old one stays good until the new one was used, at most for `grace_s`. Returns
+/// how the device is afterwards.
+///
+/// # Errors
+/// When it is not there, or the new credential is none.
+pub fn renew(
+    registry: &Registry,
+    gateway: Option<&dyn Gateway>,
+    name: &str,
+    line: &DeviceLine,
+    grace_s: u32,
+) -> Result<DeviceInfo, Problem> {
+    let name: Name = name.parse()?;
+    if line.name != name.as_str() {
+        return Err(Problem::bad("the credential is for a device of another name"));
+    }
+    let device = line.read().map_err(|bad| Problem::of_line(0, &line.name, &bad))?;
+    let now_s = now_s();
+    let ended = registry.renew(device, now_s.saturating_add(grace_s.into()), now_s)?;
+    if let (Some(gateway), Some(id)) = (gateway, ended) {
+        gateway.revoked(id);
+    }
+    show(registry, name.as_str())
 }
 
 /// The id of a device that may be given commands.

@@ -1,4 +1,5 @@
-//! Saves the freshness marks that moved, every few seconds and once more at the end.
+//! Saves the freshness marks that moved, every few seconds and once more at the end; and ends old credentials of
+//! devices that have used their new ones.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,6 +7,7 @@ use std::time::Duration;
 use super::AdminError;
 use super::api::Plane;
 use super::door::{Stopping, stopped};
+use crate::identity::now_s;
 use crate::registry::{Mark, Registry, RegistryError};
 
 /// Runs until the control plane stops, then saves what is left.
@@ -30,6 +32,15 @@ pub(super) async fn keep(
             _ => {}
         }
         plane.telemetry.marks_saved(saved.as_ref().ok().copied());
+        let registry = Arc::clone(&plane.registry);
+        let retired = tokio::task::spawn_blocking(move || registry.retire(now_s())).await;
+        match retired.map_err(|_| AdminError::Panicked)? {
+            Ok(ids) => ids.into_iter().for_each(|id| plane.gateway.revoked(id)),
+            // It is tried again the next time, and the old credential's end holds meanwhile.
+            Err(error) => {
+                tracing::warn!("a renewed device's old credential is still good: {error}")
+            }
+        }
         if stop {
             return saved.map(drop).map_err(AdminError::Marks);
         }

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::CommandError;
 use super::wire::BadLine;
 use crate::commands::QueueError;
-use crate::registry::{BadName, NotAdded, RegistryError};
+use crate::registry::{BadName, NotAdded, Refusal, RegistryError};
 
 /// Why a request was refused. Nothing was changed then.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -38,6 +38,10 @@ impl Default for Status {
 impl Problem {
     pub(super) fn new(status: StatusCode, error: impl std::fmt::Display) -> Self {
         Self { error: error.to_string(), device: None, status: Status(status) }
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        self.status.0
     }
 
     pub(super) fn bad(error: impl std::fmt::Display) -> Self {
@@ -72,6 +76,13 @@ impl From<RegistryError> for Problem {
             | RegistryError::CredentialTaken { .. }
             | RegistryError::Refused { .. }
             | RegistryError::RevokedAlready(..) => StatusCode::CONFLICT,
+            RegistryError::Enrolment(refusal) => match refusal {
+                Refusal::Unknown => StatusCode::UNAUTHORIZED,
+                Refusal::Ended(_) | Refusal::Spent | Refusal::Name(_) => StatusCode::FORBIDDEN,
+                Refusal::NoName => StatusCode::UNPROCESSABLE_ENTITY,
+                Refusal::TooMany => StatusCode::CONFLICT,
+                Refusal::NotIssued(_) => StatusCode::SERVICE_UNAVAILABLE,
+            },
             RegistryError::Certificate { .. } | RegistryError::Label { .. } => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }

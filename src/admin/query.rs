@@ -198,6 +198,7 @@ mod tests {
             tags: vec!["a".into(), "b".into()],
             group: Some("g".into()),
             expires_s: Some(50),
+            renewing_s: None,
             presence: None,
         }
     }

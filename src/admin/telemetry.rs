@@ -72,6 +72,11 @@ impl Telemetry {
         metrics::DENIED.one().add(1);
     }
 
+    /// Somebody wanted to enrol: `enrolled`, `again`, `refused` or `limited`.
+    pub(super) fn count_enrolment(&self, outcome: &str) {
+        metrics::ENROLMENTS.with([outcome]).add(1);
+    }
+
     pub(super) fn count_request(&self) {
         metrics::REQUESTS.one().add(1);
     }

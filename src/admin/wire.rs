@@ -282,6 +282,9 @@ pub struct DeviceInfo {
     /// When its registration ends.
     #[serde(default)]
     pub expires_s: Option<i64>,
+    /// Until when the credential before this one is good, where a renewal has left one; lists do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewing_s: Option<i64>,
     /// How it is at the moment, where a gateway runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub presence: Option<Presence>,
@@ -303,6 +306,7 @@ impl From<Entry> for DeviceInfo {
             tags: entry.labels.tags.iter().map(ToString::to_string).collect(),
             group: entry.labels.group.as_ref().map(ToString::to_string),
             expires_s: entry.labels.expires_s,
+            renewing_s: entry.renewing_s,
             presence: None,
         }
     }

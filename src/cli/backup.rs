@@ -119,6 +119,8 @@ fn certificates(config: &Config) -> Vec<&Path> {
     if let Some(retiring) = &config.retiring {
         paths.extend([retiring.certificate.as_path(), &retiring.key]);
     }
+    paths.extend([config.enrol.key.as_path(), &config.enrol.certificate]);
+    paths.extend(config.enrol.trusted.as_deref());
     paths.extend([config.gateway.key.as_path(), &config.gateway.certificate]);
     let mut once: Vec<&Path> = Vec::new();
     // One that is named twice stands where it was named last.

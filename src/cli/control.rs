@@ -9,8 +9,9 @@ use anyhow::{Result, bail};
 use duet::admin::audit::{Audit, AuditError, Event};
 use duet::admin::devices::{self, End};
 use duet::admin::{
-    Client, ClientError, DeviceChange, DeviceInfo, DeviceLine, DeviceQuery, GatewayFacts, Problem,
-    Refused,
+    Client, ClientError, DeviceChange, DeviceInfo, DeviceLine, DeviceQuery, EnrolTokenInfo,
+    GatewayFacts, MadeToken, NewEnrolToken, Problem, Refused, enrol_tokens, made_token,
+    revoke_token,
 };
 use duet::config::{KeyFiles, Overrides};
 use duet::identity::{self, Role, now_s};
@@ -157,11 +158,54 @@ impl Control {
         })
     }
 
+    /// Makes an enrolment token.
+    pub(super) fn add_enrol_token(&mut self, wanted: &NewEnrolToken) -> Result<MadeToken> {
+        Ok(match self {
+            Self::Gateway(client) => client.add_enrol_token(wanted)?,
+            Self::Direct(registry, state) => {
+                let made = made_token(registry, wanted, now_s());
+                audited(state, "POST /v1/enrolment-tokens", made)??
+            }
+        })
+    }
+
+    /// All enrolment tokens.
+    pub(super) fn enrol_tokens(&mut self) -> Result<Vec<EnrolTokenInfo>> {
+        Ok(match self {
+            Self::Gateway(client) => client.enrol_tokens()?,
+            Self::Direct(registry, _) => enrol_tokens(registry)?,
+        })
+    }
+
+    /// Ends an enrolment token.
+    pub(super) fn revoke_enrol_token(&mut self, id: &str) -> Result<()> {
+        match self {
+            Self::Gateway(client) => client.revoke_enrol_token(id)?,
+            Self::Direct(registry, state) => {
+                let action = format!("DELETE /v1/enrolment-tokens/{id}");
+                audited(state, &action, revoke_token(registry, id))??;
+            }
+        }
+        Ok(())
+    }
+
     /// One device.
     pub(super) fn show(&mut self, name: &str) -> Result<DeviceInfo> {
         Ok(match self {
             Self::Gateway(client) => client.show(name)?,
             Self::Direct(registry, _) => devices::show(registry, name)?,
+        })
+    }
+
+    /// Gives a device a new credential; the old one stays good until the new one was used, at most for `grace_s`.
+    pub(super) fn renew(&mut self, line: &DeviceLine, grace_s: u32) -> Result<DeviceInfo> {
+        Ok(match self {
+            Self::Gateway(client) => client.renew(line, grace_s)?,
+            Self::Direct(registry, state) => {
+                let action = format!("POST /v1/devices/{}/renew", line.name);
+                let renewed = devices::renew(registry, None, &line.name, line, grace_s);
+                audited(state, &action, renewed.map_err(ClientError::Refused))??
+            }
         })
     }
 

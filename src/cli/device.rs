@@ -11,21 +11,24 @@ use super::{Format, Place};
 
 mod add;
 mod attempt;
-mod credential;
 mod deliver;
+mod enrol;
 mod export;
 pub(super) mod import;
 mod list;
+mod renew;
 mod set;
 mod which;
 
-pub(super) use which::time as span;
+pub(super) use which::{end, time as span};
 
 /// Subcommands of `duet device`.
 #[derive(Subcommand)]
 pub(super) enum Device {
     /// Register a device and write what it needs to know
     Add(add::Add),
+    /// On a device: make a key, and have a gateway register it with a token
+    Enrol(enrol::Enrol),
     /// Register many devices in one transaction: all of them or none
     Import(import::Import),
     /// Write devices so that `duet device import` takes them
@@ -42,6 +45,8 @@ pub(super) enum Device {
     },
     /// Be a device: open its channel, perhaps send a reading, and say each step
     Try(attempt::Try),
+    /// Give a device a new credential; the old one stays good until the new one was used
+    Renew(renew::Renew),
     /// Change tags, groups and ends of registrations
     Set(set::Set),
     /// Refuse devices for ever under their present credentials, and end their sessions
@@ -54,11 +59,13 @@ impl Device {
     pub(super) fn run(self, place: &Place) -> Result<ExitCode> {
         match self {
             Self::Add(add) => add.run(place)?,
+            Self::Enrol(enrol) => enrol.run()?,
             Self::Import(import) => return import.run(place),
             Self::Export(export) => export.run(place)?,
             Self::List(list) => list.run(place)?,
             Self::Show { name, format } => list::show(place, &name, format)?,
             Self::Try(attempt) => return attempt.run(place),
+            Self::Renew(renew) => renew.run(place)?,
             Self::Set(set) => set.run(place)?,
             Self::Revoke(which) => finish(which, place, End::Revoke)?,
             Self::Remove(which) => finish(which, place, End::Remove)?,

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use duet::admin::{self, GatewayFacts, Options};
 use duet::config::{Config, Overrides};
 use duet::delivery::{Care, Health};
-use duet::identity::GatewayIdentity;
+use duet::identity::{AuthorityError, GatewayIdentity};
 use duet::log;
 use duet::manager::Inherited;
 use duet::registry::Registry;
@@ -134,6 +134,13 @@ fn serve(prepared: Prepared, stop: Stop, start: Start, mut inherited: Inherited)
         telemetry.set_api_certificate_end(end_s);
         let (sender, acceptor) = watch::channel(acceptor);
         (options.api, renew_tls) = (Some((api.listen, acceptor)), Some(sender));
+    }
+    // A CA that has ended keeps nobody out who is registered; a file that is none is a mistake.
+    match admin::check_enrol(&config.enrol, duet::identity::now_s()) {
+        Err(error @ (AuthorityError::Ended(..) | AuthorityError::NotYet(..))) => {
+            tracing::warn!("no device can enrol: {error}");
+        }
+        checked => drop(checked?),
     }
     let server = Server::start(config, &gateway_keys(&identities)?, &registry, &mut inherited)?;
     for (name, _) in inherited.named(|_| true) {

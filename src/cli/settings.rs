@@ -141,6 +141,14 @@ fn look(config: &Config) -> Vec<Finding> {
             made.map(|_| api.certificate.display().to_string()).map_err(|error| error.to_string()),
         );
     }
+    match duet::admin::check_enrol(&config.enrol, now_s()) {
+        Ok(Some(end)) => {
+            let path = config.enrol.certificate.display();
+            note("enrolment", Ok(format!("{path}, valid until {end}")));
+        }
+        Ok(None) => {}
+        Err(error) => note("enrolment", Err(error.to_string())),
+    }
     let file = config.state.join(registry::FILE);
     let found =
         fs::metadata(&file).map(|found| format!("{}, {} bytes", file.display(), found.len()));

@@ -370,6 +370,32 @@ pub const SETTINGS: &[Setting] = &[
         AtStart,
     ),
     setting("api.key", Kind::Path, "", &["The certificate's key (PEM, mode 0600)."], AtStart),
+    setting(
+        "enrol.certificate",
+        Kind::Path,
+        "\"ca.pem\"",
+        &[
+            "The CA whose certificates devices get that enrol; `duet ca init` makes it. There may be none.",
+        ],
+        AtStart,
+    ),
+    setting("enrol.key", Kind::Path, "\"ca.key\"", &["Its key (PEM, mode 0600)."], AtStart),
+    setting(
+        "enrol.days",
+        number(1, 36_500, "a hundred years"),
+        "730",
+        &["Days for which a certificate is valid that it issues; not beyond the CA's own end."],
+        AtStart,
+    ),
+    setting(
+        "enrol.trusted",
+        Kind::Path,
+        "",
+        &[
+            "Certificates of other CAs (PEM): a device that enrols may bring a certificate that one of them issued.",
+        ],
+        AtStart,
+    ),
 ];
 
 /// What `duet init` writes above the settings.

@@ -1,6 +1,6 @@
 //! Registering, revoking and removing devices: what is checked, and what is written in which table.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use duet_core::Device;
 use duet_protocol::identity::DeviceId;
@@ -13,7 +13,7 @@ use super::store::Tables;
 use super::{
     Entry, Labels, Name, NewDevice, NotAdded, Registry, RegistryError, Relabel, key_of, mark_key,
 };
-use crate::identity::Utc;
+use crate::identity::{Utc, now_s};
 
 impl Registry {
     /// Registers one device, now.
@@ -96,8 +96,16 @@ impl Registry {
             Self::put_labels(tables, name, &labels)?;
             self.entry(name.clone(), &record, labels, &tables.marks)
         })?;
-        if let Some(device) = slot.as_ref().and_then(|view| view.lookup(&entry.id)) {
-            device.set_expiry(entry.labels.expires_s);
+        let expires_s = entry.labels.expires_s;
+        if let Some(view) = &*slot {
+            if let Some(device) = view.lookup(&entry.id) {
+                device.set_expiry(expires_s);
+            }
+            if let Some((old, until_s)) = view.left_by(&entry.id)
+                && let Some(device) = view.lookup(&old)
+            {
+                device.set_expiry(Some(expires_s.map_or(until_s, |end| end.min(until_s))));
+            }
         }
         Ok(entry)
     }
@@ -136,8 +144,9 @@ impl Registry {
     pub fn remove_all(&self, names: &[Name]) -> Result<Vec<DeviceId>, RegistryError> {
         self.end(names, |tables, name| {
             let record = self.existing(&tables.devices, name)?;
+            let left = self.end_predecessor(tables, name, now_s())?;
             self.forget(tables, name, &record)?;
-            Ok(Ended { id: record.id, row: record.with_key() })
+            Ok([Some(Ended { id: record.id, row: record.with_key() }), left])
         })
     }
 
@@ -145,7 +154,7 @@ impl Registry {
     fn end(
         &self,
         names: &[Name],
-        mut end: impl FnMut(&mut Tables<'_>, &Name) -> Result<Ended, RegistryError>,
+        mut end: impl FnMut(&mut Tables<'_>, &Name) -> Result<Both, RegistryError>,
     ) -> Result<Vec<DeviceId>, RegistryError> {
         let ended = match self.end_now(names, &mut end) {
             Err(error) if error.is_no_room() && self.store.give_room() => {
@@ -161,24 +170,21 @@ impl Registry {
     fn end_now(
         &self,
         names: &[Name],
-        end: &mut impl FnMut(&mut Tables<'_>, &Name) -> Result<Ended, RegistryError>,
+        end: &mut impl FnMut(&mut Tables<'_>, &Name) -> Result<Both, RegistryError>,
     ) -> Result<Vec<DeviceId>, RegistryError> {
         let database = self.ready()?;
         let slot = self.lock();
         let ended = self.store.change(&database, |tables| {
             names.iter().map(|name| end(tables, name)).collect::<Result<Vec<_>, _>>()
         })?;
+        let ended: Vec<_> = ended.into_iter().flatten().flatten().collect();
         let ids: Vec<_> = ended.iter().map(|ended| ended.id).collect();
         if let Some(view) = &*slot {
             ids.iter().for_each(|id| view.remove(id));
         }
         // They are refused from now on, which the caller must learn even if the disk fails here: what cannot be
         // overwritten now is with the next change.
-        let mut rows = self.unscrubbed.lock().unwrap_or_else(PoisonError::into_inner);
-        rows.extend(ended.into_iter().filter_map(|ended| ended.row));
-        if self.store.scrub(&database, &rows).is_ok() {
-            rows.clear();
-        }
+        self.scrub_rows(&database, ended.into_iter().filter_map(|ended| ended.row));
         Ok(ids)
     }
 
@@ -187,7 +193,7 @@ impl Registry {
         tables: &mut Tables<'_>,
         name: &Name,
         now_s: i64,
-    ) -> Result<Ended, RegistryError> {
+    ) -> Result<Both, RegistryError> {
         let mut record = self.existing(&tables.devices, name)?;
         if let Some(at) = record.revoked_s {
             return Err(RegistryError::RevokedAlready(name.clone(), Utc(at)));
@@ -197,7 +203,8 @@ impl Registry {
         }
         let row = record.revoke(now_s);
         tables.devices.insert(name.as_str(), record.encode().as_slice())?;
-        Ok(Ended { id: record.id, row })
+        let left = self.end_predecessor(tables, name, now_s)?;
+        Ok([Some(Ended { id: record.id, row }), left])
     }
 
     /// Writes a new device with everything that belongs to it.
@@ -324,8 +331,11 @@ impl Registry {
 }
 
 /// A device that may not connect any more.
-struct Ended {
-    id: DeviceId,
+pub(super) struct Ended {
+    pub(super) id: DeviceId,
     /// Its row, with a key that nobody needs any more.
-    row: Option<super::scrub::OldRow>,
+    pub(super) row: Option<super::scrub::OldRow>,
 }
+
+/// A device's credential that may not connect any more, and the one before it, if a renewal has left one.
+type Both = [Option<Ended>; 2];

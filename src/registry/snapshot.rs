@@ -16,7 +16,7 @@ impl Registry {
     }
 
     /// Puts every device back to where the gateway has not met it: no mark, no newest early reading, no place in a
-    /// spool.
+    /// spool. Enrolment tokens go, too.
     ///
     /// An older copy has older marks, under which readings inside HELLOs that were taken since would pass a second
     /// time (R123). At mark 0 a reading inside HELLO is stored only behind a challenge, which nobody can play back.
@@ -29,6 +29,9 @@ impl Registry {
             tables.marks.retain(|_, _| false)?;
             tables.last.retain(|_, _| false)?;
             tables.cursor.remove(())?;
+            // A token that was spent or revoked since would open once more.
+            tables.tokens.retain(|_, _| false)?;
+            tables.enrolled.retain(|_, _| false)?;
             Ok(())
         })
     }

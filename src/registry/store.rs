@@ -34,6 +34,9 @@ pub(super) const LAST: TableDefinition<'_, [u8; 40], [u8; 16]> = TableDefinition
 pub(super) const SHORT: TableDefinition<'_, [u8; 8], [u8; 40]> = TableDefinition::new("short");
 /// What is said of a device, by its name; there is none where nothing is said.
 pub(super) const LABELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("labels");
+/// Credentials that renewals have left, by the names of their devices.
+pub(super) const PREDECESSORS: TableDefinition<'_, &str, &[u8]> =
+    TableDefinition::new("predecessors");
 /// Tokens with which devices register themselves, by their ids.
 pub(super) const TOKENS: TableDefinition<'_, [u8; 8], &[u8]> = TableDefinition::new("tokens");
 /// The names of devices that registered themselves, by token and key.
@@ -304,6 +307,7 @@ pub(super) struct Tables<'txn> {
     pub(super) short: Table<'txn, [u8; 8], [u8; 40]>,
     pub(super) cursor: Table<'txn, (), [u8; 24]>,
     pub(super) labels: Table<'txn, &'static str, &'static [u8]>,
+    pub(super) predecessors: Table<'txn, &'static str, &'static [u8]>,
     pub(super) tokens: Table<'txn, [u8; 8], &'static [u8]>,
     pub(super) enrolled: Table<'txn, [u8; 40], &'static str>,
     pairs: Table<'txn, (), u64>,
@@ -321,6 +325,7 @@ impl<'txn> Tables<'txn> {
             short: write.open_table(SHORT)?,
             cursor: write.open_table(CURSOR)?,
             labels: write.open_table(LABELS)?,
+            predecessors: write.open_table(PREDECESSORS)?,
             tokens: write.open_table(TOKENS)?,
             enrolled: write.open_table(ENROLLED)?,
             pairs: write.open_table(PAIRS)?,

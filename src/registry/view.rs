@@ -12,6 +12,8 @@ use dashmap::DashMap;
 use duet_core::{Device, Directory};
 use duet_protocol::identity::{Credential, DeviceId, Fingerprint};
 
+use super::renew::Renewing;
+
 /// A mark that is to be saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
@@ -28,6 +30,8 @@ pub struct Mark {
 pub struct View {
     devices: DashMap<DeviceId, Arc<Device>>,
     moved: SegQueue<Arc<Device>>,
+    /// Devices with a new credential, by its id, while the old one is good.
+    renewing: DashMap<DeviceId, Renewing>,
 }
 
 impl View {
@@ -72,6 +76,34 @@ impl View {
 
     pub(super) fn insert(&self, device: Arc<Device>) {
         self.devices.insert(device.credential.id, device);
+    }
+
+    pub(super) fn note_renewing(&self, new: DeviceId, renewing: Renewing) {
+        self.renewing.insert(new, renewing);
+    }
+
+    pub(super) fn forget_renewing(&self, new: &DeviceId, renewing: &Renewing) {
+        self.renewing.remove_if(new, |_, known| known == renewing);
+    }
+
+    /// The old credential's id and its end, where a new one is about to replace it.
+    pub(super) fn left_by(&self, new: &DeviceId) -> Option<(DeviceId, i64)> {
+        self.renewing.get(new).map(|renewing| (renewing.old, renewing.until_s))
+    }
+
+    pub(super) fn forget_all_renewing(&self) {
+        self.renewing.clear();
+    }
+
+    /// Devices whose new credential was used, or whose old one's time is over.
+    pub(super) fn renewed(&self, now_s: i64) -> Vec<(DeviceId, Renewing)> {
+        let is_due = |new: &DeviceId, renewing: &Renewing| {
+            let used = self.lookup(new).is_none_or(|device| device.mark() > renewing.first_mark);
+            used || now_s >= renewing.until_s
+        };
+        let all = self.renewing.iter();
+        let due = all.filter(|one| is_due(one.key(), one.value()));
+        due.map(|one| (*one.key(), one.value().clone())).collect()
     }
 
     pub(super) fn ids(&self) -> HashSet<DeviceId> {

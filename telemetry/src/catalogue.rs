@@ -69,6 +69,7 @@ labels! {
     FAULT = "fault": words!["spool-failed" "spool-full" "disk-full" "spool-damaged" "spool-cut" "spool-untrimmed" "marks-unsaved" "delivering" "commands-unwritten" "audit-unwritten"];
     LEVEL = "level": words!["error" "warn"];
     COMMAND = "state": words!["done" "expired" "cancelled" "superseded"];
+    ENROLMENT = "outcome": words!["enrolled" "again" "refused" "limited"];
     RELOAD = "outcome": words!["done" "refused"];
 }
 
@@ -229,6 +230,8 @@ catalogue! {
         Counter REQUESTS = "duet_control_requests_total" in "requests" [];
         /// Requests to the API without a valid token.
         Counter DENIED = "duet_api_denied_total" in "requests" [];
+        /// Devices that wanted to enrol: registered, told the same again, refused, or not heard since their address had brought too many wrong tokens.
+        Counter ENROLMENTS = "duet_enrolments_total" in "requests" [ENROLMENT];
         /// When the certificate of the API over TLS ends, Unix time; 0 without it.
         Gauge API_CERTIFICATE_END = "duet_api_certificate_end_timestamp_seconds" in "seconds" [];
     }

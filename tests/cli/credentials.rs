@@ -13,7 +13,7 @@ fn read(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-fn assert_valid(credential: &Value) {
+pub(crate) fn assert_valid(credential: &Value) {
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/credential.schema.json");
     let validator = jsonschema::validator_for(&read(&schema)).unwrap();
     let faults: Vec<_> = validator.iter_errors(credential).map(|fault| fault.to_string()).collect();

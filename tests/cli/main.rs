@@ -14,6 +14,7 @@ mod backup;
 mod browser;
 mod credentials;
 mod doctor;
+mod enrol;
 mod fleet;
 mod life;
 mod packages;

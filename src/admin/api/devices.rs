@@ -263,6 +263,31 @@ pub(super) async fn relabel(
     Ok(Json(changed.await?))
 }
 
+/// For how long an old credential stays good.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Grace {
+    /// Seconds; the first use of the new one ends it before.
+    grace_s: u32,
+}
+
+/// Gives a device a new credential; the old one stays good until the new one was used
+#[utoipa::path(post, path = "/v1/devices/{name}/renew", tag = "devices", request_body = DeviceLine,
+    params(("name" = String, Path, description = "The device's name"), Grace),
+    responses((status = 200, body = DeviceInfo), (status = 404, body = Problem), (status = 409, body = Problem),
+              (status = 422, body = Problem)))]
+pub(super) async fn renew(
+    State(plane): State<Arc<Plane>>,
+    Path(name): Path<String>,
+    Query(Grace { grace_s }): Query<Grace>,
+    Input(line): Input<DeviceLine>,
+) -> Answer<DeviceInfo> {
+    let renewed = plane.blocking(move |registry, gateway| {
+        devices::renew(registry, Some(gateway), &name, &line, grace_s)
+    });
+    Ok(Json(renewed.await?))
+}
+
 /// Forgets a device and ends its sessions; a credential that was revoked stays refused
 #[utoipa::path(delete, path = "/v1/devices/{name}", tag = "devices",
     params(("name" = String, Path, description = "The device's name")),

@@ -33,17 +33,24 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Input<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let mut chunks = Chunks::of(request);
-        let mut all = Zeroizing::new(Vec::new());
-        while let Some(chunk) = chunks.next().await? {
-            if all.len() + chunk.len() > MAX_VALUE {
-                return Err(too_long(format_args!("the body is longer than {MAX_VALUE} bytes")));
-            }
-            all.extend_from_slice(&chunk);
-        }
+        let all = body(request, MAX_VALUE).await?;
         let read = serde_json::from_slice(&all);
         read.map(Self).map_err(|error| Problem::bad(format_args!("not a request: {error}")))
     }
+}
+
+/// A whole body of at most so many bytes.
+pub(super) async fn body(request: Request, most: usize) -> Result<Zeroizing<Vec<u8>>, Problem> {
+    let mut chunks = Chunks::of(request);
+    // Reserved up front: a growing vector would leave unwiped copies behind.
+    let mut all = Zeroizing::new(Vec::with_capacity(most));
+    while let Some(chunk) = chunks.next().await? {
+        if all.len() + chunk.len() > most {
+            return Err(too_long(format_args!("the body is longer than {most} bytes")));
+        }
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all)
 }
 
 impl<S: Send + Sync> FromRequest<S> for Lines {

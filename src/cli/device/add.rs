@@ -1,27 +1,32 @@
 //! `duet device add`: one device, with its credential.
 
-use std::path::PathBuf;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use duet::admin::DeviceLine;
+use duet::admin::{Credential, DeviceLine};
+use duet::config::{Enrol, Overrides};
 use duet::hex::Hex;
-use duet::identity::{self, Role, Utc, now_s};
-use duet::registry::SourceSet;
+use duet::identity::{self, Authority, Role, Utc, now_s};
+use duet::registry::{Name, SourceSet};
 use zeroize::Zeroizing;
 
 use super::super::Place;
 use super::super::control::Control;
-use super::credential::Credential;
 use super::deliver::To;
 use super::which::end;
+
+/// No certificate request is longer.
+const MAX_REQUEST: u64 = 64 * 1024;
 
 /// Flags of `duet device add`.
 #[derive(Args)]
 #[command(after_help = "Ways of identification (choose one):\n  \
     --cert FILE             the device names its certificate by the certificate's fingerprint\n  \
     --registered-cert FILE  the device names an id, made here, that maps to its certificate\n  \
-    --registered-id         the device has an id and a registration key, both made here\n\n\
+    --registered-id         the device has an id and a registration key, both made here\n  \
+    --csr FILE              like --cert, with a certificate that the gateway's CA (`duet ca init`) issues for the request\n\n\
     The credential holds all that the device needs; docs/credential.schema.json describes it. It goes to --out, mode \
     0600, or to standard output, and nothing is registered if it cannot be written. The device's private key never \
     comes here; a registration key is not printed on a terminal.")]
@@ -66,6 +71,9 @@ struct Way {
     /// Certificate of the device, to be named by an id
     #[arg(long, value_name = "FILE")]
     registered_cert: Option<PathBuf>,
+    /// Certificate request of the device (PKCS #10, PEM or DER); the gateway's CA issues a certificate for it
+    #[arg(long, value_name = "FILE")]
+    csr: Option<PathBuf>,
     /// No certificate: an id and a registration key
     #[arg(long)]
     registered_id: bool,
@@ -73,7 +81,7 @@ struct Way {
 
 /// Forms of a credential.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
+pub(super) enum Form {
     /// A JSON object
     Json,
     /// A C header
@@ -85,17 +93,19 @@ impl Add {
         let (mode, file) = match (&self.way.cert, &self.way.registered_cert) {
             (Some(file), _) => ("certificate", Some(file)),
             (None, Some(file)) => ("registered-certificate", Some(file)),
+            (None, None) if self.way.csr.is_some() => ("certificate", None),
             (None, None) => ("registered-id", None),
         };
         let to = To::choose(self.out.as_deref(), self.way.registered_id)?;
-        let certificate = match file {
-            Some(file) => Some(identity::load_certificate(file, Role::Device, now_s())?),
-            None => None,
+        let certificate = match (file, &self.way.csr) {
+            (Some(file), _) => Some(identity::load_certificate(file, Role::Device, now_s())?.der),
+            (None, Some(file)) => Some(issue(place, &self.name, file)?),
+            (None, None) => None,
         };
         let mut line = DeviceLine {
             name: self.name,
             mode: mode.to_owned(),
-            certificate: certificate.map(|certificate| Hex(&certificate.der).to_string()),
+            certificate: certificate.map(|der| Hex(&der).to_string()),
             id: None,
             key: None,
             key_sources: Some(self.key_sources.to_string()),
@@ -121,14 +131,36 @@ impl Add {
         }
         let credential = Credential::of(&line, &gateway)?;
         let credential = credential.with_private_key_file(self.private_key_file.as_deref());
-        // Reserved up front: a growing vector would leave unwiped copies behind.
-        let mut text = Zeroizing::new(Vec::with_capacity(64 * 1024));
-        match self.format {
-            Form::Json => credential.write_json(&mut text)?,
-            Form::C => credential.write_c(&mut text)?,
-        }
+        let text = written(&credential, self.format)?;
         to.then(&text, || control.add(lines, |_| None).map(drop))
     }
+}
+
+/// The credential as it is delivered.
+pub(super) fn written(credential: &Credential<'_>, form: Form) -> Result<Zeroizing<Vec<u8>>> {
+    // Reserved up front: a growing vector would leave unwiped copies behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(64 * 1024));
+    match form {
+        Form::Json => credential.write_json(&mut text)?,
+        Form::C => credential.write_c(&mut text)?,
+    }
+    Ok(text)
+}
+
+/// Has the gateway's CA issue a certificate, DER, for a request.
+pub(super) fn issue(place: &Place, name: &str, file: &Path) -> Result<Vec<u8>> {
+    let name: Name = name.parse()?;
+    let shown = || file.display().to_string();
+    let mut text = Vec::new();
+    super::open(file)?.take(MAX_REQUEST).read_to_end(&mut text).with_context(shown)?;
+    let key = identity::key_of_request(&text).with_context(shown)?;
+    let Enrol { certificate, key: secret, days, .. } = place.load(&Overrides::default())?.enrol;
+    if !certificate.exists() {
+        bail!("{}: there is no CA; `duet ca init` makes one", certificate.display());
+    }
+    let now_s = now_s();
+    let authority = Authority::load(&certificate, &secret, now_s)?;
+    Ok(authority.issue(name.as_str(), &key, days, now_s)?)
 }
 
 /// Makes the id and the key that the mode needs and the line lacks; says whether it did. Under a key that is made here

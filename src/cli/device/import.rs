@@ -6,13 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use duet::admin::{DeviceLine, MAX_IMPORT, MAX_LINE_LEN, Refused};
+use duet::admin::{Credential, DeviceLine, MAX_IMPORT, MAX_LINE_LEN, Refused};
 use zeroize::Zeroizing;
 
 use super::super::Place;
 use super::super::control::Control;
 use super::add::{address, complete};
-use super::credential::Credential;
 use super::deliver::{To, say};
 use super::open;
 

@@ -98,6 +98,9 @@ pub(super) fn show(place: &Place, name: &str, format: Format) -> Result<()> {
     if let (Some(start), Some(end)) = (device.not_before_s, device.not_after_s) {
         writeln!(out, "valid        {} to {}", Utc(start), Utc(end))?;
     }
+    if let Some(until) = device.renewing_s {
+        writeln!(out, "renewing     the credential before this one is good until {}", Utc(until))?;
+    }
     if let Some(end) = device.expires_s {
         writeln!(out, "ends         {}", Utc(end))?;
     }

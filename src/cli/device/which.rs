@@ -168,7 +168,7 @@ pub(in super::super) fn time(text: &str) -> Result<i64, &'static str> {
 }
 
 /// Takes the end of a registration: a time from now, a date, or `never`.
-pub(super) fn end(text: &str) -> Result<String, &'static str> {
+pub(in super::super) fn end(text: &str) -> Result<String, &'static str> {
     if text == "never" {
         return Ok(text.to_owned());
     }

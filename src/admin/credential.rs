@@ -5,14 +5,15 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Result, bail};
-use duet::admin::{DeviceLine, GatewayFacts};
-use duet::hex::{self, Hex};
-use duet::identity::{Certificate, Role, pem};
 use duet_protocol::identity::DeviceId;
 use duet_protocol::mark::FIRST_FRESH;
 use serde::Serialize;
+use thiserror::Error;
 use zeroize::Zeroizing;
+
+use super::wire::{DeviceLine, GatewayFacts};
+use crate::hex::{self, Hex};
+use crate::identity::{Certificate, Reason, Role, pem};
 
 /// The version of the form.
 const VERSION: u32 = 1;
@@ -20,9 +21,29 @@ const VERSION: u32 = 1;
 /// Where a counter begins whose credential existed before it was registered (R123).
 const KNOWN_FIRST_FRESH: u64 = 1;
 
+/// Why a line makes no credential.
+#[derive(Debug, Error)]
+pub enum CredentialError {
+    /// A certificate in it is none.
+    #[error("certificate: {0}")]
+    Certificate(#[from] Reason),
+    /// Neither an id nor a certificate.
+    #[error("no id")]
+    NoId,
+    /// A field is not hexadecimal.
+    #[error("{0}: not hexadecimal")]
+    Hexadecimal(String),
+    /// It cannot be written as JSON.
+    #[error("the credential cannot be written: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It cannot be written as text.
+    #[error("the credential cannot be written: {0}")]
+    Text(#[from] std::fmt::Error),
+}
+
 /// A credential. It may hold a secret, so it has no `Debug`.
 #[derive(Serialize)]
-pub(super) struct Credential<'a> {
+pub struct Credential<'a> {
     version: u32,
     name: &'a str,
     mode: &'a str,
@@ -42,7 +63,10 @@ pub(super) struct Credential<'a> {
 
 impl<'a> Credential<'a> {
     /// The credential of a device that is registered by this line.
-    pub(super) fn of(line: &'a DeviceLine, gateway: &'a GatewayFacts) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`CredentialError`].
+    pub fn of(line: &'a DeviceLine, gateway: &'a GatewayFacts) -> Result<Self, CredentialError> {
         let certificate = match &line.certificate {
             Some(text) => Some(certificate(text)?),
             None => None,
@@ -52,7 +76,7 @@ impl<'a> Credential<'a> {
             (None, Some(certificate)) => {
                 DeviceId::of_certificate(&certificate.fingerprint).to_string()
             }
-            (None, None) => bail!("{}: no id", line.name.escape_default()),
+            (None, None) => return Err(CredentialError::NoId),
         };
         let sources = line.key_sources.as_deref().unwrap_or("ephemeral");
         Ok(Self {
@@ -71,19 +95,26 @@ impl<'a> Credential<'a> {
     }
 
     /// Says where the device keeps its private key.
-    pub(super) fn with_private_key_file(self, path: Option<&'a str>) -> Self {
+    #[must_use]
+    pub fn with_private_key_file(self, path: Option<&'a str>) -> Self {
         Self { private_key_file: path, ..self }
     }
 
     /// Writes the credential as a line of JSON.
-    pub(super) fn write_json(&self, out: &mut Zeroizing<Vec<u8>>) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`CredentialError`].
+    pub fn write_json(&self, out: &mut Zeroizing<Vec<u8>>) -> Result<(), CredentialError> {
         serde_json::to_writer(&mut **out, self)?;
         out.push(b'\n');
         Ok(())
     }
 
     /// Writes the credential as a C header: macros alone, so that what is not used costs nothing.
-    pub(super) fn write_c(&self, out: &mut Zeroizing<Vec<u8>>) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`CredentialError`].
+    pub fn write_c(&self, out: &mut Zeroizing<Vec<u8>>) -> Result<(), CredentialError> {
         let mut text = Zeroizing::new(String::with_capacity(32 * 1024));
         let secret = match self.registration_key {
             Some(_) => "It holds a secret: keep it out of version control.",
@@ -103,9 +134,9 @@ impl<'a> Credential<'a> {
         writeln!(text, "#define DUET_CREDENTIAL_NAME \"{}\"", self.name)?;
         writeln!(text, "/* 0 certificate, 1 registered-certificate, 2 registered-id */")?;
         writeln!(text, "#define DUET_CREDENTIAL_MODE {mode}")?;
-        let mut bytes = |name: &str, hexadecimal: &str| -> Result<()> {
+        let mut bytes = |name: &str, hexadecimal: &str| -> Result<(), CredentialError> {
             let Some(bytes) = hex::decode(hexadecimal).map(Zeroizing::new) else {
-                bail!("{}: not hexadecimal", name.to_ascii_lowercase());
+                return Err(CredentialError::Hexadecimal(name.to_ascii_lowercase()));
             };
             write!(text, "#define DUET_CREDENTIAL_{name} {{")?;
             for (at, byte) in bytes.iter().enumerate() {
@@ -144,7 +175,7 @@ impl<'a> Credential<'a> {
 }
 
 /// A certificate as a line gives it: PEM, or DER in hexadecimal.
-fn certificate(text: &str) -> Result<Certificate> {
+fn certificate(text: &str) -> Result<Certificate, CredentialError> {
     let bytes = hex::decode(text.trim()).unwrap_or_else(|| text.as_bytes().to_vec());
     Ok(Certificate::parse(&bytes, Role::Gateway)?)
 }
