@@ -248,13 +248,14 @@ fn a_device_whose_registration_has_ended_is_refused_until_it_is_moved() {
     assert!(said.contains("has passed; nothing was registered"), "{said}");
     let gateway = scratch.run();
     scratch.good(&[&past[..], &["90d"]].concat());
-    let attempt = || {
-        let output = scratch.duet(&["device", "try", "m.json", "--timeout", "1"]);
+    // An answer may be late where the machine has much to do; for none it is not waited long.
+    let attempt = |patience: &str| {
+        let output = scratch.duet(&["device", "try", "m.json", "--timeout", patience]);
         (output.status.code(), text(&output.stderr))
     };
-    assert_eq!(attempt().0, Some(0));
+    assert_eq!(attempt("20").0, Some(0));
     scratch.good(&["device", "set", "m", "--expires", "2020-01-01"]);
-    let (code, said) = attempt();
+    let (code, said) = attempt("1");
     assert_eq!(code, Some(4), "{said}");
     assert!(said.contains("registration ended at 2020-01-01T00:00:00Z"), "{said}");
     let shown = scratch.good(&["device", "show", "m"]);
@@ -268,5 +269,5 @@ fn a_device_whose_registration_has_ended_is_refused_until_it_is_moved() {
     let counted = |line: &str| line.contains("reason=\"expired\"") && !line.ends_with(" 0");
     assert!(metrics.lines().any(counted), "{metrics}");
     scratch.good(&["device", "set", "m", "--expires", "never"]);
-    assert_eq!(attempt().0, Some(0));
+    assert_eq!(attempt("20").0, Some(0));
 }
