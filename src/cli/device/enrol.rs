@@ -262,7 +262,7 @@ fn ask(gateway: &str, config: Arc<ClientConfig>, request: &EnrolRequest) -> Resu
         let body =
             body.map_err(|error| anyhow::anyhow!("its answer broke off: {error}"))?.to_bytes();
         if status.is_success() {
-            return Ok(serde_json::from_slice(&body).context("unexpected answer")?);
+            return serde_json::from_slice(&body).context("unexpected answer");
         }
         match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => bail!("{}", problem.error.escape_debug()),
