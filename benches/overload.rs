@@ -1,5 +1,6 @@
 //! The gateway under more than it can do, as a process on one core:
-//! `cargo bench --bench overload -- [devices in the storm]`, or `-- --goals` for what is asked of storms and floods.
+//! `cargo bench --bench overload -- [devices in the storm]`, or `-- --goals` for what is asked of floods and storms (`--floods` or
+//! `--storms` for one of them).
 //!
 //! Hellos that nobody made (random bytes behind a valid header) while honest devices connect and others send readings; then a
 //! storm of devices that all return in the same instant, against the rate at which they connect when so few come at a
@@ -114,9 +115,14 @@ fn main() {
     };
     let anchor = support::anchor()();
     println!("\naws-lc-rs, one ECDSA verification (anchor): {:.1} µs", anchor.as_secs_f64() * 1e6);
-    if asked("--goals") {
-        goals::floods(&sub);
-        goals::storms(&sub);
+    let (floods, storms) = (asked("--floods"), asked("--storms"));
+    if floods || storms || asked("--goals") {
+        if floods || !storms {
+            goals::floods(&sub);
+        }
+        if storms || !floods {
+            goals::storms(&sub);
+        }
         return;
     }
     println!(
