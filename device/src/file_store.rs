@@ -105,4 +105,27 @@ mod tests {
             Err(StoreError)
         );
     }
+
+    /// Whatever a power cut leaves of a write, step by step: the counter is what it was, or what it was to become, and the next
+    /// write goes on from there.
+    #[test]
+    fn no_power_cut_in_a_write_takes_the_counter_back() {
+        let kept = |fresh| Kept { fresh, ..Kept::default() };
+        let (old, new) = (kept(900).encode(4), kept(1_156).encode(5));
+        let beside = (0..=PAGE_LEN).map(|len| (old, Some(len), 900));
+        // The name was changed, and what was beside may still have its own, or not.
+        let renamed = [(new, None, 1_156), (old, None, 900), (new, Some(PAGE_LEN), 1_156)];
+        for (page, left, wanted) in beside.chain(renamed) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("counter");
+            fs::write(&path, page).unwrap();
+            if let Some(len) = left {
+                fs::write(dir.path().join("counter.new"), &new[..len]).unwrap();
+            }
+            let mut store = FileStore::new(&path);
+            assert_eq!(store.load(), Ok(Some(kept(wanted))), "{left:?}");
+            store.save(&kept(2_000)).unwrap();
+            assert_eq!(FileStore::new(&path).load(), Ok(Some(kept(2_000))), "{left:?}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ mod host;
 
 use core::mem::MaybeUninit;
 
-use cortex_m_rt::{entry, exception};
+use cortex_m_rt::entry;
 #[cfg(feature = "compact")]
 use duet_device::compact::Small as Primitives;
 #[cfg(not(feature = "compact"))]
@@ -157,17 +157,4 @@ fn main() -> ! {
     }
     host::say("vectors", Some(count));
     host::exit(true)
-}
-
-#[exception]
-#[allow(unsafe_code, reason = "nothing goes on after a fault")]
-unsafe fn HardFault(_: &cortex_m_rt::ExceptionFrame) -> ! {
-    host::say("fault", None);
-    host::exit(false)
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    host::say("panic", None);
-    host::exit(false)
 }

@@ -1,7 +1,8 @@
 //! What QEMU lends the program in place of hardware that the board does not have: lines that a test reads, two
-//! pages of flash that outlive the power, true random bytes.
+//! pages of flash that outlive the power, true random bytes; and the end of a program that went wrong.
 #![allow(unsafe_code, reason = "calls of the host take addresses: each names its own")]
 
+use cortex_m_rt::exception;
 use cortex_m_semihosting::{debug, hio, syscall};
 use duet_device::store::{PAGE_LEN, Pages, StoreError};
 
@@ -91,4 +92,17 @@ impl Pages for Flash {
         let file = File::open(page_name(page), WRITE).ok_or(StoreError)?;
         file.write(bytes).then_some(()).ok_or(StoreError)
     }
+}
+
+#[exception]
+unsafe fn HardFault(_: &cortex_m_rt::ExceptionFrame) -> ! {
+    // Nothing goes on after a fault.
+    say("fault", None);
+    exit(false)
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    say("panic", None);
+    exit(false)
 }

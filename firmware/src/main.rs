@@ -21,7 +21,7 @@ use core::mem::MaybeUninit;
 
 #[cfg(feature = "outside")]
 use crate::outside::Outside as Engine;
-use cortex_m_rt::{entry, exception};
+use cortex_m_rt::entry;
 #[cfg(all(feature = "compact", not(feature = "outside")))]
 use duet_device::compact::Compact as Engine;
 #[cfg(not(any(feature = "compact", feature = "outside")))]
@@ -249,17 +249,4 @@ fn main() -> ! {
     host::say("bytes static", u32::try_from(fixed).ok());
     host::say("bytes stack", u32::try_from(stack).ok());
     host::exit(true)
-}
-
-#[exception]
-#[allow(unsafe_code, reason = "nothing goes on after a fault")]
-unsafe fn HardFault(_: &cortex_m_rt::ExceptionFrame) -> ! {
-    host::say("fault", None);
-    host::exit(false)
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    host::say("panic", None);
-    host::exit(false)
 }

@@ -12,7 +12,7 @@ mod board;
 #[allow(dead_code, reason = "the sensor needs more of it")]
 mod host;
 
-use cortex_m_rt::{entry, exception};
+use cortex_m_rt::entry;
 #[cfg(feature = "compact")]
 use duet_device::compact::Compact as Engine;
 #[cfg(not(feature = "compact"))]
@@ -175,17 +175,4 @@ fn main() -> ! {
             host::exit(false)
         }
     }
-}
-
-#[exception]
-#[allow(unsafe_code, reason = "nothing goes on after a fault")]
-unsafe fn HardFault(_: &cortex_m_rt::ExceptionFrame) -> ! {
-    host::say("fault", None);
-    host::exit(false)
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    host::say("panic", None);
-    host::exit(false)
 }

@@ -4,6 +4,7 @@
 use std::{
     path::PathBuf,
     sync::{Mutex, PoisonError},
+    thread::{self, ThreadId},
     time::Duration,
 };
 
@@ -67,17 +68,47 @@ impl Confirmed {
 struct Device {
     /// Nothing after `close`.
     client: Mutex<Option<Client>>,
+    /// The thread that uses it at the moment: another one waits, the same one would wait for itself.
+    user: Mutex<Option<ThreadId>>,
+}
+
+/// Says which thread uses a device for as long as it does.
+struct Use<'d>(&'d Mutex<Option<ThreadId>>);
+
+impl<'d> Use<'d> {
+    fn begin(user: &'d Mutex<Option<ThreadId>>) -> Self {
+        *user.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current().id());
+        Self(user)
+    }
+}
+
+impl Drop for Use<'_> {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 impl Device {
+    /// An error where a command's function calls its own device, which would wait for ever.
+    fn is_free(&self) -> PyResult<()> {
+        let user = *self.user.lock().unwrap_or_else(PoisonError::into_inner);
+        if user == Some(thread::current().id()) {
+            let what = "a command's function cannot call its own device: return the result, and send afterwards";
+            return Err(DuetError::new_err(what));
+        }
+        Ok(())
+    }
+
     /// Does something with the client while other Python threads run.
     fn with<T: Send>(
         &self,
         py: Python<'_>,
         act: impl FnOnce(&mut Client) -> Result<T, ClientError> + Send,
     ) -> PyResult<T> {
+        self.is_free()?;
         let done = py.detach(|| {
             let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+            let _use = Use::begin(&self.user);
             client.as_mut().map(act)
         });
         done.ok_or_else(|| DuetError::new_err("the device is closed"))?.map_err(error)
@@ -119,7 +150,7 @@ impl Device {
             Credentials::read(&path).map_err(|wrong| error(ClientError::Credential(wrong)))?;
         let client =
             Client::new(&credentials, path.with_extension("counter"), options).map_err(error)?;
-        Ok(Self { client: Mutex::new(Some(client)) })
+        Ok(Self { client: Mutex::new(Some(client)), user: Mutex::new(None) })
     }
 
     /// Sends a reading and returns once the gateway has stored it.
@@ -157,6 +188,7 @@ impl Device {
 
     /// Ends the session.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.is_free()?;
         py.detach(|| {
             let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
             client.map_or(Ok(()), Client::close)

@@ -85,6 +85,32 @@ impl Page {
     }
 }
 
+/// Two threads with one device, and a command whose function would send by itself.
+const PYTHON_THREADS: &str = "
+import threading
+from duet import Device, DuetError
+
+device = Device.from_file('boiler-1.json', timeout=60)
+threads = [threading.Thread(target=device.send, args=(1, b'22.0')) for _ in range(2)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+done = []
+
+def act(payload):
+    done.append(payload)
+    try:
+        device.send(1, b'23.0')
+    except DuetError as error:
+        return str(error)
+    return 'sent'
+
+device.on_command(act)
+print('both', flush=True)
+while not done:
+    device.wait(0.2)
+device.rest()
+device.close()
+";
+
 fn there(program: &str) -> bool {
     Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok()
 }
@@ -190,6 +216,17 @@ fn a_device_in_python_is_the_page() {
         "venv/bin/python -c 'import duet; duet.Device.from_file(\"none.json\")' 2>&1 || true";
     let said = page.run(lines);
     assert!(said.contains("DuetError") && said.contains("none.json"), "{said}");
+    // Threads take turns; the function of a command that calls its own device is told, and does not wait for itself.
+    fs::write(page.dir.path().join("threads.py"), PYTHON_THREADS).unwrap();
+    let mut sensor =
+        page.shell("exec venv/bin/python threads.py").stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(sensor.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "both\n");
+    let answer = page.run("duet --state gateway command boiler-1 now --wait");
+    assert!(answer.contains("cannot call its own device"), "{answer}");
+    assert!(sensor.wait().unwrap().success());
     let documented = "import duet; assert all(getattr(duet.Device, n).__doc__ for n in \
         ('from_file', 'send', 'post', 'on_command', 'wait', 'rest', 'close'))";
     page.run(&format!("venv/bin/python -c \"{documented}\""));

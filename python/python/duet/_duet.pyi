@@ -39,7 +39,9 @@ class Device:
         """Sends a reading without waiting: whether it arrives nobody knows."""
 
     def on_command(self, act: Callable[[bytes], Union[bytes, str, None]]) -> None:
-        """Carries out commands with `act`; what it returns is the result, an exception is a failure (status 1)."""
+        """Carries out commands with `act`; what it returns is the result, an exception is a failure (status 1).
+
+        `act` runs inside the call that met the command, and cannot call its own device: a DuetError says so."""
 
     def wait(self, seconds: float) -> None:
         """Waits for commands, and carries them out."""
