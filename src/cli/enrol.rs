@@ -113,6 +113,15 @@ impl Token {
         if io::stdout().is_terminal() {
             eprintln!("this token is kept nowhere: copy it now");
         }
+        let warn = |text: &str| {
+            let _ = writeln!(io::stderr(), "warning: {text}");
+        };
+        if !config.enrol.certificate.exists() && config.enrol.trusted.is_none() {
+            warn("there is no CA that could issue a certificate yet; `duet ca init` makes one");
+        }
+        if config.api.is_none() {
+            warn("no device can bring it yet: the settings have no [api]");
+        }
         // Devices need to know whom they give it to.
         if let Some(api) = &config.api
             && let Some(pin) = pin(&api.certificate)

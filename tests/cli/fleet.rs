@@ -271,3 +271,40 @@ fn a_device_whose_registration_has_ended_is_refused_until_it_is_moved() {
     scratch.good(&["device", "set", "m", "--expires", "never"]);
     assert_eq!(attempt("20").0, Some(0));
 }
+
+#[test]
+fn an_import_writes_a_directory_of_credentials_or_none() {
+    let scratch = Scratch::initialised();
+    let fleet = |names: &[&str]| {
+        let line = |name: &&str| format!("{{\"name\":\"{name}\",\"mode\":\"registered-id\"}}\n");
+        fs::write(scratch.path("fleet.ndjson"), names.iter().map(line).collect::<String>())
+            .unwrap();
+    };
+    fleet(&["a", "b"]);
+    // What an import has left that was killed, and a place that nothing can be written to.
+    fs::create_dir(scratch.path("made.draft")).unwrap();
+    fs::write(scratch.path("made.draft/a.json"), "half").unwrap();
+    let import = |dir: &str| scratch.duet(&["device", "import", "fleet.ndjson", "--out-dir", dir]);
+    let said = text(&import("/proc/made").stderr);
+    assert!(said.contains("/proc/made: nothing was registered"), "{said}");
+    assert!(listed(&scratch, &[]).is_empty());
+    assert!(import("made").status.success());
+    let mut names: Vec<_> =
+        fs::read_dir(scratch.path("made")).unwrap().map(|entry| entry.unwrap()).collect();
+    names.sort_by_key(|entry| entry.file_name());
+    assert_eq!(
+        names.iter().map(|entry| entry.file_name()).collect::<Vec<_>>(),
+        ["a.json", "b.json"]
+    );
+    for entry in names {
+        assert_eq!(crate::mode(&entry.path()), 0o600);
+    }
+    assert!(!scratch.path("made.draft").exists());
+    fleet(&["c"]);
+    assert!(text(&import("made").stderr).contains("made: nothing was registered"));
+    assert_eq!(listed(&scratch, &[]), ["a", "b"]);
+    let gateway = scratch.run();
+    let address = gateway.address.to_string();
+    let tried = ["device", "try", "made/b.json", "--timeout", "20", "--address", &address];
+    assert!(scratch.duet(&tried).status.success());
+}

@@ -180,7 +180,8 @@ async function watch() {
 
 let searching = null;
 
-// Lists devices whose names begin with what was typed: the list is in the order of names.
+// Lists devices whose names begin with what was typed, for the list is in the order of names; or those with a tag
+// (tag:pumps) or of a group (group:north).
 async function search() {
   searching?.abort();
   const mine = (searching = new AbortController());
@@ -188,8 +189,9 @@ async function search() {
   const options = { headers: headers(), cache: "no-store", signal: mine.signal };
   const rows = [];
   let more = false;
+  const label = /^(tag|group):(.+)$/.exec(wanted);
   const add = (device) => {
-    if (!device.name.startsWith(wanted)) return false;
+    if (!label && !device.name.startsWith(wanted)) return false;
     if (rows.length === SHOWN) {
       more = true;
       return false;
@@ -199,7 +201,9 @@ async function search() {
   };
   try {
     let from = "/v1/devices";
-    if (wanted !== "") {
+    if (label) {
+      from += `?${label[1]}=${encodeURIComponent(label[2].trim())}`;
+    } else if (wanted !== "") {
       const exact = await fetch(`/v1/devices/${encodeURIComponent(wanted)}`, options);
       if (exact.ok) add(await exact.json());
       from += `?after=${encodeURIComponent(wanted)}`;
@@ -220,14 +224,22 @@ function time(milliseconds) {
 }
 
 // What a device does, in words, and whether that is wrong. A refusal counts until the device has been here again.
-function state({ revoked_s: revoked, presence }) {
+function state({ revoked_s: revoked, not_after_s, expires_s, presence }) {
   if (revoked !== null && revoked !== undefined) return [`revoked ${day(revoked)}`, "wrong"];
+  const end = earliest(not_after_s, expires_s);
+  if (end !== null && end * 1000 <= Date.now()) return [`expired ${day(end)}`, "wrong"];
   if (!presence) return ["registered", ""];
   if (presence.online) return [`online since ${time(presence.since_ms)}`, ""];
   const refused = presence.refusals?.[0];
   const left = presence.left;
   if (refused && !(left?.at_ms > refused.at_ms)) return [`refused ${time(refused.at_ms)}: ${refused.reason}`, "wrong"];
   return left ? [`offline since ${time(left.at_ms)}: ${left.reason}`, ""] : ["registered", ""];
+}
+
+// The first of two ends, of which there may be none.
+function earliest(...ends) {
+  const known = ends.filter((end) => end !== null && end !== undefined);
+  return known.length ? Math.min(...known) : null;
 }
 
 function device(one) {
@@ -238,7 +250,7 @@ function device(one) {
     element("td", word, kind),
     element("td", one.mode),
     element("td", one.id),
-    element("td", day(one.not_after_s), "number"),
+    element("td", day(earliest(one.not_after_s, one.expires_s)), "number"),
   );
   return row;
 }

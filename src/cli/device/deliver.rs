@@ -1,16 +1,17 @@
 //! Hands out what exists only once: a registration key must reach its file, or its reader, before the device with it
 //! is registered. Otherwise a full disk or a closed pipe would leave a registered device that nobody can be.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use duet::admin::ClientError;
 use duet::identity;
-use rustix::fs::{OFlags, fcntl_getfl, fsync};
+use rustix::fs::{OFlags, fcntl_getfl, fsync, syncfs};
+use zeroize::Zeroizing;
 
 /// Writes one line to standard output.
 pub(super) fn say(line: &str) -> Result<()> {
@@ -80,6 +81,54 @@ impl<'a> To<'a> {
             }
         }
     }
+}
+
+/// Delivers each credential in a file of its own in a new directory, then registers. It is the directory with all of
+/// them, or none.
+pub(super) fn then_in_dir<T>(
+    dir: &Path,
+    credentials: &[(String, Zeroizing<Vec<u8>>)],
+    register: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let failed = || format!("{}: nothing was registered", dir.display());
+    if dir.symlink_metadata().is_ok() {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists)).with_context(failed);
+    }
+    let mut draft = dir.as_os_str().to_owned();
+    draft.push(".draft");
+    let draft = PathBuf::from(draft);
+    let delivered = (|| {
+        // Left by an import that was killed: nobody was registered with what is in it.
+        match fs::remove_dir_all(&draft) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => fs::DirBuilder::new().mode(0o700).create(&draft)?,
+        }
+        for (name, credential) in credentials {
+            let mut options = OpenOptions::new();
+            let file = options.write(true).create_new(true).mode(0o600);
+            file.open(draft.join(format!("{name}.json")))?.write_all(credential)?;
+        }
+        // One sync for all of them.
+        syncfs(File::open(&draft)?)?;
+        identity::rename_new(&draft, dir)?;
+        identity::sync_dir_of(dir)
+    })();
+    if let Err(error) = delivered {
+        let _ = fs::remove_dir_all(&draft);
+        return Err(error).with_context(failed);
+    }
+    register().map_err(|error| {
+        if is_unknown(&error) {
+            let kept = format!(
+                "it is not known whether the devices were registered: `duet device list` tells; their credentials stay \
+                 in {}",
+                dir.display()
+            );
+            return error.context(kept);
+        }
+        let _ = fs::remove_dir_all(dir);
+        error
+    })
 }
 
 fn deliver(bytes: &[u8]) -> io::Result<()> {

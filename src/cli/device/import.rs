@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::super::Place;
 use super::super::control::Control;
 use super::add::{address, complete};
-use super::deliver::{To, say};
+use super::deliver::{To, say, then_in_dir};
 use super::open;
 
 /// Refused lines that are told one by one.
@@ -38,6 +38,9 @@ pub(in super::super) struct Import {
     /// Write the credentials to a new file, mode 0600
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write each credential to a file of its own, NAME.json, in a new directory
+    #[arg(long, value_name = "DIR", conflicts_with = "out")]
+    out_dir: Option<PathBuf>,
     /// Where the devices reach the gateway, for the credentials
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     address: Option<String>,
@@ -77,8 +80,10 @@ impl Import {
         for line in &mut lines {
             made |= complete(line)?;
         }
-        if made && self.out.is_none() && !self.dry_run {
-            bail!("{shown}: some ids or keys are to be made here: give --out FILE for them");
+        if made && self.out.is_none() && self.out_dir.is_none() && !self.dry_run {
+            bail!(
+                "{shown}: some ids or keys are to be made here: give --out FILE or --out-dir DIR for them"
+            );
         }
         let mut control = Control::open(&place.state()?)?;
         let refused = control.check(&lines)?;
@@ -107,28 +112,38 @@ impl Import {
             return Ok(ExitCode::SUCCESS);
         }
         let place_of = |index| Some(format!("line {}", number(index)));
-        let count = match self.out.as_deref() {
-            None => control.add(&lines, place_of).with_context(|| shown.clone())?,
-            Some(out) => {
-                let mut gateway = control.facts(place)?;
-                if self.address.is_some() {
-                    gateway.address.clone_from(&self.address);
+        let add =
+            |control: &mut Control| control.add(&lines, place_of).with_context(|| shown.clone());
+        let count = if self.out.is_none() && self.out_dir.is_none() {
+            add(&mut control)?
+        } else {
+            let mut gateway = control.facts(place)?;
+            if self.address.is_some() {
+                gateway.address.clone_from(&self.address);
+            }
+            // Reserved up front: a growing vector would leave unwiped copies behind.
+            let size = |line: &DeviceLine| {
+                let own = line.certificate.as_ref().map_or(0, |text| text.len() * 2);
+                (gateway.certificate_pem.len() + gateway.certificate.len() + 1024) * 2 + own
+            };
+            match (&self.out, &self.out_dir) {
+                (None, Some(dir)) => {
+                    let mut credentials = Vec::with_capacity(lines.len());
+                    for line in &lines {
+                        let mut text = Zeroizing::new(Vec::with_capacity(size(line)));
+                        Credential::of(line, &gateway)?.write_json(&mut text)?;
+                        credentials.push((line.name.clone(), text));
+                    }
+                    then_in_dir(dir, &credentials, || add(&mut control))?
                 }
-                let credentials = {
-                    // Reserved up front: a growing vector would leave unwiped copies behind.
-                    let size = gateway.certificate_pem.len() + gateway.certificate.len() + 1024;
-                    let own = |line: &DeviceLine| {
-                        line.certificate.as_ref().map_or(0, |text| text.len() * 2)
-                    };
-                    let size = lines.iter().map(|line| size * 2 + own(line)).sum();
-                    let mut text = Zeroizing::new(Vec::with_capacity(size));
+                (out, _) => {
+                    let mut text = Zeroizing::new(Vec::with_capacity(lines.iter().map(size).sum()));
                     for line in &lines {
                         Credential::of(line, &gateway)?.write_json(&mut text)?;
                     }
-                    text
-                };
-                let add = || control.add(&lines, place_of).with_context(|| shown.clone());
-                To::File(out).then(&credentials, add)?
+                    let out = out.as_deref().unwrap_or(Path::new("-"));
+                    To::File(out).then(&text, || add(&mut control))?
+                }
             }
         };
         if self.results {
