@@ -16,6 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use duet_protocol::identity::DeviceId;
+use duet_upstream::Taker;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -32,6 +33,7 @@ mod door;
 mod enrol;
 mod guests;
 mod marks;
+mod orders;
 mod problem;
 mod query;
 mod status;
@@ -65,6 +67,7 @@ use crate::presence::{LastValue, Looking};
 use crate::registry::{Registry, RegistryError};
 use api::{Keep, Plane};
 use audit::Audit;
+use orders::Orders;
 use tokens::Tokens;
 
 pub use duet_control::SOCKET;
@@ -81,6 +84,9 @@ pub trait Gateway: Send + Sync {
 
     /// The queue of commands, where there is one.
     fn commands(&self) -> Option<&Commands>;
+
+    /// Says who takes the commands that come by upstreams.
+    fn take_orders(&self, taker: Arc<dyn Taker>);
 
     /// The latest readings of a device, as far as they are kept.
     fn latest(&self, device: DeviceId, name: &str) -> Vec<LastValue>;
@@ -246,6 +252,7 @@ pub fn start(
     let (stop, stopping) = watch::channel(false);
     let view = registry.view().map_err(AdminError::Registry)?;
     let plane = Arc::new(Plane::new(registry, view, gateway, telemetry, keep));
+    plane.gateway.take_orders(Arc::new(Orders(Arc::downgrade(&plane))));
     let every = options.save_marks_every;
     let api_address = api.as_ref().map(|(address, ..)| *address);
     let api = api.map(|(_, listener, acceptor)| (listener, acceptor));

@@ -273,6 +273,22 @@ pub struct Opened {
     failed: Arc<AtomicBool>,
 }
 
+/// Looks at the queue's file and changes nothing: what there is to say of it.
+///
+/// # Errors
+/// [`StoreError`] when a start would fail over it. A running gateway's file is in use.
+pub fn look(path: &std::path::Path) -> Result<String, StoreError> {
+    let shown = path.display();
+    if path.symlink_metadata().is_err() {
+        return Ok(format!("{shown}: not there yet; a start makes it"));
+    }
+    let Some(found) = store::look(path)? else {
+        return Ok(format!("{shown}: its gateway was killed; a start puts it in order"));
+    };
+    let open = found.entries.iter().filter(|entry| entry.end.is_none()).count();
+    Ok(format!("{shown}, {open} commands wait, {} are over", found.entries.len() - open))
+}
+
 impl Opened {
     /// Opens the file, or makes an empty one, and reads it.
     ///

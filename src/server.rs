@@ -2,8 +2,10 @@
 //! itself.
 
 mod commands;
+mod desk;
 mod handover;
 mod host;
+mod journal;
 mod marks;
 mod node_key;
 mod notices;
@@ -35,12 +37,15 @@ use duet_protocol::identity::DeviceId;
 use duet_protocol::reason::DropReason;
 use duet_protocol::wire::Kind;
 use duet_telemetry::catalogue::{DRIVER_INFO, LIMITS};
+use duet_upstream::Taker;
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
 use self::commands::ShardWays;
+use self::desk::Desk;
 use self::handover::Left;
 use self::host::{Gauges, Host};
+use self::journal::Journals;
 use self::marks::Marks;
 pub use self::marks::MarksError;
 use self::notices::Notices;
@@ -51,7 +56,9 @@ pub use self::upstreams::{UpstreamError, forget};
 use crate::admin::{Activity, Driver, Dropped, Fault, Gateway, Phase, Status};
 use crate::commands::{Commands, Limits, Opened, StoreError};
 use crate::config::{self, Config};
-use crate::delivery::{Care, Health, Retention, Spool, SpoolConfig, SpoolError, WhenFull};
+use crate::delivery::{
+    Care, Health, Retention, Spool, SpoolConfig, SpoolError, Submitter, WhenFull,
+};
 use crate::driver::{self, LocalAddress};
 use crate::manager::{self, Inherited};
 use crate::presence::{LastValue, Looking, Watch};
@@ -124,6 +131,7 @@ pub struct Server {
 /// The data plane as the control plane sees it.
 pub struct Control {
     commands: Commands,
+    desk: Arc<Desk>,
     presence: Arc<Watch>,
     mail: Vec<MailSender<Mail>>,
     listen: SocketAddr,
@@ -155,6 +163,21 @@ fn allow_descriptors(streams: u32) {
     let allowed = rlimit::increase_nofile_limit(wanted).unwrap_or(0).min(wanted);
     let last = i32::try_from(allowed).unwrap_or(i32::MAX) - 1;
     drop(rustix::io::fcntl_dupfd_cloexec(io::stderr(), last));
+}
+
+/// Where it is written down who is online. Without it a gateway serves all the same, and says nothing once it was killed.
+fn journals(config: &Config, spool: &Submitter, handed_over: bool) -> Option<Journals> {
+    if !config.notices.presence {
+        Journals::forget(&config.state);
+        return None;
+    }
+    let opened = Journals::open(&config.state, spool, handed_over);
+    if let Err(error) = &opened {
+        tracing::warn!(
+            "the folder presence of the state directory: {error}; upstreams will not hear who left if this gateway is killed"
+        );
+    }
+    opened.ok()
 }
 
 impl Server {
@@ -204,7 +227,8 @@ impl Server {
         let view = &registry.view()?;
         // R101: before the first HELLO is answered.
         let marks = Marks::restore(&config.spool.dir, Arc::clone(registry), spool.source())?;
-        let upstreams = match Forwarding::start(config, spool.source()) {
+        let desk = Arc::new(Desk::new());
+        let upstreams = match Forwarding::start(config, spool.source(), Arc::clone(&desk)) {
             Ok(upstreams) => upstreams,
             Err(error) => {
                 spool.shutdown()?;
@@ -229,6 +253,7 @@ impl Server {
         let most = config.limits.max_sessions as usize;
         let handed = handed_over(inherited, &node_key, keys, most).map(Arc::new);
         let (tell_taken, taken) = mpsc::channel::<TakenOver>();
+        let journals = journals(config, &spool.submitter(), handed.is_some());
         for (mut io, own) in shards.into_iter().zip(mail.clone()) {
             let settings = Settings {
                 keys: keys.to_vec(),
@@ -251,7 +276,8 @@ impl Server {
                 sink::SpoolSink::new(spool.submitter(), own, quotas, presence.values(io.index()));
             let (gauges, teller) = (Arc::clone(&gauges[io.index()]), commands.teller());
             let watch = Arc::clone(&presence);
-            let notices = config.notices.presence.then(|| Notices::new(spool.submitter()));
+            let journal = journals.as_ref().and_then(|all| all.shard(io.index()).ok());
+            let notices = config.notices.presence.then(|| Notices::new(spool.submitter(), journal));
             let directory: Arc<dyn Directory> = Arc::<View>::clone(view);
             let ending = Ending(Arc::clone(&ended));
             let handed = handed.clone().map(|handed| (handed, tell_taken.clone()));
@@ -291,6 +317,7 @@ impl Server {
             .map_err(|_| ServerError::System("a thread"))?;
         let control = Arc::new(Control {
             commands,
+            desk,
             presence,
             mail,
             listen: local,
@@ -592,6 +619,10 @@ impl Gateway for Control {
 
     fn commands(&self) -> Option<&Commands> {
         Some(&self.commands)
+    }
+
+    fn take_orders(&self, taker: Arc<dyn Taker>) {
+        self.desk.open(taker);
     }
 
     fn latest(&self, device: DeviceId, name: &str) -> Vec<LastValue> {

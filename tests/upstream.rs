@@ -4,6 +4,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -95,6 +97,147 @@ fn what_was_confirmed_arrives_whatever_is_killed() {
     let state = gateway.state.clone();
     gateway.stop().unwrap();
     compare(&lines(&state.join("out")), &outcomes);
+}
+
+/// A NATS server, spoken to by hand: whoever leaves commands there.
+struct Nats {
+    child: std::process::Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Nats {
+    fn start() -> Option<Self> {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/servers/nats-server");
+        if !program.is_file() {
+            println!("SKIPPED: nats-server is not installed; scripts/install-servers does it");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let store = dir.path().display();
+        let conf = dir.path().join("conf");
+        let text = format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: \"{store}\" }}\n");
+        fs::write(&conf, text).unwrap();
+        let mut command = Command::new(program);
+        let child =
+            command.arg("-c").arg(conf).stderr(std::process::Stdio::null()).spawn().unwrap();
+        let nats = Self { child, port, _dir: dir };
+        let began = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(30), "it does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(nats)
+    }
+
+    /// Says these lines after CONNECT, and calls `take` with the payload of each message until it says that it was the last.
+    fn talk(&self, lines: &str, mut take: impl FnMut(&[u8]) -> bool) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(90))).unwrap();
+        let hello = "CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\n";
+        stream.write_all(format!("{hello}{lines}").as_bytes()).unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert!(reader.read_line(&mut line).unwrap() > 0, "the server hung up");
+            if line.starts_with("PING") {
+                stream.write_all(b"PONG\r\n").unwrap();
+            }
+            if line.starts_with("MSG ") {
+                let length: usize = line.trim_end().rsplit(' ').next().unwrap().parse().unwrap();
+                let mut payload = vec![0; length + 2];
+                reader.read_exact(&mut payload).unwrap();
+                if take(&payload[..length]) {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn make_stream(&self, name: &str, subject: &str) {
+        let config = format!(
+            "{{\"name\":\"{name}\",\"subjects\":[\"{subject}\"],\"storage\":\"file\",\"retention\":\"limits\",\"num_replicas\":1}}"
+        );
+        let api =
+            format!("PUB $JS.API.STREAM.CREATE.{name} answers {}\r\n{config}\r\n", config.len());
+        self.talk(&format!("SUB answers 1\r\n{api}"), |answer| {
+            let answer = String::from_utf8_lossy(answer).into_owned();
+            assert!(answer.contains("\"created\""), "{answer}");
+            true
+        });
+    }
+}
+
+/// Commands are left at a server while the gateway is killed, and killed again: each is queued once, in the order in which
+/// it was left, and its sender hears of it.
+#[test]
+fn commands_that_come_by_nats_are_queued_once_whatever_is_killed() {
+    const COMMANDS: usize = 300;
+    let Some(nats) = Nats::start() else { return };
+    nats.make_stream("READINGS", "readings");
+    nats.make_stream("ORDERS", "orders");
+    let settings = format!(
+        "\n[[upstream]]\nname = \"cloud\"\nkind = \"nats\"\nurl = \"nats://127.0.0.1:{}\"\nsubject = \"readings\"\n\
+         commands = \"orders\"\n",
+        nats.port
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let program = Path::new(PROGRAM);
+    let (mut gateway, _members) =
+        LocalGateway::start_with(&settings, program, dir.path(), 1, &wanted(10)).unwrap();
+    let mut lines = "SUB told 1\r\n".to_owned();
+    for number in 0..COMMANDS {
+        let name = format!("device-{:03}", number % 10);
+        let body = format!("{{\"device\":\"{name}\",\"payload\":\"{number:04x}\"}}");
+        let headers =
+            format!("NATS/1.0\r\nDuet-Reply: told\r\nNats-Msg-Id: order-{number}\r\n\r\n");
+        let (head, all) = (headers.len(), headers.len() + body.len());
+        lines += &format!("HPUB orders {head} {all}\r\n{headers}{body}\r\n");
+    }
+    let told = std::thread::scope(|scope| {
+        let listener = scope.spawn(|| {
+            let mut told = std::collections::BTreeMap::new();
+            nats.talk(&lines, |answer| {
+                let answer: Value = serde_json::from_slice(answer).unwrap();
+                let command = &answer["command"];
+                told.insert(
+                    command["key"].as_str().unwrap().to_owned(),
+                    command["id"].as_u64().unwrap(),
+                );
+                told.len() == COMMANDS
+            });
+            told
+        });
+        let mut rng = Rng::new(5);
+        for _ in 0..4 {
+            std::thread::sleep(Duration::from_millis(rng.below(400)));
+            gateway.crash(program, 1).unwrap();
+        }
+        listener.join().unwrap()
+    });
+    let (listed, said) = duet(&gateway.state, &["command", "list", "--format", "json"]);
+    assert!(listed, "{said}");
+    let queued: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(queued.len(), COMMANDS, "each once");
+    let mut last: HashMap<String, u64> = HashMap::new();
+    for command in &queued {
+        let key = command["key"].as_str().unwrap();
+        assert_eq!(command["id"].as_u64(), told.get(key).copied(), "{key}");
+        let number: u64 = key.strip_prefix("order-").unwrap().parse().unwrap();
+        assert_eq!(command["payload"], format!("{number:04x}"));
+        let before = last.insert(command["device"].as_str().unwrap().to_owned(), number);
+        assert!(before.is_none_or(|before| before < number), "{before:?}, then {number}");
+    }
+    gateway.stop().unwrap();
 }
 
 fn duet(state: &Path, arguments: &[&str]) -> (bool, String) {

@@ -121,7 +121,7 @@ impl Plane {
     }
 
     /// Runs work that waits for the disk on a thread of its own.
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Registry, &dyn Gateway) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {

@@ -36,7 +36,7 @@ pub struct Status {
 pub struct UpstreamStatus {
     /// Its name.
     pub name: String,
-    /// `file`, `webhook`, `nats` or `mqtt`.
+    /// `file`, `webhook`, `nats`, `mqtt`, `postgres` or `kafka`.
     pub kind: String,
     /// Whether the spool keeps readings until it has them.
     pub required: bool,
@@ -56,6 +56,12 @@ pub struct UpstreamStatus {
     pub worth: String,
     /// What is wrong, while something is.
     pub problem: Option<String>,
+    /// Commands that came by it since the start and were queued.
+    #[serde(default)]
+    pub commands: u64,
+    /// Why no commands come by it, while none do that should.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commands_problem: Option<String>,
 }
 
 impl From<duet_upstream::Report> for UpstreamStatus {
@@ -72,6 +78,8 @@ impl From<duet_upstream::Report> for UpstreamStatus {
             lost: report.lost,
             worth: report.worth,
             problem: report.problem,
+            commands: report.commands,
+            commands_problem: report.commands_problem,
         }
     }
 }

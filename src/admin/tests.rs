@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use duet_protocol::reason::DropReason;
 
 use duet_core::{Command, CommandAnswer, CommandFailure, Directory as _, Mail};
+use duet_upstream::Taker;
 
 use crate::commands::{CommandState, Limits, Opened, Teller, Told, Ways};
 
@@ -19,6 +20,7 @@ struct Echo {
     revoked: Mutex<Vec<DeviceId>>,
     status: Mutex<Status>,
     commands: Commands,
+    orders: Mutex<Option<Arc<dyn Taker>>>,
 }
 
 /// Answers each command with its payload reversed, and an empty one with a failure.
@@ -56,6 +58,10 @@ impl Gateway for Echo {
 
     fn commands(&self) -> Option<&Commands> {
         Some(&self.commands)
+    }
+
+    fn take_orders(&self, taker: Arc<dyn Taker>) {
+        *self.orders.lock().unwrap() = Some(taker);
     }
 
     fn latest(&self, _: DeviceId, _: &str) -> Vec<LastValue> {
@@ -116,7 +122,8 @@ fn running_with(api: Option<(SocketAddr, watch::Receiver<TlsAcceptor>)>) -> Runn
     let queue = Opened::open(dir.path().join(crate::commands::FILE), Limits::default()).unwrap();
     let ways = Box::new(Reverse(queue.teller()));
     let commands = queue.run(ways).unwrap();
-    let gateway = Arc::new(Echo { revoked: Mutex::default(), status, commands });
+    let gateway =
+        Arc::new(Echo { revoked: Mutex::default(), status, commands, orders: Mutex::default() });
     let options = Options {
         state: dir.path().into(),
         http: "127.0.0.1:0".parse().unwrap(),
@@ -243,6 +250,61 @@ fn requests_change_the_registry_and_reach_the_gateway() {
     assert_eq!(client.show("n2").unwrap().id, format!("{:016x}", 2));
     running.admin.shutdown().unwrap();
     assert!(Client::connect(running.dir.path()).unwrap().is_none());
+}
+
+#[test]
+fn commands_that_come_by_an_upstream_are_looked_at_like_all_others() {
+    use duet_upstream::{Asked, Taken};
+    let running = running();
+    running.client().add(&[line("a", 1), line("b", 2)]).unwrap();
+    running.client().end("b", End::Revoke).unwrap();
+    let taker = running.gateway.orders.lock().unwrap().clone().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let take = |body: &str, key: Option<&str>| {
+        let (upstream, key) = ("cloud".to_owned(), key.map(str::to_owned));
+        let asked = Asked { upstream, body: body.to_owned().into(), key };
+        runtime.block_on(async { taker.take(asked).await.await })
+    };
+    let order = r#"{"device":"a","payload":"0102","ttl_ms":60000}"#;
+    let Taken::Queued { answer, known: false } = take(order, Some("k")) else { panic!("refused") };
+    let answer: api::QueuedCommand = serde_json::from_slice(&answer).unwrap();
+    assert_eq!((answer.command.device.as_str(), answer.command.payload.as_str()), ("a", "0102"));
+    let Taken::Queued { answer: again, known: true } = take(order, Some("k")) else {
+        panic!("new")
+    };
+    let again: api::QueuedCommand = serde_json::from_slice(&again).unwrap();
+    assert_eq!(again.command.id, answer.command.id);
+    for (body, key, expected) in [
+        (order, None, "needs a key"),
+        (r#"{"device":"a","payload":"03"}"#, Some("k"), "another payload"),
+        (r#"{"device":"nobody","payload":"03"}"#, Some("n"), "no device"),
+        (r#"{"device":"b","payload":"03"}"#, Some("n"), "revoked already"),
+        (r#"{"device":"a","payload":"x"}"#, Some("n"), "not hexadecimal"),
+        (r#"{"device":"a"}"#, Some("n"), "missing field `payload`"),
+        (r#"{"device":"a","payload":"03","when":1}"#, Some("n"), "unknown field `when`"),
+        (r#"{"device":"../x","payload":"03"}"#, Some("n"), "characters"),
+        (r#"{"device":"a","payload":"03","ttl_ms":0}"#, Some("n"), "thirty days"),
+        (r#"{"device":"a","payload":"03","key":""}"#, None, "1 to 64 bytes"),
+        ("\u{0}", Some("n"), "not a command"),
+        (&"x".repeat(20_000), Some("n"), "longer than"),
+    ] {
+        let Taken::Refused { answer } = take(body, key) else { panic!("taken: {body}") };
+        let said = String::from_utf8(answer).unwrap();
+        assert!(said.contains(expected), "{body}: {said}");
+    }
+    let (mut done, mut refused) = (Vec::new(), 0);
+    audit::verify(running.dir.path(), |entry| {
+        if entry.who == "upstream cloud" {
+            match entry.outcome.as_str() {
+                "done" => done.push(entry.action.clone()),
+                _ => refused += 1,
+            }
+        }
+    })
+    .unwrap();
+    assert_eq!((done, refused), (vec!["command a".to_owned()], 12));
+    drop(runtime);
+    running.admin.shutdown().unwrap();
 }
 
 #[test]

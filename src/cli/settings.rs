@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use duet::commands;
 use duet::config::{Config, Overrides};
 use duet::identity::{Utc, now_s};
 use duet::registry;
@@ -161,6 +162,13 @@ fn look(config: &Config) -> Vec<Finding> {
             )
         }),
     );
+    let looked = match commands::look(&config.state.join(commands::FILE)) {
+        Err(commands::StoreError::InUse(file)) => {
+            Ok(format!("{}: a gateway runs here and holds it", file.display()))
+        }
+        looked => looked.map_err(|error| error.to_string()),
+    };
+    note("commands", looked);
     let dir = &config.spool.dir;
     let parent = if dir.exists() { dir.as_path() } else { dir.parent().unwrap_or(dir) };
     note("spool", room(parent, config.spool.segment_bytes));

@@ -73,8 +73,14 @@ fn line(upstream: &UpstreamStatus) -> String {
             line.push_str(&format!(", {count} {what}"));
         }
     }
+    if upstream.commands > 0 {
+        line.push_str(&format!(", {} commands came", upstream.commands));
+    }
     let more = upstream.problem.as_ref().unwrap_or(&upstream.worth);
     line.push_str(&format!("\n             {more}\n"));
+    if let Some(problem) = &upstream.commands_problem {
+        line.push_str(&format!("             commands: {problem}\n"));
+    }
     line
 }
 

@@ -151,43 +151,64 @@ impl Disk {
             self.reopen()?;
         }
         let Some(database) = &self.database else { return Ok(Loaded::default()) };
-        let mut loaded = Loaded::default();
-        let mut flaw = None;
-        let mut read = || -> Result<(), redb::Error> {
-            let read = database.begin_read()?;
-            for row in read.open_table(COMMANDS)?.iter()? {
-                let (id, row) = row?;
-                match Entry::decode(id.value(), row.value()) {
-                    Some(entry) => loaded.entries.push(entry),
-                    None => flaw = Some(Flaw::Row(id.value())),
-                }
-            }
-            for row in read.open_table(NUMBERS)?.iter()? {
-                let (device, number) = row?;
-                loaded.numbers.push((DeviceId(device.value()), number.value()));
-            }
-            let counters = read.open_table(COUNTERS)?;
-            let counter = |name| Ok::<_, redb::Error>(counters.get(name)?.map(|row| row.value()));
-            let floor = counter(FLOOR)?.and_then(|floor| u32::try_from(floor).ok());
-            match (counter(NEXT)?, floor) {
-                (Some(next), Some(floor)) => (loaded.next_id, loaded.floor) = (next, floor),
-                _ => flaw = Some(Flaw::Counter),
-            }
-            Ok(())
-        };
-        read().map_err(|error| self.failed(error))?;
-        match flaw {
-            None => Ok(loaded),
-            Some(detail) => Err(StoreError::Damaged { path: self.path.clone(), detail }),
-        }
+        read(database, &self.path)
     }
+}
 
-    fn failed(&self, error: redb::Error) -> StoreError {
-        match error {
-            redb::Error::Io(error) => StoreError::Io { path: self.path.clone(), error },
-            error => StoreError::Storage { path: self.path.clone(), error: Box::new(error) },
-        }
+fn failed(path: &Path, error: redb::Error) -> StoreError {
+    let path = path.to_owned();
+    match error {
+        redb::Error::Io(error) => StoreError::Io { path, error },
+        error => StoreError::Storage { path, error: Box::new(error) },
     }
+}
+
+/// Reads everything.
+fn read(database: &impl ReadableDatabase, path: &Path) -> Result<Loaded, StoreError> {
+    let (mut loaded, mut flaw) = (Loaded::default(), None);
+    let mut read = || -> Result<(), redb::Error> {
+        let read = database.begin_read()?;
+        for row in read.open_table(COMMANDS)?.iter()? {
+            let (id, row) = row?;
+            match Entry::decode(id.value(), row.value()) {
+                Some(entry) => loaded.entries.push(entry),
+                None => flaw = Some(Flaw::Row(id.value())),
+            }
+        }
+        for row in read.open_table(NUMBERS)?.iter()? {
+            let (device, number) = row?;
+            loaded.numbers.push((DeviceId(device.value()), number.value()));
+        }
+        let counters = read.open_table(COUNTERS)?;
+        let counter = |name| Ok::<_, redb::Error>(counters.get(name)?.map(|row| row.value()));
+        let floor = counter(FLOOR)?.and_then(|floor| u32::try_from(floor).ok());
+        match (counter(NEXT)?, floor) {
+            (Some(next), Some(floor)) => (loaded.next_id, loaded.floor) = (next, floor),
+            _ => flaw = Some(Flaw::Counter),
+        }
+        Ok(())
+    };
+    read().map_err(|error| failed(path, error))?;
+    match flaw {
+        None => Ok(loaded),
+        Some(detail) => Err(StoreError::Damaged { path: path.to_owned(), detail }),
+    }
+}
+
+/// Reads everything and changes nothing; `None` where a start has to put the file in order first, since whoever wrote
+/// it last was killed.
+pub(super) fn look(path: &Path) -> Result<Option<Loaded>, StoreError> {
+    allowed(path)?;
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        let found = match Database::builder().set_cache_size(CACHE_BYTES).open_read_only(path) {
+            Err(DatabaseError::RepairAborted) => return Ok(None),
+            found => found.map_err(|error| refused(path, error))?,
+        };
+        read(&found, path).map(Some)
+    }));
+    opened.unwrap_or_else(|_| {
+        Err(StoreError::Damaged { path: path.to_owned(), detail: Flaw::Structure })
+    })
 }
 
 impl Store for Disk {
@@ -206,9 +227,8 @@ impl Store for Disk {
         let Some(database) = &self.database else { return Ok(()) };
         let written = write(database, change).and_then(|()| pair(database));
         written.map_err(|error| {
-            let error = self.failed(error);
             self.database = None;
-            error
+            failed(&self.path, error)
         })
     }
 }
@@ -298,34 +318,47 @@ fn first_number() -> u32 {
     u32::try_from(now.as_secs().saturating_sub(YEAR_2020_S)).unwrap_or(0)
 }
 
-fn open(path: &Path) -> Result<Database, StoreError> {
+/// Refuses a file that others could read or change.
+fn allowed(path: &Path) -> Result<(), StoreError> {
     let path = path.to_owned();
     match identity::mode_for_others(&path) {
-        Ok(None) => {}
-        Ok(Some(mode)) => return Err(StoreError::OpenToOthers { path, mode }),
-        Err(error) => return Err(StoreError::Io { path, error }),
+        Ok(None) => Ok(()),
+        Ok(Some(mode)) => Err(StoreError::OpenToOthers { path, mode }),
+        Err(error) => Err(StoreError::Io { path, error }),
     }
+}
+
+/// Why the engine does not open a file.
+fn refused(path: &Path, error: DatabaseError) -> StoreError {
+    let path = path.to_owned();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(path),
+        DatabaseError::Storage(StorageError::Io(error))
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            StoreError::Io { path, error }
+        }
+        error => StoreError::Damaged { path, detail: Flaw::Engine(Box::new(error)) },
+    }
+}
+
+fn open(path: &Path) -> Result<Database, StoreError> {
+    allowed(path)?;
     // The engine's own checks miss some damage to the first bytes of a file, over which it panics.
     let opened = catch_unwind(AssertUnwindSafe(|| {
         Database::builder()
             .set_cache_size(CACHE_BYTES)
             // Otherwise the engine trusts a file that was closed cleanly, and panics later.
             .set_check_integrity_on_open(true)
-            .open(&path)
+            .open(path)
     }));
     match opened {
         Ok(Ok(database)) => Ok(database),
-        Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(StoreError::InUse(path)),
-        Ok(Err(DatabaseError::Storage(StorageError::Io(error))))
-            if !matches!(
-                error.kind(),
-                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
-            ) =>
-        {
-            Err(StoreError::Io { path, error })
-        }
-        Ok(Err(error)) => Err(StoreError::Damaged { path, detail: Flaw::Engine(Box::new(error)) }),
-        Err(_) => Err(StoreError::Damaged { path, detail: Flaw::Structure }),
+        Ok(Err(error)) => Err(refused(path, error)),
+        Err(_) => Err(StoreError::Damaged { path: path.to_owned(), detail: Flaw::Structure }),
     }
 }
 

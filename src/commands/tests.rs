@@ -537,14 +537,30 @@ fn a_file_that_is_none_is_refused_with_what_to_do_and_a_mode_that_lets_others_re
         Ok(_) => panic!("it opened"),
         Err(error) => error.to_string(),
     };
+    // Whoever only looks finds the same, and changes nothing.
+    let looked = |path: &std::path::Path| match look(path) {
+        Ok(said) => said,
+        Err(error) => format!("refused: {error}"),
+    };
+    assert!(looked(&path).contains("not there yet") && !path.exists());
     drop(open(&path).unwrap());
+    assert!(looked(&path).ends_with("0 commands wait, 0 are over"), "{}", looked(&path));
     let held = open(&path).unwrap();
     assert!(text(&path).contains("in use"), "{}", text(&path));
+    assert!(looked(&path).contains("in use"), "{}", looked(&path));
+    // As a gateway that is killed leaves it.
+    let killed = dir.path().join("killed");
+    std::fs::copy(&path, &killed).unwrap();
+    let before = std::fs::read(&killed).unwrap();
+    assert!(looked(&killed).contains("a start puts it in order"), "{}", looked(&killed));
+    assert!(std::fs::read(&killed).unwrap() == before);
     drop(held);
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
     assert!(text(&path).contains("chmod 600"));
+    assert!(looked(&path).contains("chmod 600"));
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     std::fs::write(&path, b"not a queue").unwrap();
     assert!(text(&path).contains("move it away"), "{}", text(&path));
+    assert!(looked(&path).contains("move it away"), "{}", looked(&path));
 }

@@ -66,6 +66,8 @@ pub enum Reason {
     Revoked = 4,
     /// The gateway stops.
     Stopped = 5,
+    /// The gateway was killed, and could not say so itself.
+    Killed = 6,
 }
 
 impl End {
@@ -82,7 +84,8 @@ impl End {
 }
 
 impl Reason {
-    const ALL: [Self; 5] = [Self::Left, Self::Silent, Self::Lifetime, Self::Revoked, Self::Stopped];
+    const ALL: [Self; 6] =
+        [Self::Left, Self::Silent, Self::Lifetime, Self::Revoked, Self::Stopped, Self::Killed];
 
     /// In a word.
     #[must_use]
@@ -93,6 +96,7 @@ impl Reason {
             Self::Lifetime => "lifetime",
             Self::Revoked => "revoked",
             Self::Stopped => "stopped",
+            Self::Killed => "killed",
         }
     }
 }

@@ -6,17 +6,25 @@ use duet_core::Gone;
 use duet_protocol::profile::{Profile, Transport};
 use duet_telemetry::catalogue::NOTICES_DROPPED;
 
+use super::journal::Journal;
 use crate::delivery::{Batch, Notice, ReadingRef, Reason, Submitter, Urgency};
 
 /// A shard's notices.
 pub(super) struct Notices {
     spool: Submitter,
     batch: Batch,
+    /// For a gateway that is killed.
+    journal: Option<Journal>,
 }
 
 impl Notices {
-    pub(super) fn new(spool: Submitter) -> Self {
-        Self { spool, batch: Batch::new() }
+    pub(super) fn new(spool: Submitter, journal: Option<Journal>) -> Self {
+        Self { spool, batch: Batch::new(), journal }
+    }
+
+    /// A second has passed.
+    pub(super) fn live(&self) {
+        self.journal.iter().for_each(Journal::live);
     }
 
     pub(super) fn online(
@@ -27,6 +35,7 @@ impl Notices {
         profile: Profile,
         address: Option<SocketAddr>,
     ) {
+        self.journal.iter_mut().for_each(|journal| journal.online(device, at_ms));
         let address = address.map(|address| address.to_string()).unwrap_or_default();
         self.push(device, at_ms, Notice::Online { carrier, profile }, address.as_bytes());
     }
@@ -39,6 +48,7 @@ impl Notices {
             Gone::Revoked => Reason::Revoked,
             Gone::Stopped => Reason::Stopped,
         };
+        self.journal.iter_mut().for_each(|journal| journal.offline(device));
         self.push(device, at_ms, Notice::Offline { reason, since_ms }, b"");
     }
 
@@ -63,6 +73,7 @@ impl Notices {
 
     /// Hands the turn's notices to the spool. What it does not take is counted, and no reading waits for it.
     pub(super) fn flush(&mut self) {
+        self.journal.iter_mut().for_each(Journal::flush);
         if self.batch.is_empty() {
             return;
         }

@@ -9,6 +9,7 @@ use duet_upstream::{
     Vanished,
 };
 
+use super::desk::Desk;
 use crate::config::Config;
 use crate::delivery::{
     Cursor, Hold, Notice, ReadingRef, Said, Source as _, SpoolError, SpoolSource, cursors,
@@ -64,6 +65,7 @@ struct Running {
 /// Passes readings on to what the settings name, which can change meanwhile.
 pub(super) struct Forwarding {
     spool: SpoolSource,
+    desk: Arc<Desk>,
     running: Mutex<Running>,
     /// Looked at without waiting for whoever changes what runs.
     reports: RwLock<Reports>,
@@ -71,12 +73,16 @@ pub(super) struct Forwarding {
 
 impl Forwarding {
     /// Starts what the settings name.
-    pub(super) fn start(config: &Config, spool: SpoolSource) -> Result<Self, UpstreamError> {
-        let upstreams = start(config, &spool)?;
+    pub(super) fn start(
+        config: &Config,
+        spool: SpoolSource,
+        desk: Arc<Desk>,
+    ) -> Result<Self, UpstreamError> {
+        let upstreams = start(config, &spool, &desk)?;
         let reports = RwLock::new(upstreams.reports());
         let settings = config.upstreams.clone();
         let running = Running { upstreams: Some(upstreams), settings, ended: false };
-        Ok(Self { spool, running: Mutex::new(running), reports })
+        Ok(Self { spool, desk, running: Mutex::new(running), reports })
     }
 
     /// How each upstream is at this moment.
@@ -113,7 +119,7 @@ impl Forwarding {
     }
 
     fn begin(&self, running: &mut Running, config: &Config) -> Result<(), UpstreamError> {
-        let upstreams = start(config, &self.spool)?;
+        let upstreams = start(config, &self.spool, &self.desk)?;
         *self.reports.write().unwrap_or_else(PoisonError::into_inner) = upstreams.reports();
         (running.upstreams, running.settings) = (Some(upstreams), config.upstreams.clone());
         Ok(())
@@ -152,7 +158,11 @@ fn refuse_vanished(config: &Config, spool: &SpoolSource) -> Result<(), UpstreamE
 }
 
 /// Starts what the settings name.
-fn start(config: &Config, spool: &SpoolSource) -> Result<Upstreams, UpstreamError> {
+fn start(
+    config: &Config,
+    spool: &SpoolSource,
+    desk: &Arc<Desk>,
+) -> Result<Upstreams, UpstreamError> {
     refuse_vanished(config, spool)?;
     let dir = config.state.join(DIR);
     // Others that the settings no longer have are done with, and must not keep what lies behind them.
@@ -167,6 +177,7 @@ fn start(config: &Config, spool: &SpoolSource) -> Result<Upstreams, UpstreamErro
         dir,
         upstreams: config.upstreams.clone(),
         tell: Arc::new(|text| tracing::warn!("{text}")),
+        taker: Arc::<Desk>::clone(desk),
     };
     let mut open = |upstream: &Upstream| {
         let hold = if upstream.required() { Hold::Required } else { Hold::Nothing };

@@ -65,6 +65,7 @@ labels! {
     REFUSED = "reason": words!["queue" "full" "disk" "failed"];
     DROPPED = "reason": words!["age" "size"];
     QUOTA = "quota": words!["readings" "bytes" "share"];
+    OUTCOME = "outcome": words!["queued" "known" "refused" "later"];
     CAUSE = "cause": words!["connection" "tls" "credentials" "timeout" "busy" "setting" "file"];
     FAULT = "fault": words!["spool-failed" "spool-full" "disk-full" "spool-damaged" "spool-cut" "spool-untrimmed" "marks-unsaved" "delivering" "commands-unwritten" "audit-unwritten"];
     LEVEL = "level": words!["error" "warn"];
@@ -170,6 +171,8 @@ catalogue! {
         Counter UPSTREAM_LOST = "duet_upstream_lost_readings_total" in "readings" [UPSTREAM];
         /// Failures to deliver.
         Counter UPSTREAM_ERRORS = "duet_upstream_errors_total" in "failures" [UPSTREAM, CAUSE];
+        /// Commands that came by the upstream: queued, known (they had come before), refused, or to come again later.
+        Counter UPSTREAM_COMMANDS = "duet_upstream_commands_total" in "commands" [UPSTREAM, OUTCOME];
     }
     "Commands" {
         /// Commands that are not over.

@@ -35,6 +35,10 @@ pub enum Format {
     /// Rows of PostgreSQL's `COPY` in binary. No setting names it: it is what that kind of upstream takes.
     #[serde(skip)]
     Rows,
+    /// The same JSON objects as NDJSON, each behind its device's name, as that many records. No setting names it: it is what
+    /// Kafka takes.
+    #[serde(skip)]
+    Records,
 }
 
 impl Format {
@@ -47,7 +51,7 @@ impl Format {
             Self::CloudEvents => "application/cloudevents-batch+json",
             Self::Influx => "text/plain; charset=utf-8",
             Self::Otlp => "application/json",
-            Self::Rows => "application/octet-stream",
+            Self::Rows | Self::Records => "application/octet-stream",
         }
     }
 }
@@ -99,6 +103,12 @@ impl Encoder {
             Format::Influx => influx::push(out, index, reading),
             Format::Otlp => otlp::push(out, first, self.spool, index, reading),
             Format::Rows => rows::push(out, self.spool, index, reading),
+            Format::Records => {
+                let line = &self.line;
+                record(out, reading.device.as_bytes(), |out| {
+                    ndjson::push(out, line, payload, index, reading);
+                });
+            }
         }
         self.empty = false;
     }
@@ -115,13 +125,26 @@ impl Encoder {
             Format::Protobuf => protobuf::finish(&mut self.out, self.spool, range, previous_last),
             Format::CloudEvents => cloudevents::finish(&mut self.out),
             Format::Otlp => otlp::finish(&mut self.out),
-            Format::Ndjson | Format::Influx | Format::Rows => {}
+            Format::Ndjson | Format::Influx | Format::Rows | Format::Records => {}
         }
         self.empty = true;
         // The next batch is about as long.
         let room = Vec::with_capacity(self.out.len() + self.out.len() / 8);
         std::mem::replace(&mut self.out, room)
     }
+}
+
+/// A key and a value, each behind its length; the value without the line's end.
+fn record(out: &mut Vec<u8>, key: &[u8], value: impl FnOnce(&mut Vec<u8>)) {
+    let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    out.extend_from_slice(&length(key.len()));
+    out.extend_from_slice(key);
+    let at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    value(out);
+    out.pop_if(|last| *last == b'\n');
+    let value = out.len() - at - 4;
+    out[at..at + 4].copy_from_slice(&length(value));
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! spool through [`Source`] and never touches a shard. All upstreams share one thread, apart from
 //! the shards' cores; each has its own window, its own cursor and its own troubles.
 //!
+//! The other way, it takes commands that others leave at an upstream's server, and hands them to a [`Taker`].
+//!
 //! What it promises: a reading that the spool keeps reaches every required upstream at least once,
 //! and is then named by its spool and index, so that every repetition is known by that. A cursor is the
 //! end of what an upstream has acknowledged without a hole. Nothing is skipped but what an upstream
@@ -15,6 +17,7 @@ mod cursor;
 mod encode;
 mod letters;
 mod link;
+mod orders;
 mod park;
 mod report;
 mod settings;
@@ -37,11 +40,13 @@ use tokio::sync::watch;
 
 pub use crate::batch::{BYTES_MAX, BatchId, READINGS_MAX, Range};
 pub use crate::encode::{Encoder, Format, Payload};
+pub use crate::orders::{Asked, Taken, Taker, Taking};
 pub use crate::report::{Report, forget_metrics};
 pub use crate::settings::{Compression, Kind, Problem, Settings, Upstream};
 pub use crate::source::{Fact, Notice, Reading, Source, SourceError, SpoolId};
 
-use crate::report::{Board, Shared};
+use crate::orders::Listener;
+use crate::report::{Board, Ear, Shared};
 use crate::worker::Worker;
 
 /// What [`start`] needs.
@@ -52,6 +57,8 @@ pub struct Options {
     pub upstreams: Vec<Upstream>,
     /// Says something to people: what is wrong with an upstream, once, and that it works again.
     pub tell: Arc<dyn Fn(&str) + Send + Sync>,
+    /// Who takes the commands that come by them.
+    pub taker: Arc<dyn Taker>,
 }
 
 /// Why upstreams cannot be started.
@@ -136,11 +143,11 @@ pub type OpenSource<'a> = dyn FnMut(&Upstream) -> Result<Box<dyn Source>, Source
 /// # Errors
 /// [`StartError`]; nothing runs then.
 pub fn start(options: Options, open: &mut OpenSource<'_>) -> Result<Upstreams, StartError> {
-    let Options { dir, upstreams, tell } = options;
+    let Options { dir, upstreams, tell, taker } = options;
     let io = |error| StartError::Io { path: dir.clone(), error };
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io)?;
     let (stop, stopped) = watch::channel(false);
-    let (mut boards, mut workers) = (Vec::new(), Vec::new());
+    let (mut boards, mut workers, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
     for (at, upstream) in upstreams.iter().enumerate() {
         if upstreams[..at].iter().any(|other| other.name() == upstream.name()) {
             return Err(StartError::TwoOfOneName(upstream.name().to_owned()));
@@ -148,6 +155,11 @@ pub fn start(options: Options, open: &mut OpenSource<'_>) -> Result<Upstreams, S
         let board = Board::new(upstream);
         boards.push(board.shared());
         let (tell, stopped) = (Arc::clone(&tell), stopped.clone());
+        if upstream.commands.is_some() {
+            let ear = Ear::new(upstream, board.shared());
+            let (taker, tell) = (Arc::clone(&taker), Arc::clone(&tell));
+            listeners.push(Listener::new(upstream.clone(), taker, ear, tell, stopped.clone()));
+        }
         workers.push(Worker::new(upstream.clone(), open(upstream)?, &dir, board, tell, stopped));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io)?;
@@ -155,8 +167,9 @@ pub fn start(options: Options, open: &mut OpenSource<'_>) -> Result<Upstreams, S
         .name("upstream".into())
         .spawn(move || {
             let local = tokio::task::LocalSet::new();
-            let tasks: Vec<_> =
+            let mut tasks: Vec<_> =
                 workers.into_iter().map(|worker| local.spawn_local(worker.run())).collect();
+            tasks.extend(listeners.into_iter().map(|listener| local.spawn_local(listener.run())));
             local.block_on(&runtime, async {
                 for task in tasks {
                     if let Err(error) = task.await {

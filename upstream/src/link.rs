@@ -5,6 +5,8 @@
 //! dropped with all that was on its way, and the window says what is sent over the next one.
 
 pub(crate) mod file;
+#[cfg(feature = "kafka")]
+pub(crate) mod kafka;
 pub(crate) mod mqtt;
 pub(crate) mod nats;
 pub(crate) mod net;
@@ -202,11 +204,17 @@ pub(crate) async fn connect(
         }
         #[cfg(not(feature = "postgres"))]
         Target::Postgres { .. } => Err(missing("postgres")),
+        #[cfg(feature = "kafka")]
+        Target::Kafka { brokers, topic } => {
+            Ok(Box::new(kafka::Kafka::connect(upstream, brokers, topic).await?))
+        }
+        #[cfg(not(feature = "kafka"))]
+        Target::Kafka { .. } => Err(missing("kafka")),
     }
 }
 
 /// The settings are refused before anything gets here.
-#[cfg(not(feature = "postgres"))]
+#[cfg(not(all(feature = "postgres", feature = "kafka")))]
 fn missing(feature: &str) -> Failure {
     Failure::new(Cause::Setting, format!("this program was built without {feature}"))
 }

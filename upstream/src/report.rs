@@ -7,6 +7,7 @@ use duet_telemetry::{Counter, Gauge, catalogue};
 use serde::{Deserialize, Serialize};
 
 use crate::link::{Cause, Failure};
+use crate::orders::Taken;
 use crate::settings::Upstream;
 
 /// How an upstream is.
@@ -14,7 +15,7 @@ use crate::settings::Upstream;
 pub struct Report {
     /// Its name.
     pub name: String,
-    /// `file`, `webhook`, `nats` or `mqtt`.
+    /// `file`, `webhook`, `nats`, `mqtt`, `postgres` or `kafka`.
     pub kind: String,
     /// Whether the spool keeps readings until it has them.
     pub required: bool,
@@ -38,6 +39,10 @@ pub struct Report {
     pub worth: String,
     /// What is wrong, while something is.
     pub problem: Option<String>,
+    /// Commands that came by it since the start and were queued.
+    pub commands: u64,
+    /// Why no commands come by it, while none do that should.
+    pub commands_problem: Option<String>,
 }
 
 /// Milliseconds since 1970 UTC.
@@ -92,6 +97,53 @@ impl Shared {
     }
 }
 
+/// What becomes of commands, as the counter names it.
+const HEARD: [&str; 4] = ["queued", "known", "refused", "later"];
+
+/// The part of a report that is about commands.
+pub(crate) struct Ear {
+    shared: Shared,
+    heard: [Counter; 4],
+}
+
+impl Ear {
+    pub(crate) fn new(upstream: &Upstream, shared: Shared) -> Self {
+        let heard =
+            HEARD.map(|outcome| catalogue::UPSTREAM_COMMANDS.with([&upstream.name, outcome]));
+        Self { shared, heard }
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Report) -> T) -> T {
+        change(&mut self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).report)
+    }
+
+    /// Counts what became of a command.
+    pub(crate) fn heard(&self, taken: &Taken) {
+        let place = match taken {
+            Taken::Queued { known: false, .. } => 0,
+            Taken::Queued { known: true, .. } => 1,
+            Taken::Refused { .. } => 2,
+            Taken::Later(_) => 3,
+        };
+        self.heard[place].add(1);
+        self.change(|report| report.commands += u64::from(place == 0));
+    }
+
+    /// No commands come; true where the reason is another one than the one that is shown.
+    pub(crate) fn failed(&self, failure: &Failure) -> bool {
+        self.change(|report| {
+            let told = report.commands_problem.as_deref() == Some(&failure.text);
+            report.commands_problem = Some(failure.text.to_string());
+            !told
+        })
+    }
+
+    /// Commands come; true where a problem was shown until now.
+    pub(crate) fn works(&self) -> bool {
+        self.change(|report| report.commands_problem.take().is_some())
+    }
+}
+
 /// A report, and the metrics beside it.
 pub(crate) struct Board {
     shared: Shared,
@@ -112,6 +164,7 @@ pub fn forget_metrics(name: &str) {
     {
         gauge.remove([name]);
     }
+    HEARD.iter().for_each(|outcome| catalogue::UPSTREAM_COMMANDS.remove([name, *outcome]));
     for counter in [
         &catalogue::UPSTREAM_DELIVERED,
         &catalogue::UPSTREAM_DUPLICATES,

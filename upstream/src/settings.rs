@@ -26,6 +26,8 @@ pub enum Kind {
     Mqtt,
     /// A table in PostgreSQL.
     Postgres,
+    /// A topic in Kafka.
+    Kafka,
 }
 
 impl Kind {
@@ -38,13 +40,18 @@ impl Kind {
             Self::Nats => "nats",
             Self::Mqtt => "mqtt",
             Self::Postgres => "postgres",
+            Self::Kafka => "kafka",
         }
     }
 
     /// Whether this program was built with it.
     #[must_use]
     pub fn is_built_in(self) -> bool {
-        self != Self::Postgres || cfg!(feature = "postgres")
+        match self {
+            Self::Postgres => cfg!(feature = "postgres"),
+            Self::Kafka => cfg!(feature = "kafka"),
+            Self::File | Self::Webhook | Self::Nats | Self::Mqtt => true,
+        }
     }
 }
 
@@ -75,7 +82,8 @@ pub struct Settings {
     pub payload: Option<Payload>,
     /// Compression of each batch; without it, none.
     pub compression: Option<Compression>,
-    /// `http://`, `https://`, `nats://`, `tls://`, `mqtt://`, `mqtts://` or `postgres://`, host, port, path.
+    /// `http://`, `https://`, `nats://`, `tls://`, `mqtt://`, `mqtts://`, `postgres://` or `kafka://`, host, port, path.
+    /// Kafka's may name several brokers, with commas between.
     pub url: Option<String>,
     /// Where files are made; relative to the state directory.
     pub dir: Option<PathBuf>,
@@ -85,8 +93,10 @@ pub struct Settings {
     pub file_age_s: Option<u32>,
     /// Where NATS is to put a batch; may hold `{device}` and `{channel}`.
     pub subject: Option<String>,
-    /// Where MQTT is to put a batch; may hold `{device}` and `{channel}`.
+    /// Where MQTT is to put a batch; may hold `{device}` and `{channel}`. Where Kafka is to put readings; may not.
     pub topic: Option<String>,
+    /// Subject (NATS) or topic (MQTT) from which commands for devices come; without it, none do.
+    pub commands: Option<String>,
     /// The table in PostgreSQL, perhaps with its schema; without it, `duet_readings`. Its cursor is in the table of
     /// this name and `_cursor`.
     pub table: Option<String>,
@@ -171,6 +181,14 @@ pub(crate) enum Target {
         database: String,
         table: String,
     },
+    #[cfg_attr(
+        not(feature = "kafka"),
+        allow(dead_code, reason = "checked also where it is not built in")
+    )]
+    Kafka {
+        brokers: String,
+        topic: String,
+    },
 }
 
 /// Checked settings of one upstream.
@@ -183,6 +201,7 @@ pub struct Upstream {
     pub(crate) payload: Payload,
     pub(crate) compression: Compression,
     pub(crate) target: Target,
+    pub(crate) commands: Option<String>,
     pub(crate) credentials: Credentials,
     pub(crate) tls: Tls,
     pub(crate) in_flight: usize,
@@ -217,7 +236,10 @@ impl Upstream {
         match &self.target {
             Target::Nats { subject, .. } => Some(subject),
             Target::Mqtt { topic, .. } => Some(topic),
-            Target::File { .. } | Target::Webhook { .. } | Target::Postgres { .. } => None,
+            Target::File { .. }
+            | Target::Webhook { .. }
+            | Target::Postgres { .. }
+            | Target::Kafka { .. } => None,
         }
     }
 }
@@ -276,14 +298,21 @@ impl Settings {
         check.that(
             self.kind.is_built_in(),
             "kind",
-            "must be one that this program was built with: postgres needs cargo's --features postgres",
+            "must be one that this program was built with: postgres and kafka need cargo's --features of that name",
         );
         self.check_use(&mut check);
         let rows = self.kind == Kind::Postgres;
-        let format = if rows { Format::Rows } else { self.format.unwrap_or_default() };
+        let format = match self.kind {
+            Kind::Postgres => Format::Rows,
+            Kind::Kafka => Format::Records,
+            _ => self.format.unwrap_or_default(),
+        };
         check.that(
             self.kind == Kind::Webhook
-                || matches!(format, Format::Ndjson | Format::Protobuf | Format::Rows),
+                || matches!(
+                    format,
+                    Format::Ndjson | Format::Protobuf | Format::Rows | Format::Records
+                ),
             "format",
             "must be ndjson or protobuf; cloudevents, influx and otlp are for kind webhook",
         );
@@ -329,6 +358,7 @@ impl Settings {
             payload: self.payload.unwrap_or_default(),
             compression,
             target,
+            commands: self.commands.clone(),
             credentials: Credentials {
                 user: self.user.clone(),
                 password_file: path(&self.password_file),
@@ -349,24 +379,40 @@ impl Settings {
     fn check_use(&self, check: &mut Check) {
         let (file, nats, mqtt) =
             (self.kind == Kind::File, self.kind == Kind::Nats, self.kind == Kind::Mqtt);
+        let fixed = |address: Option<Template>| address.is_some_and(|address| !address.varies());
+        if let Some(commands) = &self.commands {
+            let other =
+                [&self.subject, &self.topic].into_iter().flatten().all(|own| own != commands);
+            let valid = match self.kind {
+                Kind::Nats => fixed(Template::subject(commands)),
+                Kind::Mqtt => fixed(Template::topic(commands)),
+                _ => false,
+            };
+            check.that(
+                valid && other,
+                "commands",
+                "must be a subject (kind nats) or a topic (kind mqtt) without wildcards and {…}, another than that of readings",
+            );
+        }
         let postgres = self.kind == Kind::Postgres;
         check.unused(self.table.as_ref(), postgres, "table");
-        check.unused(self.format.as_ref(), !postgres, "format");
+        let kafka = self.kind == Kind::Kafka;
+        check.unused(self.format.as_ref(), !postgres && !kafka, "format");
         check.unused(self.payload.as_ref(), !postgres, "payload");
-        check.unused(self.compression.as_ref(), !postgres, "compression");
+        check.unused(self.compression.as_ref(), !postgres && !kafka, "compression");
         check.unused(self.url.as_ref(), !file, "url");
         check.unused(self.dir.as_ref(), file, "dir");
         check.unused(self.file_bytes.as_ref(), file, "file_bytes");
         check.unused(self.file_age_s.as_ref(), file, "file_age_s");
         check.unused(self.subject.as_ref(), nats, "subject");
-        check.unused(self.topic.as_ref(), mqtt, "topic");
+        check.unused(self.topic.as_ref(), mqtt || kafka, "topic");
         check.unused(self.client_id.as_ref(), mqtt, "client_id");
         check.unused(self.accept_no_subscriber.as_ref(), mqtt, "accept_no_subscriber");
         check.unused(self.credentials_file.as_ref(), nats, "credentials_file");
         check.unused(self.token_file.as_ref(), nats || self.kind == Kind::Webhook, "token_file");
         check.unused(self.user.as_ref(), !file, "user");
-        check.unused(self.ca.as_ref(), !file, "ca");
-        check.unused(self.certificate.as_ref(), !file, "certificate");
+        check.unused(self.ca.as_ref(), !file && !kafka, "ca");
+        check.unused(self.certificate.as_ref(), !file && !kafka, "certificate");
     }
 
     fn target(&self, state: &Path, check: &mut Check) -> Option<Target> {
@@ -433,7 +479,35 @@ impl Settings {
                 })
             }
             Kind::Postgres => self.postgres(check),
+            Kind::Kafka => self.kafka(check),
         }
+    }
+
+    fn kafka(&self, check: &mut Check) -> Option<Target> {
+        let brokers = self.url.as_deref().and_then(|url| url.strip_prefix("kafka://"));
+        let brokers = brokers.and_then(|brokers| {
+            let broker = |broker: &str| {
+                let one = Self { url: Some(format!("kafka://{broker}")), ..self.clone() };
+                let address = one.address(&[("kafka", false, 9092)])?;
+                (address.path == "/").then(|| address.authority())
+            };
+            brokers.split(',').map(broker).collect::<Option<Vec<_>>>()
+        });
+        check.that(
+            brokers.is_some(),
+            "url",
+            "must be kafka://, a host and a port, or several of them with commas between",
+        );
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        let fits = |topic: &&String| {
+            (1..=249).contains(&topic.len()) && topic.bytes().all(plain) && !topic.starts_with('.')
+        };
+        let topic = self.topic.as_ref().filter(fits);
+        check.that(topic.is_some(), "topic", "must be given: 1 to 249 of a-z, A-Z, 0-9, . _ and -");
+        brokers.zip(topic).map(|(brokers, topic)| Target::Kafka {
+            brokers: brokers.join(","),
+            topic: topic.clone(),
+        })
     }
 
     fn postgres(&self, check: &mut Check) -> Option<Target> {
@@ -550,6 +624,9 @@ mod tests {
             ("name = \"n\"\nkey = \"k.pem\"", "certificate"),
             ("name = \"n\"\nuser = \"u\"", "user"),
             ("name = \"n\"\ntopic = \"t\"", "topic"),
+            ("name = \"n\"\ncommands = \"s\"", "commands"),
+            ("name = \"n\"\ncommands = \"a.>\"", "commands"),
+            ("name = \"n\"\ncommands = \"a.{device}\"", "commands"),
             ("name = \"n\"\ndir = \"d\"", "dir"),
         ] {
             assert_eq!(keys(&format!("{nats}{text}")), [key], "{text}");
@@ -557,6 +634,7 @@ mod tests {
         let kind = "name = \"n\"\nkind = ";
         for (text, key) in [
             ("\"file\"", "dir"),
+            ("\"file\"\ndir = \"d\"\ncommands = \"c\"", "commands"),
             ("\"file\"\ndir = \"d\"\nformat = \"protobuf\"", "format"),
             ("\"file\"\ndir = \"d\"\ncompression = \"zstd\"", "compression"),
             ("\"webhook\"", "url"),

@@ -1,8 +1,11 @@
 //! A spool in memory and a generator of numbers, for tests and benches.
 
+use std::future::{Future, ready};
 use std::ops::ControlFlow;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::orders::{Asked, Taken, Taker, Taking};
 use crate::source::{Reading, Source, SourceError, SpoolId};
 
 /// A generator that says the same after the same seed (splitmix64).
@@ -172,5 +175,61 @@ impl Source for Memory {
 
     fn release(&mut self, index: u64) {
         self.shelf().released = index;
+    }
+}
+
+#[derive(Default)]
+struct Page {
+    /// Keys and bodies.
+    taken: Vec<(String, Vec<u8>)>,
+    asked: usize,
+    later: bool,
+}
+
+/// Takes commands into memory, each key once. What has no key, and a body that begins with `?`, is refused; clones share it.
+#[derive(Clone, Default)]
+pub struct Book(Arc<Mutex<Page>>);
+
+impl Book {
+    fn page(&self) -> MutexGuard<'_, Page> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keys and bodies, in the order in which they came.
+    #[must_use]
+    pub fn taken(&self) -> Vec<(String, Vec<u8>)> {
+        self.page().taken.clone()
+    }
+
+    /// How often something came.
+    #[must_use]
+    pub fn asked(&self) -> usize {
+        self.page().asked
+    }
+
+    /// Whether everything is to come again later.
+    pub fn put_off(&self, later: bool) {
+        self.page().later = later;
+    }
+}
+
+impl Taker for Book {
+    fn take(&self, asked: Asked) -> Pin<Box<dyn Future<Output = Taking> + Send + '_>> {
+        let mut page = self.page();
+        page.asked += 1;
+        let taken = match asked.key {
+            _ if page.later => Taken::Later("not now".to_owned()),
+            Some(key) if !asked.body.starts_with(b"?") => {
+                let known = page.taken.iter().any(|(other, _)| *other == key);
+                let answer = format!("took {key}").into_bytes();
+                if !known {
+                    page.taken.push((key, asked.body.to_vec()));
+                }
+                Taken::Queued { answer, known }
+            }
+            _ => Taken::Refused { answer: b"no".to_vec() },
+        };
+        let taking: Taking = Box::pin(ready(taken));
+        Box::pin(ready(taking))
     }
 }

@@ -34,8 +34,8 @@ const SAVE: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(1);
 /// The longest that making a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+pub(crate) const PAUSE_MIN: Duration = Duration::from_millis(100);
+pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// So many readings in a row may be put aside at once; each further one waits out a pause first.
 /// An upstream that takes nothing at all is more likely told the wrong thing than sent poison.
 const PARKED_IN_ROW: u32 = 8;
@@ -509,7 +509,7 @@ fn all(answers: Vec<Answer>) -> Answer {
 }
 
 /// Between half of it and all of it, so that gateways that failed together do not return together.
-fn jitter(pause: Duration) -> Duration {
+pub(crate) fn jitter(pause: Duration) -> Duration {
     let mut chance = [0; 2];
     // Without randomness there is only no chance in it.
     let _ = getrandom::fill(&mut chance);

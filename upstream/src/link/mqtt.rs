@@ -4,7 +4,7 @@
 //! A PUBACK that says that nobody has subscribed (0x10) is no delivery, unless the settings say so:
 //! the broker has thrown the message away. Brokers without MQTT 5 cannot say that, and are refused.
 
-mod packet;
+pub(crate) mod packet;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -67,7 +67,8 @@ impl Mqtt {
         let credentials = &upstream.credentials;
         let password = credentials.password_file.as_deref().map(net::secret).transpose()?;
         let password = password.as_ref().map(|password| password.as_str());
-        let hello = packet::connect(client_id, KEEP_ALIVE_S, credentials.user.as_deref(), password);
+        let hello =
+            packet::connect(client_id, KEEP_ALIVE_S, credentials.user.as_deref(), password, None);
         stream.write_all(&hello).await.map_err(|error| net::broken(&at, &error))?;
         let mut bytes = Vec::new();
         let connack = match next_packet(&mut stream, &mut bytes, &at).await? {
@@ -121,12 +122,12 @@ impl Drop for Mqtt {
     }
 }
 
-fn not_mqtt(at: &str) -> Failure {
+pub(crate) fn not_mqtt(at: &str) -> Failure {
     Failure::new(Cause::Setting, format!("{at}: what answers there does not speak MQTT 5"))
 }
 
 /// Whether the broker lets us work.
-fn terms(at: &str, connack: &Connack) -> Result<(), Failure> {
+pub(crate) fn terms(at: &str, connack: &Connack) -> Result<(), Failure> {
     let cause = match connack.reason {
         reason::SUCCESS if connack.qos_max == 0 => {
             let text = format!("{at}: the broker takes QoS 0 only, which confirms nothing");
@@ -144,7 +145,7 @@ fn terms(at: &str, connack: &Connack) -> Result<(), Failure> {
 }
 
 /// The next packet of the stream; `bytes` holds what came beyond it.
-async fn next_packet(
+pub(crate) async fn next_packet(
     stream: &mut (impl AsyncReadExt + Unpin),
     bytes: &mut Vec<u8>,
     at: &str,
@@ -190,7 +191,12 @@ async fn read(
                 break Failure::new(Cause::Connection, text);
             }
             Ok(Incoming::Connack(_)) => break not_mqtt(&at),
-            Ok(Incoming::Pingresp | Incoming::Other) => shared.heard.set(true),
+            Ok(
+                Incoming::Pingresp
+                | Incoming::Other
+                | Incoming::Publish(_)
+                | Incoming::Suback { .. },
+            ) => shared.heard.set(true),
             Err(failure) => break failure,
         }
     };

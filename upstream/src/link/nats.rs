@@ -14,7 +14,8 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, PersistenceMode, StorageType};
 use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::{
-    ConnectError, ConnectErrorKind, ConnectOptions, HeaderMap, ReconnectToServer, ServerAddr,
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, HeaderMap, ReconnectToServer,
+    ServerAddr,
 };
 
 use super::{Answer, Cause, Failure, Link, Local, Message, net};
@@ -45,21 +46,7 @@ impl Nats {
         subject: &Template,
     ) -> Result<Self, Failure> {
         let at = address.authority();
-        let connected = Arc::new(AtomicBool::new(false));
-        let options = options(upstream, Arc::clone(&connected)).await?;
-        let options = if address.secure {
-            options.tls_client_config(net::client_config(&upstream.tls)?).require_tls(true)
-        } else {
-            options
-        };
-        let server = |url: &str| {
-            url.parse::<ServerAddr>()
-                .map_err(|error| Failure::new(Cause::Setting, format!("{url}: {error}")))
-        };
-        let scheme = if address.secure { "tls" } else { "nats" };
-        let servers = [server(&format!("{scheme}://{at}"))?, server(NOWHERE)?];
-        let client = options.connect(&servers[..]).await.map_err(|error| refused(&at, &error))?;
-        connected.store(true, Ordering::Relaxed);
+        let client = client(upstream, address, format!("duet {}", upstream.name)).await?;
         let version = client.server_info().version;
         let context = ContextBuilder::new()
             .timeout(upstream.answer_timeout)
@@ -71,13 +58,39 @@ impl Nats {
     }
 }
 
+/// A client for one connection, known at the server by this name.
+pub(crate) async fn client(
+    upstream: &Upstream,
+    address: &Address,
+    name: String,
+) -> Result<Client, Failure> {
+    let at = address.authority();
+    let connected = Arc::new(AtomicBool::new(false));
+    let options = options(upstream, name, Arc::clone(&connected)).await?;
+    let options = if address.secure {
+        options.tls_client_config(net::client_config(&upstream.tls)?).require_tls(true)
+    } else {
+        options
+    };
+    let server = |url: &str| {
+        url.parse::<ServerAddr>()
+            .map_err(|error| Failure::new(Cause::Setting, format!("{url}: {error}")))
+    };
+    let scheme = if address.secure { "tls" } else { "nats" };
+    let servers = [server(&format!("{scheme}://{at}"))?, server(NOWHERE)?];
+    let client = options.connect(&servers[..]).await.map_err(|error| refused(&at, &error))?;
+    connected.store(true, Ordering::Relaxed);
+    Ok(client)
+}
+
 async fn options(
     upstream: &Upstream,
+    name: String,
     connected: Arc<AtomicBool>,
 ) -> Result<ConnectOptions, Failure> {
     let mut options =
         ConnectOptions::new()
-            .name(format!("duet {}", upstream.name))
+            .name(name)
             .no_echo()
             .client_capacity(QUEUE)
             .connection_timeout(upstream.answer_timeout)
@@ -135,29 +148,14 @@ async fn worth(
     version: &str,
     subject: &Template,
 ) -> Result<String, Failure> {
-    use async_nats::jetstream::context::GetStreamByNameErrorKind as Kind;
     let sample = subject.fill("device", 0);
     let unknown = || {
         Ok(format!(
             "{at} (nats-server {version}): the stream's settings cannot be read, so what an acknowledgement survives is not known"
         ))
     };
-    let name = match context.stream_by_subject(sample.as_str()).await {
-        Ok(name) => name,
-        Err(error) if error.kind() == Kind::NotFound => {
-            let text = format!(
-                "{at}: no stream takes subject {sample}; make one, as `nats stream add --subjects '{sample}'` does"
-            );
-            return Err(Failure::new(Cause::Setting, text));
-        }
-        // Not allowed to ask: publishing may be allowed all the same.
-        Err(error) if error.to_string().contains("timed out") => return unknown(),
-        Err(error) => {
-            let text =
-                format!("{at}: asking for the stream of {sample}: {error}; is JetStream enabled?");
-            return Err(Failure::new(Cause::Setting, text));
-        }
-    };
+    // Not allowed to ask: publishing may be allowed all the same.
+    let Some(name) = stream_for(context, at, &sample).await? else { return unknown() };
     let Ok(stream) = context.get_stream(&name).await else { return unknown() };
     let config = &stream.cached_info().config;
     if config.no_ack {
@@ -165,6 +163,30 @@ async fn worth(
         return Err(Failure::new(Cause::Setting, text));
     }
     Ok(format!("{at} (nats-server {version}), stream {name}: {}", promises(config)))
+}
+
+/// The stream that takes a subject; `None` where we may not ask.
+pub(crate) async fn stream_for(
+    context: &Context,
+    at: &str,
+    subject: &str,
+) -> Result<Option<String>, Failure> {
+    use async_nats::jetstream::context::GetStreamByNameErrorKind as Kind;
+    match context.stream_by_subject(subject).await {
+        Ok(name) => Ok(Some(name)),
+        Err(error) if error.kind() == Kind::NotFound => {
+            let text = format!(
+                "{at}: no stream takes subject {subject}; make one, as `nats stream add --subjects '{subject}'` does"
+            );
+            Err(Failure::new(Cause::Setting, text))
+        }
+        Err(error) if error.to_string().contains("timed out") => Ok(None),
+        Err(error) => {
+            let text =
+                format!("{at}: asking for the stream of {subject}: {error}; is JetStream enabled?");
+            Err(Failure::new(Cause::Setting, text))
+        }
+    }
 }
 
 /// In words, what a stream with these settings promises.

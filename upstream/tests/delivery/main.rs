@@ -3,10 +3,14 @@
 //! time that readings come they come in order.
 #![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
+mod campaign;
 mod file;
 mod hook;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod mqtt;
 mod nats;
+mod orders;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod servers;

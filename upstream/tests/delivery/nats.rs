@@ -8,13 +8,13 @@ use crate::servers::Server;
 use crate::world::{World, indices, whole_and_in_order};
 
 /// Looks at a server from outside.
-struct Eye {
+pub(crate) struct Eye {
     runtime: tokio::runtime::Runtime,
     context: Context,
 }
 
 impl Eye {
-    fn new(port: u16) -> Self {
+    pub(crate) fn new(port: u16) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let context = runtime.block_on(async {
             jetstream::new(async_nats::connect(format!("127.0.0.1:{port}")).await.unwrap())
@@ -22,8 +22,12 @@ impl Eye {
         Self { runtime, context }
     }
 
-    fn make(&self, config: Config) {
+    pub(crate) fn make(&self, config: Config) {
         self.runtime.block_on(self.context.create_stream(config)).unwrap();
+    }
+
+    pub(crate) fn change(&self, config: Config) {
+        self.runtime.block_on(self.context.update_stream(config)).unwrap();
     }
 
     /// The messages of a stream: subject, name and text, in order.
@@ -41,7 +45,7 @@ impl Eye {
         })
     }
 
-    fn lines(&self, stream: &str) -> String {
+    pub(crate) fn lines(&self, stream: &str) -> String {
         self.messages(stream).into_iter().map(|(_, _, text)| text).collect()
     }
 }
@@ -177,4 +181,28 @@ fn a_message_that_is_too_large_is_halved() {
     let mut arrived = indices(&eye.lines("DUET"));
     arrived.sort_unstable();
     assert_eq!(arrived, (0..1_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_stream_that_is_deleted_is_told_and_one_that_is_made_again_gets_what_waits() {
+    let Some(server) = Server::nats("max_payload: 4096\n") else { return };
+    let eye = Eye::new(server.port);
+    eye.make(stream("readings"));
+    let mut world = World::new(100, &settings(server.port, "subject = \"readings\""));
+    world.start();
+    world.until_empty();
+    eye.runtime.block_on(eye.context.delete_stream("DUET")).unwrap();
+    world.push(100..200);
+    // One that no message may hold: it is put aside alone.
+    world.memory.push("valve", 1, &[b'x'; 5_000]);
+    let report = world.until("the problem", |report| {
+        report.problem.as_deref().is_some_and(|problem| problem.contains("no stream takes subject"))
+    });
+    assert!(report.backlog >= 100, "{report:?}");
+    eye.make(stream("readings"));
+    let report = world.until("the rest", |report| report.next == 201);
+    assert_eq!(report.parked, 1);
+    let mut arrived = indices(&eye.lines("DUET"));
+    arrived.sort_unstable();
+    assert_eq!(arrived, (100..200).collect::<Vec<_>>());
 }

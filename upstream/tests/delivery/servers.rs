@@ -126,6 +126,21 @@ impl Server {
         Some(Self { program, arguments, port, child, _dir: dir })
     }
 
+    /// tansu, which speaks Kafka's protocol and keeps all in memory; `None` where it is not installed.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn tansu() -> Option<Self> {
+        let program = program("tansu")?;
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let url = format!("tcp://127.0.0.1:{port}");
+        let words = ["broker", "--listener-url", &url, "--advertised-listener-url", &url];
+        let words =
+            words.iter().chain(&["--storage-engine", "memory://tansu/", "--cluster-id", "duet"]);
+        let arguments: Vec<_> = words.map(ToString::to_string).collect();
+        let child = spawn(&program, &arguments, port);
+        Some(Self { program, arguments, port, child, _dir: dir })
+    }
+
     /// What a client of this PostgreSQL has to believe.
     #[cfg(feature = "postgres")]
     pub(crate) fn certificate(&self) -> Option<PathBuf> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use duet_upstream::testing::Memory;
+use duet_upstream::testing::{Book, Memory};
 use duet_upstream::{Options, Report, Settings, SpoolId, Upstreams};
 use serde_json::Value;
 
@@ -16,6 +16,7 @@ pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) memory: Memory,
     pub(crate) said: Arc<Mutex<Vec<String>>>,
+    pub(crate) book: Book,
     upstreams: Option<Upstreams>,
     settings: String,
 }
@@ -29,6 +30,7 @@ impl World {
             dir: tempfile::tempdir().unwrap(),
             memory,
             said: Arc::default(),
+            book: Book::default(),
             upstreams: None,
             settings: settings.to_owned(),
         };
@@ -56,6 +58,7 @@ impl World {
             dir: self.state().join("upstream"),
             upstreams: vec![upstream],
             tell: Arc::new(move |text| said.lock().unwrap().push(text.to_owned())),
+            taker: Arc::new(self.book.clone()),
         };
         let memory = self.memory.clone();
         self.upstreams =

@@ -2,7 +2,7 @@
 //! are taken apart without trust: every length is checked, nothing is allocated by what they say.
 
 /// Reasons that a PUBACK or CONNACK gives.
-pub(super) mod reason {
+pub(crate) mod reason {
     pub(crate) const SUCCESS: u8 = 0x00;
     pub(crate) const NO_SUBSCRIBERS: u8 = 0x10;
     pub(crate) const BAD_CREDENTIALS: u8 = 0x86;
@@ -45,13 +45,17 @@ pub(super) mod reason {
     }
 }
 
-/// The most bytes that a packet from the broker may have: ours are small answers.
-pub(super) const INCOMING_MAX: usize = 64 * 1024;
+/// The most bytes that a packet from the broker may have: answers are small, and so are commands.
+pub(crate) const INCOMING_MAX: usize = 64 * 1024;
 
 /// What the broker says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Incoming {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Incoming {
     Connack(Connack),
+    Publish(Publish),
+    Suback {
+        reason: u8,
+    },
     Puback {
         packet: u16,
         reason: u8,
@@ -66,21 +70,43 @@ pub(super) enum Incoming {
 
 /// The broker's terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Connack {
-    pub(super) reason: u8,
-    pub(super) receive_max: u16,
-    pub(super) qos_max: u8,
-    pub(super) packet_max: u32,
-    pub(super) keep_alive_s: Option<u16>,
+pub(crate) struct Connack {
+    pub(crate) reason: u8,
+    /// It remembers a session of ours.
+    pub(crate) session: bool,
+    pub(crate) receive_max: u16,
+    pub(crate) qos_max: u8,
+    pub(crate) packet_max: u32,
+    pub(crate) keep_alive_s: Option<u16>,
+}
+
+/// A message that somebody sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Publish {
+    /// Under which its PUBACK goes; none at QoS 0.
+    pub(crate) number: Option<u16>,
+    response: Option<String>,
+    pub(crate) correlation: Option<Vec<u8>>,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Publish {
+    /// Where its sender wants the answer. Topics of the broker's own are nobody's place for one.
+    pub(crate) fn response(&self) -> Option<&str> {
+        let fits = |topic: &&str| {
+            !topic.is_empty() && !topic.starts_with('$') && !topic.contains(['+', '#', '\0'])
+        };
+        self.response.as_deref().filter(fits)
+    }
 }
 
 /// What came is not MQTT 5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Malformed;
+pub(crate) struct Malformed;
 
 /// Takes the packet at the head of `bytes` apart; returns it with its length, or `None` while it
 /// is not whole.
-pub(super) fn decode(bytes: &[u8]) -> Result<Option<(Incoming, usize)>, Malformed> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Option<(Incoming, usize)>, Malformed> {
     let Some((kind, rest)) = bytes.split_first() else { return Ok(None) };
     let mut length = 0;
     let mut used = 1;
@@ -105,10 +131,11 @@ fn body_of(kind: u8, body: &[u8]) -> Result<Incoming, Malformed> {
     let mut fields = Fields(body);
     match kind >> 4 {
         2 => {
-            let _flags = fields.byte()?;
+            let session = fields.byte()? & 1 != 0;
             let reason = fields.byte()?;
             let mut connack = Connack {
                 reason,
+                session,
                 receive_max: u16::MAX,
                 qos_max: 2,
                 packet_max: u32::MAX,
@@ -135,6 +162,12 @@ fn body_of(kind: u8, body: &[u8]) -> Result<Incoming, Malformed> {
             }
             Ok(Incoming::Connack(connack))
         }
+        3 => publish_of(kind, fields).map(Incoming::Publish),
+        9 => {
+            let _number = fields.u16()?;
+            let _properties = fields.run()?;
+            Ok(Incoming::Suback { reason: fields.byte()? })
+        }
         4 => {
             let packet = fields.u16()?;
             let reason = if fields.0.is_empty() { reason::SUCCESS } else { fields.byte()? };
@@ -148,6 +181,36 @@ fn body_of(kind: u8, body: &[u8]) -> Result<Incoming, Malformed> {
         0 | 1 | 8 | 10 | 12 => Err(Malformed),
         _ => Ok(Incoming::Other),
     }
+}
+
+fn publish_of(kind: u8, mut fields: Fields<'_>) -> Result<Publish, Malformed> {
+    let _topic = fields.text()?;
+    let number = match kind >> 1 & 3 {
+        0 => None,
+        1 => Some(fields.u16()?),
+        // We ask for QoS 1 at most.
+        _ => return Err(Malformed),
+    };
+    let (mut response, mut correlation) = (None, None);
+    let mut properties = fields.run()?;
+    while let Some(name) = properties.0.first().copied() {
+        properties.byte()?;
+        match name {
+            0x01 => drop(properties.byte()?),
+            0x02 => drop(properties.u32()?),
+            0x03 => drop(properties.text()?),
+            0x08 => response = std::str::from_utf8(properties.text()?).ok().map(str::to_owned),
+            0x09 => correlation = Some(properties.text()?.to_vec()),
+            0x0b => drop(properties.varint()?),
+            0x23 => drop(properties.u16()?),
+            0x26 => {
+                properties.text()?;
+                properties.text()?;
+            }
+            _ => return Err(Malformed),
+        }
+    }
+    Ok(Publish { number, response, correlation, payload: fields.0.to_vec() })
 }
 
 struct Fields<'a>(&'a [u8]);
@@ -180,12 +243,17 @@ impl<'a> Fields<'a> {
 
     /// Bytes after their length as a variable integer.
     fn run(&mut self) -> Result<Fields<'a>, Malformed> {
-        let mut length = 0;
+        let length = self.varint()?;
+        self.take(length).map(Fields)
+    }
+
+    fn varint(&mut self) -> Result<usize, Malformed> {
+        let mut number = 0;
         for place in 0..4 {
             let byte = self.byte()?;
-            length |= usize::from(byte & 0x7f) << (7 * place);
+            number |= usize::from(byte & 0x7f) << (7 * place);
             if byte & 0x80 == 0 {
-                return self.take(length).map(Fields);
+                return Ok(number);
             }
         }
         Err(Malformed)
@@ -218,28 +286,81 @@ fn packet(kind: u8, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// CONNECT with a clean start and a session that ends with the connection: the window here knows
+/// A session that the broker is to keep when the connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// For so long.
+    pub(crate) session_s: u32,
+    /// So many messages may wait for our PUBACK.
+    pub(crate) receive_max: u16,
+}
+
+/// CONNECT. Where nothing is kept, with a clean start and a session that ends with the connection: whoever publishes knows
 /// what is on its way, and two memories of that would disagree.
-pub(super) fn connect(
+pub(crate) fn connect(
     client_id: &str,
     keep_alive_s: u16,
     user: Option<&str>,
     password: Option<&str>,
+    kept: Option<Kept>,
 ) -> zeroize::Zeroizing<Vec<u8>> {
     let mut body = zeroize::Zeroizing::new(Vec::with_capacity(1024));
     text(&mut body, b"MQTT");
     body.push(5);
-    let flags =
-        0x02 | if user.is_some() { 0x80 } else { 0 } | if password.is_some() { 0x40 } else { 0 };
+    let flags = if kept.is_none() { 0x02 } else { 0 }
+        | if user.is_some() { 0x80 } else { 0 }
+        | if password.is_some() { 0x40 } else { 0 };
     body.push(flags);
     body.extend_from_slice(&keep_alive_s.to_be_bytes());
-    // No properties: the session expires at once.
-    body.push(0);
+    match kept {
+        // No properties: the session expires at once.
+        None => body.push(0),
+        Some(Kept { session_s, receive_max }) => {
+            let packet_max = u32::try_from(INCOMING_MAX).unwrap_or(u32::MAX);
+            body.extend_from_slice(&[13, 0x11]);
+            body.extend_from_slice(&session_s.to_be_bytes());
+            body.push(0x21);
+            body.extend_from_slice(&receive_max.to_be_bytes());
+            body.push(0x27);
+            body.extend_from_slice(&packet_max.to_be_bytes());
+        }
+    }
     text(&mut body, client_id.as_bytes());
     for secret in [user, password].into_iter().flatten() {
         text(&mut body, secret.as_bytes());
     }
     zeroize::Zeroizing::new(packet(0x10, &body))
+}
+
+/// SUBSCRIBE to one topic at QoS 1, without what it retains: a command that a broker keeps for ever would come at each start.
+pub(crate) fn subscribe(number: u16, topic: &str) -> Vec<u8> {
+    let mut body = number.to_be_bytes().to_vec();
+    body.push(0);
+    text(&mut body, topic.as_bytes());
+    body.push(0x21);
+    packet(0x82, &body)
+}
+
+/// PUBACK: we have it.
+pub(crate) fn puback(number: u16) -> [u8; 4] {
+    let [high, low] = number.to_be_bytes();
+    [0x40, 2, high, low]
+}
+
+/// PUBLISH of an answer at QoS 0, whole.
+pub(crate) fn answer(topic: &str, correlation: Option<&[u8]>, payload: &[u8]) -> Vec<u8> {
+    let mut properties = vec![0x03];
+    text(&mut properties, b"application/json");
+    if let Some(correlation) = correlation {
+        properties.push(0x09);
+        text(&mut properties, correlation);
+    }
+    let mut body = Vec::with_capacity(topic.len() + properties.len() + payload.len() + 8);
+    text(&mut body, topic.as_bytes());
+    varint(&mut body, properties.len());
+    body.extend_from_slice(&properties);
+    body.extend_from_slice(payload);
+    packet(0x30, &body)
 }
 
 /// PUBLISH with QoS 1, whole.
@@ -272,7 +393,7 @@ pub(super) fn publish(
 }
 
 /// PINGREQ.
-pub(super) const PINGREQ: [u8; 2] = [0xc0, 0];
+pub(crate) const PINGREQ: [u8; 2] = [0xc0, 0];
 
 #[cfg(test)]
 mod tests {
@@ -283,11 +404,12 @@ mod tests {
     fn the_brokers_terms_are_read() {
         // As mosquitto 2.0 answers, with a user property in front.
         let properties = [0x26, 0, 1, b'a', 0, 1, b'b', 0x22, 0, 10, 0x21, 0, 20, 0x13, 0, 9];
-        let mut bytes = vec![0x20, 19, 0, 0, 16];
+        let mut bytes = vec![0x20, 19, 1, 0, 16];
         bytes.extend_from_slice(&properties);
         assert_eq!(decode(&bytes[..20]), Ok(None));
         let expected = Connack {
             reason: 0,
+            session: true,
             receive_max: 20,
             qos_max: 2,
             packet_max: u32::MAX,
@@ -309,6 +431,7 @@ mod tests {
         );
         assert_eq!(puback(&[0xd0, 0]), Incoming::Pingresp);
         assert_eq!(puback(&[0xe0, 1, 0x8b]), Incoming::Disconnect { reason: 0x8b });
+        assert_eq!(puback(&[0x90, 4, 0, 1, 0, 1]), Incoming::Suback { reason: 1 });
         assert_eq!(decode(&[0x40, 1, 1]), Err(Malformed));
         assert_eq!(decode(&[0x40, 0xff, 0xff, 0xff, 0xff]), Err(Malformed));
         assert_eq!(
@@ -317,6 +440,33 @@ mod tests {
             "longer than anything for us"
         );
         assert_eq!(decode(&[]), Ok(None));
+    }
+
+    #[test]
+    fn a_message_comes_with_what_its_sender_wants() {
+        let bytes = answer("site/commands", Some(&[7, 0]), b"{}");
+        let Ok(Some((Incoming::Publish(publish), used))) = decode(&bytes) else {
+            panic!("{bytes:?}")
+        };
+        assert_eq!(used, bytes.len());
+        assert_eq!((publish.number, publish.correlation.as_deref()), (None, Some(&[7, 0][..])));
+        assert_eq!((publish.payload.as_slice(), publish.response()), (&b"{}"[..], None));
+        // QoS 1, twice the same property, a response topic, a subscription's number.
+        let properties =
+            [0x08, 0, 3, b'a', b'/', b'b', 0x0b, 0x80, 1, 0x26, 0, 0, 0, 0, 0x26, 0, 0, 0, 0];
+        let mut bytes = vec![0x32, 0, 0, 1, b't', 1, 2, 19];
+        bytes.extend_from_slice(&properties);
+        bytes.push(b'x');
+        bytes[1] = u8::try_from(bytes.len() - 2).unwrap();
+        let Ok(Some((Incoming::Publish(publish), _))) = decode(&bytes) else { panic!("{bytes:?}") };
+        assert_eq!((publish.number, publish.response()), (Some(258), Some("a/b")));
+        assert_eq!(publish.payload, b"x");
+        for wrong in ["$SYS/a", "a/+", ""] {
+            let publish = Publish { response: Some(wrong.to_owned()), ..publish.clone() };
+            assert_eq!(publish.response(), None);
+        }
+        bytes[0] = 0x34;
+        assert_eq!(decode(&bytes), Err(Malformed), "QoS 2 was not asked for");
     }
 
     #[test]

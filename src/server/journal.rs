@@ -1,0 +1,315 @@
+//! Who is online, on disk: for a gateway that is killed and cannot say that its devices left. The next one says it for it.
+//!
+//! Owns the folder `presence` of the state directory. Each run of the gateway has a folder of its own in it, named by
+//! its start, and each shard a file in that: a line for each device that comes (`+<since> <name>`) or goes (`- <name>`),
+//! written in the turn in which it happens and never synced, since a process that is killed takes nothing with it
+//! that the system has. What has grown too long is written anew by a thread of its own. A folder goes when what its
+//! devices are owed is in the spool; until then the next start says it again, under the same ids.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::delivery::{Batch, Durability, Notice, ReadingRef, Reason, Submitter, Urgency};
+
+/// The folder in the state directory.
+const DIR: &str = "presence";
+/// A file that has grown by so much is written anew.
+const LONG: u64 = 16 << 20;
+/// A line is never longer: a device's name has at most 64 bytes.
+const LINE_MAX: u64 = 128;
+
+/// This run's folder.
+pub(super) struct Journals {
+    dir: PathBuf,
+}
+
+/// One shard's file.
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+    lines: Vec<u8>,
+    written: u64,
+}
+
+/// A run that ended without saying who left.
+#[derive(Debug, PartialEq, Eq)]
+struct Ended {
+    dir: PathBuf,
+    /// Its last sign of life, milliseconds since 1970.
+    at_ms: u64,
+    /// Who was online, and since when.
+    online: BTreeMap<String, u64>,
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Journals {
+    /// Makes this run's folder, and stores for upstreams that devices of earlier runs, which could not say so, have left.
+    /// Where the run before has handed its sessions over, its devices are here still.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn open(state: &Path, spool: &Submitter, handed_over: bool) -> io::Result<Self> {
+        let all = state.join(DIR);
+        DirBuilder::new().recursive(true).mode(0o700).create(&all)?;
+        let mut before = ended(&all)?;
+        let last = if handed_over { before.pop() } else { None };
+        before.into_iter().for_each(|ended| announce(ended, spool));
+        let mut number = unix_ms(SystemTime::now());
+        let dir = loop {
+            let dir = all.join(number.to_string());
+            match DirBuilder::new().mode(0o700).create(&dir) {
+                Ok(()) => break dir,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) => return Err(error),
+            }
+        };
+        if let Some(Ended { dir: old, online, .. }) = last {
+            // Read before what any shard writes.
+            write(&dir.join("0.base"), &online)?;
+            fs::remove_dir_all(old)?;
+        }
+        Ok(Self { dir })
+    }
+
+    /// Forgets what earlier runs left: nobody is to be told.
+    pub(super) fn forget(state: &Path) {
+        // Where it cannot be removed it does no harm.
+        let _ = fs::remove_dir_all(state.join(DIR));
+    }
+
+    /// A shard's file.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn shard(&self, shard: usize) -> io::Result<Journal> {
+        let path = self.dir.join(shard.to_string());
+        let file = create(&path)?;
+        Ok(Journal { path, file, lines: Vec::new(), written: 0 })
+    }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)
+}
+
+impl Journal {
+    pub(super) fn online(&mut self, device: &str, since_ms: u64) {
+        self.lines.extend_from_slice(format!("+{since_ms} {device}\n").as_bytes());
+    }
+
+    pub(super) fn offline(&mut self, device: &str) {
+        self.lines.extend_from_slice(format!("- {device}\n").as_bytes());
+    }
+
+    /// Writes the turn's lines. What the disk does not take is lost: then a device's leaving may not be told, or be told twice.
+    pub(super) fn flush(&mut self) {
+        if self.lines.is_empty() {
+            return;
+        }
+        let _ = self.file.write_all(&self.lines);
+        self.written += self.lines.len() as u64;
+        self.lines.clear();
+        if self.written >= LONG {
+            self.written = 0;
+            self.begin_anew();
+        }
+    }
+
+    /// A sign of life: the file's time says when the gateway was last alive.
+    pub(super) fn live(&self) {
+        let _ = self.file.set_modified(SystemTime::now());
+    }
+
+    /// Goes on in a new file, and has the old one written anew without those who left.
+    fn begin_anew(&mut self) {
+        let old = self.path.with_extension("old");
+        // Where the last time is not done yet, it goes on as it is.
+        if old.exists() || fs::rename(&self.path, &old).is_err() {
+            return;
+        }
+        match create(&self.path) {
+            Ok(file) => self.file = file,
+            // The old file is still open and goes on.
+            Err(_) => return drop(fs::rename(&old, &self.path)),
+        }
+        let (base, next) = (self.path.with_extension("base"), self.path.with_extension("next"));
+        let work = move || {
+            let mut online = BTreeMap::new();
+            let done = replay(&base, &mut online)
+                .and_then(|()| replay(&old, &mut online))
+                .and_then(|()| write(&next, &online))
+                .and_then(|()| fs::rename(&next, &base));
+            if done.is_ok() {
+                // Read twice it would say the same.
+                let _ = fs::remove_file(&old);
+            }
+        };
+        // Without a thread the old file stays, and is read all the same.
+        drop(std::thread::Builder::new().name("presence".into()).spawn(work));
+    }
+}
+
+fn write(path: &Path, online: &BTreeMap<String, u64>) -> io::Result<()> {
+    let mut out = BufWriter::new(File::create(path)?);
+    online.iter().try_for_each(|(device, since_ms)| writeln!(out, "+{since_ms} {device}"))?;
+    out.flush()
+}
+
+/// Follows a file's lines; one that is not there has none. It ends at a line that is cut.
+fn replay(path: &Path, online: &mut BTreeMap<String, u64>) -> io::Result<()> {
+    let mut reader = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => BufReader::new(file?),
+    };
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        reader.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)?;
+        let whole = line.strip_suffix(b"\n").and_then(|line| std::str::from_utf8(line).ok());
+        let Some((what, device)) = whole.and_then(|line| line.split_once(' ')) else {
+            return Ok(());
+        };
+        if what == "-" {
+            online.remove(device);
+            continue;
+        }
+        let since = what.strip_prefix('+').and_then(|digits| digits.parse().ok());
+        let Some(since_ms) = since else { return Ok(()) };
+        online.insert(device.to_owned(), since_ms);
+    }
+}
+
+/// The runs before this one, the oldest first.
+fn ended(all: &Path) -> io::Result<Vec<Ended>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(all)? {
+        let dir = entry?.path();
+        let (mut shards, mut at_ms) = (Vec::new(), 0);
+        let Ok(files) = fs::read_dir(&dir) else { continue };
+        for file in files {
+            let path = file?.path();
+            let modified = fs::metadata(&path).and_then(|found| found.modified());
+            at_ms = at_ms.max(modified.map_or(0, unix_ms));
+            shards.push(path.with_extension(""));
+        }
+        shards.sort();
+        shards.dedup();
+        let mut online = BTreeMap::new();
+        for shard in shards {
+            for part in ["base", "old", ""] {
+                replay(&shard.with_extension(part), &mut online)?;
+            }
+        }
+        // A file's time is a little coarse.
+        let at_ms = online.values().copied().max().unwrap_or(0).max(at_ms);
+        found.push(Ended { dir, at_ms, online });
+    }
+    found.sort_by(|a, b| a.dir.cmp(&b.dir));
+    Ok(found)
+}
+
+/// Removes a run's folder once nobody holds this any more, if all that its devices are owed was stored.
+struct Owed {
+    dir: PathBuf,
+    failed: AtomicBool,
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if !self.failed.load(Ordering::Relaxed) {
+            // What stays is said again.
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// Stores that these devices left when the gateway did.
+fn announce(Ended { dir, at_ms, online }: Ended, spool: &Submitter) {
+    let owed = Arc::new(Owed { dir, failed: AtomicBool::new(false) });
+    let mut batch = Batch::new();
+    let submit = |batch: &mut Batch| {
+        let own = Arc::clone(&owed);
+        let done = move |_, durability| {
+            if durability == Durability::Failed {
+                own.failed.store(true, Ordering::Relaxed);
+            }
+        };
+        if spool.submit(std::mem::take(batch), Urgency::Quiet, Box::new(done)).is_err() {
+            owed.failed.store(true, Ordering::Relaxed);
+        }
+    };
+    for (device, since_ms) in &online {
+        let notice = Notice::Offline { reason: Reason::Killed, since_ms: *since_ms };
+        let record = ReadingRef {
+            device,
+            id: notice.id(at_ms),
+            again: false,
+            channel: 0,
+            received_ms: at_ms,
+            measured_ms: at_ms,
+            commit: None,
+            notice: Some(notice),
+            payload: b"",
+        };
+        if !batch.push(&record) {
+            submit(&mut batch);
+            let fits = batch.push(&record);
+            debug_assert!(fits, "an empty batch takes any notice");
+        }
+    }
+    if !batch.is_empty() {
+        submit(&mut batch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_came_and_did_not_go_is_online_whatever_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("7");
+        fs::create_dir(&run).unwrap();
+        let journals = Journals { dir: run.clone() };
+        let (mut first, mut second) = (journals.shard(0).unwrap(), journals.shard(1).unwrap());
+        first.online("pump 7", 5);
+        first.online("valve", 6);
+        first.flush();
+        first.offline("valve");
+        first.flush();
+        second.online("meter", 9);
+        second.flush();
+        let online = |at: &Path| ended(at).unwrap().remove(0).online;
+        let expected = BTreeMap::from([("meter".to_owned(), 9), ("pump 7".to_owned(), 5)]);
+        assert_eq!(online(dir.path()), expected);
+        assert!(ended(dir.path()).unwrap()[0].at_ms > 9, "a time of day");
+        // Written anew, and again with what came meanwhile.
+        first.begin_anew();
+        while run.join("0.old").exists() {
+            std::thread::yield_now();
+        }
+        assert!(run.join("0.base").exists());
+        assert_eq!(online(dir.path()), expected);
+        first.offline("pump 7");
+        first.online("valve", 10);
+        first.flush();
+        let whole = fs::read(run.join("0")).unwrap();
+        let expected = BTreeMap::from([("meter".to_owned(), 9), ("valve".to_owned(), 10)]);
+        assert_eq!(online(dir.path()), expected);
+        for cut in 0..whole.len() {
+            fs::write(run.join("0"), &whole[..cut]).unwrap();
+            assert!(online(dir.path()).contains_key("meter"), "{cut}");
+        }
+    }
+}
