@@ -141,7 +141,7 @@ impl Disk {
         let database = open(&self.path)?;
         let paired =
             is_single(&database).and_then(|single| if single { pair(&database) } else { Ok(()) });
-        paired.map_err(|error| self.failed(error))?;
+        paired.map_err(|error| failed(&self.path, error))?;
         self.database = Some(database);
         Ok(())
     }
