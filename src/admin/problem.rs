@@ -48,10 +48,6 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, error)
     }
 
-    pub(super) fn status(&self) -> StatusCode {
-        self.status.0
-    }
-
     pub(super) fn at(self, device: Option<usize>) -> Self {
         Self { device, ..self }
     }

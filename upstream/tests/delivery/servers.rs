@@ -178,7 +178,15 @@ impl Server {
     }
 
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(&self.program, &self.arguments, self.port);
+        // What a server that was killed leaves running for a moment keeps the next one from its memory.
+        let began = Instant::now();
+        self.child = loop {
+            if let Some(child) = try_spawn(&self.program, &self.arguments, self.port) {
+                break child;
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "it does not start again");
+            std::thread::sleep(Duration::from_millis(50));
+        };
     }
 }
 
@@ -191,14 +199,22 @@ impl Drop for Server {
 }
 
 fn spawn(program: &Path, arguments: &[String], port: u16) -> Child {
+    let spawned = try_spawn(program, arguments, port);
+    spawned.unwrap_or_else(|| panic!("{} ended at once", program.display()))
+}
+
+/// Once it listens; `None` where it ends before.
+fn try_spawn(program: &Path, arguments: &[String], port: u16) -> Option<Child> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     let began = Instant::now();
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(child.try_wait().unwrap().is_none(), "{} ended at once", program.display());
+        if child.try_wait().unwrap().is_some() {
+            return None;
+        }
         assert!(began.elapsed() < Duration::from_secs(30), "{} does not listen", program.display());
         std::thread::sleep(Duration::from_millis(20));
     }
-    child
+    Some(child)
 }
