@@ -46,6 +46,10 @@ struct NotQueued<'a> {
 pub(super) struct Orders(pub(super) Weak<Plane>);
 
 impl Taker for Orders {
+    #[expect(
+        clippy::async_yields_async,
+        reason = "one future ends when the command has its place, the other when it is on disk"
+    )]
     fn take(&self, asked: Asked) -> Pin<Box<dyn Future<Output = Taking> + Send + '_>> {
         let plane = self.0.upgrade();
         Box::pin(async move {
