@@ -145,6 +145,43 @@ fn no_setting_is_ignored() {
     }
 }
 
+/// Each setting in turn: there is another value than the default that is taken, and the gateway would run with it.
+#[test]
+fn every_setting_means_something() {
+    use catalogue::Kind;
+    for setting in catalogue::SETTINGS {
+        let values: Vec<String> = match setting.kind {
+            Kind::Number { min, max, .. } => {
+                let default = setting.default.parse().unwrap_or(min);
+                [min, max, default + 1, default * 2, 61].map(|number| number.to_string()).to_vec()
+            }
+            Kind::PowerOfTwo { max } => vec!["2".into(), max.to_string()],
+            Kind::Blocks { min, max, .. } => vec![min.to_string(), max.to_string()],
+            Kind::Switch => vec!["true".into(), "false".into()],
+            Kind::Address => vec!["\"127.0.0.1:4242\"".into()],
+            Kind::Path => vec!["\"elsewhere\"".into()],
+            Kind::Word(words) => words.iter().map(|word| format!("\"{word}\"")).collect(),
+        };
+        let (table, name) = setting.key.rsplit_once('.').unwrap_or(("", setting.key));
+        // What cannot be given without the others of its table, and what only allows another one.
+        let around = match (table, name) {
+            ("gateway.retiring", _) => "certificate = \"a\"\nkey = \"b\"\nkey_id = 5",
+            ("api", _) => "listen = \"[::1]:1\"\ncertificate = \"a\"\nkey = \"b\"",
+            ("metrics", "allow_remote") => "listen = \"192.0.2.1:1\"",
+            _ => "",
+        };
+        let others: Vec<_> =
+            around.lines().filter(|line| !line.starts_with(&format!("{name} "))).collect();
+        let head = if table.is_empty() { String::new() } else { format!("[{table}]\n") };
+        let with = |line: &str| load(&format!("{head}{}\n{line}\n", others.join("\n")));
+        let before = load(&format!("{head}{around}\n")).ok();
+        let taken = values.iter().any(|value| {
+            with(&format!("{name} = {value}")).is_ok_and(|config| Some(config) != before)
+        });
+        assert!(taken, "{}: none of {values:?} changes anything", setting.key);
+    }
+}
+
 #[test]
 fn flags_and_environment_stand_above_the_file_and_paths_below_the_state() {
     let dir = tempfile::tempdir().unwrap();
