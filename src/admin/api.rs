@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi;
-use utoipa::openapi::OpenApi as Document;
+use utoipa::openapi::{OpenApi as Document, RefOr};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -85,6 +85,8 @@ pub(super) struct Keep {
             Authorization: Bearer names the caller and its role: viewer (look), operator (devices and commands) or \
             admin (everything). A device enrols without one: its enrolment token is in the request.",
     ),
+    // Where only a question names one, nothing else brings it in.
+    components(schemas(super::DeviceState)),
     tags(
         (name = "gateway", description = "How the gateway is"),
         (name = "tokens", description = "Tokens for the API over TLS"),
@@ -132,6 +134,23 @@ impl Plane {
                 "the request failed inside the gateway; this is a bug in duet, please report it";
             Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, text))
         })
+    }
+}
+
+/// Has each answer that says nothing of itself say what its status means: the standard wants a word for each.
+fn describe_answers(document: &mut Document) {
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+        for operation in operations.into_iter().chain([&mut item.patch]).flatten() {
+            for (status, answer) in &mut operation.responses.responses {
+                let RefOr::T(answer) = answer else { continue };
+                let reason =
+                    status.parse().ok().and_then(|code: StatusCode| code.canonical_reason());
+                if answer.description.is_empty() {
+                    answer.description = reason.unwrap_or("Another answer").into();
+                }
+            }
+        }
     }
 }
 
@@ -185,6 +204,7 @@ pub(super) fn router(plane: &Arc<Plane>) -> (Router, Document) {
     document.merge(described);
     let open = open.layer(middleware::from_fn(uncached)).with_state(Arc::clone(plane));
     document.info.version = env!("CARGO_PKG_VERSION").into();
+    describe_answers(&mut document);
     let text: Arc<str> = document.to_json().unwrap_or_default().into();
     let described = move || {
         let text = Arc::clone(&text);

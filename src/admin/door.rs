@@ -68,44 +68,25 @@ pub(super) async fn stopped(mut stopping: Stopping) {
 /// Serves the control socket until the control plane stops. Only the gateway's own user, and root, get in.
 pub(super) async fn socket(listener: UnixListener, router: Router, stopping: Stopping) {
     let own = rustix::process::geteuid().as_raw();
-    let guests = Guests::new(PLACES);
-    let accept = async {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            };
-            let Ok(uid) = stream.peer_cred().map(|peer| peer.uid()) else { continue };
-            if uid != own && uid != 0 {
-                continue;
-            }
-            let Some(guest) = guests.enter() else { continue };
-            let (router, stopping) = (router.clone(), stopping.clone());
-            tokio::spawn(async move {
-                serve(stream, guest, Door::Socket { uid }, router, None, stopping).await;
-            });
-        }
+    let meet = async || {
+        let (stream, _) = listener.accept().await?;
+        // One whose user cannot be told has gone.
+        let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+        Ok(uid.filter(|uid| *uid == own || *uid == 0).map(|uid| (stream, uid)))
     };
-    until(accept, &guests, stopping.clone()).await;
+    let host = |(stream, uid), guest| {
+        serve(stream, guest, Door::Socket { uid }, router.clone(), None, stopping.clone())
+    };
+    admit(meet, host, stopping.clone()).await;
 }
 
 /// Serves metrics and health until the control plane stops.
 pub(super) async fn plain(listener: TcpListener, router: Router, stopping: Stopping) {
-    let guests = Guests::new(PLACES);
-    let accept = async {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            };
-            let Some(guest) = guests.enter() else { continue };
-            let (router, stopping) = (router.clone(), stopping.clone());
-            tokio::spawn(async move {
-                serve(stream, guest, Door::Plain, router, Some(HEAD_LIMIT), stopping).await;
-            });
-        }
+    let meet = async || Ok(Some(listener.accept().await?.0));
+    let host = |stream, guest| {
+        serve(stream, guest, Door::Plain, router.clone(), Some(HEAD_LIMIT), stopping.clone())
     };
-    until(accept, &guests, stopping.clone()).await;
+    admit(meet, host, stopping.clone()).await;
 }
 
 /// Serves the API over TLS until the control plane stops.
@@ -115,38 +96,49 @@ pub(super) async fn tls(
     router: Router,
     stopping: Stopping,
 ) {
+    let meet = async || Ok(Some(listener.accept().await?));
+    let host = |(stream, peer), guest: Guest| {
+        let (router, stopping) = (router.clone(), stopping.clone());
+        let acceptor = acceptor.borrow().clone();
+        async move {
+            let seat = Arc::clone(guest.seat());
+            let stream = tokio::select! {
+                met = tokio::time::timeout(HEAD_LIMIT, acceptor.accept(stream)) => met,
+                () = seat.asked_to_leave() => return,
+                () = stopped(stopping.clone()) => return,
+            };
+            // A stranger that breaks off or dawdles is its own concern.
+            if let Ok(Ok(stream)) = stream {
+                serve(stream, guest, Door::Tls { peer }, router, Some(HEAD_LIMIT), stopping).await;
+            }
+        }
+    };
+    admit(meet, host, stopping.clone()).await;
+}
+
+/// Serves whomever `meet` lets in and a place is found for, until the control plane stops; then waits for requests under
+/// way.
+async fn admit<S, H: Future<Output = ()> + Send + 'static>(
+    meet: impl AsyncFn() -> io::Result<Option<S>>,
+    host: impl Fn(S, Guest) -> H,
+    stopping: Stopping,
+) {
     let guests = Guests::new(PLACES);
     let accept = async {
         loop {
-            let Ok((stream, peer)) = listener.accept().await else {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            };
-            let Some(guest) = guests.enter() else { continue };
-            let (router, stopping) = (router.clone(), stopping.clone());
-            let acceptor = acceptor.borrow().clone();
-            tokio::spawn(async move {
-                let seat = Arc::clone(guest.seat());
-                let stream = tokio::select! {
-                    met = tokio::time::timeout(HEAD_LIMIT, acceptor.accept(stream)) => met,
-                    () = seat.asked_to_leave() => return,
-                    () = stopped(stopping.clone()) => return,
-                };
-                // A stranger that breaks off or dawdles is its own concern.
-                if let Ok(Ok(stream)) = stream {
-                    let door = Door::Tls { peer };
-                    serve(stream, guest, door, router, Some(HEAD_LIMIT), stopping).await;
+            match meet().await {
+                Ok(Some(stream)) => {
+                    if let Some(guest) = guests.enter() {
+                        tokio::spawn(host(stream, guest));
+                    }
                 }
-            });
+                Ok(None) => {}
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
         }
     };
-    until(accept, &guests, stopping.clone()).await;
-}
-
-/// Accepts until the control plane stops, then waits for requests under way.
-async fn until(accept: impl Future<Output = Infallible>, guests: &Arc<Guests>, stopping: Stopping) {
     tokio::select! {
-        never = accept => match never {},
+        () = accept => {}
         () = stopped(stopping) => {}
     }
     let gone = async {

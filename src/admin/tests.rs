@@ -471,6 +471,14 @@ async fn every_endpoint_denies_whoever_may_not() {
     let (router, document) = api::router(&plane);
     let document = serde_json::to_value(&document).unwrap();
     assert_eq!(document["openapi"].as_str().map(|version| &version[..2]), Some("3."));
+    let operations = document["paths"].as_object().unwrap().values();
+    let operations = operations.flat_map(|item| item.as_object().unwrap().values());
+    for answers in operations.filter_map(|operation| operation["responses"].as_object()) {
+        for (status, answer) in answers {
+            let said = answer["description"].as_str().is_some_and(|text| !text.is_empty());
+            assert!(said, "{status}: {answer}");
+        }
+    }
     let mut endpoints = vec![("GET".to_owned(), "/openapi.json".to_owned())];
     for (path, methods) in document["paths"].as_object().unwrap() {
         for method in methods.as_object().unwrap().keys() {

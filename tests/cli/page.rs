@@ -2,13 +2,16 @@
 //! dark; and whatever it is told, it stays text.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::UdpSocket;
-use std::path::Path;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::json;
 
 use crate::browser::Browser;
-use crate::world::{Gateway, Scratch};
+use crate::world::{Gateway, Scratch, text};
 use crate::{P256, has_openssl};
 
 /// A gateway with the API over TLS, a fleet, an upstream that is far behind, and noise.
@@ -71,6 +74,9 @@ fn the_page_shows_the_gateway_to_whoever_has_a_token() {
     );
     browser.until("document.getElementById('devices-said').textContent === '9 found.'");
     browser.until("document.getElementById('devices').innerText.includes('revoked')");
+    let axe =
+        npm("axe-core/axe.min.js", "what keeps people from using the page is looked for by axe");
+    axe.iter().for_each(|axe| drop(browser.ask(&fs::read_to_string(axe).unwrap())));
     let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
     for (width, dark, name) in [
         (375, false, ""),
@@ -82,6 +88,10 @@ fn the_page_shows_the_gateway_to_whoever_has_a_token() {
         browser.look(width, 900, dark);
         // What is too wide is scrolled in a box of its own.
         browser.until("document.scrollingElement.scrollWidth <= window.innerWidth");
+        if axe.is_some() {
+            let excluded = barriers(&mut browser);
+            assert_eq!(excluded, "", "{width} pixels, dark: {dark}");
+        }
         let photograph = browser.photograph();
         assert!(photograph.len() > 10_000, "{width}: {} bytes", photograph.len());
         if !name.is_empty() && std::env::var_os("DUET_WRITE_DOCS").is_some() {
@@ -105,6 +115,53 @@ fn the_page_shows_the_gateway_to_whoever_has_a_token() {
     scratch.good(&["token", "revoke", "me"]);
     browser.open(&format!("https://{}/", gateway.api));
     browser.until("document.getElementById('login-said')?.textContent.includes('not valid')");
+}
+
+/// What axe finds wrong with the page as it is.
+fn barriers(browser: &mut Browser) -> String {
+    browser.ask(
+        "window.found = undefined;
+        axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) => {
+            window.found = violations.map(({ id, help, nodes }) =>
+                `${id}: ${help}: ${nodes.map(({ target, failureSummary }) => target + failureSummary).join(', ')}`
+            ).join('\\n');
+        }); 0",
+    );
+    browser.until("window.found !== undefined");
+    browser.ask("window.found").as_str().unwrap().to_owned()
+}
+
+/// A file of what `scripts/fetch-npm` brings; says what is not tested without it.
+fn npm(file: &str, what: &str) -> Option<PathBuf> {
+    let found = std::env::var_os("DUET_NPM").map(|place| Path::new(&place).join(file));
+    if found.is_none() {
+        eprintln!("SKIPPED: {what}, where DUET_NPM says what scripts/fetch-npm has brought");
+    }
+    found
+}
+
+#[test]
+fn the_description_of_the_api_is_what_the_standard_wants() {
+    let what = "the API's description is validated";
+    let Some(validator) = npm(".bin/validate-api", what) else { return };
+    let scratch = Scratch::initialised();
+    let _gateway = scratch.run();
+    let mut socket = UnixStream::connect(scratch.state().join("control.sock")).unwrap();
+    write!(socket, "GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let (_, document) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(document.contains("/v1/devices"), "{answer}");
+    let validate = |document: &str| {
+        let path = scratch.path("openapi.json");
+        fs::write(&path, document).unwrap();
+        let output = Command::new(&validator).arg(&path).output().unwrap();
+        (output.status.success(), text(&output.stdout))
+    };
+    let (valid, said) = validate(document);
+    assert!(valid && said.contains("\"valid\": true"), "{said}");
+    let (_, said) = validate(&document.replacen("\"responses\"", "\"answers\"", 1));
+    assert!(said.contains("\"valid\": false"), "the validator must find something: {said}");
 }
 
 #[test]

@@ -76,6 +76,102 @@ fn every_secret_that_others_can_read_is_refused_with_its_remedy() {
     scratch.run().stop("-TERM");
 }
 
+/// Runs a gateway after these lines of a shell, in namespaces of its own; what it says on standard error.
+fn refused(scratch: &Scratch, lines: &str, how: &[&str]) -> String {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c"]).arg(format!("{lines}\nexec \"$0\" \"$@\""));
+    command.args(how).arg(env!("CARGO_BIN_EXE_duet"));
+    command.args([
+        "--state",
+        "state",
+        "run",
+        "--listen",
+        "127.0.0.1:0",
+        "--metrics",
+        "127.0.0.1:0",
+    ]);
+    let output = command.current_dir(scratch.dir.path()).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+    text(&output.stderr)
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_written_to_is_told_with_its_remedy() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!(
+            "SKIPPED: a state directory of another user, or on a file system that is read-only: must be root"
+        );
+        return;
+    }
+    let scratch = Scratch::initialised();
+    let read_only =
+        "set -e; mount --make-rprivate /; mount --bind state state; mount -o remount,bind,ro state";
+    let said = refused(&scratch, read_only, &[]);
+    assert!(said.contains("registry.redb") && said.contains("remount,rw"), "{said}");
+    // Of another user, as after a copy by root; the test's own directory is closed to others, too.
+    fs::set_permissions(scratch.dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let said = refused(&scratch, "", &nobody);
+    assert!(said.contains("duet.toml") && said.contains("chown -R 65534"), "{said}");
+    fs::set_permissions(scratch.state(), fs::Permissions::from_mode(0o711)).unwrap();
+    let said = refused(&scratch, "", &nobody);
+    assert!(said.contains("gateway.key") && said.contains("chown -R 65534"), "{said}");
+    // Neither has harmed it.
+    fs::set_permissions(scratch.state(), fs::Permissions::from_mode(0o700)).unwrap();
+    scratch.run().stop("-TERM");
+}
+
+#[test]
+fn what_lies_in_the_sockets_place_is_named_and_what_a_killed_gateway_left_there_is_not_in_the_way()
+{
+    let scratch = Scratch::initialised();
+    let mut killed = scratch.run();
+    killed.child.kill().unwrap();
+    killed.child.wait().unwrap();
+    assert!(scratch.state().join("control.sock").exists());
+    scratch.run().stop("-TERM");
+    for is_directory in [false, true] {
+        let place = scratch.state().join("control.sock");
+        let _ = fs::remove_file(&place);
+        if is_directory {
+            fs::create_dir(&place).unwrap()
+        } else {
+            fs::write(&place, "x").unwrap()
+        }
+        let said = scratch.bad(&["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
+        assert!(
+            said.contains("control.sock") && said.contains("no socket is in its place"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_gateway_needs_neither_proc_nor_many_descriptors() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: a system without /proc: must be root");
+        return;
+    }
+    let scratch = Scratch::initialised();
+    let script = format!(
+        "set -e; ulimit -n 64; mount --make-rprivate /; umount -l /proc\nexec {} \"$@\"",
+        env!("CARGO_BIN_EXE_duet")
+    );
+    let mut child = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script, "duet", "--state", "state", "run"])
+        .args(["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+        .current_dir(scratch.dir.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let runs = lines.any(|line| line.unwrap() == "running");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success() && runs);
+}
+
 #[test]
 fn the_shipped_unit_is_one_and_never_gives_up() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/duet.service");

@@ -27,8 +27,8 @@ struct Booted {
 }
 
 impl Booted {
-    /// Boots one for a directory as `boot.sh` wants it; why it cannot be.
-    fn new(dir: &Path) -> Result<Self, String> {
+    /// Boots one for a directory as `boot.sh` wants it, with a network of its own if `net`; why it cannot be.
+    fn new(dir: &Path, net: bool) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("must be root".into());
         }
@@ -43,6 +43,7 @@ impl Booted {
         let child = Command::new("sh")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gateway/boot.sh"))
             .args([dir, Path::new(DUET)])
+            .args(net.then_some("--net"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -70,6 +71,17 @@ impl Booted {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.init, "-m", "-p", "-C", "systemctl"]).args(arguments);
         String::from_utf8(command.output().unwrap().stdout).unwrap()
+    }
+
+    /// What a line of a shell says there, which must succeed.
+    fn line(&self, line: &str) -> String {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.init, "-m", "-p", "-C", "-n", "sh", "-c"]);
+        let output = command.arg(format!("cd /run/said; {line}")).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8(said).unwrap();
+        assert!(output.status.success(), "{line}: {said}\n{}", self.said());
+        said
     }
 
     fn property(&self, name: &str) -> String {
@@ -128,10 +140,12 @@ impl Drop for Booted {
     }
 }
 
-/// The only units there are: the shipped one, and targets that it names.
-fn units(dir: &Path) {
+/// The only units there are: the shipped one, with `more` settings, and targets that it names.
+fn units(dir: &Path, more: &str) {
+    for name in ["units", "said", "lib"] {
+        fs::create_dir(dir.join(name)).unwrap();
+    }
     let units = dir.join("units");
-    fs::create_dir(&units).unwrap();
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/duet.service");
     fs::copy(shipped, units.join("duet.service")).unwrap();
     for name in
@@ -140,11 +154,11 @@ fn units(dir: &Path) {
         let target = units.join(format!("{name}.target"));
         fs::write(target, format!("[Unit]\nDescription={name}\n")).unwrap();
     }
-    // What a test has to have otherwise: other addresses, less patience, and a log that it can read.
-    let more = "[Service]\nEnvironment=DUET__LISTEN=127.0.0.1:0 DUET__METRICS__LISTEN=127.0.0.1:0\nWatchdogSec=5\n\
-        RestartSec=100ms\nStandardOutput=append:/run/said/log\nStandardError=append:/run/said/log\n";
+    // There is no journal, and the test wants to read what is said.
+    let log = "StandardOutput=append:/run/said/log\nStandardError=append:/run/said/log";
     fs::create_dir(units.join("duet.service.d")).unwrap();
-    fs::write(units.join("duet.service.d/test.conf"), more).unwrap();
+    fs::write(units.join("duet.service.d/test.conf"), format!("[Service]\n{log}\n{more}\n"))
+        .unwrap();
 }
 
 /// Puts a certificate of the gateway in place that is valid in so many seconds from now.
@@ -176,14 +190,14 @@ fn the_shipped_unit_outlives_whatever_happens_to_it() {
     let scratch = Scratch::new();
     let identity = scratch.identity(1, PROFILE);
     let dir = scratch.0.path().to_owned();
-    units(&dir);
-    fs::create_dir(dir.join("said")).unwrap();
-    fs::create_dir(dir.join("lib")).unwrap();
+    // Other addresses and less patience.
+    let more = "Environment=DUET__LISTEN=127.0.0.1:0 DUET__METRICS__LISTEN=127.0.0.1:0\nWatchdogSec=5\nRestartSec=100ms";
+    units(&dir, more);
     DirBuilder::new().mode(0o700).create(dir.join("lib/private")).unwrap();
     fs::rename(scratch.state(), dir.join("lib/private/duet")).unwrap();
     symlink("lib/private/duet", scratch.state()).unwrap();
     certificate(&scratch, 4);
-    let booted = match Booted::new(&dir) {
+    let booted = match Booted::new(&dir, false) {
         Ok(booted) => booted,
         Err(why) => {
             eprintln!("SKIPPED: the unit under systemd: {why}");
@@ -235,6 +249,41 @@ fn the_shipped_unit_outlives_whatever_happens_to_it() {
     assert!(done, "{stored}");
     for payload in ["first", "after a restart", "KILL", "STOP"] {
         assert_eq!(stored.matches(&format!("\"{payload}\"")).count(), 1, "{stored}");
+    }
+}
+
+/// The lines of `docs/operating.md` from the package to a reading, as they stand there.
+#[test]
+fn the_documents_lines_lead_from_the_package_to_a_reading() {
+    let document =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating.md"));
+    let document = document.unwrap();
+    let (_, lines) = document.split_once("From the package to a reading").unwrap();
+    let (lines, _) = lines.split_once("```sh\n").unwrap().1.split_once("```").unwrap();
+    let mut lines = lines.lines();
+    assert!(lines.next().unwrap().contains("apt install"), "here the program lies there already");
+    let dir = tempfile::tempdir().unwrap();
+    units(dir.path(), "");
+    let booted = match Booted::new(dir.path(), true) {
+        Ok(booted) => booted,
+        Err(why) => {
+            eprintln!("SKIPPED: the documents' lines under systemd: {why}");
+            return;
+        }
+    };
+    let mut said = String::new();
+    for line in lines {
+        let line = line.replace("sudo ", "");
+        let began = Instant::now();
+        // Metrics are published every second.
+        while line.starts_with("curl") && !booted.line(&line).contains("} 1\n") {
+            assert!(began.elapsed() < PATIENCE, "{}", booted.line(&line));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        said.push_str(&booted.line(&line));
+    }
+    for part in ["stored: hello", "boiler-1", "21.5", "1 devices", "} 1\n"] {
+        assert!(said.contains(part), "no {part:?} in {said}");
     }
 }
 
