@@ -17,6 +17,7 @@ mod cursor;
 mod encode;
 mod letters;
 mod link;
+mod named;
 mod orders;
 mod park;
 mod report;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::batch::Range;
 use crate::encode::{Encoder, Format, Payload};
+use crate::named;
 use crate::source::{Reading, SpoolId};
 
 /// The file that an upstream's parked readings go to; made when the first one comes.
@@ -42,7 +43,8 @@ impl Parked {
         line.extend_from_slice(b",\"answer\":");
         serde_json::to_writer(&mut line, answer)?;
         line.extend_from_slice(b"}\n");
-        if self.file.is_none() {
+        // A person may have taken it away to look at it.
+        if !self.file.as_ref().is_some_and(|file| named::is_at(file, &self.path)) {
             let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
             if let Some(dir) = self.path.parent() {
                 File::open(dir)?.sync_all()?;
@@ -86,5 +88,9 @@ mod tests {
             );
         }
         assert_eq!(text.lines().count(), 2);
+        // Somebody has taken it away while the gateway runs.
+        std::fs::rename(parked.path(), dir.path().join("seen")).unwrap();
+        parked.add(SpoolId([2; 16]), 2, &reading, "no").unwrap();
+        assert_eq!(std::fs::read_to_string(parked.path()).unwrap().lines().count(), 1);
     }
 }

@@ -3,7 +3,8 @@
 //! An answer is given after the sync: what is acknowledged survives a power cut. A file is ended at
 //! a size or an age, and only ended files have a name without `.part`: whoever takes those away
 //! takes whole ones. A `.part` that a kill left is cut after its last whole line and gone on with.
-//! Its last index says where to begin, so that nothing stands in the files twice after a kill either.
+//! Its last index says where to begin, so that nothing stands in the files twice after a kill either. What went into a
+//! `.part` that somebody has taken away meanwhile is not acknowledged: nobody would find it.
 //!
 //! The thread here may wait for the disk; the one that all upstreams share must not.
 
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{Answer, Cause, Failure, Known, Link, Local, Message};
+use crate::named;
 use crate::source::SpoolId;
 
 /// How much is written before a sync.
@@ -187,6 +189,15 @@ impl Files {
                 let _ = part.file.set_len(part.synced);
                 return Err(failed("writing", &part.path, &error));
             }
+        }
+        if !named::is_at(&part.file, &part.path) {
+            let text = format!(
+                "{} was removed or replaced while it was written to: what it held is gone from {}; readings that were not yet \
+                 acknowledged go into a new file",
+                part.path.display(),
+                self.dir.display()
+            );
+            return Err(Failure::new(Cause::File, text));
         }
         let due = part.synced >= self.bytes;
         self.part = Some(part);

@@ -92,3 +92,23 @@ fn a_directory_that_cannot_be_made_is_told_and_waited_for() {
     fs::create_dir(world.state().join("mount")).unwrap();
     world.until_empty();
 }
+
+/// A file that somebody takes away while it is written to, alone or with its directory, takes nothing with it that is
+/// acknowledged later.
+#[test]
+fn a_part_that_is_removed_while_it_is_written_to_is_noticed() {
+    let mut world = World::new(10, SETTINGS);
+    world.start();
+    world.until("the first ten", |report| report.next == 10);
+    fs::remove_file(&files(&world)[0]).unwrap();
+    world.push(10..20);
+    world.until("the next ten", |report| report.next == 20);
+    assert_eq!(indices(&lines(&world)), (10..20).collect::<Vec<_>>());
+    let said = world.said.lock().unwrap().join("\n");
+    assert!(said.contains("removed or replaced"), "{said}");
+    let out = world.state().join("out");
+    fs::rename(&out, world.state().join("elsewhere")).unwrap();
+    world.push(20..30);
+    world.until("the last ten", |report| report.next == 30);
+    assert_eq!(indices(&lines(&world)), (20..30).collect::<Vec<_>>());
+}
