@@ -109,6 +109,7 @@ async fn options(
             });
     let credentials = &upstream.credentials;
     if let Some(path) = &credentials.credentials_file {
+        net::private(path)?;
         options = options.credentials_file(path).await.map_err(|error| {
             Failure::new(Cause::Credentials, format!("{}: {error}", path.display()))
         })?;

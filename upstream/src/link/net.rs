@@ -2,6 +2,7 @@
 //! for each connection, so that a new one counts without a restart.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,13 +24,29 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
+/// The length of a file with a secret, which only its owner may use.
+pub(crate) fn private(path: &Path) -> Result<u64, Failure> {
+    let failed = |why: &dyn std::fmt::Display| {
+        Failure::new(Cause::Credentials, format!("{}: {why}", path.display()))
+    };
+    let found = std::fs::metadata(path).map_err(|error| failed(&error))?;
+    if !found.is_file() {
+        return Err(failed(&"not a file"));
+    }
+    let mode = found.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let why = format_args!("mode {mode:04o} lets others use the secret; run `chmod 600` on it");
+        return Err(failed(&why));
+    }
+    Ok(found.len())
+}
+
 /// A secret from its file, without the line's end.
 pub(crate) fn secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(Cause::Credentials, format!("{}: {error}", path.display()))
     };
-    let length = std::fs::metadata(path).map_err(|error| failed(&error))?.len();
-    if length > SECRET_MAX {
+    if private(path)? > SECRET_MAX {
         return Err(failed(&"longer than any secret"));
     }
     let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| failed(&error))?;
@@ -100,6 +117,7 @@ pub(crate) fn client_config(tls: &Tls) -> Result<ClientConfig, Failure> {
         None => Ok(builder.with_no_client_auth()),
         Some((certificate, key)) => {
             let chain = certificates(certificate)?;
+            private(key)?;
             let secret = PrivateKeyDer::from_pem_file(key)
                 .map_err(|error| failed(format!("{}: {error}", key.display())))?;
             builder.with_client_auth_cert(chain, secret).map_err(|error| {

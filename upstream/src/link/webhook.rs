@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER,
@@ -137,13 +138,19 @@ impl Link for Webhook {
                     Ok(response) => Response::into_parts(response),
                     Err(error) => return lost(&error),
                 };
-                let body = match Limited::new(body, ANSWER_MAX).collect().await {
-                    Ok(body) => body.to_bytes(),
+                let Body { begin, is_whole } = match read(body).await {
+                    Ok(body) => body,
                     Err(error) => return lost(&error),
                 };
-                idle.borrow_mut().push(sender);
+                if is_whole {
+                    idle.borrow_mut().push(sender);
+                } else if head.status.is_success() && format == Format::Otlp {
+                    return lost(&format_args!(
+                        "the answer is longer than {ANSWER_MAX} bytes, so what was rejected cannot be known"
+                    ));
+                }
                 let after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-                judge(&at, head.status, after, &body, format)
+                judge(&at, head.status, after, &begin, format)
             });
             Ok(answer)
         })
@@ -155,6 +162,27 @@ impl Link for Webhook {
             self.address.authority()
         )
     }
+}
+
+/// As much of an answer's body as is read.
+struct Body {
+    begin: Vec<u8>,
+    /// Whether that is all of it; otherwise the connection is of no more use.
+    is_whole: bool,
+}
+
+/// Reads a body, as far as anybody looks at it: receivers that send back what they got send more than that.
+async fn read(mut body: Incoming) -> Result<Body, hyper::Error> {
+    let mut begin = Vec::new();
+    while let Some(frame) = body.frame().await.transpose()? {
+        let data = frame.into_data().unwrap_or_default();
+        let room = ANSWER_MAX - begin.len();
+        begin.extend_from_slice(data.get(..room).unwrap_or(&data));
+        if data.len() > room {
+            return Ok(Body { begin, is_whole: false });
+        }
+    }
+    Ok(Body { begin, is_whole: true })
 }
 
 /// What an HTTP answer means.

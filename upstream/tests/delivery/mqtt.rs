@@ -188,7 +188,7 @@ fn each_setting_that_is_wrong_gives_a_clear_message() {
     }
     for (settings, expected) in cases {
         let mut world = World::new(10, &settings);
-        std::fs::write(world.state().join("password"), "wrong\n").unwrap();
+        world.secret("password", "wrong\n");
         world.start();
         let report = world.until(expected, |report| report.problem.is_some());
         let problem = report.problem.unwrap();

@@ -158,8 +158,8 @@ fn each_setting_that_is_wrong_gives_a_clear_message_and_the_backlog_waits() {
         ("subject = \"s\"\ncredentials_file = \"right\"".to_owned(), "right"),
     ] {
         let mut world = World::new(10, &settings(port, &more));
-        std::fs::write(world.state().join("right"), "right\n").unwrap();
-        std::fs::write(world.state().join("wrong"), "wrong\n").unwrap();
+        world.secret("right", "right\n");
+        world.secret("wrong", "wrong\n");
         world.start();
         let report = world.until(expected, |report| report.problem.is_some());
         let problem = report.problem.unwrap();

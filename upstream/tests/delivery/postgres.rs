@@ -71,8 +71,8 @@ fn settings(port: u16, more: &str) -> String {
 
 fn world(readings: u32, settings: &str) -> World {
     let world = World::new(readings, settings);
-    fs::write(world.state().join("password"), format!("{PASSWORD}\n")).unwrap();
-    fs::write(world.state().join("wrong"), "wrong\n").unwrap();
+    world.secret("password", &format!("{PASSWORD}\n"));
+    world.secret("wrong", "wrong\n");
     world
 }
 
@@ -284,7 +284,7 @@ fn each_setting_that_is_wrong_gives_a_clear_message_and_the_backlog_waits() {
         .replace("user = \"postgres\"", "user = \"guest\"")
         .replace("\"password\"", "\"guest\"");
     let mut world = world(10, &guest);
-    fs::write(world.state().join("guest"), "right\n").unwrap();
+    world.secret("guest", "right\n");
     eye.run("REVOKE CREATE ON SCHEMA public FROM PUBLIC");
     world.start();
     let report = world.until("the problem", |report| report.problem.is_some());

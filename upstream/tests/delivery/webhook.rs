@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use crate::hook::{Hook, OK, Reply};
@@ -8,7 +9,7 @@ use crate::world::{World, indices, whole_and_in_order};
 fn everything_arrives_once_in_order_and_each_batch_says_what_was_before() {
     let hook = Hook::new(|_| OK);
     let mut world = World::new(1_000, &hook.settings("token_file = \"token\"\n"));
-    fs::write(world.state().join("token"), "secret\n").unwrap();
+    world.secret("token", "secret\n");
     world.start();
     world.until_empty();
     // What comes later, and a restart in between.
@@ -235,4 +236,35 @@ fn each_setting_that_is_wrong_gives_one_clear_message_and_the_backlog_waits() {
         assert_eq!(world.said.lock().unwrap().len(), 1, "{:?}", world.said.lock().unwrap());
     }
     assert!(hook.taken().is_empty());
+}
+
+/// Whoever sends back what he got, and more, has got it all the same.
+#[test]
+fn a_long_answer_is_an_answer() {
+    let long: &'static str = Box::leak("x".repeat(300_000).into_boxed_str());
+    let hook = Hook::new(move |_| Reply::Status(200, "", long));
+    let mut world = World::new(1_000, &hook.settings("in_flight = 2\n"));
+    world.start();
+    let report = world.until_empty();
+    assert_eq!((report.parked, report.problem), (0, None));
+    let mut arrived = indices(&hook.lines());
+    arrived.sort_unstable();
+    assert_eq!(arrived, (0..1_000).collect::<Vec<_>>());
+}
+
+/// What lets others than the owner read a secret is refused before anybody is told it.
+#[test]
+fn a_secret_that_others_can_read_is_not_used() {
+    let hook = Hook::new(|_| OK);
+    let mut world = World::new(10, &hook.settings("token_file = \"token\"\n"));
+    let token = world.state().join("token");
+    fs::write(&token, "secret\n").unwrap();
+    let mode = |mode| fs::set_permissions(&token, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o644);
+    world.start();
+    let problem = world.until("the problem", |report| report.problem.is_some()).problem.unwrap();
+    assert!(problem.contains("mode 0644") && problem.contains("chmod 600"), "{problem}");
+    assert!(hook.taken().is_empty());
+    mode(0o600);
+    world.until_empty();
 }

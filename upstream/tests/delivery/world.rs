@@ -1,6 +1,8 @@
 //! A source in memory, running upstreams, and what arrived.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -48,6 +50,13 @@ impl World {
 
     pub(crate) fn state(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// A file in the state directory that its owner alone may read.
+    pub(crate) fn secret(&self, name: &str, text: &str) {
+        let path = self.state().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     pub(crate) fn start(&mut self) {
