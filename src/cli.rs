@@ -26,6 +26,7 @@ mod identities;
 mod init;
 mod life;
 mod log;
+mod output;
 mod papers;
 mod reload;
 mod restore;

@@ -6,14 +6,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use duet::config::Overrides;
 use duet::delivery::{
     self, Cursor, End, Event, Filter, Hold, Overview, SpoolError, Trimmed, Verified,
 };
 
-use super::{Format, Place};
+use super::{Format, Place, output};
 
 mod since;
 
@@ -144,6 +144,9 @@ impl Cat {
     fn run(self, dir: &Path, out: &mut BufWriter<StdoutLock<'_>>) -> Result<()> {
         let Self { format: Output::Ndjson, from, device, since, limit, follow, cursor, commit } =
             self;
+        if commit && output::is_closed()? {
+            bail!("standard output is closed, so nobody would have the readings; the cursor stays");
+        }
         let mut cursor = cursor.map(|name| open(dir, &name, None)).transpose()?;
         let from = cursor.as_ref().map(Cursor::index).or(from);
         let filter = Filter { from, device, since_ms: since, limit, follow };

@@ -13,8 +13,8 @@ use duet::admin::{Client, Role};
 use duet::identity::{Utc, now_s};
 use zeroize::Zeroizing;
 
-use super::Format;
 use super::control::audited;
+use super::{Format, output};
 
 /// Tokens for the API over TLS
 #[derive(Subcommand)]
@@ -77,8 +77,15 @@ impl Token {
         let mut out = io::stdout().lock();
         match self {
             Self::Add { name, role, expires } => {
+                if output::is_closed()? {
+                    bail!("standard output is closed, so the token would be lost; none was made");
+                }
                 let token = add(state, &name, role, expires)?;
-                writeln!(out, "{}", *token)?;
+                if let Err(error) = writeln!(out, "{}", *token).and_then(|()| out.flush()) {
+                    // A token that nobody has is of no use to anybody but a thief of this output.
+                    revoke(state, &name)?;
+                    bail!("standard output: {error}; the token was ended again");
+                }
                 if io::stdout().is_terminal() {
                     eprintln!("this token is kept nowhere: copy it now");
                 }
@@ -91,13 +98,7 @@ impl Token {
                 print(&mut out, &tokens, format)?;
             }
             Self::Revoke { name } => {
-                let ended = match Client::connect(state)? {
-                    Some(mut client) => client.revoke_token(&name)?,
-                    None => {
-                        let ended = Tokens::open(state)?.revoke(&name.parse()?);
-                        audited(state, &format!("DELETE /v1/tokens/{name}"), ended)??
-                    }
-                };
+                let ended = revoke(state, &name)?;
                 writeln!(out, "revoked {}", ended.name)?;
             }
         }
@@ -116,6 +117,14 @@ fn add(state: &Path, name: &str, role: Role, expires: Duration) -> Result<Zeroiz
     let now_s = now_s();
     let added = Tokens::open(state)?.add(name.parse()?, role, now_s, now_s + i64::from(valid_s));
     Ok(audited(state, "POST /v1/tokens", added)??)
+}
+
+fn revoke(state: &Path, name: &str) -> Result<TokenInfo> {
+    if let Some(mut client) = Client::connect(state)? {
+        return Ok(client.revoke_token(name)?);
+    }
+    let ended = Tokens::open(state)?.revoke(&name.parse()?);
+    Ok(audited(state, &format!("DELETE /v1/tokens/{name}"), ended)??)
 }
 
 fn print(out: &mut impl Write, tokens: &[TokenInfo], format: Format) -> Result<()> {

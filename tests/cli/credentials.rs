@@ -189,3 +189,23 @@ fn nothing_is_registered_whose_credential_was_not_delivered() {
     let _gateway = scratch.run();
     round(&scratch);
 }
+
+#[test]
+fn no_token_is_left_that_nobody_has() {
+    let scratch = Scratch::initialised();
+    let attempts = |name: &str| {
+        let add = scratch.command(&["token", "add", name, "--role", "admin"]);
+        for output in ["exec \"$@\" >&-", "exec \"$@\" >/dev/full"] {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", output, "sh"]).arg(add.get_program()).args(add.get_args());
+            let refused = shell.current_dir(scratch.dir.path()).output().unwrap();
+            assert_eq!(refused.status.code(), Some(1), "{output}: {}", text(&refused.stderr));
+            let listed = scratch.good(&["token", "list", "--format", "json"]);
+            assert_eq!(listed, "", "{output}");
+        }
+    };
+    attempts("offline");
+    let gateway = scratch.run();
+    attempts("online");
+    gateway.stop("-TERM");
+}

@@ -36,6 +36,12 @@ fn a_script_stores_and_forwards_by_a_cursor() {
     let refused = program.command(&next).stdout(full).output().unwrap();
     assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stderr));
     assert!(program.good(&["spool", "list"]).contains("script at 0, 10 behind"));
+    let mut closed = std::process::Command::new("sh");
+    let cat = program.command(&next);
+    closed.args(["-c", "exec \"$@\" >&-", "sh"]).arg(cat.get_program()).args(cat.get_args());
+    let refused = closed.output().unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert!(program.good(&["spool", "list"]).contains("script at 0, 10 behind"));
     program.good(&["spool", "cursor", "remove", "script"]);
     assert!(!program.good(&["spool", "list"]).contains("script"));
     assert!(program.bad(&["spool", "cursor", "remove", "script"]).contains("does not exist"));

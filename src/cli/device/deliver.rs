@@ -3,15 +3,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use duet::admin::ClientError;
 use duet::identity;
-use rustix::fs::{OFlags, fcntl_getfl, fsync, syncfs};
+use rustix::fs::{fsync, syncfs};
 use zeroize::Zeroizing;
+
+use crate::cli::output;
 
 /// Writes one line to standard output.
 pub(super) fn say(line: &str) -> Result<()> {
@@ -34,7 +35,7 @@ impl<'a> To<'a> {
             None if secret && io::stdout().is_terminal() => {
                 bail!("the registration key is not printed on a terminal: give --out FILE")
             }
-            None if secret && is_closed()? => {
+            None if secret && output::is_closed()? => {
                 bail!(
                     "standard output is closed, so the registration key would be lost: give --out FILE"
                 )
@@ -148,16 +149,4 @@ fn is_unknown(error: &anyhow::Error) -> bool {
         Some(ClientError::Refused(_)) | None => false,
         Some(ClientError::Control(_) | ClientError::Answer) => true,
     }
-}
-
-/// Whether the program was started without a standard output. Its runtime has put `/dev/null` in the place then, for
-/// reading and writing; whoever redirects output there opens it for writing alone.
-fn is_closed() -> io::Result<bool> {
-    let out = io::stdout();
-    let file = File::from(out.as_fd().try_clone_to_owned()?);
-    let found = file.metadata()?;
-    let null = fs::metadata("/dev/null")?;
-    let is_null = found.file_type().is_char_device() && found.rdev() == null.rdev();
-    let mode = fcntl_getfl(&out)? & OFlags::RWMODE;
-    Ok(is_null && mode == OFlags::RDWR)
 }
