@@ -5,6 +5,9 @@
 //! written for each record or each HELLO. Whatever comes from outside (a peer's text, a name) is made harmless in one
 //! place, the [`line`](self) that is written: no control characters, no endless text, no field that looks like another.
 //!
+//! Nobody waits for whoever reads the log: shards write to it, too. What standard error does not take at once is left out,
+//! and how many lines those were is the first thing that is said when it takes some again.
+//!
 //! Under journald a line begins with its priority and has no time of its own; there are never any colours.
 
 use std::fmt::{self, Write as _};
@@ -12,10 +15,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::str::FromStr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use duet_telemetry::catalogue::LOG_LINES;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -30,6 +34,9 @@ use utoipa::ToSchema;
 const TEXT_MAX: usize = 4_096;
 /// The longest value of a field.
 const VALUE_MAX: usize = 512;
+
+/// So many bytes a pipe takes at once or not at all.
+const PIPE_BUF: usize = 4_096;
 
 /// From which importance on lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -172,9 +179,72 @@ impl<S: Subscriber> Layer<S> for Lines {
         if let tracing::Level::ERROR | tracing::Level::WARN = level {
             LOG_LINES.with([name(level)]).add(1);
         }
-        // Whole lines, whatever else writes there; and a gateway does not end because nobody reads its log.
-        let _ = io::Write::write_all(&mut io::stderr().lock(), line.as_bytes());
+        let lost = |count: u64| {
+            let text =
+                format!("{count} lines of this log were left out, since nobody took them in time");
+            let parts = Parts { text, fields: Vec::new() };
+            if FORMAT.load(Ordering::Relaxed) == Format::Json as u8 {
+                json(now, tracing::Level::WARN, module_path!(), &parts)
+            } else {
+                human(now, tracing::Level::WARN, self.journal, &parts)
+            }
+        };
+        // Whole lines, whatever else writes there.
+        offer(&mut io::stderr().lock(), &LEFT_OUT, &line, lost);
     }
+}
+
+/// Lines that were not taken since one was.
+struct LeftOut {
+    count: AtomicU64,
+    /// The last of them was taken in part.
+    torn: AtomicBool,
+}
+
+static LEFT_OUT: LeftOut = LeftOut::new();
+
+impl LeftOut {
+    const fn new() -> Self {
+        Self { count: AtomicU64::new(0), torn: AtomicBool::new(false) }
+    }
+}
+
+/// Writes a line where that is possible without waiting, behind what is to be said of those that were left out.
+fn offer(
+    out: &mut (impl io::Write + AsFd),
+    left_out: &LeftOut,
+    line: &str,
+    lost: impl FnOnce(u64) -> String,
+) {
+    let count = left_out.count.load(Ordering::Relaxed);
+    let mut text = String::new();
+    if count > 0 {
+        // What was taken of a line that was torn ends here.
+        text.push_str(if left_out.torn.load(Ordering::Relaxed) { "\n" } else { "" });
+        text.push_str(&lost(count));
+    }
+    text.push_str(line);
+    // What a pipe takes at once where it takes anything.
+    for (place, part) in text.as_bytes().chunks(PIPE_BUF).enumerate() {
+        if !takes(out) {
+            left_out.count.store(count + 1, Ordering::Relaxed);
+            if place > 0 {
+                left_out.torn.store(true, Ordering::Relaxed);
+            }
+            return;
+        }
+        // A gateway does not end because nobody reads its log.
+        let _ = out.write_all(part);
+    }
+    left_out.count.store(0, Ordering::Relaxed);
+    left_out.torn.store(false, Ordering::Relaxed);
+}
+
+/// Whether something can be written without waiting; an error is no reason to wait either.
+fn takes(out: &impl AsFd) -> bool {
+    let mut polled = [PollFd::new(out, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 fn name(level: tracing::Level) -> &'static str {
@@ -347,6 +417,34 @@ mod tests {
         let parsed: serde_json::Value = serde_json::from_str(&lines[0][2]).unwrap();
         assert_eq!(parsed["level"], "warn");
         assert!(parsed["peer"].as_str().unwrap().ends_with("level=error \"q"));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_reader_and_what_was_left_out_is_counted() {
+        use std::io::{Read as _, Write as _};
+        let (mut reader, mut writer) = io::pipe().unwrap();
+        let left_out = LeftOut::new();
+        let mut say = |line: &str| {
+            offer(&mut writer, &left_out, line, |count| format!("({count})\n"));
+        };
+        say("one\n");
+        // More than a pipe holds.
+        let long = format!("{}\n", "x".repeat(3 * PIPE_BUF + 100));
+        (0..40).for_each(|_| say(&long));
+        let mut taken = vec![0; 1 << 20];
+        let count = reader.read(&mut taken).unwrap();
+        say("two\n");
+        writer.flush().unwrap();
+        drop(writer);
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        taken.truncate(count);
+        let text = String::from_utf8(taken).unwrap() + &rest;
+        let lines: Vec<_> = text.lines().collect();
+        let whole = lines.iter().filter(|line| line.len() == long.len() - 1).count();
+        assert!((1..40).contains(&whole), "{whole}");
+        assert_eq!(lines[0], "one");
+        assert_eq!(lines[lines.len() - 2..], [format!("({})", 40 - whole).as_str(), "two"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use duet_device::{Config, Device, DeviceKey};
+use duet_device::{Config, Device, DeviceKey, Identity};
 use duet_protocol::identity::RegistrationKey;
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
 
@@ -98,4 +98,31 @@ fn journald_gets_priorities_and_no_times_or_colours() {
     let told = lines(&log, "short.pem ends on");
     assert!(told.len() == 1 && told[0].starts_with("<4>"), "{told:?}");
     assert!(!fs::read_to_string(&log).unwrap().contains('\u{1b}'));
+}
+
+/// A pager that stands still, or a log's collector that hangs, holds up no shard.
+#[test]
+fn devices_are_served_whether_or_not_anybody_reads_the_log() {
+    use std::io::Write as _;
+    let scratch = Scratch::new();
+    let (honest, gateway_) = (scratch.identity(1, PROFILE), scratch.gateway());
+    let (_unread, mut log) = std::io::pipe().unwrap();
+    log.write_all(&[b'x'; 65_536]).unwrap();
+    let gateway = scratch.run_with("127.0.0.1:0", |command| {
+        command.stderr(log);
+    });
+    let client = |identity: Identity, seed: u8, fresh| {
+        let transport = Transport::Datagram;
+        let config = Config { identity, gateway: gateway_, profile: PROFILE, transport, fresh };
+        let device = Device::seeded(config, [seed; 32]).unwrap();
+        let mut client = Client::new(device, gateway.address, transport);
+        client.device.open(0);
+        client
+    };
+    let mut stranger = honest.clone();
+    stranger.key = DeviceKey::Registration(RegistrationKey([0xa7; 32]));
+    client(stranger, 1, 1).drive(|client| !client.crossed.is_empty());
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(client(honest, 2, 2).drive(|client| client.crossed.iter().any(|(sent, ..)| !sent)));
+    gateway.terminate();
 }
