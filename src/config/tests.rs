@@ -222,6 +222,11 @@ fn flags_and_environment_stand_above_the_file_and_paths_below_the_state() {
         "{wrong}"
     );
     assert!(wrong.contains("DUET__SHARD (environment): there is no setting shard"), "{wrong}");
+    let odd = std::os::unix::ffi::OsStringExt::from_vec(b"/spool-\xff".to_vec());
+    let variables = std::iter::once(("DUET__SPOOL__DIR".into(), odd));
+    let refused = resolve("", variables, &Overrides::default(), Path::new("state")).unwrap_err();
+    let refused = Lines(&refused).to_string();
+    assert!(refused.contains("DUET__SPOOL__DIR (environment): spool.dir must be"), "{refused}");
 }
 
 #[test]

@@ -172,8 +172,10 @@ impl Values {
                 self.problems.push(Problem { place: None, text });
                 continue;
             };
+            // A path that was mended would be another one.
+            let read = text.to_str().and_then(|text| read_text(setting, text));
             let text = text.to_string_lossy();
-            match read_text(setting, &text) {
+            match read {
                 Some(value) => self.put(setting.key, value, Origin::Environment(name.to_owned())),
                 None => {
                     let text = text.escape_default();
