@@ -307,6 +307,15 @@ pub fn sync_dir_of(path: &Path) -> io::Result<()> {
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
+/// Which file stands under a name: its device and its number there. What is written into a file that is open and has
+/// lost its name is lost with it.
+///
+/// # Errors
+/// Those of the file system.
+pub fn file_at(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
 /// The mode of a file with secrets, where it lets others than the owner do anything with it.
 ///
 /// # Errors

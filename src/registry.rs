@@ -213,6 +213,14 @@ impl Registry {
         })
     }
 
+    /// Whether the file that is open still has its name.
+    ///
+    /// # Errors
+    /// [`RegistryError::Replaced`].
+    pub fn in_place(&self) -> Result<(), RegistryError> {
+        self.store.in_place()
+    }
+
     /// How many devices are on disk, revoked ones included.
     ///
     /// # Errors

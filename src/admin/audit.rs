@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -43,7 +43,10 @@ pub enum AuditError {
     #[error("{}: the audit log is in use by another process", .0.display())]
     InUse(PathBuf),
     /// An entry does not belong where it stands.
-    #[error("{}: line {line}: {what}; what stands before it is whole", path.display())]
+    #[error(
+        "{}: line {line}: {what}; what stands before it is whole. Keep the file elsewhere as evidence; without it a new log begins",
+        path.display()
+    )]
     Broken {
         /// The file.
         path: PathBuf,
@@ -176,7 +179,9 @@ impl Audit {
         let mut line = serde_json::to_vec(&entry).unwrap_or_default();
         line.push(b'\n');
         let len = end.file.metadata().map(|found| found.len());
-        let written = end.file.write_all(&line).and_then(|()| end.file.sync_data());
+        let written = still_at(&end.file, &self.path)
+            .and_then(|()| end.file.write_all(&line))
+            .and_then(|()| end.file.sync_data());
         if let Err(error) = written {
             // Half a line would make the next one unreadable.
             let _ = len.and_then(|len| end.file.set_len(len));
@@ -223,6 +228,18 @@ pub fn verify(state: &Path, mut each: impl FnMut(&Entry)) -> Result<Verified, Au
     }
 }
 
+/// Refuses a file that has lost its name: nobody would find what is written into it.
+fn still_at(file: &File, path: &Path) -> io::Result<()> {
+    let open = file.metadata()?;
+    match crate::identity::file_at(path) {
+        Ok(found) if found == (open.dev(), open.ino()) => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Err(io::Error::other(
+            "it was removed or replaced while it was in use; put it back, or start anew for a new one",
+        )),
+    }
+}
+
 /// The last whole line of a file; what follows it is cut off.
 fn last_line(file: &mut File) -> io::Result<Option<Vec<u8>>> {
     let len = file.seek(SeekFrom::End(0))?;
@@ -236,7 +253,10 @@ fn last_line(file: &mut File) -> io::Result<Option<Vec<u8>>> {
             file.set_len(0)?;
             return Ok(None);
         }
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not end in entries"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it does not end in entries; keep it elsewhere as evidence: without it a new log begins",
+        ));
     };
     if end + 1 < tail.len() {
         file.set_len(from + u64::try_from(end + 1).unwrap_or(u64::MAX))?;
@@ -342,6 +362,16 @@ mod tests {
             Audit::open(dir.path()).unwrap().write(event("next")).unwrap();
             assert_eq!(verify(dir.path(), |_| ()).unwrap().entries, whole + 1);
         }
+        // Whoever moves it away takes no entry with it.
+        let audit = Audit::open(dir.path()).unwrap();
+        let aside = dir.path().join("aside");
+        fs::rename(&path, &aside).unwrap();
+        assert!(matches!(audit.write(event("lost")), Err(AuditError::Io { .. })));
+        fs::rename(&aside, &path).unwrap();
+        let before = verify(dir.path(), |_| ()).unwrap().entries;
+        audit.write(event("back")).unwrap();
+        assert_eq!(verify(dir.path(), |_| ()).unwrap().entries, before + 1);
+        drop(audit);
         fs::write(&path, "nothing\n").unwrap();
         assert!(matches!(Audit::open(dir.path()), Err(AuditError::Broken { line: 1, .. })));
     }

@@ -49,6 +49,8 @@ pub(super) async fn keep(
 
 /// Saves the marks that moved; those that could not be saved stay queued.
 fn save(registry: &Registry) -> Result<usize, RegistryError> {
+    // Also when there is nothing to save: nobody else looks before the next change.
+    registry.in_place()?;
     let view = registry.view()?;
     let moved = view.take_moved();
     if moved.is_empty() {

@@ -48,6 +48,9 @@ pub enum StoreError {
         /// Its mode.
         mode: u32,
     },
+    /// The file that is open has lost its name.
+    #[error("{}: this file was removed or replaced while it was in use, and what is queued now would be lost; put it back under its name", .0.display())]
+    Replaced(PathBuf),
     /// It is no queue, or not whole.
     #[error("{}: the queue of commands is damaged and was left as it is; restore it from a backup, or move it away and queue the commands anew ({detail})", path.display())]
     Damaged {
@@ -121,6 +124,8 @@ pub(super) trait Store: Send {
 /// The file.
 pub(super) struct Disk {
     path: PathBuf,
+    /// Which file that was when it was opened first.
+    place: (u64, u64),
     /// After an error the engine does nothing more until the file is opened anew.
     database: Option<Database>,
 }
@@ -131,7 +136,11 @@ impl Disk {
         if path.symlink_metadata().is_err() {
             create(&path)?;
         }
-        let mut disk = Self { path, database: None };
+        let place = match identity::file_at(&path) {
+            Ok(place) => place,
+            Err(error) => return Err(StoreError::Io { path, error }),
+        };
+        let mut disk = Self { path, place, database: None };
         disk.reopen()?;
         Ok(disk)
     }
@@ -146,7 +155,19 @@ impl Disk {
         Ok(())
     }
 
+    /// Whether the file still has its name.
+    fn in_place(&self) -> Result<(), StoreError> {
+        match identity::file_at(&self.path) {
+            Ok(found) if found == self.place => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::Io { path: self.path.clone(), error })
+            }
+            _ => Err(StoreError::Replaced(self.path.clone())),
+        }
+    }
+
     fn try_load(&mut self) -> Result<Loaded, StoreError> {
+        self.in_place()?;
         if self.database.is_none() {
             self.reopen()?;
         }
@@ -221,6 +242,7 @@ impl Store for Disk {
     }
 
     fn save(&mut self, change: &Change) -> Result<(), StoreError> {
+        self.in_place()?;
         if self.database.is_none() {
             self.reopen()?;
         }
@@ -407,5 +429,21 @@ mod tests {
             }
         }
         assert!(tried > 300 && refused > 20, "{refused} of {tried} refused");
+    }
+
+    #[test]
+    fn a_file_that_lost_its_name_takes_nothing_until_it_has_it_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, aside) = (dir.path().join("commands.redb"), dir.path().join("aside"));
+        let mut disk = Disk::open(path.clone()).unwrap();
+        let change = Change { next_id: 2, ..Change::default() };
+        disk.save(&change).unwrap();
+        std::fs::rename(&path, &aside).unwrap();
+        assert!(matches!(disk.save(&change), Err(StoreError::Replaced(_))));
+        std::fs::copy(&aside, &path).unwrap();
+        assert!(matches!(disk.load(), Err(StoreError::Replaced(_))));
+        std::fs::rename(&aside, &path).unwrap();
+        assert_eq!(disk.load().unwrap().next_id, 2);
+        disk.save(&change).unwrap();
     }
 }

@@ -30,6 +30,12 @@ pub enum RegistryError {
         /// Its mode.
         mode: u32,
     },
+    /// The file that is open has lost its name.
+    #[error(
+        "{}: this file was removed or replaced while it was in use, and what is changed now would be lost; put it back \
+         under its name", .0.display()
+    )]
+    Replaced(PathBuf),
     /// The content cannot be trusted.
     #[error("{}: the registry is damaged and was left as it is; restore it from a backup ({detail})", path.display())]
     Damaged {

@@ -52,6 +52,8 @@ const CACHE_BYTES: usize = 4 * 1024 * 1024;
 /// The file, open or let go.
 pub(super) struct Store {
     path: PathBuf,
+    /// Which file that was when it was opened.
+    place: (u64, u64),
     reserve: Reserve,
     database: Mutex<Option<Arc<Database>>>,
     /// Held for reading by whoever reads the tables: what is scrubbed may be in a page that such a one still sees.
@@ -95,8 +97,10 @@ impl Store {
         let reserve = Reserve::beside(path);
         let database = open_with_room(path, &reserve)?;
         reserve.keep();
+        let place = identity::file_at(path)
+            .map_err(|error| RegistryError::Io { path: path.to_owned(), error })?;
         let database = Mutex::new(Some(Arc::new(database)));
-        Ok(Self { path: path.to_owned(), reserve, database, pages: RwLock::new(()) })
+        Ok(Self { path: path.to_owned(), place, reserve, database, pages: RwLock::new(()) })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -109,9 +113,22 @@ impl Store {
         if let Some(database) = &*slot {
             return Ok((Arc::clone(database), false));
         }
+        self.in_place()?;
         let database = Arc::new(open_with_room(&self.path, &self.reserve)?);
         *slot = Some(Arc::clone(&database));
         Ok((database, true))
+    }
+
+    /// Whether the file still has its name: a change to one without is lost, and another one in its place knows
+    /// nothing of what was revoked here.
+    pub(super) fn in_place(&self) -> Result<(), RegistryError> {
+        match identity::file_at(&self.path) {
+            Ok(found) if found == self.place => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(RegistryError::Io { path: self.path.clone(), error })
+            }
+            _ => Err(RegistryError::Replaced(self.path.clone())),
+        }
     }
 
     /// Gives up the room that was kept back for the change that found none; whether there was any.
@@ -144,6 +161,7 @@ impl Store {
         database: &Database,
         run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
+        self.in_place()?;
         let changed = self.noted(change(database, true, run))?;
         // The change is on disk, so it is no failure if this is not: the file is let go, and who opens it next
         // makes up for it.
@@ -158,6 +176,7 @@ impl Store {
         database: &Database,
         run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
+        self.in_place()?;
         self.noted(change(database, false, run))
     }
 
@@ -179,6 +198,7 @@ impl Store {
     /// Copies the file to a new one while no change is under way.
     pub(super) fn copy(&self, database: &Database, to: &Path) -> Result<(), RegistryError> {
         let copied = || {
+            self.in_place()?;
             // What was committed is in the file, and nobody writes to it while this transaction is open.
             let held = database.begin_write()?;
             let copied = copy_file(&self.path, to);
@@ -196,6 +216,7 @@ impl Store {
             return Ok(());
         }
         let scrubbed = || {
+            self.in_place()?;
             let _nobody_reads = self.pages.write().unwrap_or_else(PoisonError::into_inner);
             // Nobody writes a page either while this transaction is open.
             let held = database.begin_write()?;

@@ -547,3 +547,31 @@ fn what_is_said_of_a_device_follows_it_and_a_file_from_before_opens() {
     registry.relabel(&name("b"), &later).unwrap();
     assert_eq!(shown(&registry, "b").expires_s, Some(NOW_S + 20));
 }
+
+#[test]
+fn a_file_that_lost_its_name_takes_no_change_until_it_has_it_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    let aside = dir.path().join("aside");
+    let registry = Registry::create(&path).unwrap();
+    registry.add(keyed("a", 1), NOW_S).unwrap();
+    std::fs::rename(&path, &aside).unwrap();
+    let refused = |registry: &Registry| {
+        let error = registry.revoke(&name("a"), NOW_S).unwrap_err();
+        assert!(matches!(error, RegistryError::Replaced(_)), "{error}");
+        assert!(registry.in_place().is_err());
+        assert!(matches!(
+            registry.copy_to(&dir.path().join("copy")),
+            Err(RegistryError::Replaced(_))
+        ));
+    };
+    refused(&registry);
+    // An older copy in its place would bring back whoever was revoked since.
+    std::fs::copy(&aside, &path).unwrap();
+    refused(&registry);
+    std::fs::rename(&aside, &path).unwrap();
+    registry.revoke(&name("a"), NOW_S).unwrap();
+    drop(registry);
+    let registry = Registry::open(&path).unwrap();
+    assert!(registry.show(&name("a")).unwrap().revoked_s.is_some());
+}
