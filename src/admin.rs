@@ -249,6 +249,7 @@ pub fn start(
     let control = bind_private(&options.state, &path)
         .map_err(|error| AdminError::Socket { path: path.clone(), error })?;
 
+    backup::forget(&registry);
     let (stop, stopping) = watch::channel(false);
     let view = registry.view().map_err(AdminError::Registry)?;
     let plane = Arc::new(Plane::new(registry, view, gateway, telemetry, keep));

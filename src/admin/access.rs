@@ -139,6 +139,14 @@ fn bearer(headers: &HeaderMap, tokens: &Tokens) -> Result<(String, Role), &'stat
     })
 }
 
+/// Whether whoever came through this door with these headers would still be let in: tokens end.
+pub(super) fn is_admitted(door: &Door, headers: &HeaderMap, plane: &Plane) -> bool {
+    match door {
+        Door::Tls { .. } => bearer(headers, &plane.tokens).is_ok(),
+        Door::Socket { .. } | Door::Plain => true,
+    }
+}
+
 /// Lets through only those who have a role.
 pub(super) async fn require(State(needed): State<Role>, request: Request, next: Next) -> Response {
     match request.extensions().get::<Caller>() {

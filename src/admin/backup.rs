@@ -37,6 +37,13 @@ pub fn copy_registry(registry: &Registry) -> Result<PathBuf, Problem> {
     }
 }
 
+/// Removes a copy that nobody took, as when `duet backup` was killed: it holds the keys of devices that are removed
+/// later. Without one nothing happens.
+pub(super) fn forget(registry: &Registry) {
+    // What cannot be removed is found by the next backup, which says why.
+    let _ = fs::remove_dir_all(registry.path().with_file_name(DIR));
+}
+
 fn failed(error: &io::Error) -> Problem {
     let text = format!("no copy of the registry could be made in {DIR}: {error}");
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, text)

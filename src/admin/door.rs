@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ pub(super) async fn socket(listener: UnixListener, router: Router, stopping: Sto
         let (stream, _) = listener.accept().await?;
         // One whose user cannot be told has gone.
         let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-        Ok(uid.filter(|uid| *uid == own || *uid == 0).map(|uid| (stream, uid)))
+        Ok(uid.filter(|uid| *uid == own || *uid == 0).map(|uid| ((stream, uid), None)))
     };
     let host = |(stream, uid), guest| {
         serve(stream, guest, Door::Socket { uid }, router.clone(), None, stopping.clone())
@@ -82,7 +82,10 @@ pub(super) async fn socket(listener: UnixListener, router: Router, stopping: Sto
 
 /// Serves metrics and health until the control plane stops.
 pub(super) async fn plain(listener: TcpListener, router: Router, stopping: Stopping) {
-    let meet = async || Ok(Some(listener.accept().await?.0));
+    let meet = async || {
+        let (stream, peer) = listener.accept().await?;
+        Ok(Some((stream, Some(peer.ip()))))
+    };
     let host = |stream, guest| {
         serve(stream, guest, Door::Plain, router.clone(), Some(HEAD_LIMIT), stopping.clone())
     };
@@ -96,7 +99,10 @@ pub(super) async fn tls(
     router: Router,
     stopping: Stopping,
 ) {
-    let meet = async || Ok(Some(listener.accept().await?));
+    let meet = async || {
+        let (stream, peer) = listener.accept().await?;
+        Ok(Some(((stream, peer), Some(peer.ip()))))
+    };
     let host = |(stream, peer), guest: Guest| {
         let (router, stopping) = (router.clone(), stopping.clone());
         let acceptor = acceptor.borrow().clone();
@@ -116,10 +122,10 @@ pub(super) async fn tls(
     admit(meet, host, stopping.clone()).await;
 }
 
-/// Serves whomever `meet` lets in and a place is found for, until the control plane stops; then waits for requests under
+/// Serves whomever `meet` lets in, from the address that it tells, and a place is found for, until the control plane stops; then waits for requests under
 /// way.
 async fn admit<S, H: Future<Output = ()> + Send + 'static>(
-    meet: impl AsyncFn() -> io::Result<Option<S>>,
+    meet: impl AsyncFn() -> io::Result<Option<(S, Option<IpAddr>)>>,
     host: impl Fn(S, Guest) -> H,
     stopping: Stopping,
 ) {
@@ -127,8 +133,8 @@ async fn admit<S, H: Future<Output = ()> + Send + 'static>(
     let accept = async {
         loop {
             match meet().await {
-                Ok(Some(stream)) => {
-                    if let Some(guest) = guests.enter() {
+                Ok(Some((stream, from))) => {
+                    if let Some(guest) = guests.enter(from) {
                         tokio::spawn(host(stream, guest));
                     }
                 }
@@ -168,6 +174,7 @@ async fn serve(
             let (mut router, seat) = (router.clone(), Arc::clone(&seat));
             async move {
                 let response = router.call(request).await?;
+                seat.moves_on();
                 Ok::<_, Infallible>(response.map(|body| Served { body, seat }))
             }
         })
@@ -209,7 +216,11 @@ impl hyper::body::Body for Served {
         mut self: std::pin::Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        std::pin::Pin::new(&mut self.body).poll_frame(context)
+        let polled = std::pin::Pin::new(&mut self.body).poll_frame(context);
+        if polled.is_ready() {
+            self.seat.moves_on();
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

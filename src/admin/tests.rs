@@ -575,7 +575,14 @@ fn the_api_is_served_over_tls_to_whoever_has_a_token() {
     assert!(denied.starts_with("HTTP/1.1 403") && denied.contains("operator"), "{denied}");
     let plain = get(running.admin.http(), "/v1/status");
     assert!(plain.contains("404"), "the plain address has the probes alone: {plain}");
-    running.client().revoke_token("looker").unwrap();
+    // Whoever watches is sent away with the token.
+    let watching = thread::scope(|scope| {
+        let watched = scope.spawn(|| ask(&format!("GET /v1/live HTTP/1.1\r\n{bearer}")));
+        thread::sleep(Duration::from_millis(500));
+        running.client().revoke_token("looker").unwrap();
+        watched.join().unwrap()
+    });
+    assert!(watching.contains("event: moment"), "{watching}");
     assert!(ask(&format!("GET /v1/status HTTP/1.1\r\n{bearer}")).starts_with("HTTP/1.1 401"));
 }
 
@@ -630,4 +637,24 @@ fn only_its_owner_can_reach_the_socket_and_other_files_stay() {
     fs::write(&path, "precious").unwrap();
     assert!(bind_private(running.dir.path(), &path).is_err());
     assert_eq!(fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn a_copy_for_a_backup_that_nobody_took_is_gone_with_the_next_start() {
+    let running = running();
+    let copy = running.client().backup().unwrap();
+    assert!(copy.exists());
+    let Running { dir, registry, gateway, admin } = running;
+    admin.shutdown().unwrap();
+    let options = Options {
+        state: dir.path().into(),
+        http: "127.0.0.1:0".parse().unwrap(),
+        save_marks_every: Duration::from_millis(50),
+        facts: tokio::sync::watch::channel(None).1,
+        reload: Box::new(|| Err("no".into())),
+        api: None,
+    };
+    let admin = start(options, registry, gateway, install_telemetry()).unwrap();
+    assert!(!copy.exists());
+    admin.shutdown().unwrap();
 }
