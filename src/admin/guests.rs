@@ -4,12 +4,14 @@
 //! that a flood of connections from one address costs no other its place.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+
+use super::enrol::network;
 
 /// How long a connection may take nothing of its answer before others may have its place.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -120,16 +122,6 @@ impl Seat {
     /// Completes when somebody else needs the place.
     pub(super) async fn asked_to_leave(&self) {
         self.leave.notified().await;
-    }
-}
-
-/// An address of IPv4, or the network that one of IPv6 belongs to: whoever has one of those has all of them.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
-        }
-        address => address,
     }
 }
 

@@ -13,7 +13,7 @@ use duet::registry::SourceSet;
 
 use super::control::Control;
 use super::device::{end, span};
-use super::{Format, Place};
+use super::{Format, Place, output};
 
 /// Tokens with which devices register themselves
 #[derive(Subcommand)]
@@ -98,6 +98,9 @@ impl Token {
             group: self.group,
             expires: self.expires.filter(|end| end != "never"),
         };
+        if output::is_closed()? {
+            bail!("standard output is closed, so the token would be lost; none was made");
+        }
         let mut control = Control::open(&config.state)?;
         let made = control.add_enrol_token(&wanted)?;
         let mut out = io::stdout().lock();
