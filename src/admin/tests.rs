@@ -83,10 +83,11 @@ impl Gateway for Echo {
 }
 
 struct Running {
-    dir: tempfile::TempDir,
+    /// Ends before its directory goes: a registry that is gone is a fault, which all tests here would see.
+    admin: Admin,
     registry: Arc<Registry>,
     gateway: Arc<Echo>,
-    admin: Admin,
+    dir: tempfile::TempDir,
 }
 
 fn enrol_settings(state: &Path) -> crate::config::Enrol {
