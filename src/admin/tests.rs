@@ -653,6 +653,7 @@ fn a_copy_for_a_backup_that_nobody_took_is_gone_with_the_next_start() {
         save_marks_every: Duration::from_millis(50),
         facts: tokio::sync::watch::channel(None).1,
         reload: Box::new(|| Err("no".into())),
+        enrol: enrol_settings(dir.path()),
         api: None,
     };
     let admin = start(options, registry, gateway, install_telemetry()).unwrap();
