@@ -272,8 +272,11 @@ fn every_panel_has_data_in_a_real_prometheus() {
         return;
     }
     let scratch = Scratch::new();
-    let upstream = "[[upstream]]\nname = \"archive\"\nkind = \"file\"\ndir = \"archive\"\n";
-    fs::write(scratch.state().join("duet.toml"), upstream).unwrap();
+    // The second is a broker that is not there: what is counted of it is there all the same.
+    let upstreams = "[[upstream]]\nname = \"archive\"\nkind = \"file\"\ndir = \"archive\"\n\
+         [[upstream]]\nname = \"orders\"\nkind = \"mqtt\"\nurl = \"mqtt://127.0.0.1:9\"\n\
+         topic = \"readings\"\ncommands = \"commands\"\nrequired = false\n";
+    fs::write(scratch.state().join("duet.toml"), upstreams).unwrap();
     let [talks, returns] = [1, 2].map(|seed| scratch.device(seed, PROFILE, Transport::Datagram));
     let gateway = scratch.run("127.0.0.1:0");
     let prometheus = Prometheus::start(scratch.0.path(), gateway.metrics);
