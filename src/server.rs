@@ -68,7 +68,7 @@ use crate::transport::{
 };
 
 /// A burst of hellos that is answered within this time waits, µs. A device asks again after a second (R83).
-const BURST_US: u64 = 400_000;
+const BURST_US: u64 = 600_000;
 
 /// Why the data plane could not start, or ended badly.
 #[derive(Debug, thiserror::Error)]

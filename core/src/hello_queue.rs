@@ -15,8 +15,8 @@ use subtle::ConstantTimeEq as _;
 use crate::senders::Senders;
 use crate::{Now, Path};
 
-/// The most hellos that wait for their batch (R93): half a second's work, 10 MB.
-const WAITING_MAX: usize = 16_384;
+/// The most hellos that wait for their batch (R93): a second's work, 20 MB.
+const WAITING_MAX: usize = 32_768;
 /// The most of them from one sender while others wait too.
 const SOURCE_MAX: usize = WAITING_MAX / 4;
 /// So many places are kept when the queue is empty again.
