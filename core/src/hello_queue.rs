@@ -15,7 +15,7 @@ use subtle::ConstantTimeEq as _;
 use crate::senders::Senders;
 use crate::{Now, Path};
 
-/// The most hellos that wait for their batch (R93): a second's work, 20 MB.
+/// The most hellos that wait for their batch (R93): a second's work.
 const WAITING_MAX: usize = 32_768;
 /// The most of them from one sender while others wait too.
 const SOURCE_MAX: usize = WAITING_MAX / 4;
@@ -121,7 +121,7 @@ impl HelloQueue {
         if !proven && (loaded || self.is_flooded(now, sender)) {
             return Err(self.ask(now, path, sender, &hello, policy));
         }
-        if let (Path::Datagram(from), Some(_)) = (path, hello.cookie()) {
+        if let (Path::Datagram(from), true) = (path, proven) {
             self.senders.used(from.address(), sender);
         }
         if self.digests.contains(&hello.digest) {
@@ -236,6 +236,7 @@ impl HelloQueue {
             && self.is_flooded(now, sender)
             && !self.senders.may_ask(now, from.address(), sender)
         {
+            self.refused = true;
             return reason.into();
         }
         self.later(now, path, sender, hello, policy, reason)
@@ -344,7 +345,7 @@ mod tests {
         hello: Hello,
     ) -> Result<(), Refusal> {
         let sender = match path {
-            Path::Datagram(from) => crate::streams::source(from.address()),
+            Path::Datagram(from) => crate::streams::source(from.address().ip()),
             Path::Stream(_) => IpAddr::from([10, 0, 0, 77]),
         };
         waiting.enqueue(now, path, sender, hello, POLICY)
@@ -525,6 +526,25 @@ mod tests {
         let first_ms = wait_ms(1_000);
         let last_ms = (1_001..=1_500).map(&mut wait_ms).last().unwrap();
         assert!((last_ms - first_ms).abs_diff(1_500) < 60, "{first_ms} to {last_ms} ms");
+    }
+
+    /// What a flood costs that draws no answer is no cost of those that are answered.
+    #[test]
+    fn a_flood_makes_no_hello_dearer() {
+        let mut waiting = HelloQueue::default();
+        let forger = IpAddr::from([10, 0, 0, 9]);
+        let proven =
+            |number| Origin { path: from(9, number), sender: forger, arrived_us: 0, proven: false };
+        (0..64).for_each(|number| waiting.count_worthless(now(0), proven(number)));
+        while enqueue(&mut waiting, now(0), from(9, 9), hello(9)).unwrap_err().retry.is_some() {}
+        for number in 0..4 {
+            let stream = Path::Stream(StreamId(number.into()));
+            assert!(enqueue(&mut waiting, now(0), stream, hello(number)).is_ok());
+        }
+        assert_eq!(waiting.take(now(0), 2, POLICY).batch.len(), 2);
+        assert!(enqueue(&mut waiting, now(0), from(9, 9), hello(9)).is_err());
+        assert_eq!(waiting.take(now(500_000), 2, POLICY).batch.len(), 2);
+        assert_eq!(waiting.cost_us(POLICY), POLICY.hello_us);
     }
 
     #[test]

@@ -489,7 +489,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn handle(&mut self, now: Now, path: Path, bytes: &[u8]) {
         self.now_us = now.mono_us;
         let sender = match path {
-            Path::Datagram(from) => streams::source(from.address()),
+            Path::Datagram(from) => streams::source(from.address().ip()),
             Path::Stream(stream) => {
                 let served = self.streams.arrived(now.mono_us, stream);
                 let Some(sender) = self.streams.source(stream).filter(|_| served) else {

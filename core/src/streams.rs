@@ -97,8 +97,9 @@ pub struct Streams {
 }
 
 /// What counts as one sender: an IPv4 address, or the network that a site of IPv6 is given.
-pub(crate) fn source(address: SocketAddr) -> IpAddr {
-    match address.ip().to_canonical() {
+#[must_use]
+pub fn source(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
     }
@@ -114,7 +115,7 @@ impl Streams {
     /// A stream came; `since_us` is when the connection was accepted. False if there is no place for it.
     #[must_use]
     pub fn opened(&mut self, stream: StreamId, peer: SocketAddr, since_us: u64) -> bool {
-        let (source, most) = (source(peer), self.limits.most);
+        let (source, most) = (source(peer.ip()), self.limits.most);
         let share = self.shares.get(&source).copied().unwrap_or(0);
         let scarce = self.all.len() >= most / 2;
         if scarce && share >= (most / 4).max(1) {

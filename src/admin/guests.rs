@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use duet_core::source;
 use tokio::sync::Notify;
-
-use super::enrol::network;
 
 /// How long a connection may take nothing of its answer before others may have its place.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -69,7 +68,7 @@ impl Guests {
             let place = place.or_else(|| oldest_of_most(&|seat| seat.is_stuck(now_ms)))?;
             seats.remove(place).leave.notify_one();
         }
-        let from = from.map(network);
+        let from = from.map(source);
         let seat = Arc::new(Seat { from, state: AtomicU64::new(IDLE), leave: Notify::new() });
         seats.push(Arc::clone(&seat));
         Some(Guest { guests: Arc::clone(self), seat })

@@ -211,7 +211,6 @@ fn a_reading_that_is_said_again_in_the_next_session_is_not_stored_again() {
     assert_eq!(world.shard.counts.readings_known, 1);
 }
 
-/// R102: whoever plays back what a device sent before it lost its counter does not keep it out.
 /// Device 1, as it was on its first day.
 fn without_its_counter(world: &World) -> Device<Software> {
     let identity =
@@ -255,6 +254,7 @@ fn whoever_answers_a_challenge_late_is_in_within_one_more_round_trip() {
     assert!(device.is_open());
 }
 
+/// R102: whoever plays back what a device sent before it lost its counter does not keep it out.
 #[test]
 fn a_device_without_its_counter_is_in_within_two_round_trips_whatever_is_played_back() {
     let mut world = World::new();

@@ -4,36 +4,17 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use duet_core::testing;
 use duet_core::{Event, HANDED_LEN, Handler as _, Local, Mail, Path, Peer, TakenOver, Via};
-use duet_device::{Device, Software};
 use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
-use duet_protocol::wire::{Kind, MESSAGE_MAX};
+use duet_protocol::wire::Kind;
 
-use crate::world::{PROFILE, TestShard, World};
+use crate::world::{PROFILE, TestShard, World, next, sent};
 
 const HERE: Local = (Ipv6Addr::LOCALHOST, 3);
 
 fn home() -> SocketAddr {
     "192.0.2.1:4000".parse().unwrap()
-}
-
-/// The next message of the device.
-fn next(world: &World, device: &mut Device<Software>) -> Vec<u8> {
-    let mut out = [0; MESSAGE_MAX];
-    let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
-    out[..len].to_vec()
-}
-
-/// What the shard sends in this turn.
-fn sent(world: &mut World) -> Vec<(Path, Vec<u8>)> {
-    world.shard.handle_turn(world.now);
-    world.shard.check();
-    let mut out = [0; MESSAGE_MAX];
-    let sent = std::iter::from_fn(|| {
-        world.shard.poll_transmit(&mut out).map(|sent| (sent.to, out[..sent.len].to_vec()))
-    });
-    sent.collect()
 }
 
 fn taken(taken: usize, left: usize) -> TakenOver {

@@ -6,29 +6,11 @@ use duet_core::{Close, Handler as _, Mail, Path, StreamId};
 use duet_device::{Device, Event, Software};
 use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
-use duet_protocol::wire::{Kind, MESSAGE_MAX};
+use duet_protocol::wire::Kind;
 
-use crate::world::{PROFILE, World};
+use crate::world::{PROFILE, World, next, sent};
 
 const STREAM: StreamId = StreamId(5);
-
-fn next(world: &World, device: &mut Device<Software>) -> Vec<u8> {
-    let mut out = [0; MESSAGE_MAX];
-    let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
-    out[..len].to_vec()
-}
-
-/// What the gateway sends, with where to.
-fn sent(world: &mut World) -> Vec<(Path, Vec<u8>)> {
-    let mut out = [0; MESSAGE_MAX];
-    let mut all = Vec::new();
-    world.shard.handle_turn(world.now);
-    world.shard.check();
-    while let Some(sent) = world.shard.poll_transmit(&mut out) {
-        all.push((sent.to, out[..sent.len].to_vec()));
-    }
-    all
-}
 
 /// A device that is connected over the stream.
 fn connected(world: &mut World) -> Device<Software> {

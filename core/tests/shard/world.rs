@@ -196,3 +196,21 @@ impl World {
         self.now.unix_ms += micros / 1_000;
     }
 }
+
+/// The device's next message.
+pub(crate) fn next(world: &World, device: &mut Device<Software>) -> Vec<u8> {
+    let mut out = [0; MESSAGE_MAX];
+    let len = device.poll_transmit(world.now.mono_us, &mut out).unwrap();
+    out[..len].to_vec()
+}
+
+/// What the shard sends in this turn, with where to.
+pub(crate) fn sent(world: &mut World) -> Vec<(Path, Vec<u8>)> {
+    world.shard.handle_turn(world.now);
+    world.shard.check();
+    let mut out = [0; MESSAGE_MAX];
+    let sent = std::iter::from_fn(|| {
+        world.shard.poll_transmit(&mut out).map(|sent| (sent.to, out[..sent.len].to_vec()))
+    });
+    sent.collect()
+}
