@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
+use duet_core::source;
 use duet_protocol::identity::PublicKey;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -34,8 +35,9 @@ const PREFIX: &str = "duet_enrol_";
 const AT_ONCE: usize = 16;
 /// How many wrong tokens an address may bring in a minute.
 const WRONG_MAX: u32 = 10;
-/// How many wrong tokens all addresses together may bring in a minute before strangers are told to wait.
-const WRONG_ALL: u32 = 1_000;
+/// How many wrong tokens of all addresses together are written down in a minute: a token is not to be guessed, but a log
+/// has an end.
+const WRONG_NOTED: u32 = 1_000;
 /// The time in which they are counted.
 const WINDOW: Duration = Duration::from_secs(60);
 /// The most addresses that are counted; beyond them only the sum is.
@@ -174,7 +176,7 @@ pub struct EnrolAnswer {
 }
 
 /// Reads a token: its id, and the digest that it is known by.
-fn read_token(text: &str) -> Option<(TokenId, [u8; 32])> {
+pub(super) fn read_token(text: &str) -> Option<(TokenId, [u8; 32])> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
     let id = hex::decode_array::<8>(id)?;
     Zeroizing::new(hex::decode_array::<32>(secret)?);
@@ -282,6 +284,12 @@ struct Wrong {
     of: HashMap<IpAddr, u32>,
 }
 
+/// Where a device's certificate comes from.
+enum Comes {
+    Issued(Box<Authority>),
+    Brought(Vec<u8>),
+}
+
 /// A device that has enrolled, for the audit log.
 pub(super) struct Done {
     pub(super) answer: EnrolAnswer,
@@ -299,24 +307,27 @@ impl Desk {
         &self.places
     }
 
-    /// Whether this address has brought too many wrong tokens, or all together have.
+    /// Whether this address has brought too many wrong tokens.
     pub(super) fn is_closed_to(&self, from: Option<IpAddr>, now: Instant) -> bool {
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
         if now.saturating_duration_since(wrong.since) >= WINDOW {
             *wrong = Wrong { since: now, all: 0, of: HashMap::new() };
         }
-        let own = from.and_then(|from| wrong.of.get(&network(from)));
-        wrong.all >= WRONG_ALL || own.is_some_and(|count| *count >= WRONG_MAX)
+        let own = from.and_then(|from| wrong.of.get(&source(from)));
+        own.is_some_and(|count| *count >= WRONG_MAX)
     }
 
-    /// A wrong token came from there.
-    pub(super) fn note_wrong(&self, from: Option<IpAddr>) {
+    /// A wrong token came from there; whether that is to be written down.
+    pub(super) fn note_wrong(&self, from: Option<IpAddr>) -> bool {
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
         wrong.all = wrong.all.saturating_add(1);
-        let Some(from) = from.map(network) else { return };
-        if wrong.of.len() < ADDRESSES_MAX || wrong.of.contains_key(&from) {
+        let noted = wrong.all <= WRONG_NOTED;
+        if let Some(from) = from.map(source)
+            && (wrong.of.len() < ADDRESSES_MAX || wrong.of.contains_key(&from))
+        {
             *wrong.of.entry(from).or_default() += 1;
         }
+        noted
     }
 
     /// Hears a device. It waits for the disk.
@@ -338,21 +349,21 @@ impl Desk {
         let (key, brought) = self.proven(request, now_s)?;
         let claim = Claim { token, digest: &digest, key: &key, name: name.as_ref() };
         let Enrol { certificate, key: secret, days, .. } = &self.settings;
-        let own = if brought.is_none() {
-            if !certificate.exists() {
+        let unusable = |error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error);
+        let comes = match brought {
+            Some(der) => Comes::Brought(der),
+            None if !certificate.exists() => {
                 let text = "this gateway has no CA that could issue a certificate: `duet ca init` makes one";
                 return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, text));
             }
-            let own = Authority::load(certificate, secret, now_s);
-            Some(own.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error))?)
-        } else {
-            None
+            None => {
+                let own = Authority::load(certificate, secret, now_s);
+                Comes::Issued(Box::new(own.map_err(unusable)?))
+            }
         };
-        let enrolled = registry.enrol(&claim, now_s, |name| match (&own, brought) {
-            (Some(own), _) => own.issue(name.as_str(), &key, *days, now_s),
-            (None, Some(der)) => Ok(der),
-            // One of the two is there.
-            (None, None) => Err(identity::AuthorityError::Randomness),
+        let enrolled = registry.enrol(&claim, now_s, |name| match &comes {
+            Comes::Issued(by) => by.issue(name.as_str(), &key, *days, now_s),
+            Comes::Brought(der) => Ok(der.clone()),
         })?;
         let line = DeviceLine {
             name: enrolled.name.to_string(),
@@ -371,7 +382,10 @@ impl Desk {
         let credential = Credential::of(&line, gateway)
             .and_then(|credential| Ok(serde_json::to_value(&credential)?))
             .map_err(failed)?;
-        let authority_pem = own.map(|own| identity::pem(&own.certificate().der));
+        let authority_pem = match comes {
+            Comes::Issued(by) => Some(identity::pem(&by.certificate().der)),
+            Comes::Brought(_) => None,
+        };
         let answer = EnrolAnswer { credential, authority_pem, port, again: enrolled.again };
         Ok(Done { answer, name: enrolled.name })
     }
@@ -423,14 +437,6 @@ impl Desk {
     }
 }
 
-/// What counts as one address: an IPv4 address, or the /64 of an IPv6 one.
-pub(super) fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
-        v4 => v4,
-    }
-}
-
 /// Whether what the settings say of enrolment can be used: a CA that is there, and one that is trusted.
 ///
 /// # Errors
@@ -477,15 +483,14 @@ mod tests {
         assert!(desk.is_closed_to(one, now) && !desk.is_closed_to(other, now));
         assert!(desk.is_closed_to(address("::ffff:192.0.2.1"), now), "the same address");
         assert!(!desk.is_closed_to(one, now + WINDOW));
-        (0..WRONG_MAX).for_each(|_| desk.note_wrong(address("2001:db8::1")));
+        (0..WRONG_MAX).for_each(|_| _ = desk.note_wrong(address("2001:db8::1")));
         assert!(desk.is_closed_to(address("2001:db8::2"), now), "the same network");
         assert!(!desk.is_closed_to(address("2001:db8:0:1::2"), now));
-        for n in 0..WRONG_ALL {
-            desk.note_wrong(Some(IpAddr::from(
-                (0x2001_u128 << 112 | u128::from(n) << 64).to_be_bytes(),
-            )));
-        }
-        assert!(desk.is_closed_to(other, now) && !desk.is_closed_to(other, now + WINDOW * 2));
+        let network =
+            |n: u32| IpAddr::from((0x2001_u128 << 112 | u128::from(n) << 64).to_be_bytes());
+        let noted = (0..2 * WRONG_NOTED).filter(|n| desk.note_wrong(Some(network(*n))));
+        assert!(noted.count() < usize::try_from(WRONG_NOTED).unwrap());
+        assert!(!desk.is_closed_to(other, now));
     }
 
     /// Every way in which a device can bring its key.

@@ -20,7 +20,7 @@ mod renew;
 mod set;
 mod which;
 
-pub(super) use which::{end, time as span};
+pub(super) use which::{Labels, time as span};
 
 /// Subcommands of `duet device`.
 #[derive(Subcommand)]

@@ -12,7 +12,7 @@ use duet::identity::{Utc, now_s};
 use duet::registry::SourceSet;
 
 use super::control::Control;
-use super::device::{end, span};
+use super::device::{Labels, span};
 use super::{Format, Place, output};
 
 /// Tokens with which devices register themselves
@@ -51,15 +51,8 @@ pub(super) struct Token {
     /// How many devices it registers
     #[arg(long, value_name = "N", default_value_t = 1)]
     uses: u32,
-    /// Their tags, separated by commas
-    #[arg(long, value_name = "TAGS")]
-    tag: Option<String>,
-    /// Their group
-    #[arg(long, value_name = "GROUP")]
-    group: Option<String>,
-    /// When their registrations end: 90d, 2031-02-28, or never [default: never]
-    #[arg(long, value_name = "TIME", value_parser = end)]
-    expires: Option<String>,
+    #[command(flatten)]
+    labels: Labels,
     /// Key sources that they may use, separated by commas
     #[arg(long, value_name = "LIST", default_value = "ephemeral", visible_alias = "profile")]
     key_sources: SourceSet,
@@ -94,9 +87,9 @@ impl Token {
             uses: self.uses,
             names: self.name.or(self.names).unwrap_or_default(),
             key_sources: Some(self.key_sources.to_string()),
-            tags: self.tag,
-            group: self.group,
-            expires: self.expires.filter(|end| end != "never"),
+            expires: self.labels.end()?,
+            tags: self.labels.tag,
+            group: self.labels.group,
         };
         if output::is_closed()? {
             bail!("standard output is closed, so the token would be lost; none was made");

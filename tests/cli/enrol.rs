@@ -200,9 +200,12 @@ fn a_request_is_answered_offline_and_a_ca_that_cannot_issue_is_named() {
     assert!(said.contains("ca.key: mode 0644 lets others") && said.contains("chmod 600"), "{said}");
     assert!(text(&scratch.duet(&["check"]).stdout).contains("FAIL enrolment"));
     // Tokens that could not be delivered are none.
-    for wrong in
-        [&["--names", "a b"][..], &["--name", "m", "--uses", "2"], &["--name", "m", "--tag", "=1"]]
-    {
+    for wrong in [
+        &["--names", "a b"][..],
+        &["--name", "m", "--uses", "2"],
+        &["--name", "m", "--tag", "=1"],
+        &["--name", "m", "--expires", "2020-01-01"],
+    ] {
         let said = scratch.bad(&[&["enrol", "token"][..], wrong].concat());
         assert!(!said.contains("duet_enrol_"), "{said}");
     }

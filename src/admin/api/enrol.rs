@@ -103,16 +103,17 @@ pub(super) async fn enrol(
     })?;
     let port = plane.gateway.status().listen.port();
     let desk = Arc::clone(&plane.desk);
-    let id = wanted.token.get(11..27).unwrap_or_default().to_owned();
+    let id = enrol::read_token(&wanted.token).map(|(id, _)| id);
     let done =
         plane.blocking(move |registry, _| desk.enrol(registry, &wanted, &facts, port, now_s()));
     let done = done.await;
     let is_unknown = matches!(&done, Err(problem) if problem.status() == StatusCode::UNAUTHORIZED);
-    if is_unknown {
-        plane.desk.note_wrong(address);
-    }
+    let noted = !is_unknown || plane.desk.note_wrong(address);
     // An unknown token may be a secret of another kind.
-    let who = if is_unknown { "nobody".to_owned() } else { format!("enrolment token {id}") };
+    let who = match id {
+        Some(id) if !is_unknown => format!("enrolment token {id}"),
+        _ => "nobody".to_owned(),
+    };
     let (name, outcome, counted) = match &done {
         Ok(done) if done.answer.again => (Some(&done.name), "done again".to_owned(), "again"),
         Ok(done) => (Some(&done.name), "done".to_owned(), "enrolled"),
@@ -123,9 +124,11 @@ pub(super) async fn enrol(
         Some(name) => format!("POST /v1/enrol {name}"),
         None => "POST /v1/enrol".to_owned(),
     };
-    note(&plane, move |audit| {
-        audit.write(Event { who: &who, from: &from, action: &action, outcome: &outcome })
-    })
-    .await;
+    if noted {
+        note(&plane, move |audit| {
+            audit.write(Event { who: &who, from: &from, action: &action, outcome: &outcome })
+        })
+        .await;
+    }
     Ok(Json(done?.answer))
 }

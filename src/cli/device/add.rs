@@ -8,14 +8,14 @@ use clap::{Args, ValueEnum};
 use duet::admin::{Credential, DeviceLine};
 use duet::config::{Enrol, Overrides};
 use duet::hex::Hex;
-use duet::identity::{self, Authority, Role, Utc, now_s};
+use duet::identity::{self, Authority, Role, now_s};
 use duet::registry::{Name, SourceSet};
 use zeroize::Zeroizing;
 
 use super::super::Place;
 use super::super::control::Control;
 use super::deliver::To;
-use super::which::end;
+use super::which::Labels;
 
 /// No certificate request is longer.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -45,15 +45,8 @@ pub(in super::super) struct Add {
     /// Where the device keeps its private key; it is named in the credential and not read
     #[arg(long, value_name = "PATH", conflicts_with = "registered_id")]
     private_key_file: Option<String>,
-    /// Tags to find it by, separated by commas
-    #[arg(long, value_name = "TAGS")]
-    tag: Option<String>,
-    /// The group that it belongs to
-    #[arg(long, value_name = "GROUP")]
-    group: Option<String>,
-    /// When its registration ends: 90d, 2031-02-28, or never [default: never]
-    #[arg(long, value_name = "TIME", value_parser = end)]
-    expires: Option<String>,
+    #[command(flatten)]
+    labels: Labels,
     /// Write the credential to a new file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -109,15 +102,11 @@ impl Add {
             id: None,
             key: None,
             key_sources: Some(self.key_sources.to_string()),
-            tags: self.tag,
-            group: self.group,
-            expires: self.expires.filter(|end| end != "never"),
+            expires: self.labels.end()?,
+            tags: self.labels.tag,
+            group: self.labels.group,
             made: false,
         };
-        let past = |end: &str| end.parse::<Utc>().is_ok_and(|end| end.0 <= now_s());
-        if let Some(end) = line.expires.as_deref().filter(|end| past(end)) {
-            bail!("--expires {end}: this has passed; nothing was registered");
-        }
         complete(&mut line)?;
         let mut control = Control::open(&place.state()?)?;
         let mut gateway = control.facts(place)?;

@@ -84,6 +84,25 @@ impl<'a> To<'a> {
     }
 }
 
+/// Removes what an import has left that was killed, with which nobody was registered. A directory with anything else in it stays,
+/// and is an error.
+fn clear(draft: &Path) -> io::Result<()> {
+    let left = match fs::read_dir(draft) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        left => left?,
+    };
+    for entry in left {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_file() && path.extension().is_some_and(|end| end == "json") {
+            fs::remove_file(path)?;
+        }
+    }
+    fs::remove_dir(draft).map_err(|error| {
+        io::Error::new(error.kind(), format!("{}: {error}; remove it", draft.display()))
+    })
+}
+
 /// Delivers each credential in a file of its own in a new directory, then registers. It is the directory with all of
 /// them, or none.
 pub(super) fn then_in_dir<T>(
@@ -99,11 +118,8 @@ pub(super) fn then_in_dir<T>(
     draft.push(".draft");
     let draft = PathBuf::from(draft);
     let delivered = (|| {
-        // Left by an import that was killed: nobody was registered with what is in it.
-        match fs::remove_dir_all(&draft) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => fs::DirBuilder::new().mode(0o700).create(&draft)?,
-        }
+        clear(&draft)?;
+        fs::DirBuilder::new().mode(0o700).create(&draft)?;
         for (name, credential) in credentials {
             let mut options = OpenOptions::new();
             let file = options.write(true).create_new(true).mode(0o600);

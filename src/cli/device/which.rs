@@ -16,6 +16,36 @@ use super::import;
 /// How many names are told before it is asked whether they are meant.
 const TOLD: usize = 10;
 
+/// What is said of a device when it is registered.
+#[derive(Args)]
+pub(in super::super) struct Labels {
+    /// Tags to find it by, separated by commas
+    #[arg(long, value_name = "TAGS")]
+    pub(in super::super) tag: Option<String>,
+    /// The group that it belongs to
+    #[arg(long, value_name = "GROUP")]
+    pub(in super::super) group: Option<String>,
+    /// When its registration ends: 90d, 2031-02-28, or never [default: never]
+    #[arg(long, value_name = "TIME", value_parser = end)]
+    expires: Option<String>,
+}
+
+impl Labels {
+    /// When its registration ends, where it does.
+    ///
+    /// # Errors
+    /// When that has passed.
+    pub(in super::super) fn end(&self) -> Result<Option<String>> {
+        let Some(end) = self.expires.as_deref().filter(|end| *end != "never") else {
+            return Ok(None);
+        };
+        if end.parse::<Utc>().is_ok_and(|end| end.0 <= now_s()) {
+            bail!("--expires {end}: this has passed");
+        }
+        Ok(Some(end.to_owned()))
+    }
+}
+
 /// Filters: a device is meant if it meets all that are given.
 #[derive(Args)]
 pub(super) struct Filter {
