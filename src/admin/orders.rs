@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use axum::http::StatusCode;
 use duet_upstream::{Asked, Taken, Taker, Taking};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -119,11 +118,7 @@ async fn place(
     let found = plane.blocking(move |registry, _| devices::commanded(registry, &known)).await;
     let device = found.map_err(|problem| {
         let said = problem.to_string();
-        if problem.status() == StatusCode::INTERNAL_SERVER_ERROR {
-            Refusal::Later(said)
-        } else {
-            Refusal::For(said)
-        }
+        if problem.status().is_server_error() { Refusal::Later(said) } else { Refusal::For(said) }
     })?;
     let Some(queue) = plane.gateway.commands() else {
         return Err(refused("this gateway keeps no commands".to_owned()));
@@ -149,7 +144,10 @@ async fn finish(placed: Result<Placed, Refusal>, device: Option<&str>) -> Taken 
             // Strings and numbers always make JSON.
             Taken::Queued { answer: serde_json::to_vec(&answer).unwrap_or_default(), known }
         }
-        Err(error @ (QueueError::Unwritten | QueueError::Busy)) => Taken::Later(error.to_string()),
+        // What is full of its own device's commands is refused: one device must not stop those of others.
+        Err(error @ (QueueError::Unwritten | QueueError::Busy | QueueError::Full)) => {
+            Taken::Later(error.to_string())
+        }
         Err(error) => not_queued(error.to_string(), device),
     }
 }

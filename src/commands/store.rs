@@ -147,22 +147,25 @@ impl Disk {
 
     /// Opens the file, and makes up for the second commit where the process ended before it.
     fn reopen(&mut self) -> Result<(), StoreError> {
-        let database = open(&self.path)?;
-        let paired =
-            is_single(&database).and_then(|single| if single { pair(&database) } else { Ok(()) });
-        paired.map_err(|error| failed(&self.path, error))?;
-        self.database = Some(database);
+        // The engine panics over some kinds of damage.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let database = open(&self.path)?;
+            let paired = is_single(&database)
+                .and_then(|single| if single { pair(&database) } else { Ok(()) });
+            paired.map(|()| database).map_err(|error| failed(&self.path, error))
+        }));
+        let damaged =
+            |_| Err(StoreError::Damaged { path: self.path.clone(), detail: Flaw::Structure });
+        self.database = Some(opened.unwrap_or_else(damaged)?);
         Ok(())
     }
 
     /// Whether the file still has its name.
     fn in_place(&self) -> Result<(), StoreError> {
-        match identity::file_at(&self.path) {
-            Ok(found) if found == self.place => Ok(()),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::Io { path: self.path.clone(), error })
-            }
-            _ => Err(StoreError::Replaced(self.path.clone())),
+        match identity::is_at(&self.path, self.place) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StoreError::Replaced(self.path.clone())),
+            Err(error) => Err(StoreError::Io { path: self.path.clone(), error }),
         }
     }
 

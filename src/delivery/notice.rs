@@ -2,6 +2,7 @@
 //!
 //! Owns what a notice says and its sixteen bytes in a record. Takes them as hostile when it reads them.
 
+use super::format::ReadingRef;
 use duet_protocol::profile::{Profile, Transport};
 use duet_protocol::reading::ReadingId;
 
@@ -129,6 +130,22 @@ impl Notice {
             Self::Result { .. } => "result",
             Self::Online { .. } => "online",
             Self::Offline { .. } => "offline",
+        }
+    }
+
+    /// The record of this notice about a device.
+    #[must_use]
+    pub fn record<'a>(self, device: &'a str, at_ms: u64, payload: &'a [u8]) -> ReadingRef<'a> {
+        ReadingRef {
+            device,
+            id: self.id(at_ms),
+            again: false,
+            channel: 0,
+            received_ms: at_ms,
+            measured_ms: at_ms,
+            commit: None,
+            notice: Some(self),
+            payload,
         }
     }
 

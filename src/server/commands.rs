@@ -4,7 +4,7 @@
 use duet_core::Mail;
 
 use crate::commands::{CommandState, Teller, Told, Ways};
-use crate::delivery::{Batch, CommandEnd, Durability, Notice, ReadingRef, Submitter, Urgency};
+use crate::delivery::{Batch, CommandEnd, Durability, Notice, Submitter, Urgency};
 use crate::transport::MailSender;
 
 /// All shards' mailboxes, and the spool.
@@ -48,15 +48,6 @@ fn push(batch: &mut Batch, end: &Told) -> bool {
     let Told { id: command, number, late, at_ms, .. } = *end;
     let status = end.answer.as_ref().map(|answer| answer.status);
     let notice = Notice::Result { command, number, state, late, status };
-    batch.push(&ReadingRef {
-        device: &end.name,
-        id: notice.id(at_ms),
-        again: false,
-        channel: 0,
-        received_ms: at_ms,
-        measured_ms: at_ms,
-        commit: None,
-        notice: Some(notice),
-        payload: end.answer.as_ref().map_or(&[], |answer| &answer.output),
-    })
+    let payload = end.answer.as_ref().map_or(&[][..], |answer| &answer.output);
+    batch.push(&notice.record(&end.name, at_ms, payload))
 }

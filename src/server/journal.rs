@@ -13,9 +13,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::delivery::{Batch, Durability, Notice, ReadingRef, Reason, Submitter, Urgency};
+use crate::delivery::{Batch, Durability, Notice, Reason, Submitter, Urgency};
 
 /// The folder in the state directory.
 const DIR: &str = "presence";
@@ -34,7 +35,19 @@ pub(super) struct Journal {
     path: PathBuf,
     file: File,
     lines: Vec<u8>,
+    /// How long the file is.
     written: u64,
+    /// From which length on it is written anew.
+    long: u64,
+    work: Option<JoinHandle<()>>,
+}
+
+/// What was said last of each device: since when it is online, or that it left.
+type Last = BTreeMap<String, Option<u64>>;
+
+/// Who is online, and since when.
+fn here(last: &Last) -> impl Iterator<Item = (&str, u64)> {
+    last.iter().filter_map(|(device, since_ms)| Some((device.as_str(), (*since_ms)?)))
 }
 
 /// A run that ended without saying who left.
@@ -43,8 +56,7 @@ struct Ended {
     dir: PathBuf,
     /// Its last sign of life, milliseconds since 1970.
     at_ms: u64,
-    /// Who was online, and since when.
-    online: BTreeMap<String, u64>,
+    online: Last,
 }
 
 fn unix_ms(time: SystemTime) -> u64 {
@@ -94,7 +106,7 @@ impl Journals {
     pub(super) fn shard(&self, shard: usize) -> io::Result<Journal> {
         let path = self.dir.join(shard.to_string());
         let file = create(&path)?;
-        Ok(Journal { path, file, lines: Vec::new(), written: 0 })
+        Ok(Journal { path, file, lines: Vec::new(), written: 0, long: LONG, work: None })
     }
 }
 
@@ -104,11 +116,11 @@ fn create(path: &Path) -> io::Result<File> {
 
 impl Journal {
     pub(super) fn online(&mut self, device: &str, since_ms: u64) {
-        self.lines.extend_from_slice(format!("+{since_ms} {device}\n").as_bytes());
+        let _ = writeln!(self.lines, "+{since_ms} {device}");
     }
 
     pub(super) fn offline(&mut self, device: &str) {
-        self.lines.extend_from_slice(format!("- {device}\n").as_bytes());
+        let _ = writeln!(self.lines, "- {device}");
     }
 
     /// Writes the turn's lines. What the disk does not take is lost: then a device's leaving may not be told, or be told twice.
@@ -116,11 +128,14 @@ impl Journal {
         if self.lines.is_empty() {
             return;
         }
-        let _ = self.file.write_all(&self.lines);
-        self.written += self.lines.len() as u64;
+        match self.file.write_all(&self.lines) {
+            Ok(()) => self.written += self.lines.len() as u64,
+            // Half a line would spoil those after it.
+            Err(_) => drop(self.file.set_len(self.written)),
+        }
         self.lines.clear();
-        if self.written >= LONG {
-            self.written = 0;
+        if self.written >= self.long {
+            self.long = self.written + LONG;
             self.begin_anew();
         }
     }
@@ -130,17 +145,22 @@ impl Journal {
         let _ = self.file.set_modified(SystemTime::now());
     }
 
-    /// Goes on in a new file, and has the old one written anew without those who left.
+    /// Goes on in a new file, and has the old one written anew with a line for each device. An old one that could not be
+    /// written anew is tried again.
     fn begin_anew(&mut self) {
-        let old = self.path.with_extension("old");
-        // Where the last time is not done yet, it goes on as it is.
-        if old.exists() || fs::rename(&self.path, &old).is_err() {
+        if self.work.as_ref().is_some_and(|work| !work.is_finished()) {
             return;
         }
-        match create(&self.path) {
-            Ok(file) => self.file = file,
-            // The old file is still open and goes on.
-            Err(_) => return drop(fs::rename(&old, &self.path)),
+        let old = self.path.with_extension("old");
+        if !old.exists() {
+            if fs::rename(&self.path, &old).is_err() {
+                return;
+            }
+            match create(&self.path) {
+                Ok(file) => (self.file, self.written, self.long) = (file, 0, LONG),
+                // The old file is still open and goes on.
+                Err(_) => return drop(fs::rename(&old, &self.path)),
+            }
         }
         let (base, next) = (self.path.with_extension("base"), self.path.with_extension("next"));
         let work = move || {
@@ -155,18 +175,22 @@ impl Journal {
             }
         };
         // Without a thread the old file stays, and is read all the same.
-        drop(std::thread::Builder::new().name("presence".into()).spawn(work));
+        self.work = std::thread::Builder::new().name("presence".into()).spawn(work).ok();
     }
 }
 
-fn write(path: &Path, online: &BTreeMap<String, u64>) -> io::Result<()> {
+/// Those who left are written, too: another file, which is read before, may have it that they came.
+fn write(path: &Path, last: &Last) -> io::Result<()> {
     let mut out = BufWriter::new(File::create(path)?);
-    online.iter().try_for_each(|(device, since_ms)| writeln!(out, "+{since_ms} {device}"))?;
+    last.iter().try_for_each(|(device, since_ms)| match since_ms {
+        Some(since_ms) => writeln!(out, "+{since_ms} {device}"),
+        None => writeln!(out, "- {device}"),
+    })?;
     out.flush()
 }
 
 /// Follows a file's lines; one that is not there has none. It ends at a line that is cut.
-fn replay(path: &Path, online: &mut BTreeMap<String, u64>) -> io::Result<()> {
+fn replay(path: &Path, last: &mut Last) -> io::Result<()> {
     let mut reader = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => BufReader::new(file?),
@@ -180,12 +204,12 @@ fn replay(path: &Path, online: &mut BTreeMap<String, u64>) -> io::Result<()> {
             return Ok(());
         };
         if what == "-" {
-            online.remove(device);
+            last.insert(device.to_owned(), None);
             continue;
         }
         let since = what.strip_prefix('+').and_then(|digits| digits.parse().ok());
         let Some(since_ms) = since else { return Ok(()) };
-        online.insert(device.to_owned(), since_ms);
+        last.insert(device.to_owned(), Some(since_ms));
     }
 }
 
@@ -211,7 +235,7 @@ fn ended(all: &Path) -> io::Result<Vec<Ended>> {
             }
         }
         // A file's time is a little coarse.
-        let at_ms = online.values().copied().max().unwrap_or(0).max(at_ms);
+        let at_ms = here(&online).map(|(_, since_ms)| since_ms).max().unwrap_or(0).max(at_ms);
         found.push(Ended { dir, at_ms, online });
     }
     found.sort_by(|a, b| a.dir.cmp(&b.dir));
@@ -248,19 +272,9 @@ fn announce(Ended { dir, at_ms, online }: Ended, spool: &Submitter) {
             owed.failed.store(true, Ordering::Relaxed);
         }
     };
-    for (device, since_ms) in &online {
-        let notice = Notice::Offline { reason: Reason::Killed, since_ms: *since_ms };
-        let record = ReadingRef {
-            device,
-            id: notice.id(at_ms),
-            again: false,
-            channel: 0,
-            received_ms: at_ms,
-            measured_ms: at_ms,
-            commit: None,
-            notice: Some(notice),
-            payload: b"",
-        };
+    for (device, since_ms) in here(&online) {
+        let notice = Notice::Offline { reason: Reason::Killed, since_ms };
+        let record = notice.record(device, at_ms, b"");
         if !batch.push(&record) {
             submit(&mut batch);
             let fits = batch.push(&record);
@@ -290,7 +304,12 @@ mod tests {
         first.flush();
         second.online("meter", 9);
         second.flush();
-        let online = |at: &Path| ended(at).unwrap().remove(0).online;
+        let online = |at: &Path| {
+            let ended = ended(at).unwrap().remove(0);
+            here(&ended.online)
+                .map(|(device, at)| (device.to_owned(), at))
+                .collect::<BTreeMap<_, _>>()
+        };
         let expected = BTreeMap::from([("meter".to_owned(), 9), ("pump 7".to_owned(), 5)]);
         assert_eq!(online(dir.path()), expected);
         assert!(ended(dir.path()).unwrap()[0].at_ms > 9, "a time of day");
@@ -311,5 +330,59 @@ mod tests {
             fs::write(run.join("0"), &whole[..cut]).unwrap();
             assert!(online(dir.path()).contains_key("meter"), "{cut}");
         }
+    }
+
+    /// Devices that came with the process before are in another file than what becomes of them.
+    #[test]
+    fn who_was_handed_over_and_left_does_not_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("7");
+        fs::create_dir(&run).unwrap();
+        let before = [("meter".to_owned(), Some(3)), ("valve".to_owned(), Some(4))];
+        write(&run.join("0.base"), &Last::from(before)).unwrap();
+        let mut second = Journals { dir: run }.shard(1).unwrap();
+        second.offline("valve");
+        second.flush();
+        second.begin_anew();
+        second.work.take().unwrap().join().unwrap();
+        let ended = ended(dir.path()).unwrap().remove(0);
+        assert_eq!(here(&ended.online).collect::<Vec<_>>(), [("meter", 3)]);
+    }
+
+    #[test]
+    fn a_line_that_did_not_fit_spoils_none_and_what_failed_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("7");
+        fs::create_dir(&run).unwrap();
+        let mut journal = Journals { dir: run.clone() }.shard(0).unwrap();
+        journal.online("pump 7", 5);
+        journal.flush();
+        // Half a line, as a full disk leaves it, and then a disk that takes nothing.
+        let whole = journal.file.try_clone().unwrap();
+        (&whole).write_all(b"+6 val").unwrap();
+        journal.file = File::open(run.join("0")).unwrap();
+        journal.online("valve", 6);
+        journal.flush();
+        journal.file = whole;
+        journal.file.set_len(journal.written).unwrap();
+        journal.offline("pump 7");
+        journal.online("meter", 7);
+        journal.flush();
+        let found = |at: &Path| {
+            let ended = ended(at).unwrap().remove(0);
+            here(&ended.online).map(|(device, _)| device.to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(found(dir.path()), ["meter"]);
+        // The file cannot be written anew while something else has its next name.
+        fs::create_dir(run.join("0.next")).unwrap();
+        journal.begin_anew();
+        journal.work.take().unwrap().join().unwrap();
+        assert!(run.join("0.old").exists());
+        assert_eq!(found(dir.path()), ["meter"]);
+        fs::remove_dir(run.join("0.next")).unwrap();
+        journal.begin_anew();
+        journal.work.take().unwrap().join().unwrap();
+        assert!(!run.join("0.old").exists());
+        assert_eq!(found(dir.path()), ["meter"]);
     }
 }

@@ -7,7 +7,7 @@ use duet_protocol::profile::{Profile, Transport};
 use duet_telemetry::catalogue::NOTICES_DROPPED;
 
 use super::journal::Journal;
-use crate::delivery::{Batch, Notice, ReadingRef, Reason, Submitter, Urgency};
+use crate::delivery::{Batch, Notice, Reason, Submitter, Urgency};
 
 /// A shard's notices.
 pub(super) struct Notices {
@@ -53,17 +53,7 @@ impl Notices {
     }
 
     fn push(&mut self, device: &str, at_ms: u64, notice: Notice, payload: &[u8]) {
-        let record = ReadingRef {
-            device,
-            id: notice.id(at_ms),
-            again: false,
-            channel: 0,
-            received_ms: at_ms,
-            measured_ms: at_ms,
-            commit: None,
-            notice: Some(notice),
-            payload,
-        };
+        let record = notice.record(device, at_ms, payload);
         if !self.batch.push(&record) {
             self.flush();
             let fits = self.batch.push(&record);

@@ -162,6 +162,7 @@ struct Table {
     client: Client,
     at: String,
     cursor_name: String,
+    begin: String,
     copy: Statement,
     advance: Statement,
     /// The last index that the table has; -1 where it has none.
@@ -230,7 +231,10 @@ impl Table {
         );
         let advance = client.prepare(&advance).await.map_err(failed)?;
         let cursor_name = format!("{name}_cursor");
-        Ok((Self { client, at: at.to_owned(), cursor_name, copy, advance, last }, worth))
+        let wait = upstream.answer_timeout.as_millis();
+        let begin = format!("BEGIN; SET LOCAL statement_timeout = {wait}");
+        let at = at.to_owned();
+        Ok((Self { client, at, cursor_name, begin, copy, advance, last }, worth))
     }
 
     /// Stores what comes until nothing comes any more or the connection is void.
@@ -291,9 +295,10 @@ impl Table {
 
     async fn transaction(&self, group: &[Job], last: i64) -> Result<(), Trouble> {
         let failed = |error: Error| judge(&self.at, &error);
-        // Asked in one go: the answers take one way there and back.
+        // Asked in one go: the answers take one way there and back. What is behind a BEGIN that fails would be carried out
+        // by itself, so no time limit may hold for that one.
         let (begun, moved, sink) = join3(
-            self.client.batch_execute("BEGIN"),
+            self.client.batch_execute(&self.begin),
             self.client.execute(&self.advance, &[&last, &self.last]),
             self.client.copy_in::<_, Bytes>(&self.copy),
         )
@@ -345,9 +350,8 @@ async fn prepare_session(
 ) -> Result<String, Failure> {
     let wait = upstream.answer_timeout.as_millis();
     // A connection that hangs must not keep its locks from the next one for longer than an answer may take.
-    let session = format!(
-        "SET statement_timeout = {wait}; SET lock_timeout = {wait}; SET idle_in_transaction_session_timeout = {wait}"
-    );
+    let session =
+        format!("SET lock_timeout = {wait}; SET idle_in_transaction_session_timeout = {wait}");
     client.batch_execute(&session).await.map_err(failed)?;
     let look = "SELECT current_setting('server_version'), current_setting('fsync'), \
                 current_setting('synchronous_commit'), pg_is_in_recovery()";
@@ -420,8 +424,9 @@ fn judge(at: &str, error: &Error) -> Trouble {
     let code = said.code().code();
     let text = format!("{at}: {} ({code})", text::printable(said.message().as_bytes()));
     match (code.get(..2).unwrap_or_default(), code) {
-        // A row is there that the cursor does not know of: no fault of the reading.
-        (_, "23505") => failed(
+        // A row is there that the cursor does not know of: no fault of the reading. An index of the administrator's own is
+        // another matter.
+        (_, "23505") if said.constraint().is_some_and(|name| name.ends_with("_pkey")) => failed(
             Cause::Setting,
             format!(
                 "{text}: the table has readings beyond its cursor; remove the spool's row from the cursor's table, and it is made anew"

@@ -9,7 +9,7 @@ use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::ContextBuilder;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 
-use super::{Listener, Taken, WINDOW};
+use super::{KEY_MAX, Listener, Taken, WINDOW};
 use crate::link::nats::{self, stream_for};
 use crate::link::{Cause, Failure};
 use crate::settings::Address;
@@ -105,7 +105,8 @@ impl Listener {
                         .ok_or_else(|| broken(&"the connection ended"))?
                         .map_err(|error| broken(&error))?;
                     let named = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id"));
-                    let key = named.map(ToString::to_string).or_else(|| {
+                    let named = named.map(ToString::to_string).filter(|id| (1..=KEY_MAX).contains(&id.len()));
+                    let key = named.or_else(|| {
                         let sequence = message.info().ok()?.stream_sequence;
                         Some(format!("{sequence}@{made}"))
                     });
