@@ -255,6 +255,11 @@ pub enum ConfigError {
          --defaults does without", .0.display()
     )]
     Missing(PathBuf),
+    /// There is nothing in it, as while an editor saves it, or after a disk was full.
+    #[error(
+        "{}: the settings file is empty; put it back, or write a line of comment into it if all defaults are meant", .0.display()
+    )]
+    Empty(PathBuf),
     /// Something in it, in the environment or in a flag is wrong, all of it at once.
     #[error("{}: settings cannot be used{}", path.display(), Lines(problems))]
     Invalid {
@@ -320,6 +325,7 @@ impl Loaded {
                 }
                 String::new()
             }
+            Ok(text) if text.trim().is_empty() => return Err(ConfigError::Empty(path)),
             read => read.map_err(|error| ConfigError::Io { path: path.clone(), error })?,
         };
         // The parent of a bare file name is the empty path, which is no directory.
