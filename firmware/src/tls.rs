@@ -34,16 +34,11 @@ const SIGNED: usize = 280;
 
 type Secret = [u8; 32];
 
-/// The hash of all messages so far. A client keeps a running hash; all messages come in one go here, so each value costs what
-/// is new since the last one.
-struct Transcript(usize);
-
-impl Transcript {
-    fn take(&mut self, c: &mut Engine, len: usize) -> Result<Secret, CryptoError> {
-        let message = [0x5a; CERTIFICATE];
-        self.0 += len;
-        c.sha256(&[message.get(..len).unwrap_or(&message)])
-    }
+/// The hash of all messages up to one of this length. A client keeps a running hash, so each value costs what is new since the
+/// last one.
+fn transcript(c: &mut Engine, len: usize) -> Result<Secret, CryptoError> {
+    let message = [0x5a; CERTIFICATE];
+    c.sha256(&[message.get(..len).unwrap_or(&message)])
 }
 
 /// HKDF-Expand-Label (RFC 8446 §7.1).
@@ -105,9 +100,8 @@ fn client(
     c.random(&mut ephemeral)?;
     let ephemeral = SecretScalar::from_bytes(&ephemeral).ok_or(CryptoError::Failed)?;
     let met = c.encapsulate(&ephemeral, &share)?;
-    let mut transcript = Transcript(0);
-    transcript.take(c, CLIENT_HELLO)?;
-    let hellos = transcript.take(c, SERVER_HELLO)?;
+    transcript(c, CLIENT_HELLO)?;
+    let hellos = transcript(c, SERVER_HELLO)?;
     // The key schedule down to the handshake's keys.
     let nothing = c.sha256(&[])?;
     let early = c.hmac(&[0; 32], &[&[0; 32]])?;
@@ -119,18 +113,18 @@ fn client(
     let (down, down_iv) = traffic(c, &theirs)?;
     // The server's flight, in one record: to open it costs what to seal it does.
     c.seal(&down, &down_iv, &[0; 5], &mut flight)?;
-    transcript.take(c, EXTENSIONS)?;
-    transcript.take(c, REQUEST)?;
-    transcript.take(c, CERTIFICATE)?;
+    transcript(c, EXTENSIONS)?;
+    transcript(c, REQUEST)?;
+    transcript(c, CERTIFICATE)?;
     // The certificate, by the root; then that the server has its key.
     let signed = c.sha256(&[&[0x33; SIGNED]])?;
     let mut good = c.verify(&root, &signed, &peer.issued)?;
     let covered = digest(c, &[0x44; 32])?;
     good &= c.verify(&key, &covered, &peer.verify)?;
-    let seen = transcript.take(c, VERIFY)?;
+    let seen = transcript(c, VERIFY)?;
     let finished = expand(c, &theirs, b"finished", &[])?;
     c.hmac(&finished, &[&seen])?;
-    let seen = transcript.take(c, FINISHED)?;
+    let seen = transcript(c, FINISHED)?;
     // The keys of the application's data.
     let salt = expand(c, &handshake, b"derived", &nothing)?;
     let master = c.hmac(&salt, &[&[0; 32]])?;
@@ -139,14 +133,14 @@ fn client(
         traffic(c, &secret)?;
     }
     // The client's flight: its certificate, its proof, and the end.
-    transcript.take(c, CERTIFICATE)?;
+    transcript(c, CERTIFICATE)?;
     let covered = digest(c, &seen)?;
     c.sign(PrivateKey::Scalar(own), &covered, &[7; 32])?;
-    let seen = transcript.take(c, VERIFY)?;
+    let seen = transcript(c, VERIFY)?;
     let finished = expand(c, &ours, b"finished", &[])?;
     c.hmac(&finished, &[&seen])?;
     c.seal(&up, &up_iv, &[0; 5], &mut answer)?;
-    transcript.take(c, FINISHED)?;
+    transcript(c, FINISHED)?;
     let took = board.ticks().wrapping_sub(before);
     if good { Ok(took) } else { Err(CryptoError::Failed) }
 }

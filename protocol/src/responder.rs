@@ -11,7 +11,6 @@
 //! slot, profile, proof, freshness; nothing that a stranger can see differs before the proof.
 
 use alloc::vec::Vec;
-use core::ops::Range;
 
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -39,19 +38,7 @@ pub struct Opened {
     challenge: [u8; 16],
     random: Random,
     proof: [u8; 64],
-    reading: Text,
-}
-
-/// The text of the reading inside HELLO, empty without one. It lies where it was opened, whatever moves, and is wiped there.
-struct Text {
-    opened: Zeroizing<Vec<u8>>,
-    range: Range<usize>,
-}
-
-impl Text {
-    fn as_slice(&self) -> &[u8] {
-        &self.opened[self.range.clone()]
-    }
+    reading: Zeroizing<Vec<u8>>,
 }
 
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -121,8 +108,7 @@ impl Opened {
         let mut proof = [0; 64];
         let proof_len = profile.proof_len();
         proof[..proof_len].copy_from_slice(fields.take(proof_len)?);
-        let begin = opened.len() - fields.0.len();
-        let range = begin..begin + fields.take(hello.reading_len())?.len();
+        let reading = Zeroizing::new(fields.take(hello.reading_len())?.to_vec());
         // R17: padding is zeros.
         if fields.0.iter().any(|&byte| byte != 0) {
             return Err(DropReason::Malformed);
@@ -130,11 +116,6 @@ impl Opened {
         if id.slot() != hello.slot() {
             return Err(DropReason::Slot);
         }
-        let reading = if hello.offer.early {
-            Text { opened, range }
-        } else {
-            Text { opened: Zeroizing::default(), range: 0..0 }
-        };
         // R94: nothing but a reading that waits to be confirmed belongs into a HELLO.
         if hello.offer.early {
             let Up::Reading { confirm: true, .. } = Up::decode(reading.as_slice())? else {

@@ -76,10 +76,15 @@ fn a_sensor_with_a_registered_id_lives() {
     live(&mut world, "boiler-2", "Rust, registered-id/ephemeral", &elf, Some(&credential), &budget);
 }
 
+/// What the vectors are called, in order.
+fn names() -> Vec<&'static str> {
+    let names = include_str!("../../device/c/tests/vectors.h").split(".name = \"").skip(1);
+    names.filter_map(|rest| rest.split('"').next()).collect()
+}
+
 /// What HELLO, ACCEPT and a record take, in instructions, for each vector.
 fn vectors(elf: &Path, folder: &Path) -> Vec<[u64; 3]> {
-    let header = include_str!("../../device/c/tests/vectors.h");
-    let count = header.matches(".name = ").count();
+    let count = names().len();
     let mut board = Board::counting(elf, folder, &["-serial", "null"]);
     let mut step = |name| instructions(board.hear(&format!("ticks {name} ")));
     let costs = (0..count).map(|_| ["hello", "accept", "record"].map(&mut step)).collect();
@@ -99,8 +104,6 @@ fn tls(elf: &Path, folder: &Path) -> u64 {
 /// The vectors hold in Rust with each engine; the costs of every profile are printed, beside those of TLS.
 #[test]
 fn the_vectors_hold_on_the_board() {
-    let names = include_str!("../../device/c/tests/vectors.h").split(".name = \"").skip(1);
-    let names: Vec<_> = names.filter_map(|rest| rest.split('"').next()).collect();
     let folder = tempfile::tempdir().unwrap();
     // A handshake's share of what TLS takes, in percent, at most: HELLO and ACCEPT.
     for (engine, prefix, certificate, registered) in
@@ -113,7 +116,7 @@ fn the_vectors_hold_on_the_board() {
         };
         let (costs, tls) = (vectors(&elf, folder.path()), tls(&other, folder.path()));
         println!("{engine:36} mutual TLS 1.3, its cryptography alone: {tls:9} instructions");
-        for (name, [hello, accept, record]) in names.iter().zip(&costs) {
+        for (name, [hello, accept, record]) in names().iter().zip(&costs) {
             let share = 100 * (hello + accept) / tls;
             println!(
                 "{engine:8} {name:42} HELLO {hello:9}  ACCEPT {accept:9}  record {record:6}  of TLS {share:3} %"
@@ -134,12 +137,14 @@ fn the_vectors_hold_on_the_board_in_c() {
     let folder = tempfile::tempdir().unwrap();
     let elf = link(folder.path(), &["conformance.c", "board.c"], &library);
     let mut board = Board::start(&elf, folder.path(), &["-serial", "null"]);
-    assert!(board.hear("vectors ") >= 22);
+    assert_eq!(board.hear("vectors "), u64::try_from(names().len()).unwrap());
     assert!(board.end());
 }
 
 #[test]
-fn without_cryptography_little_is_left() {
+fn what_other_cryptography_takes() {
+    let Some(portable) = program("portable.elf") else { return };
+    println!("RustCrypto's primitives: flash {} B", flash(&portable));
     let Some(elf) = program("outside.elf") else { return };
     let (all, own) = (flash(&elf), own_flash(&elf));
     println!(

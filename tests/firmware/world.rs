@@ -44,9 +44,10 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
         "device/c/src",
         "device/c/tests/vectors.bin",
         "protocol/src",
-        "firmware/src",
-        "firmware/c",
-        "firmware/Cargo.lock",
+        "device/Cargo.toml",
+        "device/c/Cargo.toml",
+        "protocol/Cargo.toml",
+        "firmware",
     ];
     let changed = sources.iter().map(|source| newest(&Path::new(ROOT).join(source))).max();
     match fs::metadata(&path).and_then(|found| found.modified()) {

@@ -60,7 +60,9 @@ impl Context {
     }
 
     /// When something is due, on the port's clock; `u64::MAX` is never.
-    pub(crate) fn due(&self) -> u64 {
+    pub(crate) fn due(&mut self) -> u64 {
+        // The clock may have begun again since the last call.
+        self.now();
         self.clock.port(self.machine.poll_timeout().unwrap_or(u64::MAX))
     }
 }

@@ -21,7 +21,7 @@ void app_main(void) {
     if (error == 0) error = duet_init(&device, &port, &credentials, 0, DUET_EARLY_LEAVE);
     if (error != DUET_OK) {
         printf("cannot start: %d\n", error);
-        return;
+        esp_deep_sleep(60 * 1000000ull);
     }
     ESP_ERROR_CHECK(esp_netif_init());
     ESP_ERROR_CHECK(esp_event_loop_create_default());
