@@ -29,11 +29,16 @@ struct Booted {
 impl Booted {
     /// Boots one for a directory as `boot.sh` wants it, with a network of its own if `net`; why it cannot be.
     fn new(dir: &Path, net: bool) -> Result<Self, String> {
-        if !rustix::process::geteuid().is_root() {
-            return Err("must be root".into());
+        for program in ["awk", "curl", "ip", "mount", "nsenter", "systemctl", "unshare"] {
+            if Command::new(program).arg("--version").output().is_err() {
+                return Err(format!("{program} is missing"));
+            }
         }
         if !Path::new(SYSTEMD).exists() {
             return Err("systemd is missing".into());
+        }
+        if !rustix::process::geteuid().is_root() {
+            return Err("must be root".into());
         }
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         if !mounts.lines().any(|line| line.split(' ').nth(2) == Some("cgroup2")) {
@@ -58,9 +63,14 @@ impl Booted {
             if !booted.init.is_empty() && booted.ask(&["is-system-running"]).trim() == "running" {
                 return Ok(booted);
             }
-            if booted.child.try_wait().unwrap().is_some() || began.elapsed() > PATIENCE {
-                let said = fs::read_to_string(dir.join("boot.log")).unwrap();
-                return Err(format!("systemd does not boot here: {}", said.trim()));
+            let said = || fs::read_to_string(dir.join("boot.log")).unwrap().replace('\n', " ");
+            assert!(began.elapsed() < PATIENCE, "it is not running: {}", said());
+            if booted.child.try_wait().unwrap().is_some() {
+                // What runs this may forbid it, even to root. Whatever else keeps it from booting is a fault.
+                let said = said();
+                let forbidden = ["not permitted", "ermission denied", "Read-only"];
+                assert!(forbidden.iter().any(|text| said.contains(text)), "no boot: {said}");
+                return Err(format!("this kernel, or what it runs in, forbids it: {said}"));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -156,8 +166,11 @@ fn units(dir: &Path, more: &str) {
     }
     // There is no journal, and the test wants to read what is said.
     let log = "StandardOutput=append:/run/said/log\nStandardError=append:/run/said/log";
+    // systemd's own surroundings are empty.
+    let io = std::env::var("DUET_IO");
+    let io = io.map(|io| format!("Environment=DUET_IO={io}")).unwrap_or_default();
     fs::create_dir(units.join("duet.service.d")).unwrap();
-    fs::write(units.join("duet.service.d/test.conf"), format!("[Service]\n{log}\n{more}\n"))
+    fs::write(units.join("duet.service.d/test.conf"), format!("[Service]\n{log}\n{io}\n{more}\n"))
         .unwrap();
 }
 
