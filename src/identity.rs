@@ -316,6 +316,17 @@ pub fn file_at(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
+/// Whether this file still stands under its name.
+///
+/// # Errors
+/// Those of the file system.
+pub fn is_at(path: &Path, place: (u64, u64)) -> io::Result<bool> {
+    match file_at(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        found => found.map(|found| found == place),
+    }
+}
+
 /// The mode of a file with secrets, where it lets others than the owner do anything with it.
 ///
 /// # Errors

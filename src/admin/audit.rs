@@ -231,13 +231,12 @@ pub fn verify(state: &Path, mut each: impl FnMut(&Entry)) -> Result<Verified, Au
 /// Refuses a file that has lost its name: nobody would find what is written into it.
 fn still_at(file: &File, path: &Path) -> io::Result<()> {
     let open = file.metadata()?;
-    match crate::identity::file_at(path) {
-        Ok(found) if found == (open.dev(), open.ino()) => Ok(()),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Err(io::Error::other(
-            "it was removed or replaced while it was in use; put it back, or start anew for a new one",
-        )),
+    if crate::identity::is_at(path, (open.dev(), open.ino()))? {
+        return Ok(());
     }
+    Err(io::Error::other(
+        "it was removed or replaced while it was in use; put it back, or start anew for a new one",
+    ))
 }
 
 /// The last whole line of a file; what follows it is cut off.

@@ -16,6 +16,7 @@ pub(super) async fn keep(
     every: Duration,
     stopping: Stopping,
 ) -> Result<(), AdminError> {
+    let mut unretired = false;
     loop {
         duet_telemetry::upkeep();
         let stop = tokio::time::timeout(every, stopped(stopping.clone())).await.is_ok();
@@ -35,11 +36,16 @@ pub(super) async fn keep(
         let registry = Arc::clone(&plane.registry);
         let retired = tokio::task::spawn_blocking(move || registry.retire(now_s())).await;
         match retired.map_err(|_| AdminError::Panicked)? {
-            Ok(ids) => ids.into_iter().for_each(|id| plane.gateway.revoked(id)),
-            // It is tried again the next time, and the old credential's end holds meanwhile.
-            Err(error) => {
-                tracing::warn!("a renewed device's old credential is still good: {error}")
+            Ok(ids) => {
+                unretired = false;
+                ids.into_iter().for_each(|id| plane.gateway.revoked(id));
             }
+            // It is tried again the next time, and the old credential's end holds meanwhile.
+            Err(error) if !unretired => {
+                unretired = true;
+                tracing::warn!("a renewed device's old credential is still good: {error}");
+            }
+            Err(_) => {}
         }
         if stop {
             return saved.map(drop).map_err(AdminError::Marks);

@@ -122,12 +122,10 @@ impl Store {
     /// Whether the file still has its name: a change to one without is lost, and another one in its place knows
     /// nothing of what was revoked here.
     pub(super) fn in_place(&self) -> Result<(), RegistryError> {
-        match identity::file_at(&self.path) {
-            Ok(found) if found == self.place => Ok(()),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(RegistryError::Io { path: self.path.clone(), error })
-            }
-            _ => Err(RegistryError::Replaced(self.path.clone())),
+        match identity::is_at(&self.path, self.place) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(RegistryError::Replaced(self.path.clone())),
+            Err(error) => Err(RegistryError::Io { path: self.path.clone(), error }),
         }
     }
 

@@ -16,41 +16,33 @@ fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
+fn new(text: &str, enrolment: Enrolment) -> NewDevice {
+    NewDevice {
+        name: name(text),
+        enrolment,
+        sources: SourceSet::default(),
+        made: false,
+        labels: Default::default(),
+    }
+}
+
 fn keyed(text: &str, id: u64) -> NewDevice {
     let mut key = RegistrationKey([9; 32]);
     key.0[..8].copy_from_slice(&id.to_be_bytes());
     let id = DeviceId(id.to_be_bytes());
     let enrolment = Enrolment::RegisteredId { id, key };
-    NewDevice {
-        name: name(text),
-        enrolment,
-        sources: SourceSet::default(),
-        made: false,
-        labels: Default::default(),
-    }
+    new(text, enrolment)
 }
 
 fn certified(text: &str, der: &[u8]) -> NewDevice {
     let enrolment = Enrolment::Certificate { der: der.to_vec() };
-    NewDevice {
-        name: name(text),
-        enrolment,
-        sources: SourceSet::default(),
-        made: false,
-        labels: Default::default(),
-    }
+    new(text, enrolment)
 }
 
 fn with_key(text: &str, id: u8, key: u8) -> NewDevice {
     let (id, key) = (DeviceId([id; 8]), RegistrationKey([key; 32]));
     let enrolment = Enrolment::RegisteredId { id, key };
-    NewDevice {
-        name: name(text),
-        enrolment,
-        sources: SourceSet::default(),
-        made: false,
-        labels: Default::default(),
-    }
+    new(text, enrolment)
 }
 
 /// Two certificates over the same key.
