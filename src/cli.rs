@@ -175,7 +175,12 @@ impl Place {
             (None, Some(_)) => None,
             _ => Some(self.chosen()),
         };
-        Ok(Loaded::load(state.as_deref(), self.config.as_deref(), flags)?)
+        let loaded = Loaded::load(state.as_deref(), self.config.as_deref(), flags);
+        // Settings that cannot be read are then no more than a sign of it.
+        if let (Err(_), Some(state)) = (&loaded, &state) {
+            restore::is_finished(state)?;
+        }
+        Ok(loaded?)
     }
 
     fn chosen(&self) -> PathBuf {

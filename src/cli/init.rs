@@ -69,9 +69,7 @@ impl Init {
 /// Refuses a directory with anything in it that somebody may still need.
 fn look(state: &Path, begun: &Path, certificate: &Path, others: &[PathBuf; 3]) -> Result<()> {
     let is_there = |path: &Path| path.symlink_metadata().is_ok();
-    if is_there(&state.join(super::restore::BEGUN)) {
-        bail!("{}: a restore was cut off here; run `duet restore` again", state.display());
-    }
+    super::restore::is_finished(state)?;
     let [_, _, devices] = others;
     // An earlier call that did not come to its end has told nobody of what it made.
     let unfinished =

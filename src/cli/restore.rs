@@ -24,7 +24,15 @@ use super::device::import;
 use super::init::{make_private, remove};
 
 /// Stands in the state directory until everything is in its place.
-pub(super) const BEGUN: &str = ".restore-not-finished";
+const BEGUN: &str = ".restore-not-finished";
+
+/// Refuses a state directory in which a restore was cut off.
+pub(super) fn is_finished(state: &Path) -> Result<()> {
+    if state.join(BEGUN).symlink_metadata().is_ok() {
+        bail!("{}: a restore was cut off here; run `duet restore` again", state.display());
+    }
+    Ok(())
+}
 /// The registry until what must not come back with it is gone.
 const DRAFT: &str = "registry.restored";
 /// What is kept where it is there already: it is newer than what the backup has.

@@ -69,9 +69,7 @@ pub(super) fn check_state(config: &Config) -> Result<()> {
     if !config.state.is_dir() {
         bail!("{}: no such state directory; `duet init` makes one", config.state.display());
     }
-    if config.state.join(super::restore::BEGUN).exists() {
-        bail!("{}: a restore was cut off here; run `duet restore` again", config.state.display());
-    }
+    super::restore::is_finished(&config.state)?;
     let mode = fs::metadata(&config.state).map_or(0, |found| found.mode() & 0o777);
     if mode & 0o022 != 0 {
         bail!(

@@ -30,7 +30,7 @@ pub(crate) fn script(dir: &Path, lines: &str) -> PathBuf {
 /// A program that is `duet` with these settings, started behind `prefix`.
 pub(crate) fn with_settings(dir: &Path, prefix: &str, settings: &str) -> PathBuf {
     let file = dir.join("settings");
-    std::fs::write(&file, settings).unwrap();
+    std::fs::write(&file, format!("# Of a test.\n{settings}")).unwrap();
     let lines = format!(
         "if [ \"$3\" = init ]; then {DUET} \"$@\" && cat {} > \"$2/duet.toml\"\n\
          elif [ \"$3\" = run ]; then {prefix} exec {DUET} \"$@\"\n\

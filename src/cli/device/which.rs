@@ -40,7 +40,7 @@ impl Labels {
             return Ok(None);
         };
         if end.parse::<Utc>().is_ok_and(|end| end.0 <= now_s()) {
-            bail!("--expires {end}: this has passed");
+            bail!("--expires {end}: this has passed; nothing was registered");
         }
         Ok(Some(end.to_owned()))
     }
