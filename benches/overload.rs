@@ -129,7 +129,7 @@ fn main() {
             goals::floods(&sub);
         }
         if storms || !floods {
-            goals::storms(&sub);
+            goals::storms(&sub, number);
         }
         return;
     }

@@ -18,25 +18,25 @@ fn verdict(met: bool) -> &'static str {
     if met { "met" } else { "MISSED" }
 }
 
-pub(crate) fn storms(sub: &dyn Fn(&str) -> std::path::PathBuf) {
+pub(crate) fn storms(sub: &dyn Fn(&str) -> std::path::PathBuf, only: Option<usize>) {
     println!(
         "\nA storm's time as a multiple of what the rate of 96 at a time allows (goal: {STORM_MAX} in {RUNS} runs of {RUNS})\n"
     );
     println!(
-        "{:>10} {:>8} {:>8} {:>10} {:>10}   goal",
-        "devices", "ratio", "all in", "RETRYs", "repeats"
+        "{:>10} {:>8} {:>8} {:>8} {:>10} {:>10}   goal",
+        "devices", "ratio", "at work", "all in", "RETRYs", "repeats"
     );
-    for count in STORMS {
+    for count in STORMS.into_iter().filter(|count| only.is_none_or(|only| *count == only)) {
         let mut storm = Storm::start(&sub(&format!("storm-{count}")), 1, count);
         storm.first_time();
         for _ in 0..RUNS {
             let peak = storm.peak();
-            let crowd = storm.together();
+            let (crowd, busy) = storm.together();
             #[expect(clippy::cast_precision_loss, reason = "a count")]
             let ratio = crowd.all.as_secs_f64() * peak / count as f64;
             let all = crowd.took.len() == count;
             println!(
-                "{count:>10} {ratio:>8.2} {all:>8} {:>10} {:>10}   {}",
+                "{count:>10} {ratio:>8.2} {busy:>8.2} {all:>8} {:>10} {:>10}   {}",
                 crowd.retries,
                 crowd.repeats,
                 verdict(all && ratio <= STORM_MAX)

@@ -46,13 +46,15 @@ impl Storm {
         count / crowd.all.as_secs_f64()
     }
 
-    pub(crate) fn together(&mut self) -> Crowd {
+    /// How it went, and which part of the time the gateway was at work.
+    pub(crate) fn together(&mut self) -> (Crowd, f64) {
         let count = self.devices.len();
-        let crowd = self.knock(count, Begin::Together).0;
+        let (crowd, cpu) = self.knock(count, Begin::Together);
+        let busy = cpu.as_secs_f64() / crowd.all.as_secs_f64();
         // For whoever is late, and for the counters.
         std::thread::sleep(Duration::from_millis(1_200));
         show_counters(&self.gateway);
-        crowd
+        (crowd, busy)
     }
 
     fn knock(&mut self, count: usize, begin: Begin) -> (Crowd, Duration) {

@@ -25,8 +25,11 @@ const SPARE_MAX: usize = 512;
 const WORTHLESS_SOURCE_MAX: usize = 4;
 /// How long a cookie's epoch is, µs; the epoch before is valid too.
 const COOKIE_EPOCH_US: u64 = 30_000_000;
-/// The furthest ahead that anyone is asked to come back, µs.
-const HORIZON_US: u64 = 4_000_000;
+/// The furthest ahead that anyone is asked to come back, µs; a device waits no longer than 30 s (R54).
+const HORIZON_US: u64 = 24_000_000;
+/// So far ahead slots lie closer together than hellos take, by a sixteenth, µs: what then waits, for a quarter of a second at
+/// most, makes up for what was reckoned too dear. An idle moment could not be made up for.
+const CLOSE_US: u64 = 4_000_000;
 
 /// Where a HELLO came from.
 #[derive(Clone, Copy, Debug)]
@@ -53,8 +56,8 @@ pub(crate) struct HelloQueue {
     senders: Senders,
     /// What a HELLO has cost of late, ns; 0 at first.
     cost_ns: u64,
-    /// Whether any was refused since the last batch.
-    refused: bool,
+    /// How many came since the last batch.
+    came: u64,
     /// The last batch, if it left hellos waiting: when it was taken, µs, and how many they were.
     left: Option<(u64, u64)>,
 }
@@ -113,6 +116,7 @@ impl HelloQueue {
         hello: Hello,
         policy: Policy<'_>,
     ) -> Result<(), Refusal> {
+        self.came += 1;
         let proven = match path {
             Path::Stream(_) => true,
             Path::Datagram(from) => proves(now, from.address(), &hello, policy.node_key),
@@ -158,7 +162,7 @@ impl HelloQueue {
                 || now.mono_us - since_us >= policy.burst_us)
     }
 
-    /// What a HELLO costs, µs: as of late, within reason, since one long pause is no measure.
+    /// What a HELLO costs, µs: as of late, within reason.
     fn cost_us(&self, policy: Policy<'_>) -> u64 {
         self.cost_ns.div_ceil(1_000).clamp(policy.hello_us, 4 * policy.hello_us)
     }
@@ -180,12 +184,14 @@ impl HelloQueue {
     /// Takes the oldest hellos, at most this many. Those that came unasked before a flood was noticed are asked now
     /// instead: they are what makes it.
     pub(crate) fn take(&mut self, now: Now, most: usize, policy: Policy<'_>) -> Taken {
-        // While hellos wait, the time from batch to batch is what those of one cost, unless it also went
-        // into sending others away: that is done once for each, however long they then wait.
-        let refused = std::mem::take(&mut self.refused);
-        if let Some((since_us, count)) = self.left.take().filter(|_| !refused) {
+        // While hellos wait, the time from batch to batch is what those of one cost, unless it went into many that
+        // came meanwhile: they are taken in, or sent away, once for each, however long they then wait.
+        let came = std::mem::take(&mut self.came);
+        if let Some((since_us, count)) = self.left.take().filter(|(_, count)| came <= 2 * count) {
             let each_ns = now.mono_us.saturating_sub(since_us) * 1_000 / count;
-            self.cost_ns = (self.cost_ns * 7 + each_ns) / 8;
+            // One long pause is no measure.
+            let most_ns = 2 * self.cost_ns.max(policy.hello_us * 1_000);
+            self.cost_ns = (self.cost_ns * 31 + each_ns.min(most_ns)) / 32;
         }
         let mut taken = Taken::default();
         while taken.batch.len() < most && taken.asked.len() < most {
@@ -236,7 +242,6 @@ impl HelloQueue {
             && self.is_flooded(now, sender)
             && !self.senders.may_ask(now, from.address(), sender)
         {
-            self.refused = true;
             return reason.into();
         }
         self.later(now, path, sender, hello, policy, reason)
@@ -253,7 +258,6 @@ impl HelloQueue {
         policy: Policy<'_>,
         reason: DropReason,
     ) -> Refusal {
-        self.refused = true;
         let Path::Datagram(from) = path else { return reason.into() };
         let cost_us = self.cost_us(policy);
         let waiting_us = self.hellos.len() as u64 * cost_us;
@@ -261,8 +265,10 @@ impl HelloQueue {
             // Most of them never come back: they take no slot from those that do.
             waiting_us
         } else {
-            self.next_slot_us = self.next_slot_us.max(now.mono_us + waiting_us) + cost_us;
-            (self.next_slot_us - now.mono_us) % HORIZON_US
+            let ahead_us = waiting_us.max(self.next_slot_us.saturating_sub(now.mono_us));
+            let apart_us = if ahead_us < CLOSE_US { cost_us * 15 / 16 } else { cost_us };
+            self.next_slot_us = now.mono_us + ahead_us + apart_us;
+            (ahead_us + apart_us) % HORIZON_US
         };
         let mut echo = [0; 8];
         echo.copy_from_slice(&hello.digest[..8]);
