@@ -512,7 +512,7 @@ mod tests {
     fn slots_are_as_far_apart_as_hellos_really_take() {
         let mut waiting = HelloQueue::default();
         let mut number = 0;
-        for turn in 0..40 {
+        for turn in 0..200 {
             while waiting.hellos.len() < POLICY.retry_from {
                 let admitted =
                     enqueue(&mut waiting, now(turn * 6_000), from(1, number), hello(number));
@@ -522,7 +522,7 @@ mod tests {
             // Two of four: 3 ms each, though the policy says 1.
             assert_eq!(waiting.take(now(turn * 6_000), 2, POLICY).batch.len(), 2);
         }
-        let time = now(40 * 6_000);
+        let time = now(200 * 6_000);
         assert!(enqueue(&mut waiting, time, from(1, 998), hello(998)).is_ok());
         assert!(enqueue(&mut waiting, time, from(1, 999), hello(999)).is_ok());
         let mut wait_ms = |number| {
@@ -531,25 +531,33 @@ mod tests {
         };
         let first_ms = wait_ms(1_000);
         let last_ms = (1_001..=1_500).map(&mut wait_ms).last().unwrap();
-        assert!((last_ms - first_ms).abs_diff(1_500) < 60, "{first_ms} to {last_ms} ms");
+        assert!((last_ms - first_ms).abs_diff(1_500 * 15 / 16) < 60, "{first_ms} to {last_ms} ms");
     }
 
-    /// What a flood costs that draws no answer is no cost of those that are answered.
+    /// What many cost that are taken in or sent away between two batches is no cost of those that are answered.
     #[test]
     fn a_flood_makes_no_hello_dearer() {
         let mut waiting = HelloQueue::default();
-        let forger = IpAddr::from([10, 0, 0, 9]);
-        let proven =
-            |number| Origin { path: from(9, number), sender: forger, arrived_us: 0, proven: false };
-        (0..64).for_each(|number| waiting.count_worthless(now(0), proven(number)));
-        while enqueue(&mut waiting, now(0), from(9, 9), hello(9)).unwrap_err().retry.is_some() {}
-        for number in 0..4 {
-            let stream = Path::Stream(StreamId(number.into()));
-            assert!(enqueue(&mut waiting, now(0), stream, hello(number)).is_ok());
+        let forger = Origin {
+            path: from(9, 9),
+            sender: IpAddr::from([10, 0, 0, 9]),
+            arrived_us: 0,
+            proven: false,
+        };
+        let mut number = 0;
+        for turn in 0..200 {
+            let at = now(turn * 500_000);
+            while waiting.hellos.len() < POLICY.retry_from {
+                let stream = Path::Stream(StreamId(number.into()));
+                assert!(enqueue(&mut waiting, at, stream, hello(number)).is_ok());
+                number += 1;
+            }
+            assert_eq!(waiting.take(at, 2, POLICY).batch.len(), 2);
+            (0..64).for_each(|_| waiting.count_worthless(at, forger));
+            for _ in 0..10 {
+                assert!(enqueue(&mut waiting, at, forger.path, hello(60_000)).is_err());
+            }
         }
-        assert_eq!(waiting.take(now(0), 2, POLICY).batch.len(), 2);
-        assert!(enqueue(&mut waiting, now(0), from(9, 9), hello(9)).is_err());
-        assert_eq!(waiting.take(now(500_000), 2, POLICY).batch.len(), 2);
         assert_eq!(waiting.cost_us(POLICY), POLICY.hello_us);
     }
 
@@ -565,7 +573,8 @@ mod tests {
             let retry = refused(refusal).1.unwrap();
             in_second[usize::from(retry.wait_10ms / 100)] += 1;
         }
-        // A thousand a second is what 1 ms each allows.
-        assert!(in_second.iter().all(|count| count.abs_diff(1_000) < 20), "{in_second:?}");
+        // A thousand a second is what 1 ms each allows; they are told to come a sixteenth closer together.
+        let most = 1_000 * 16 / 15;
+        assert!(in_second[..3].iter().all(|count| count.abs_diff(most) < 20), "{in_second:?}");
     }
 }
