@@ -1,7 +1,7 @@
 //! Readings whose storing changes what the gateway knows of a device, until storage has answered: those that came inside a
 //! HELLO, and those that came inside one first and are said again in a record.
 //!
-//! A device has at most one on its way (E5). For one inside a HELLO the handshake waits here, too, since its ACCEPT says
+//! A device has at most one on its way (R98). For one inside a HELLO the handshake waits here, too, since its ACCEPT says
 //! whether the reading is stored. It waits for [`PATIENCE_US`] at most: then ACCEPT goes out and says that nothing is
 //! confirmed, and what storage answers later still counts.
 //!

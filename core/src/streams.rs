@@ -1,17 +1,25 @@
-//! The life of a stream, whole: who is at its other end, what it has brought, and when it is to be closed.
+//! The life of a stream: how long it may stay, and which one goes when places get scarce.
 //!
-//! *In* goes what happens to it: opened, a message came, proven, an answer is owed or given, its peer has ended or is gone.
-//! *Out* come whether it may stay, and when to close it. *Never* does it see a byte of a message or a descriptor.
+//! * *In* goes what happens to it: opened, a message came or was discarded, a session speaks over it or leaves it, an answer
+//!   is owed or given, its peer has ended or is gone.
+//! * *Out* come whether it is let in, whether its messages are looked at, and when it is to be closed, and how.
+//! * *Never* does it see a byte of a message or a descriptor: those are the transport's, which asks
+//!   [`poll`](Streams::poll) what to close and reports what it has closed.
 //!
-//! A stream is *first* (no whole message yet) → *unproven* (nothing authentic yet) → *proven* (sessions speak over it) →
-//! *left* (none does any more). From each of these it may become *failed* (one of its messages was discarded) or *ended*
-//! (its peer says no more, and is still owed answers), and at last *flushing*, then *closed*. Each state but *proven* has one
-//! deadline; there are no others. Descriptors, framing and bytes are the transport's, which asks
-//! [`poll`](Streams::poll) what to close and reports what it closed.
+//! ```text
+//! first ─▶ unproven ─▶ proven ◀─▶ left        no whole message yet; nothing authentic yet; sessions speak over it; none
+//!   └──────────┴───┬──────┴────────┘          does any more
+//!                  ▼
+//!           failed or ended ─▶ flushing ─▶ closed
+//! ```
 //!
-//! Addresses have shares here: when places get scarce, no address has more than a quarter of them. When next to none are left,
-//! whoever comes from an address that has fewer takes the place of a stream of the address that has most: of one over which
-//! no session speaks.
+//! *Failed* is a stream one of whose messages was discarded; *ended* one whose peer says no more, and may still be owed
+//! answers. Each state but *proven* and *closed* has one deadline, and there are no others. When it is over, the stream is
+//! flushed and then closed; one in *first* is closed at once.
+//!
+//! Addresses have shares here. When half of the places are taken, no address gets more than a quarter of all. When all but
+//! a sixteenth are, a newcomer from an address that has fewer takes the place of a stream of the address that has most: of
+//! one over which no session speaks.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

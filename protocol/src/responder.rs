@@ -7,8 +7,9 @@
 //!
 //! *In* goes a decoded HELLO; each arrow is work that the caller does, in whatever batches it likes, and whose answer goes in,
 //! too. *Out* come CHALLENGE, or ACCEPT and the session's keys, or the reason why there is neither. *Never* is anything here
-//! remembered, sent or looked up, nor an elliptic-curve operation performed. The order is R36's: cookie, open,
-//! slot, profile, proof, freshness; nothing that a stranger can see differs before the proof.
+//! remembered, sent or looked up, nor an elliptic-curve operation performed. The order is R36's: open, slot, look up,
+//! proof, then what the device may use and whether its counter is fresh, which the caller judges; nothing that a stranger
+//! can see differs before the proof.
 
 use alloc::vec::Vec;
 

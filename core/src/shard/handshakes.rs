@@ -1,4 +1,18 @@
-//! From HELLO to ACCEPT: admission, the batch, freshness. Changes the sessions only at its end.
+//! From HELLO to ACCEPT.
+//!
+//! ```text
+//! handle_hello ─▶ HelloQueue ─▶ open_hellos ─▶ verify_proofs ─┬───────────────────────────▶ agree ─▶ sign ─▶ accept
+//!                   Hello                        Claimed      │       Authorised            ▲  Answered
+//!                                                             └─▶ Early (a reading) ─▶ go_on ┘
+//! ```
+//!
+//! * *In* go HELLOs as they come, and what storage said of the readings inside them.
+//! * *Out* comes one answer to each, in the next turns, oldest first: ACCEPT, with a pending session for it; CHALLENGE, to
+//!   a device whose HELLO may be played back; RETRY, to whoever is to come back ([`HelloQueue`](crate::hello_queue)); or
+//!   nothing but a count under a reason. A reading inside goes to the sink, and its handshake waits in
+//!   [`Early`](crate::early) until it is stored, or for half a second.
+//! * *Never* does what the registry says make a difference before the proof (R36), and never is a session made but in
+//!   `accept`. No step does arithmetic on the curve: each is one batch of the [`Engine`].
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
