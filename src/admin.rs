@@ -53,7 +53,7 @@ pub use enrol::{
 };
 pub use problem::Problem;
 pub use query::{DeviceQuery, DeviceState};
-pub use status::{Driver, Fault, Phase, Reloaded, Status, UpstreamStatus};
+pub use status::{Fault, Phase, Reloaded, Status, UpstreamStatus};
 pub use telemetry::{Telemetry, install as install_telemetry};
 pub use tls::{TlsError, acceptor};
 pub use wire::{

@@ -34,6 +34,7 @@ mod run;
 mod settings;
 mod spool;
 mod talk;
+mod times;
 mod token;
 mod top;
 mod version;
@@ -50,9 +51,10 @@ const DEFAULT_STATE: &str = "duet-state";
     max_term_width = 98,
     after_help = "First steps:\n  \
         duet init                                        make a state directory and a certificate\n  \
-        duet device add boiler-1 --registered-id --out boiler-1.json\n  \
-        duet run                                         take devices\n  \
-        duet status                                      how is it?\n\n\
+        duet run                                         take devices; the rest goes into another terminal\n  \
+        duet device add boiler-1 --registered-id --address 127.0.0.1:23838 --out boiler-1.json\n  \
+        duet device try boiler-1.json --send 21.5        be that device\n  \
+        duet spool cat                                   what was stored\n\n\
         Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage."
 )]
 struct Cli {
@@ -62,18 +64,21 @@ struct Cli {
     command: Command,
 }
 
+/// Above the flags that every command has, which would stand among its own otherwise.
+const WHICH: &str = "Which gateway";
+
 /// Which gateway is meant.
 #[derive(Args, Clone)]
 struct Place {
     /// State directory: settings, certificate, registry, control socket [default: $DUET_STATE, or
     /// duet-state]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = WHICH)]
     state: Option<PathBuf>,
     /// Settings file [default: duet.toml in the state directory]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = WHICH)]
     config: Option<PathBuf>,
     /// Do without a settings file where there is none
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = WHICH)]
     defaults: bool,
 }
 

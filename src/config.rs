@@ -14,6 +14,7 @@ use duet_upstream::Upstream;
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::delivery::WhenFull;
 use crate::driver::Choice;
 use crate::log::{Format, Level};
 
@@ -146,15 +147,6 @@ pub struct Spool {
     pub max_age_s: u64,
     /// What happens when `max_bytes` is reached.
     pub when_full: WhenFull,
-}
-
-/// What happens when the spool is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenFull {
-    /// Nothing more is stored, and devices keep their readings, until there is room.
-    Block,
-    /// The oldest readings are removed, delivered or not.
-    DropOldest,
 }
 
 /// `[quota]`, for each device.

@@ -53,7 +53,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 mod address;
 mod buffers;
@@ -133,7 +134,9 @@ pub enum Choice {
 }
 
 /// Which of the two drivers one is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = Driver)]
 pub enum DriverKind {
     /// `io_uring`.
     IoUring,

@@ -345,9 +345,24 @@ pub fn now_s() -> i64 {
     }
 }
 
+/// Milliseconds since the Unix epoch; 0 if the clock stands before it.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Shows Unix seconds as `2031-02-28T12:00:00Z`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Utc(pub i64);
+
+impl Utc {
+    /// The second in which these milliseconds since the epoch lie.
+    #[must_use]
+    pub fn of_ms(ms: u64) -> Self {
+        Self(i64::try_from(ms / 1_000).unwrap_or(i64::MAX))
+    }
+}
 
 impl fmt::Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -53,13 +53,11 @@ pub use self::probe::{Probe, probe};
 use self::quota::{Allowance, Quotas};
 use self::upstreams::Forwarding;
 pub use self::upstreams::{UpstreamError, forget};
-use crate::admin::{Activity, Driver, Dropped, Fault, Gateway, Phase, Status};
+use crate::admin::{Activity, Dropped, Fault, Gateway, Phase, Status};
 use crate::commands::{Commands, Limits, Opened, StoreError};
-use crate::config::{self, Config};
-use crate::delivery::{
-    Care, Health, Retention, Spool, SpoolConfig, SpoolError, Submitter, WhenFull,
-};
-use crate::driver::{self, LocalAddress};
+use crate::config::Config;
+use crate::delivery::{Care, Health, Retention, Spool, SpoolConfig, SpoolError, Submitter};
+use crate::driver::{DriverKind, LocalAddress};
 use crate::manager::{self, Inherited};
 use crate::presence::{LastValue, Looking, Watch};
 use crate::registry::{Registry, RegistryError, View};
@@ -135,7 +133,7 @@ pub struct Control {
     presence: Arc<Watch>,
     mail: Vec<MailSender<Mail>>,
     listen: SocketAddr,
-    driver: Driver,
+    driver: DriverKind,
     started: Instant,
     shards: u32,
     view: Arc<View>,
@@ -200,7 +198,7 @@ impl Server {
         let are_kept = kept.is_some();
         let bound = transport::bind_kept::<Mail>(settings, kept)?;
         let unkept = (!are_kept).then(|| keep_sockets(&bound).err()).flatten();
-        let Bound { local, shards, mail, warnings, stop, driver: kind, .. } = bound;
+        let Bound { local, shards, mail, warnings, stop, driver, .. } = bound;
         let node_key = node_key::load(&config.state.join(node_key::FILE))?;
         let limits = Limits {
             per_device: config.commands.per_device as usize,
@@ -218,10 +216,7 @@ impl Server {
                     0 => None,
                     seconds => Some(Duration::from_secs(seconds)),
                 },
-                when_full: match config.spool.when_full {
-                    config::WhenFull::Block => WhenFull::Block,
-                    config::WhenFull::DropOldest => WhenFull::DropOldest,
-                },
+                when_full: config.spool.when_full,
             },
         })?;
         let view = &registry.view()?;
@@ -237,8 +232,8 @@ impl Server {
         };
         // A limit below the number of shards still lets each of them work.
         let sessions_max = (config.limits.max_sessions as usize / config.shards).max(1);
-        for driver in [driver::DriverKind::IoUring, driver::DriverKind::Epoll] {
-            DRIVER_INFO.with([driver.name()]).set_flag(driver == kind);
+        for kind in [DriverKind::IoUring, DriverKind::Epoll] {
+            DRIVER_INFO.with([kind.name()]).set_flag(kind == driver);
         }
         set_limits(config);
         LIMITS.with(["streams"]).set_count(u64::from(config.limits.max_streams));
@@ -321,10 +316,7 @@ impl Server {
             presence,
             mail,
             listen: local,
-            driver: match kind {
-                driver::DriverKind::IoUring => Driver::IoUring,
-                driver::DriverKind::Epoll => Driver::Epoll,
-            },
+            driver,
             started: Instant::now(),
             shards: u32::try_from(config.shards).unwrap_or(u32::MAX),
             view: Arc::clone(view),

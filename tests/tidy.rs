@@ -216,7 +216,7 @@ const BELOW: &[(&str, &[&str])] = &[
     ("driver", &[]),
     ("hex", &[]),
     ("log", &["identity"]),
-    ("config", &["driver", "log"]),
+    ("config", &["delivery", "driver", "log"]),
     ("mailbox", &["driver"]),
     ("manager", &["driver"]),
     ("identity", &["hex"]),
@@ -225,7 +225,7 @@ const BELOW: &[(&str, &[&str])] = &[
     ("registry", &["hex", "identity"]),
     ("commands", &["hex", "identity"]),
     ("presence", &["hex"]),
-    ("admin", &["commands", "config", "hex", "identity", "log", "presence", "registry"]),
+    ("admin", &["commands", "config", "driver", "hex", "identity", "log", "presence", "registry"]),
 ];
 
 /// Words that no code of the registry contains: it is a file, and has no business with sockets or time.

@@ -256,12 +256,6 @@ pub fn verify(task: &VerifyTask) -> bool {
     key.verify_prehash(&task.digest, &signature).is_ok()
 }
 
-/// Whether this digest-independent key can sign at all: used to reject damaged key files early.
-#[must_use]
-pub fn is_pair(secret: &SecretScalar, public: &PublicKey) -> bool {
-    secret.public_key() == *public
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

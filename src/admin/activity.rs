@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::status::{Fault, Status};
+use crate::identity::now_ms;
 
 /// A moment of the gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -66,12 +67,10 @@ pub struct Dropped {
 impl Moment {
     /// This moment.
     pub(super) fn now(status: Status, activity: Activity) -> Self {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let time_ms = since.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         let advised =
             |fault: &Fault| Advised { fault: *fault, advice: fault_advice(*fault).into() };
         let faults = status.faults.iter().map(advised).collect();
-        Self { time_ms, status, faults, activity }
+        Self { time_ms: now_ms(), status, faults, activity }
     }
 }
 

@@ -9,7 +9,6 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -17,6 +16,7 @@ use thiserror::Error;
 use utoipa::ToSchema;
 
 use crate::hex::Hex;
+use crate::identity::now_ms;
 
 /// The file's name in the state directory.
 pub const FILE: &str = "audit.ndjson";
@@ -280,11 +280,6 @@ fn cut(text: &str) -> String {
         end -= 1;
     }
     text[..end].chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

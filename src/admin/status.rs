@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::driver::DriverKind;
+
 /// A snapshot of the gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
@@ -16,7 +18,7 @@ pub struct Status {
     #[schema(value_type = String)]
     pub listen: SocketAddr,
     /// How its shards do I/O.
-    pub driver: Driver,
+    pub driver: DriverKind,
     /// Data-plane threads.
     pub shards: u32,
     /// Seconds since start.
@@ -151,16 +153,6 @@ impl Fault {
             Self::AuditUnwritten => "audit-unwritten",
         }
     }
-}
-
-/// How shards do I/O.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Driver {
-    /// io_uring.
-    IoUring,
-    /// `recvmmsg` and epoll, where io_uring is refused.
-    Epoll,
 }
 
 /// What became of a reload. If anything had been wrong, nothing would have changed.

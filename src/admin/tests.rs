@@ -11,6 +11,7 @@ use duet_core::{Command, CommandAnswer, CommandFailure, Directory as _, Mail};
 use duet_upstream::Taker;
 
 use crate::commands::{CommandState, Limits, Opened, Teller, Told, Ways};
+use crate::driver::DriverKind;
 
 use super::devices::End;
 use super::*;
@@ -112,7 +113,7 @@ fn running_with(api: Option<(SocketAddr, watch::Receiver<TlsAcceptor>)>) -> Runn
         phase: Phase::Running,
         faults: Vec::new(),
         listen: SocketAddr::from(([127, 0, 0, 1], 1)),
-        driver: Driver::IoUring,
+        driver: DriverKind::IoUring,
         shards: 1,
         uptime_s: 0,
         devices: 0,

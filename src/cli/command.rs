@@ -13,8 +13,8 @@ use duet::hex::{self, Hex};
 use duet::identity::Utc;
 
 use super::Format;
-use super::device::span;
 use super::talk::gateway;
+use super::times;
 
 /// Flags of `duet command`.
 #[derive(Args)]
@@ -39,7 +39,7 @@ pub(super) struct Command {
     #[arg(long)]
     hex: bool,
     /// How long it may wait for its result, for example 30d, 12h or 90s [default: commands.ttl_s of the settings]
-    #[arg(long, value_name = "TIME", value_parser = span)]
+    #[arg(long, value_name = "TIME", value_parser = times::span)]
     ttl: Option<i64>,
     /// Names this command: given once more within a day, it is not queued again
     #[arg(long, value_name = "KEY")]
@@ -128,7 +128,7 @@ impl Ask {
                         return Ok(writeln!(out, "{}", serde_json::to_string(&command)?)?);
                     }
                     let CommandInfo { id, device, state, sent, queued_ms, .. } = &command;
-                    let queued = utc(*queued_ms);
+                    let queued = Utc::of_ms(*queued_ms);
                     Ok::<_, anyhow::Error>(writeln!(
                         out,
                         "{id:>8} {device:<24} {state:<10} {sent:>4} {queued}"
@@ -158,16 +158,16 @@ fn show(command: &CommandInfo, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "payload      {}", text(&command.payload))?;
     writeln!(out, "number       {}", command.number)?;
     writeln!(out, "sent         {} times", command.sent)?;
-    writeln!(out, "queued       {}", utc(command.queued_ms))?;
+    writeln!(out, "queued       {}", Utc::of_ms(command.queued_ms))?;
     match command.ended_ms {
-        Some(at_ms) => writeln!(out, "over         {}", utc(at_ms))?,
-        None => writeln!(out, "expires      {}", utc(command.expires_ms))?,
+        Some(at_ms) => writeln!(out, "over         {}", Utc::of_ms(at_ms))?,
+        None => writeln!(out, "expires      {}", Utc::of_ms(command.expires_ms))?,
     }
     if let (Some(status), Some(output)) = (command.status, &command.output) {
         writeln!(out, "result       status {status}, {}", text(output))?;
     }
     if let Some(LateResult { status, output, at_ms }) = &command.late {
-        writeln!(out, "late result  status {status}, {}, {}", text(output), utc(*at_ms))?;
+        writeln!(out, "late result  status {status}, {}, {}", text(output), Utc::of_ms(*at_ms))?;
     }
     for (name, key) in [("key", &command.key), ("collapse", &command.collapse)] {
         if let Some(key) = key {
@@ -175,10 +175,6 @@ fn show(command: &CommandInfo, out: &mut impl Write) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn utc(ms: u64) -> Utc {
-    Utc(i64::try_from(ms / 1_000).unwrap_or(i64::MAX))
 }
 
 /// Bytes for a terminal: as text where that is harmless, else in hexadecimal.

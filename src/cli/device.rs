@@ -20,7 +20,7 @@ mod renew;
 mod set;
 mod which;
 
-pub(super) use which::{Labels, time as span};
+pub(super) use which::Labels;
 
 /// Subcommands of `duet device`.
 #[derive(Subcommand)]

@@ -12,8 +12,8 @@ use duet::identity::{Utc, now_s};
 use duet::registry::SourceSet;
 
 use super::control::Control;
-use super::device::{Labels, span};
-use super::{Format, Place, output};
+use super::device::Labels;
+use super::{Format, Place, output, times};
 
 /// Tokens with which devices register themselves
 #[derive(Subcommand)]
@@ -40,7 +40,7 @@ pub(super) enum Enrol {
 )]
 pub(super) struct Token {
     /// How long it is valid, for example 30m, 1h or 7d
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = span)]
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = times::span)]
     ttl: i64,
     /// The name of the one device that it registers
     #[arg(long, value_name = "NAME", conflicts_with = "names", required_unless_present = "names")]
@@ -116,7 +116,9 @@ impl Token {
             warn("there is no CA that could issue a certificate yet; `duet ca init` makes one");
         }
         if config.api.is_none() {
-            warn("no device can bring it yet: the settings have no [api]");
+            warn(
+                "no device can bring it yet: set api.listen, api.certificate and api.key, and restart the gateway",
+            );
         }
         // Devices need to know whom they give it to.
         if let Some(api) = &config.api

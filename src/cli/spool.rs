@@ -15,8 +15,6 @@ use duet::delivery::{
 
 use super::{Format, Place, output};
 
-mod since;
-
 /// Look at the stored readings, and remove the oldest
 #[derive(Subcommand)]
 pub(super) enum Spool {
@@ -78,7 +76,7 @@ pub(super) struct Cat {
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
     /// Only what was received since: 2026-11-26T08:00:00Z, seconds since 1970, or 90s, 15m, 2h, 7d ago
-    #[arg(long, value_name = "TIME", value_parser = since::parse)]
+    #[arg(long, value_name = "TIME", value_parser = super::times::since)]
     since: Option<u64>,
     /// At most so many
     #[arg(long, value_name = "N")]

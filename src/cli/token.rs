@@ -3,7 +3,6 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
@@ -14,7 +13,7 @@ use duet::identity::{Utc, now_s};
 use zeroize::Zeroizing;
 
 use super::control::audited;
-use super::{Format, output};
+use super::{Format, output, times};
 
 /// Tokens for the API over TLS
 #[derive(Subcommand)]
@@ -27,8 +26,8 @@ pub(super) enum Token {
         #[arg(long)]
         role: Role,
         /// How long it is valid, for example 12h or 90d
-        #[arg(long, value_name = "TIME", default_value = "90d", value_parser = span)]
-        expires: Duration,
+        #[arg(long, value_name = "TIME", default_value = "90d", value_parser = times::span)]
+        expires: i64,
     },
     /// List tokens, without the tokens themselves
     List {
@@ -54,22 +53,6 @@ pub(super) enum Audit {
     },
     /// Check that no entry was changed, removed or put in; note the hash that is printed to find a cut at the end later
     Verify,
-}
-
-/// A number of seconds, minutes, hours or days.
-fn span(text: &str) -> Result<Duration, &'static str> {
-    let wrong = "a number and a unit are expected, for example 30m, 12h or 90d";
-    let unit = text.chars().last().ok_or(wrong)?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3_600,
-        'd' => 86_400,
-        _ => return Err(wrong),
-    };
-    let number: u32 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| wrong)?;
-    let seconds = number.checked_mul(seconds).filter(|seconds| *seconds > 0);
-    seconds.map(|seconds| Duration::from_secs(seconds.into())).ok_or("too long, or nothing")
 }
 
 impl Token {
@@ -106,8 +89,10 @@ impl Token {
     }
 }
 
-fn add(state: &Path, name: &str, role: Role, expires: Duration) -> Result<Zeroizing<String>> {
-    let valid_s = u32::try_from(expires.as_secs())?;
+fn add(state: &Path, name: &str, role: Role, expires_s: i64) -> Result<Zeroizing<String>> {
+    let Some(valid_s) = u32::try_from(expires_s).ok().filter(|valid_s| *valid_s > 0) else {
+        bail!("--expires: too long, or nothing");
+    };
     if let Some(mut client) = Client::connect(state)? {
         return Ok(client.add_token(name, role, valid_s)?);
     }
@@ -157,7 +142,7 @@ impl Audit {
                     let line = match format {
                         Format::Json => serde_json::to_string(entry).unwrap_or_default(),
                         Format::Table => {
-                            let time = Utc(i64::try_from(entry.time_ms / 1000).unwrap_or(i64::MAX));
+                            let time = Utc::of_ms(entry.time_ms);
                             let audit::Entry { who, from, action, outcome, .. } = entry;
                             format!("{time} {who} ({from}): {action}: {outcome}")
                         }

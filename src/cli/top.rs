@@ -21,6 +21,9 @@ use super::talk::gateway;
 const HISTORY: usize = 60;
 /// The width where the terminal does not say its own.
 const WIDTH: usize = 100;
+/// Where the bars begin in a line; lines that are too wide go on below, indented.
+const BARS_AT: usize = 23;
+const INDENT: &str = "             ";
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 /// Flags of `duet top`.
@@ -94,11 +97,13 @@ fn draw(before: &Moment, now: &Moment, history: &mut History, width: usize) -> S
     lines.push(format!("fleet        {devices} devices, {sessions} sessions, {pending} pending"));
     let readings = rate(|activity| activity.readings);
     let handshakes = rate(|activity| activity.accepts);
-    lines.push(format!("readings/s   {readings:>9.1} {}", bars(&mut history.readings, readings)));
-    lines.push(format!(
-        "handshakes/s {handshakes:>9.1} {}",
-        bars(&mut history.handshakes, handshakes)
-    ));
+    let room = width.saturating_sub(BARS_AT);
+    let (of_readings, of_handshakes) = (
+        bars(&mut history.readings, readings, room),
+        bars(&mut history.handshakes, handshakes, room),
+    );
+    lines.push(format!("readings/s   {readings:>9.1} {of_readings}"));
+    lines.push(format!("handshakes/s {handshakes:>9.1} {of_handshakes}"));
     lines.push(String::new());
     if status.upstreams.is_empty() {
         lines.push("delivery     no upstream: readings stay in the spool".into());
@@ -118,12 +123,24 @@ fn draw(before: &Moment, now: &Moment, history: &mut History, width: usize) -> S
     }
     let mut text = String::new();
     for line in lines {
-        // What came from elsewhere moves no cursor, and no line needs two.
-        let shown = line.chars().map(|c| if c.is_control() { '?' } else { c }).take(width);
-        text.extend(shown);
-        text.push('\n');
+        // What came from elsewhere moves no cursor.
+        let line: String = line.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        push_folded(&mut text, &line, width);
     }
     text
+}
+
+/// Appends a line; where it is wider than that, it goes on below, from the last space on that fits.
+fn push_folded(text: &mut String, line: &str, width: usize) {
+    let (mut rest, mut indent) = (line, "");
+    while let Some((end, next)) = rest.char_indices().nth(width.saturating_sub(indent.len()).max(1))
+    {
+        let space = if next == ' ' { Some(end) } else { rest[..end].rfind(' ') };
+        let at = space.filter(|at| !rest[..*at].trim().is_empty()).unwrap_or(end);
+        text.extend([indent, rest[..at].trim_end(), "\n"]);
+        (rest, indent) = (rest[at..].trim_start(), INDENT);
+    }
+    text.extend([indent, rest, "\n"]);
 }
 
 fn upstream(one: &UpstreamStatus) -> Vec<String> {
@@ -140,7 +157,7 @@ fn upstream(one: &UpstreamStatus) -> Vec<String> {
     if parked + lost > 0 {
         let _ = write!(line, "; {parked} put aside, {lost} lost");
     }
-    let problem = one.problem.iter().map(|problem| format!("             ! {problem}"));
+    let problem = one.problem.iter().map(|problem| format!("{INDENT}! {problem}"));
     std::iter::once(line).chain(problem).collect()
 }
 
@@ -150,13 +167,14 @@ fn per_second(before: u64, now: u64, before_ms: u64, now_ms: u64) -> f64 {
     now.saturating_sub(before) as f64 * 1_000.0 / time_ms as f64
 }
 
-/// The last values, the newest at the right, against the highest of them.
-fn bars(values: &mut VecDeque<f64>, newest: f64) -> String {
+/// The last values, as many as there is room for, the newest at the right, against the highest of them.
+fn bars(values: &mut VecDeque<f64>, newest: f64, room: usize) -> String {
     values.push_back(newest);
     if values.len() > HISTORY {
         values.pop_front();
     }
-    let most = values.iter().copied().fold(1.0, f64::max);
+    let shown = values.iter().skip(values.len().saturating_sub(room));
+    let most = shown.clone().copied().fold(1.0, f64::max);
     let bar = |value: &f64| {
         let reached = (1..BARS.len()).rev().find(|at| {
             let share = f64::from(u32::try_from(*at).unwrap_or(0)) / 7.0;
@@ -164,7 +182,7 @@ fn bars(values: &mut VecDeque<f64>, newest: f64) -> String {
         });
         BARS[reached.unwrap_or(0)]
     };
-    values.iter().map(bar).collect()
+    shown.map(bar).collect()
 }
 
 /// A time in its greatest unit.
@@ -212,9 +230,9 @@ mod tests {
             "  ! delivering: see its line\n",
             "fleet        3 devices, 2 sessions, 1 pending\n",
             "readings/s        50.0 █\n",
-            "9 waiting, the old\n",
+            "9 waiting, the\n             oldest for 1 min, LATE; 1 put aside, 0 lost\n",
             "             ! down?[2J?up\n",
-            "proof                       50.0          110  look the devi\n",
+            "proof                       50.0          110  look the\n             device up\n",
         ] {
             assert!(picture.contains(expected), "{expected}{picture}");
         }
@@ -225,10 +243,11 @@ mod tests {
     fn bars_stand_against_the_highest() {
         let mut values = VecDeque::new();
         for value in [0.0, 50.0, 100.0] {
-            bars(&mut values, value);
+            bars(&mut values, value, HISTORY);
         }
-        assert_eq!(bars(&mut values, 14.0), "▁▄█▁");
-        (0..100).for_each(|_| drop(bars(&mut values, 1.0)));
+        assert_eq!(bars(&mut values, 14.0, HISTORY), "▁▄█▁");
+        assert_eq!(bars(&mut values, 2.0, 2), "█▂", "the newest are shown");
+        (0..100).for_each(|_| drop(bars(&mut values, 1.0, HISTORY)));
         assert_eq!(values.len(), HISTORY);
     }
 }

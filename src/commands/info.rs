@@ -39,12 +39,6 @@ impl CommandState {
             Self::Superseded => "superseded",
         }
     }
-
-    /// Whether nothing more is done about it.
-    #[must_use]
-    pub const fn is_over(self) -> bool {
-        !matches!(self, Self::Queued | Self::Sent)
-    }
 }
 
 impl fmt::Display for CommandState {

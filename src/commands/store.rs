@@ -7,7 +7,6 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use duet_protocol::identity::DeviceId;
 use redb::{
@@ -16,7 +15,7 @@ use redb::{
 use thiserror::Error;
 
 use super::entry::Entry;
-use crate::identity;
+use crate::identity::{self, now_ms};
 
 /// Commands by their ids.
 const COMMANDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("commands");
@@ -339,8 +338,7 @@ fn create(path: &Path) -> Result<(), StoreError> {
 /// nothing under a number that it has had; with fewer than one command a second for each device, these are higher.
 fn first_number() -> u32 {
     const YEAR_2020_S: u64 = 1_577_836_800;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u32::try_from(now.as_secs().saturating_sub(YEAR_2020_S)).unwrap_or(0)
+    u32::try_from((now_ms() / 1_000).saturating_sub(YEAR_2020_S)).unwrap_or(0)
 }
 
 /// Refuses a file that others could read or change.

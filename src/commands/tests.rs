@@ -8,8 +8,8 @@ use duet_core::Command;
 use duet_upstream::testing::Rng;
 
 use super::store::{Change, Loaded, Store};
-use super::worker::now_ms;
 use super::*;
+use crate::identity::now_ms;
 
 /// What survives the end of the process.
 #[derive(Clone, Default)]

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use duet_core::{Command, CommandFailure, Mail};
 use duet_protocol::identity::DeviceId;
@@ -17,6 +17,7 @@ use super::entry::{Entry, How};
 use super::inbox::{Input, Reply, Request};
 use super::store::{Store, StoreError};
 use super::{CommandInfo, Limits, Order, Outcome, QueueError, Queued, Ways};
+use crate::identity::now_ms;
 
 /// The most that is applied at once: a transaction is the longer, and the cheaper for each.
 const AT_ONCE: usize = 4_096;
@@ -455,10 +456,4 @@ fn command(entry: &Entry, now_ms: u64) -> Command {
         timeout: left.saturating_add(SLACK),
         patient: entry.patient,
     }
-}
-
-/// Milliseconds since 1970.
-pub(super) fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

@@ -425,6 +425,17 @@ impl Setting {
     }
 
     /// Its name in that table.
+    /// A path where there is no default.
+    fn example(&self) -> &'static str {
+        match self.key {
+            "gateway.retiring.key" => "\"old.key\"",
+            "api.certificate" => "\"api.pem\"",
+            "api.key" => "\"api.key\"",
+            "enrol.trusted" => "\"manufacturer.pem\"",
+            _ => "\"old.pem\"",
+        }
+    }
+
     fn name(&self) -> &'static str {
         self.key.rsplit_once('.').map_or(self.key, |(_, name)| name)
     }
@@ -477,7 +488,7 @@ pub fn template() -> String {
         }
         let default = match (setting.default, setting.kind) {
             (CPUS, _) => "4",
-            ("", Kind::Path) => "\"old.pem\"",
+            ("", Kind::Path) => setting.example(),
             ("", Kind::Address) => "\"[::]:23840\"",
             ("", _) => "255",
             (default, _) => default,
@@ -495,7 +506,8 @@ pub fn page() -> String {
          list in\n`src/config/catalogue.rs`; a test holds it to that.\n\nA setting is taken from the first of these \
          that has it: a flag of `duet run`, the environment\n(`DUET__SESSION__LIFETIME_S` for `session.lifetime_s`), \
          the file, its default. `duet config show --origin` says\nwhich. `duet check` checks them all, and the \
-         certificates, directories and addresses that they name.\n\n| setting | default | allowed | taken | meaning |\n\
+         certificates, directories and addresses that they name. \
+         Upstreams have tables of their own\n([delivery.md](delivery.md)).\n\n| setting | default | allowed | taken | meaning |\n\
          |---|---|---|---|---|\n",
     );
     for Setting { key, default, meaning, taken, .. } in SETTINGS {

@@ -173,7 +173,6 @@ fn is_open(written: io::Result<()>) -> Result<bool, SpoolError> {
 
 /// A time in milliseconds since 1970 as RFC 3339 has it.
 fn utc(ms: u64) -> String {
-    let seconds = i64::try_from(ms / 1_000).unwrap_or(i64::MAX);
-    let text = crate::identity::Utc(seconds).to_string();
+    let text = crate::identity::Utc::of_ms(ms).to_string();
     format!("{}.{:03}Z", text.trim_end_matches('Z'), ms % 1_000)
 }

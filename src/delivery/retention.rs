@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use duet_telemetry::catalogue::SPOOL_DROPPED;
 
@@ -14,6 +14,7 @@ use super::cursor::{self, Hold};
 use super::error::SpoolError;
 use super::scan::{Scan, Step};
 use super::segment::{self, Entry};
+use crate::identity::now_ms;
 
 /// Readings of before 2024 were stamped by a clock that had not been set: nobody knows their age.
 const CLOCK_SET_MS: u64 = 1_704_067_200_000;
@@ -118,10 +119,9 @@ fn is_older(next: &Entry, max_age: Option<Duration>) -> Result<bool, SpoolError>
         return Ok(false);
     }
     let Some(record) = scan.record() else { return Ok(false) };
-    let received = Duration::from_millis(record.reading.received_ms);
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let known = record.reading.received_ms >= CLOCK_SET_MS;
-    Ok(known && now.saturating_sub(received) > max_age)
+    let received_ms = record.reading.received_ms;
+    let age = Duration::from_millis(now_ms().saturating_sub(received_ms));
+    Ok(received_ms >= CLOCK_SET_MS && age > max_age)
 }
 
 fn remove(entry: &Entry, undelivered: u64, reason: &'static str) -> Result<(), SpoolError> {

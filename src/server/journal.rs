@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::delivery::{Batch, Durability, Notice, Reason, Submitter, Urgency};
+use crate::identity::now_ms;
 
 /// The folder in the state directory.
 const DIR: &str = "presence";
@@ -76,7 +77,7 @@ impl Journals {
         let mut before = ended(&all)?;
         let last = if handed_over { before.pop() } else { None };
         before.into_iter().for_each(|ended| announce(ended, spool));
-        let mut number = unix_ms(SystemTime::now());
+        let mut number = now_ms();
         let dir = loop {
             let dir = all.join(number.to_string());
             match DirBuilder::new().mode(0o700).create(&dir) {

@@ -69,6 +69,14 @@ fn who_is_not_answered_is_told_why() {
     let (code, said) = attempt(&scratch, &short("old.json"));
     assert!(code == 4 && said.contains("it is an older one"), "{said}");
 
+    // Another key than the one that is registered: the gateway alone can tell that.
+    let mut forged: serde_json::Value =
+        serde_json::from_slice(&fs::read(scratch.path("mine.json")).unwrap()).unwrap();
+    forged["registration_key"] = "00".repeat(32).into();
+    fs::write(scratch.path("forged.json"), forged.to_string()).unwrap();
+    let (code, said) = attempt(&scratch, &short("forged.json"));
+    assert!(code == 4 && said.contains("another key than is registered"), "{said}");
+
     // A gateway of another certificate at the same address.
     let other = Scratch::initialised();
     add(&other, "mine");

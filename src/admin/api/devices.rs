@@ -19,7 +19,7 @@ use crate::admin::devices::{self, End, Page};
 use crate::admin::wire::{DeviceChange, DeviceInfo, DeviceLine, Refused};
 use crate::admin::{DeviceQuery, Problem};
 use crate::hex;
-use crate::identity::now_s;
+use crate::identity::now_ms;
 use crate::registry::Name;
 
 /// Pages of a list that are read ahead of the client.
@@ -244,8 +244,7 @@ async fn look(plane: &Plane, devices: &mut [DeviceInfo]) {
     };
     let ids: Vec<_> = devices.iter().map(id).collect();
     let Some(looking) = plane.gateway.look(&ids) else { return };
-    let now_ms = u64::try_from(now_s()).unwrap_or(0).saturating_mul(1_000);
-    for (device, found) in devices.iter_mut().zip(looking.found(now_ms).await) {
+    for (device, found) in devices.iter_mut().zip(looking.found(now_ms()).await) {
         device.presence = found;
     }
 }

@@ -1,6 +1,6 @@
 //! `duet device add`: one device, with its credential.
 
-use std::io::Read as _;
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -121,7 +121,15 @@ impl Add {
         let credential = Credential::of(&line, &gateway)?;
         let credential = credential.with_private_key_file(self.private_key_file.as_deref());
         let text = written(&credential, self.format)?;
-        to.then(&text, || control.add(lines, |_| None).map(drop))
+        to.then(&text, || control.add(lines, |_| None).map(drop))?;
+        if gateway.address.is_none() {
+            writeln!(
+                io::stderr(),
+                "warning: the gateway listens on every address, so the credential names none, and a device needs one: \
+                 say --address HOST:PORT, or write it into the credential"
+            )?;
+        }
+        Ok(())
     }
 }
 

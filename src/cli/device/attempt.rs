@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use duet::hex::Hex;
+use duet::identity::now_ms;
 use duet_device::credentials::Credentials;
 use duet_device::file_store::FileStore;
 use duet_device::software::{Software, System};
@@ -115,7 +116,7 @@ impl Try {
             })?;
         }
         machine.open(0);
-        let began = Instant::now();
+        let (began, began_ms) = (Instant::now(), now_ms());
         let end = match Line::connect(transport, &address) {
             Err(error) => End::Unreachable(error),
             Ok(line) => {
@@ -138,7 +139,7 @@ impl Try {
                     true => format!("{address} closed the connection without an answer"),
                     false => format!("{address} gave no answer within {} s", self.timeout),
                 };
-                (SILENT, silence::why(place, &credentials, profile, &waited))
+                (SILENT, silence::why(place, &credentials, profile, began_ms, &waited))
             }
             End::NotStored => {
                 let why = "the channel stands, but the reading was not stored in time: is the gateway's spool full? \

@@ -60,7 +60,7 @@ impl List {
                     let ends = [device.not_after_s, device.expires_s].into_iter().flatten().min();
                     let end = ends.map_or("-".to_owned(), |end| Utc(end).to_string());
                     let there = device.presence.as_ref().and_then(|presence| presence.since_ms);
-                    let there = there.map_or("-".to_owned(), |ms| utc(ms).to_string());
+                    let there = there.map_or("-".to_owned(), |ms| Utc::of_ms(ms).to_string());
                     let group = device.group.as_deref().unwrap_or("-");
                     let tags = device.tags.join(",");
                     writeln!(
@@ -117,18 +117,14 @@ pub(super) fn show(place: &Place, name: &str, format: Format) -> Result<()> {
     Ok(())
 }
 
-fn utc(ms: u64) -> Utc {
-    Utc(i64::try_from(ms / 1_000).unwrap_or(i64::MAX))
-}
-
 /// Whether it is there, why it was not let in, and what it said last.
 fn show_presence(presence: &Presence, out: &mut impl Write) -> io::Result<()> {
     let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
     match presence.since_ms {
         Some(since_ms) => {
-            writeln!(out, "online       since {}", utc(since_ms))?;
+            writeln!(out, "online       since {}", Utc::of_ms(since_ms))?;
             let seen = presence.seen_ms.unwrap_or(since_ms);
-            writeln!(out, "last seen    {} from {}", utc(seen), text(&presence.address))?;
+            writeln!(out, "last seen    {} from {}", Utc::of_ms(seen), text(&presence.address))?;
             writeln!(
                 out,
                 "speaks       {} over {}",
@@ -139,14 +135,14 @@ fn show_presence(presence: &Presence, out: &mut impl Write) -> io::Result<()> {
         }
         None => match &presence.left {
             Some(Left { at_ms, reason }) => {
-                writeln!(out, "online       no; {reason} at {}", utc(*at_ms))?
+                writeln!(out, "online       no; {reason} at {}", Utc::of_ms(*at_ms))?
             }
             None => writeln!(out, "online       no, and not since the gateway started")?,
         },
     }
     for Refusal { at_ms, text, address, proven, .. } in &presence.refusals {
         let who = if *proven { "" } else { ", unproven" };
-        writeln!(out, "turned away  {} from {address}{who}: {text}", utc(*at_ms))?;
+        writeln!(out, "turned away  {} from {address}{who}: {text}", Utc::of_ms(*at_ms))?;
     }
     for value in &presence.values {
         let LastValue { channel, count, received_ms, payload, cut, .. } = value;
@@ -156,7 +152,7 @@ fn show_presence(presence: &Presence, out: &mut impl Write) -> io::Result<()> {
         writeln!(
             out,
             "channel {channel:<4} {shown}{more} at {}, {count} {times}",
-            utc(*received_ms)
+            Utc::of_ms(*received_ms)
         )?;
     }
     Ok(())

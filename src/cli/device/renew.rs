@@ -12,7 +12,6 @@ use super::super::Place;
 use super::super::control::Control;
 use super::add::{Form, address, complete, issue, written};
 use super::deliver::To;
-use super::which::time;
 
 /// Flags of `duet device renew`.
 #[derive(Args)]
@@ -31,7 +30,7 @@ pub(in super::super) struct Renew {
     #[arg(long, value_name = "FILE")]
     csr: Option<PathBuf>,
     /// How long the old credential stays good, if the new one is not used before
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = times::span)]
     grace: i64,
     /// Where the device reaches the gateway [default: the gateway's own address if it listens on one]
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]

@@ -6,8 +6,9 @@ use duet::admin::DeviceChange;
 
 use super::super::Place;
 use super::super::control::Control;
+use super::super::times;
 use super::deliver::say;
-use super::which::{Which, end};
+use super::which::Which;
 
 /// Flags of `duet device set`.
 #[derive(Args)]
@@ -38,7 +39,7 @@ struct Change {
     #[arg(long, value_name = "GROUP")]
     set_group: Option<String>,
     /// When their registrations end: 90d, 2031-02-28, or never
-    #[arg(long, value_name = "TIME", value_parser = end)]
+    #[arg(long, value_name = "TIME", value_parser = times::end)]
     expires: Option<String>,
 }
 

@@ -11,6 +11,7 @@ use duet::admin::{DeviceQuery, DeviceState};
 use duet::identity::{Utc, now_s};
 
 use super::super::control::Control;
+use super::super::times;
 use super::import;
 
 /// How many names are told before it is asked whether they are meant.
@@ -26,7 +27,7 @@ pub(in super::super) struct Labels {
     #[arg(long, value_name = "GROUP")]
     pub(in super::super) group: Option<String>,
     /// When its registration ends: 90d, 2031-02-28, or never [default: never]
-    #[arg(long, value_name = "TIME", value_parser = end)]
+    #[arg(long, value_name = "TIME", value_parser = times::end)]
     expires: Option<String>,
 }
 
@@ -68,7 +69,7 @@ pub(super) struct Filter {
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
     /// Only devices whose certificates or registrations end within this time, or have ended: 30d, 12h
-    #[arg(long, value_name = "TIME", value_parser = time)]
+    #[arg(long, value_name = "TIME", value_parser = times::span)]
     expiring: Option<i64>,
     /// Only devices that are online
     #[arg(long)]
@@ -180,50 +181,5 @@ fn ask(names: &[String], what: &str) -> Result<()> {
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
         _ => bail!("nothing was changed"),
-    }
-}
-
-/// Takes a number of days, hours, minutes or seconds.
-pub(in super::super) fn time(text: &str) -> Result<i64, &'static str> {
-    let wrong = "expected a number and d, h, m or s, for example 30d";
-    let unit = match text.chars().last() {
-        Some('d') => 86_400,
-        Some('h') => 3_600,
-        Some('m') => 60,
-        Some('s') => 1,
-        _ => return Err(wrong),
-    };
-    let number = text[..text.len() - 1].parse::<u32>().map_err(|_| wrong)?;
-    Ok(i64::from(number) * unit)
-}
-
-/// Takes the end of a registration: a time from now, a date, or `never`.
-pub(in super::super) fn end(text: &str) -> Result<String, &'static str> {
-    if text == "never" {
-        return Ok(text.to_owned());
-    }
-    if let Ok(within) = time(text) {
-        return Ok(Utc(now_s().saturating_add(within)).to_string());
-    }
-    let wrong = "expected a time from now (90d, 12h), a date (2031-02-28, or 2031-02-28T12:00:00Z in UTC) or never";
-    text.parse::<Utc>().map(|at| at.to_string()).map_err(|_| wrong)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_mean_what_they_say() {
-        assert_eq!(
-            [time("30d"), time("2h"), time("1m"), time("9s")],
-            [Ok(2_592_000), Ok(7_200), Ok(60), Ok(9)]
-        );
-        assert!(
-            ["", "d", "30", "-1d", "1.5h", "99999999999d"].iter().all(|text| time(text).is_err())
-        );
-        assert_eq!(end("2031-02-28"), Ok("2031-02-28T00:00:00Z".into()));
-        assert_eq!(end("never"), Ok("never".into()));
-        assert!(end("1s").is_ok() && end("soon").is_err() && end("2031-02-29").is_err());
     }
 }

@@ -125,9 +125,6 @@ async fn options(
 
 /// Why the first connection was not made.
 fn refused(at: &str, error: &ConnectError) -> Failure {
-    use std::error::Error;
-    let reason =
-        error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
     let cause = match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
             Cause::Credentials
@@ -139,7 +136,7 @@ fn refused(at: &str, error: &ConnectError) -> Failure {
             Cause::Connection
         }
     };
-    Failure::new(cause, format!("{at}: {}", text::printable(reason.as_bytes())))
+    Failure::new(cause, format!("{at}: {}", text::printable(error.to_string().as_bytes())))
 }
 
 /// Finds the stream for the subject and says what its acknowledgement survives.

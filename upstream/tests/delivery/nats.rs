@@ -170,6 +170,15 @@ fn each_setting_that_is_wrong_gives_a_clear_message_and_the_backlog_waits() {
 }
 
 #[test]
+fn where_nobody_listens_the_cause_is_said_once() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut world = World::new(10, &settings(free.port(), "subject = \"s\""));
+    world.start();
+    let problem = world.until("refused", |report| report.problem.is_some()).problem.unwrap();
+    assert_eq!(problem.matches("refused").count(), 1, "{problem}");
+}
+
+#[test]
 fn a_message_that_is_too_large_is_halved() {
     let Some(server) = Server::nats("max_payload: 8192\n") else { return };
     let eye = Eye::new(server.port);

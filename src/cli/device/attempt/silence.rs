@@ -3,6 +3,7 @@
 use duet::admin::DeviceInfo;
 use duet::hex::Hex;
 use duet::identity::{Utc, now_s};
+use duet::presence::Presence;
 use duet::registry;
 use duet_device::credentials::Credentials;
 
@@ -16,15 +17,22 @@ const PERHAPS: &str = "A gateway says nothing to a device that it does not know,
     gateway's address";
 
 /// The cause of the silence, as far as it can be known here, in sentences that begin with `waited`.
-pub(super) fn why(place: &Place, credentials: &Credentials, profile: &str, waited: &str) -> String {
-    let Some(cause) = look(place, credentials, profile) else {
+/// The device was tried from `since_ms` on.
+pub(super) fn why(
+    place: &Place,
+    credentials: &Credentials,
+    profile: &str,
+    since_ms: u64,
+    waited: &str,
+) -> String {
+    let Some(cause) = look(place, credentials, profile, since_ms) else {
         return format!("{waited}. {PERHAPS}");
     };
     format!("{waited}. {cause}")
 }
 
 /// What the state directory says, if there is one.
-fn look(place: &Place, credentials: &Credentials, profile: &str) -> Option<String> {
+fn look(place: &Place, credentials: &Credentials, profile: &str, since_ms: u64) -> Option<String> {
     let state = place.state().ok().filter(|state| state.join(registry::FILE).exists())?;
     let shown = state.display();
     let mut control = Control::open(&state).ok()?;
@@ -42,11 +50,18 @@ fn look(place: &Place, credentials: &Credentials, profile: &str) -> Option<Strin
     let name = &credentials.name;
     let cause = match control.show(name) {
         Err(error) => Some(format!("In {shown}: {error:#}")),
-        Ok(device) => refused(&device, credentials, profile),
+        Ok(device) => refused(&device, credentials, profile)
+            .or_else(|| turned_away(device.presence.as_ref()?, name, since_ms)),
     };
     cause.or_else(|| {
         (!runs).then(|| format!("No gateway runs on {shown}, in which {name} is registered: start it with `duet run`"))
     })
+}
+
+/// What the running gateway itself noted when it turned the device away.
+fn turned_away(presence: &Presence, name: &str, since_ms: u64) -> Option<String> {
+    let last = presence.refusals.iter().find(|refusal| refusal.at_ms >= since_ms)?;
+    Some(format!("The gateway turned {name} away: {}", last.text))
 }
 
 /// Why the gateway refuses a device of which it knows this.
