@@ -89,14 +89,14 @@ fn refused(device: &DeviceInfo, credentials: &Credentials, profile: &str) -> Opt
     }
     let now = now_s();
     if let Some(end) = device.not_after_s.filter(|end| *end < now) {
-        return Some(format!("the certificate of {name} ended at {}", Utc(end)));
+        return Some(format!("The certificate of {name} ended at {}", Utc(end)));
     }
     if let Some(end) = device.expires_s.filter(|end| *end <= now) {
         return Some(format!(
-            "the registration ended at {}; `duet device set {name} --expires` moves the end",
+            "The registration ended at {}; `duet device set {name} --expires` moves the end",
             Utc(end)
         ));
     }
     let start = device.not_before_s.filter(|start| *start > now)?;
-    Some(format!("the certificate of {name} is valid from {} on", Utc(start)))
+    Some(format!("The certificate of {name} is valid from {} on", Utc(start)))
 }
