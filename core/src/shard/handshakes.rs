@@ -7,10 +7,10 @@
 //! ```
 //!
 //! * *In* go HELLOs as they come, and what storage said of the readings inside them.
-//! * *Out* comes one answer to each, in the next turns, oldest first: ACCEPT, with a pending session for it; CHALLENGE, to
-//!   a device whose HELLO may be played back; RETRY, to whoever is to come back ([`HelloQueue`](crate::hello_queue)); or
-//!   nothing but a count under a reason. A reading inside goes to the sink, and its handshake waits in
-//!   [`Early`](crate::early) until it is stored, or for half a second.
+//! * *Out* comes one answer to each, the oldest first: ACCEPT, with a pending session for it; CHALLENGE, to a device whose
+//!   HELLO may be played back; RETRY, to whoever is to come back ([`HelloQueue`](crate::hello_queue)); or nothing but a count
+//!   under a reason. The same bytes again get the same answer. A reading inside goes to the sink, and its handshake waits
+//!   in [`Early`](crate::early) until it is stored, or for half a second.
 //! * *Never* does what the registry says make a difference before the proof (R36), and never is a session made but in
 //!   `accept`. No step does arithmetic on the curve: each is one batch of the [`Engine`].
 

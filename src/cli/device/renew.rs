@@ -10,6 +10,7 @@ use duet::identity::{self, Role, now_s};
 
 use super::super::Place;
 use super::super::control::Control;
+use super::super::times;
 use super::add::{Form, address, complete, issue, written};
 use super::deliver::To;
 
