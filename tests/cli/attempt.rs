@@ -45,6 +45,18 @@ fn a_device_says_each_step_and_its_reading_is_stored() {
 }
 
 #[test]
+fn a_credential_without_an_address_is_told() {
+    let scratch = Scratch::initialised();
+    let add = |name: &str, more: &[&str]| {
+        let output = scratch.duet(&[&["device", "add", name, "--registered-id"], more].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    assert!(add("a", &[]).contains("--address HOST:PORT"));
+    assert_eq!(add("b", &["--address", "127.0.0.1:1"]), "");
+}
+
+#[test]
 fn who_is_not_answered_is_told_why() {
     let scratch = Scratch::initialised();
     let gateway = scratch.run();
