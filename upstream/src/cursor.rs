@@ -62,7 +62,8 @@ impl CursorFile {
 
     /// Writes and syncs.
     pub(crate) fn save(&mut self, kept: &Kept) -> io::Result<()> {
-        self.number += 1;
+        // The slot that is whole stays so: a write that failed is tried again in the same place.
+        let number = self.number + 1;
         let mut slot = [0; SLOT];
         slot[..8].copy_from_slice(&MAGIC);
         slot[8..24].copy_from_slice(&kept.spool.0);
@@ -70,11 +71,13 @@ impl CursorFile {
         let previous = kept.cursor.previous_last.map_or(0, |last| last.saturating_add(1));
         slot[32..40].copy_from_slice(&previous.to_le_bytes());
         slot[40] = u8::from(kept.required);
-        slot[48..56].copy_from_slice(&self.number.to_le_bytes());
+        slot[48..56].copy_from_slice(&number.to_le_bytes());
         let crc = crc32c::crc32c(&slot[..60]);
         slot[60..].copy_from_slice(&crc.to_le_bytes());
-        self.file.write_all_at(&slot, (self.number % 2) * SLOT as u64)?;
-        self.file.sync_data()
+        self.file.write_all_at(&slot, (number % 2) * SLOT as u64)?;
+        self.file.sync_data()?;
+        self.number = number;
+        Ok(())
     }
 }
 
@@ -111,20 +114,29 @@ fn decode(slot: &[u8]) -> Option<(u64, Kept)> {
     Some((number(48)?, Kept { spool, cursor, required: slot.get(40)? & 1 != 0 }))
 }
 
-/// The cursors in a directory, by name. A directory that is not there has none.
-pub(crate) fn list(dir: &Path) -> io::Result<Vec<(String, Kept)>> {
+/// The cursors in a directory whose names are wanted, in the order of their names. A directory that is not there has none.
+///
+/// # Errors
+/// The system's, or that of a cursor that cannot be read, with the path that it is about.
+pub(crate) fn list(
+    dir: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<(String, Kept)>, (PathBuf, io::Error)> {
+    let of_dir = |error| (dir.to_owned(), error);
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
+        entries => entries.map_err(of_dir)?,
     };
     let mut found = Vec::new();
     for entry in entries {
-        let path = entry?.path();
+        let path = entry.map_err(of_dir)?.path();
         if path.extension().is_some_and(|extension| extension == EXTENSION)
             && let Some(name) = path.file_stem().and_then(|name| name.to_str())
-            && let Some((_, kept)) = read(&File::open(&path)?)?
+            && wanted(name)
         {
-            found.push((name.to_owned(), kept));
+            let kept = File::open(&path).and_then(|file| read(&file));
+            let kept = kept.map_err(|error| (path.clone(), error))?;
+            found.extend(kept.map(|(_, kept)| (name.to_owned(), kept)));
         }
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
@@ -155,7 +167,8 @@ mod tests {
             file.save(&kept(next)).unwrap();
             assert_eq!(CursorFile::open(&path).unwrap().1, Some(kept(next)));
         }
-        assert_eq!(list(dir.path()).unwrap(), [("cloud".to_owned(), kept(300))]);
+        assert_eq!(list(dir.path(), |_| true).unwrap(), [("cloud".to_owned(), kept(300))]);
+        assert!(list(dir.path(), |name| name != "cloud").unwrap().is_empty());
         // The third write is in the second slot; whatever happens to it leaves the one before.
         let whole = fs::read(&path).unwrap();
         for bit in SLOT * 8..2 * SLOT * 8 {
@@ -166,10 +179,30 @@ mod tests {
         }
         fs::write(&path, b"rubbish").unwrap();
         assert!(CursorFile::open(&path).unwrap_err().to_string().contains("remove it"));
+        // What is to be removed is this file, not all that lies beside it.
+        assert_eq!(list(dir.path(), |_| true).unwrap_err().0, path);
+    }
+
+    /// A write that failed, perhaps half way, and a power cut in the next one leave the slot that was whole.
+    #[test]
+    fn a_write_that_fails_puts_only_one_slot_at_risk() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = path(dir.path(), "cloud");
+        let (mut file, _) = CursorFile::open(&path).unwrap();
+        file.save(&kept(1)).unwrap();
+        file.save(&kept(2)).unwrap();
+        let whole = std::mem::replace(&mut file.file, File::open(&path).unwrap());
+        assert!(file.save(&kept(3)).is_err(), "it was opened for reading");
+        file.file = whole;
+        file.save(&kept(4)).unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[SLOT..].fill(0xff);
+        fs::write(&path, &bytes).unwrap();
+        assert_eq!(CursorFile::open(&path).unwrap().1, Some(kept(2)));
     }
 
     #[test]
     fn a_directory_that_is_not_there_has_no_cursors() {
-        assert!(list(Path::new("/nonexistent/upstream")).unwrap().is_empty());
+        assert!(list(Path::new("/nonexistent/upstream"), |_| true).unwrap().is_empty());
     }
 }

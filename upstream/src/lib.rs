@@ -109,12 +109,11 @@ pub fn vanished(
     upstreams: &[Upstream],
     source: &dyn Source,
 ) -> Result<Vec<Vanished>, StartError> {
-    let kept = cursor::list(dir).map_err(|error| StartError::Io { path: dir.to_owned(), error })?;
-    let gone = kept.into_iter().filter(|(name, kept)| {
-        kept.required
-            && kept.spool == source.spool_id()
-            && upstreams.iter().all(|upstream| upstream.name() != name)
-    });
+    // One that the settings have tells of its damaged cursor itself, and keeps no other from working.
+    let is_gone = |name: &str| upstreams.iter().all(|upstream| upstream.name() != name);
+    let kept = cursor::list(dir, is_gone).map_err(|(path, error)| StartError::Io { path, error })?;
+    let gone =
+        kept.into_iter().filter(|(_, kept)| kept.required && kept.spool == source.spool_id());
     let vanished = gone.map(|(name, kept)| {
         let backlog = source.durable().saturating_sub(kept.cursor.next.max(source.first()));
         Vanished { name, backlog }

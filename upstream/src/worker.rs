@@ -33,7 +33,7 @@ const SAVE: Duration = Duration::from_secs(1);
 /// How long a stop waits for answers.
 const GRACE: Duration = Duration::from_secs(1);
 /// The longest that making a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT: Duration = Duration::from_secs(5);
 pub(crate) const PAUSE_MIN: Duration = Duration::from_millis(100);
 pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// So many readings in a row may be put aside at once; each further one waits out a pause first.
@@ -114,7 +114,7 @@ impl Worker {
             debug_assert!(progress.window.cursor() == place, "to go back moves no cursor");
             self.fail(&failure);
             self.save(&mut progress);
-            let wait = failure.retry_after.unwrap_or_else(|| jitter(progress.pause));
+            let wait = wait_after(&failure, progress.pause);
             progress.pause = (progress.pause * 2).min(PAUSE_MAX);
             if self.rest(wait, Some(&mut progress)).await {
                 break;
@@ -207,9 +207,7 @@ impl Worker {
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
             connected = timeout(CONNECT, link::connect(&self.upstream, self.spool)) => connected,
         };
-        let mut link = connected.unwrap_or_else(|_| {
-            Err(Failure::new(Cause::Timeout, "no connection within five seconds"))
-        })?;
+        let mut link = connected.unwrap_or_else(|_| Err(unconnected()))?;
         self.board.connected(link.worth());
         self.resume(progress, link.resume())?;
         let mut answers = Answers::new();
@@ -476,6 +474,11 @@ impl Worker {
     }
 }
 
+/// [`CONNECT`] is over.
+pub(crate) fn unconnected() -> Failure {
+    Failure::new(Cause::Timeout, "no connection within five seconds")
+}
+
 fn late(wait: Duration) -> Failure {
     Failure::new(Cause::Timeout, format!("no answer within {} ms", wait.as_millis()))
 }
@@ -508,10 +511,32 @@ fn all(answers: Vec<Answer>) -> Answer {
     whole
 }
 
+/// How long to wait after a failure: as long as the upstream asks, and never less than the pause. An upstream that says
+/// "at once" each time would be asked without end.
+fn wait_after(failure: &Failure, pause: Duration) -> Duration {
+    jitter(pause).max(failure.retry_after.unwrap_or_default())
+}
+
 /// Between half of it and all of it, so that gateways that failed together do not return together.
 pub(crate) fn jitter(pause: Duration) -> Duration {
     let mut chance = [0; 2];
     // Without randomness there is only no chance in it.
     let _ = getrandom::fill(&mut chance);
     pause / 2 + pause / 2 * u32::from(u16::from_be_bytes(chance)) / u32::from(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstream_may_ask_for_more_patience_and_not_for_none() {
+        let asks = |retry_after| Failure { retry_after, ..Failure::new(Cause::Busy, "busy") };
+        for retry_after in [None, Some(Duration::ZERO), Some(Duration::from_millis(1))] {
+            let wait = wait_after(&asks(retry_after), PAUSE_MAX);
+            assert!((PAUSE_MAX / 2..=PAUSE_MAX).contains(&wait), "{retry_after:?}: {wait:?}");
+        }
+        let long = Duration::from_secs(3_600);
+        assert_eq!(wait_after(&asks(Some(long)), PAUSE_MAX), long);
+    }
 }

@@ -9,14 +9,14 @@
 use std::pin::pin;
 
 use bytes::Bytes;
-use futures_util::future::join3;
+use futures_util::future::join;
 use futures_util::sink::SinkExt;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode;
-use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Config, Error, NoTls, Statement};
+use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::{Client, Config, Error, NoTls, Row, SimpleQueryMessage, Statement};
 
 use super::{Answer, Cause, Failure, Known, Link, Local, Message, net};
 use crate::SpoolId;
@@ -163,8 +163,10 @@ struct Table {
     at: String,
     cursor_name: String,
     begin: String,
+    /// The table of the cursor, and whose row in it, as SQL has both.
+    cursor: String,
+    spool: SpoolId,
     copy: Statement,
-    advance: Statement,
     /// The last index that the table has; -1 where it has none.
     last: i64,
 }
@@ -187,8 +189,8 @@ impl Table {
         let known = format!(
             "SELECT to_regclass('{table}') IS NOT NULL AND to_regclass('{cursor}') IS NOT NULL"
         );
-        let known: bool = client.query_one(&known, &[]).await.map_err(failed)?.get(0);
-        if !known {
+        let known = client.query_one(&known, &[]).await.map_err(failed)?;
+        if !field::<bool>(&known, 0, at)? {
             let schema = schema(&table, &cursor);
             client.batch_execute(&schema).await.map_err(|error| {
                 let failure = failed(error);
@@ -214,27 +216,24 @@ impl Table {
         // A cursor that somebody removed is made anew from what the table has.
         let select = format!("SELECT last FROM {cursor} WHERE spool = '{spool}'");
         let last = match client.query_opt(&select, &[]).await.map_err(failed)? {
-            Some(row) => row.get(0),
+            Some(row) => row,
             None => {
                 let begin = format!(
                     "INSERT INTO {cursor} (spool, last) SELECT '{spool}', coalesce(max(index), -1) FROM {table} \
                      WHERE spool = '{spool}' ON CONFLICT DO NOTHING"
                 );
                 client.batch_execute(&begin).await.map_err(failed)?;
-                client.query_one(&select, &[]).await.map_err(failed)?.get(0)
+                client.query_one(&select, &[]).await.map_err(failed)?
             }
         };
+        let last = field(&last, 0, &format!("{at}: table {name}_cursor"))?;
         let copy = format!("COPY {table} ({columns}) FROM STDIN (FORMAT binary)");
         let copy = client.prepare(&copy).await.map_err(failed)?;
-        let advance = format!(
-            "UPDATE {cursor} SET last = $1, changed = now() WHERE spool = '{spool}' AND last = $2"
-        );
-        let advance = client.prepare(&advance).await.map_err(failed)?;
         let cursor_name = format!("{name}_cursor");
         let wait = upstream.answer_timeout.as_millis();
         let begin = format!("BEGIN; SET LOCAL statement_timeout = {wait}");
         let at = at.to_owned();
-        Ok((Self { client, at, cursor_name, begin, copy, advance, last }, worth))
+        Ok((Self { client, at, cursor_name, begin, cursor, spool, copy, last }, worth))
     }
 
     /// Stores what comes until nothing comes any more or the connection is void.
@@ -295,16 +294,19 @@ impl Table {
 
     async fn transaction(&self, group: &[Job], last: i64) -> Result<(), Trouble> {
         let failed = |error: Error| judge(&self.at, &error);
-        // Asked in one go: the answers take one way there and back. What is behind a BEGIN that fails would be carried out
-        // by itself, so no time limit may hold for that one.
-        let (begun, moved, sink) = join3(
-            self.client.batch_execute(&self.begin),
-            self.client.execute(&self.advance, &[&last, &self.last]),
+        // Asked in one go: the answers take one way there and back. The beginning and the cursor's move are one text, of
+        // which the server carries out nothing behind what fails; a copy that does not end is none.
+        let Self { begin, cursor, spool, last: before, .. } = self;
+        let begin = format!(
+            "{begin}; UPDATE {cursor} SET last = {last}, changed = now() WHERE spool = '{spool}' AND last = {before}"
+        );
+        let (begun, sink) = join(
+            self.client.simple_query(&begin),
             self.client.copy_in::<_, Bytes>(&self.copy),
         )
         .await;
-        begun.map_err(failed)?;
-        if moved.map_err(failed)? != 1 {
+        let begun = begun.map_err(failed)?;
+        if !matches!(begun.last(), Some(SimpleQueryMessage::CommandComplete(1))) {
             let text = format!(
                 "{}: somebody else has moved this spool's cursor in table {}: does a copy of this gateway run?",
                 self.at, self.cursor_name
@@ -340,6 +342,17 @@ impl Job {
     }
 }
 
+/// A column of a row, if it is there and of the type that it should be of: tables and servers are others' own.
+fn field<'a, T: FromSql<'a>>(row: &'a Row, column: usize, at: &str) -> Result<T, Failure> {
+    row.try_get(column).map_err(|error| {
+        let mut text = format!("{at}: {error}");
+        if let Some(source) = std::error::Error::source(&error) {
+            text = format!("{text}: {source}");
+        }
+        Failure::new(Cause::Setting, text::printable(text.as_bytes()))
+    })
+}
+
 /// What holds for the whole connection, and what a commit is worth by the server's settings.
 async fn prepare_session(
     client: &Client,
@@ -356,8 +369,9 @@ async fn prepare_session(
     let look = "SELECT current_setting('server_version'), current_setting('fsync'), \
                 current_setting('synchronous_commit'), pg_is_in_recovery()";
     let row = client.query_one(look, &[]).await.map_err(failed)?;
-    let (version, fsync, commit): (String, String, String) = (row.get(0), row.get(1), row.get(2));
-    if row.get::<_, bool>(3) {
+    let (version, fsync, commit): (String, String, String) =
+        (field(&row, 0, at)?, field(&row, 1, at)?, field(&row, 2, at)?);
+    if field(&row, 3, at)? {
         let text = format!("{at}: this server is a standby, which takes nothing: name the primary");
         return Err(Failure::new(Cause::Setting, text));
     }

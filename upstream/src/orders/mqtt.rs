@@ -7,12 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
 
 use super::{KEY_MAX, Listener, Taken, WINDOW};
-use crate::link::mqtt::packet::{self, Incoming, Kept, PINGREQ, Publish, reason};
+use crate::link::mqtt::packet::{self, Connack, Incoming, Kept, PINGREQ, Publish, reason};
 use crate::link::mqtt::{next_packet, not_mqtt, terms};
 use crate::link::{Cause, Failure, net};
 use crate::settings::Address;
+use crate::worker::{CONNECT, unconnected};
 
 /// How long a connection may rest before we show that we live.
 const KEEP_ALIVE_S: u16 = 20;
@@ -26,21 +28,9 @@ impl Listener {
         client_id: &str,
     ) -> Result<Infallible, Failure> {
         let (at, topic) = (address.authority(), self.upstream.commands.clone().unwrap_or_default());
-        let mut stream = net::connect(address, &self.upstream.tls).await?;
-        let credentials = &self.upstream.credentials;
-        let password = credentials.password_file.as_deref().map(net::secret).transpose()?;
-        let password = password.as_ref().map(|password| password.as_str());
-        let kept = Kept { session_s: KEPT_S, receive_max: u16::try_from(WINDOW).unwrap_or(1) };
-        let client_id = format!("{client_id}-commands");
-        let user = credentials.user.as_deref();
-        let hello = packet::connect(&client_id, KEEP_ALIVE_S, user, password, Some(kept));
-        let broken = |error: &std::io::Error| net::broken(&at, error);
-        stream.write_all(&hello).await.map_err(|error| broken(&error))?;
-        let mut bytes = Vec::new();
-        let Incoming::Connack(connack) = next_packet(&mut stream, &mut bytes, &at).await? else {
-            return Err(not_mqtt(&at));
-        };
-        terms(&at, &connack)?;
+        let (stream, mut bytes, connack) = timeout(CONNECT, self.open(address, client_id))
+            .await
+            .unwrap_or_else(|_| Err(unconnected()))?;
         if self.connected && !connack.session {
             (self.tell)(&format!(
                 "upstream {}: {at} has forgotten this client: commands that were sent meanwhile did not wait there",
@@ -48,14 +38,13 @@ impl Listener {
             ));
         }
         self.connected = true;
-        let subscribe = packet::subscribe(1, &topic);
-        stream.write_all(&subscribe).await.map_err(|error| broken(&error))?;
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        self.send(&mut writer, &packet::subscribe(1, &topic), &at).await?;
         let keep_alive = connack.keep_alive_s.unwrap_or(KEEP_ALIVE_S).max(2);
         let mut ping = tokio::time::interval(Duration::from_secs(keep_alive.into()) / 2);
         ping.reset();
         let mut heard = true;
         let mut waiting = FuturesOrdered::new();
-        let (mut reader, mut writer) = tokio::io::split(stream);
         loop {
             tokio::select! {
                 Some((publish, taken)) = waiting.next() => {
@@ -72,7 +61,7 @@ impl Listener {
                     if let Some(number) = publish.number {
                         out.extend_from_slice(&packet::puback(number));
                     }
-                    writer.write_all(&out).await.map_err(|error| broken(&error))?;
+                    self.send(&mut writer, &out, &at).await?;
                 }
                 packet = next_packet(&mut reader, &mut bytes, &at), if waiting.len() < WINDOW => {
                     heard = true;
@@ -104,10 +93,49 @@ impl Listener {
                         return Err(Failure::new(Cause::Timeout, text));
                     }
                     heard = false;
-                    writer.write_all(&PINGREQ).await.map_err(|error| broken(&error))?;
+                    self.send(&mut writer, &PINGREQ, &at).await?;
                 }
             }
         }
+    }
+
+    /// Connects, and hears the broker's terms.
+    async fn open(
+        &self,
+        address: &Address,
+        client_id: &str,
+    ) -> Result<(Box<dyn net::Stream>, Vec<u8>, Connack), Failure> {
+        let at = address.authority();
+        let mut stream = net::connect(address, &self.upstream.tls).await?;
+        let credentials = &self.upstream.credentials;
+        let password = credentials.password_file.as_deref().map(net::secret).transpose()?;
+        let password = password.as_ref().map(|password| password.as_str());
+        let kept = Kept { session_s: KEPT_S, receive_max: u16::try_from(WINDOW).unwrap_or(1) };
+        let client_id = format!("{client_id}-commands");
+        let user = credentials.user.as_deref();
+        let hello = packet::connect(&client_id, KEEP_ALIVE_S, user, password, Some(kept));
+        stream.write_all(&hello).await.map_err(|error| net::broken(&at, &error))?;
+        let mut bytes = Vec::new();
+        let Incoming::Connack(connack) = next_packet(&mut stream, &mut bytes, &at).await? else {
+            return Err(not_mqtt(&at));
+        };
+        terms(&at, &connack)?;
+        Ok((stream, bytes, connack))
+    }
+
+    /// Writes, as long as the broker takes it within the time of an answer.
+    async fn send(
+        &self,
+        writer: &mut (impl AsyncWriteExt + Unpin),
+        bytes: &[u8],
+        at: &str,
+    ) -> Result<(), Failure> {
+        let wait = self.upstream.answer_timeout;
+        let written = timeout(wait, writer.write_all(bytes)).await.map_err(|_| {
+            let text = format!("{at}: the broker takes nothing for {} ms", wait.as_millis());
+            Failure::new(Cause::Timeout, text)
+        })?;
+        written.map_err(|error| net::broken(at, &error))
     }
 }
 

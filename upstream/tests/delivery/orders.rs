@@ -307,3 +307,32 @@ fn a_command_over_mqtt_is_taken_once_and_answered() {
     client.command(Some(b"k-20"), b"after");
     until("one more", || bodies(&world).len() == 20);
 }
+
+/// What is not said ends the waiting, too: here nobody answers the first time.
+#[test]
+fn a_broker_that_is_silent_is_asked_again() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut world = World::new(0, &mqtt(listener.local_addr().unwrap().port()));
+    std::thread::spawn(move || {
+        let mut silent = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // Only whoever listens for commands keeps a session (flags without a clean start).
+            let mut hello = [0; 512];
+            let length = stream.read(&mut hello).unwrap_or(0);
+            if hello[9] & 2 != 0 || length == 0 {
+                continue;
+            }
+            if silent.is_empty() {
+                silent.push(stream);
+                continue;
+            }
+            stream.write_all(&[0x20, 3, 0, 0, 0, 0x90, 4, 0, 1, 0, 1]).unwrap();
+            std::thread::spawn(move || while stream.read(&mut hello).is_ok_and(|read| read > 0) {});
+        }
+    });
+    world.start();
+    let report = world.until("the silence", |report| report.commands_problem.is_some());
+    assert!(report.commands_problem.unwrap().contains("no connection within"));
+    world.until("that it hears", |report| report.commands_problem.is_none());
+}

@@ -1,6 +1,8 @@
 //! A real PostgreSQL: each reading is there once, whatever is killed.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -167,6 +169,50 @@ fn each_reading_is_there_once_whatever_becomes_of_the_cursor_and_of_the_database
     assert!(problem.contains("beyond the spool's end"), "{problem}");
 }
 
+/// Stands between the two, and garbles the first transactions' beginnings, as if a cancellation had hit them.
+fn garbler(to: u16, mut beginnings: u32) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, mut server) =
+                (client.unwrap(), TcpStream::connect(("127.0.0.1", to)).unwrap());
+            let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut answers, &mut back);
+                let _ = back.shutdown(std::net::Shutdown::Both);
+            });
+            let mut bytes = [0; 65_536];
+            while let Ok(length @ 1..) = client.read(&mut bytes) {
+                let asked = &mut bytes[..length];
+                let begin = asked.windows(6).position(|word| word == b"BEGIN;");
+                if let Some(at) = begin.filter(|_| beginnings > 0) {
+                    asked[at] = b'?';
+                    beginnings -= 1;
+                }
+                if server.write_all(asked).is_err() {
+                    break;
+                }
+            }
+            let _ = server.shutdown(std::net::Shutdown::Both);
+        }
+    });
+    port
+}
+
+/// Whoever cancels what is under way may hit the beginning of a transaction: what was asked behind it must not be carried
+/// out by itself.
+#[test]
+fn where_no_transaction_begins_nothing_is_carried_out() {
+    let Some(server) = Server::postgres("") else { return };
+    let mut world = world(700, &settings(garbler(server.port, 3), ""));
+    world.start();
+    world.until("all", all(700));
+    Eye::new(server.port).exactly("duet_readings", 700);
+    let said = world.said.lock().unwrap().join("\n");
+    assert!(said.contains("syntax error"), "{said}");
+}
+
 /// Not a test by itself: the process that the next one kills.
 #[test]
 #[ignore = "is run by another test, in a process of its own"]
@@ -259,9 +305,13 @@ fn each_setting_that_is_wrong_gives_a_clear_message_and_the_backlog_waits() {
         "CREATE TABLE typed (spool uuid, index bigint, device text, id uuid, type text, channel int, received timestamptz, \
          measured timestamptz, again boolean, payload text, facts jsonb); CREATE TABLE typed_cursor (LIKE odd_cursor)",
     );
+    eye.run(
+        "CREATE TABLE small (LIKE typed); ALTER TABLE small ALTER payload TYPE bytea USING NULL::bytea; \
+         CREATE TABLE small_cursor (spool uuid UNIQUE, last int, changed timestamptz)",
+    );
     let good = settings(server.port, "");
     let port = server.port.to_string();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     for (settings, expected) in [
         (good.replace(&port, &free.to_string()), "refused"),
         (good.replace("127.0.0.1", "nowhere.invalid"), "nowhere.invalid"),
@@ -276,6 +326,7 @@ fn each_setting_that_is_wrong_gives_a_clear_message_and_the_backlog_waits() {
             format!("{good}table = \"typed\""),
             "column payload of table typed is text, and must be bytea",
         ),
+        (format!("{good}table = \"small\""), "table small_cursor: error deserializing column 0"),
     ] {
         let mut world = world(10, &settings);
         world.start();
