@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -252,6 +252,14 @@ pub enum ConfigError {
         "{}: the settings file is empty; put it back, or write a line of comment into it if all defaults are meant", .0.display()
     )]
     Empty(PathBuf),
+    /// It is in another encoding, or no text at all.
+    #[error("{}: line {line} is not UTF-8 text; save the file as UTF-8", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// The first line that is none.
+        line: usize,
+    },
     /// Something in it, in the environment or in a flag is wrong, all of it at once.
     #[error("{}: settings cannot be used{}", path.display(), Lines(problems))]
     Invalid {
@@ -271,7 +279,7 @@ impl fmt::Display for Lines<'_> {
 }
 
 /// Settings together with where each of them comes from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Loaded {
     /// The settings file, which need not exist with `--defaults`.
     pub path: PathBuf,
@@ -310,15 +318,23 @@ impl Loaded {
             (Some(file), _) => file.to_owned(),
             (None, state) => state.unwrap_or(Path::new(".")).join(FILE),
         };
-        let text = match std::fs::read_to_string(&path) {
+        let bytes = match std::fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if !flags.defaults || file.is_some() {
                     return Err(ConfigError::Missing(path));
                 }
-                String::new()
+                None
             }
-            Ok(text) if text.trim().is_empty() => return Err(ConfigError::Empty(path)),
-            read => read.map_err(|error| ConfigError::Io { path: path.clone(), error })?,
+            read => Some(read.map_err(|error| ConfigError::Io { path: path.clone(), error })?),
+        };
+        let text = match bytes.map(String::from_utf8).transpose() {
+            Err(error) => {
+                let whole = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+                let line = whole.iter().filter(|byte| **byte == b'\n').count() + 1;
+                return Err(ConfigError::NotText { path, line });
+            }
+            Ok(Some(text)) if text.trim().is_empty() => return Err(ConfigError::Empty(path)),
+            Ok(text) => text.unwrap_or_default(),
         };
         // The parent of a bare file name is the empty path, which is no directory.
         let beside = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -368,6 +384,15 @@ struct Upstreams {
     upstream: Vec<duet_upstream::Settings>,
 }
 
+/// What the library says, without the names that a program has for things.
+fn in_words(message: &str) -> String {
+    if message.contains("expected a sequence") {
+        return "each stands under [[upstream]], in two brackets".to_owned();
+    }
+    let number = |message: String, name: &str| message.replace(name, "a whole number from 0 on");
+    ["usize", "u64", "u32"].into_iter().fold(message.to_owned(), number)
+}
+
 /// Checks each `[[upstream]]`, by its name where it has one.
 fn upstreams(text: &str, state: &Path, values: &mut Values) -> Vec<Upstream> {
     let mut upstreams: Vec<Upstream> = Vec::new();
@@ -375,7 +400,7 @@ fn upstreams(text: &str, state: &Path, values: &mut Values) -> Vec<Upstream> {
         Ok(written) => written,
         Err(error) => {
             let place = error.span().map(|span| values::place(text, span.start));
-            let text = format!("upstream: {}", error.message());
+            let text = format!("upstream: {}", in_words(error.message()));
             values.problems.push(Problem { place, text });
             return upstreams;
         }
@@ -485,6 +510,14 @@ fn config(values: &Values, state: &Path) -> Config {
     }
 }
 
+/// Whether one of two TCP addresses keeps the other from being bound.
+fn collide(one: &SocketAddr, other: &SocketAddr) -> bool {
+    // `[::]` is all addresses, and `0.0.0.0` those of IPv4.
+    let covers = |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+    let (a, b) = (one.ip(), other.ip());
+    one.port() != 0 && one.port() == other.port() && (a == b || covers(a, b) || covers(b, a))
+}
+
 /// What settings must be to each other.
 fn check(values: &mut Values, config: &Config) {
     let Config { listen, metrics, gateway, retiring, spool, session, .. } = config;
@@ -495,10 +528,17 @@ fn check(values: &mut Values, config: &Config) {
         "be a loopback address, or set metrics.allow_remote = true (it has no password)",
     );
     values.check(
-        listen.port() == 0 || *listen != metrics.listen,
+        !collide(listen, &metrics.listen),
         "metrics.listen",
         "differ from listen, which uses TCP as well",
     );
+    let api = config.api.as_ref().map(|api| api.listen);
+    for (other, must) in [
+        (listen, "differ from listen, which uses TCP as well"),
+        (&metrics.listen, "differ from metrics.listen"),
+    ] {
+        values.check(api.is_none_or(|api| !collide(&api, other)), "api.listen", must);
+    }
     let given = ["certificate", "key", "key_id"]
         .map(|name| values.get(&format!("gateway.retiring.{name}")).is_some());
     for (key, is_given) in [
@@ -516,6 +556,11 @@ fn check(values: &mut Values, config: &Config) {
     );
     for key in ["api.certificate", "api.key"] {
         let is_given = values.get(key).is_some();
+        values.check(
+            !is_given || config.api.is_some(),
+            key,
+            "come with api.listen: without it no API is served over TLS",
+        );
         values.check(is_given || config.api.is_none(), key, "be given too, since api.listen is");
     }
     values.check(

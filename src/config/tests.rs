@@ -121,11 +121,35 @@ fn every_value_out_of_range_is_named_at_once() {
             .contains("gateway.retiring.certificate must be given")
     );
     assert!(message("[api]\nlisten = \"[::1]:1\"").contains("api.key must be given"));
+    assert!(message("[api]\nkey = \"k\"").contains("api.key must come with api.listen"));
+    let pair = "certificate = \"c\"\nkey = \"k\"";
+    for address in ["127.0.0.1:23838", "[::]:23839", "127.0.0.1:23839"] {
+        let said = message(&format!("[api]\nlisten = \"{address}\"\n{pair}"));
+        assert!(said.contains("api.listen must differ from"), "{address}: {said}");
+    }
+    let wildcard = "listen = \"0.0.0.0:5\"\n[metrics]\nlisten = \"127.0.0.1:5\"";
+    assert!(message(wildcard).contains("metrics.listen must differ"));
     assert!(load("[metrics]\nlisten = \"192.0.2.1:9\"\nallow_remote = true").is_ok());
     let short = "[session]\nlifetime_s = 60\nidle_timeout_s = 61";
     assert!(message(short).contains("line 3, column 1: session.idle_timeout_s must be at most"));
     let block = "[spool]\nsegment_bytes = 1048577";
     assert!(message(block).contains("a multiple of 4096"));
+}
+
+/// What is wrong with an upstream is said in the words of the file.
+#[test]
+fn upstreams_that_cannot_be_read_are_told_in_the_words_of_the_file() {
+    let hook = "[[upstream]]\nname = \"h\"\nkind = \"webhook\"\nurl = \"http://h/\"\n";
+    assert!(message("[upstream]\nname = \"h\"").contains("[[upstream]], in two brackets"));
+    for (line, must) in [("in_flight = \"4\"", "in_flight"), ("late_after_s = -1", "late_after_s")] {
+        let said = message(&format!("{hook}{line}"));
+        let number = said.contains("expected a whole number from 0 on");
+        assert!(number && said.contains("line 5") && said.contains(must), "{said}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(FILE), b"pin = true\n# caf\xe9\n").unwrap();
+    let said = Config::load(Some(dir.path()), None, &Overrides::default()).unwrap_err().to_string();
+    assert!(said.contains("line 2 is not UTF-8 text"), "{said}");
 }
 
 /// Each setting in turn: a value of every kind is taken, or refused with its place; none is ignored.

@@ -98,7 +98,7 @@ impl fmt::Display for Problem {
 }
 
 /// Values by their keys.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Values {
     given: BTreeMap<&'static str, (Value, Origin)>,
     /// Where in the file each of them stands.

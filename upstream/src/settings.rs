@@ -191,6 +191,19 @@ pub(crate) enum Target {
     },
 }
 
+impl Target {
+    /// Where it is, if that is one host.
+    fn address(&self) -> Option<&Address> {
+        match self {
+            Self::Webhook { address }
+            | Self::Nats { address, .. }
+            | Self::Mqtt { address, .. }
+            | Self::Postgres { address, .. } => Some(address),
+            Self::File { .. } | Self::Kafka { .. } => None,
+        }
+    }
+}
+
 /// Checked settings of one upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
@@ -229,6 +242,16 @@ impl Upstream {
     #[must_use]
     pub fn required(&self) -> bool {
         self.required
+    }
+
+    /// The files that its settings name: certificates, keys and secrets.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let Self { credentials, tls, .. } = self;
+        let Credentials { user: _, password_file, token_file, credentials_file } = credentials;
+        let (certificate, key) = tls.identity.as_ref().map(|(one, two)| (one, two)).unzip();
+        let all = [password_file.as_ref(), token_file.as_ref(), credentials_file.as_ref()];
+        let all = all.into_iter().chain([tls.ca.as_ref(), certificate, key]);
+        all.flatten().map(PathBuf::as_path)
     }
 
     /// How messages are addressed, where they are.
@@ -348,7 +371,37 @@ impl Settings {
             "must come with password_file, and password_file with it",
         );
         check.that(self.user.is_some() || !rows, "user", "must be given: as whom to sign in");
+        for (key, path) in [
+            ("dir", &self.dir),
+            ("ca", &self.ca),
+            ("certificate", &self.certificate),
+            ("key", &self.key),
+            ("password_file", &self.password_file),
+            ("token_file", &self.token_file),
+            ("credentials_file", &self.credentials_file),
+        ] {
+            let bytes = path.as_ref().map(|path| path.as_os_str().as_encoded_bytes());
+            let is_path = bytes.is_none_or(|bytes| !bytes.is_empty() && !bytes.contains(&0));
+            check.that(is_path, key, "must be a path");
+        }
+        let named = self.user.as_ref().is_none_or(|user| !user.is_empty());
+        check.that(named, "user", "must be a name");
+        let ways = [self.user.is_some(), self.token_file.is_some(), self.credentials_file.is_some()];
+        check.that(
+            ways.into_iter().filter(|given| *given).count() <= 1,
+            "user",
+            "must be the only one of user, token_file and credentials_file: as whom to sign in is said once",
+        );
         let target = self.target(state, &mut check);
+        // They would be believed to protect it.
+        let plain = target.as_ref().and_then(Target::address).is_some_and(|at| !at.secure);
+        for (key, given) in [("ca", &self.ca), ("certificate", &self.certificate)] {
+            check.that(
+                given.is_none() || !plain,
+                key,
+                "must be absent, or the url one with TLS (https://, tls://, mqtts://, postgres:// without sslmode=disable)",
+            );
+        }
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| state.join(path));
         let upstream = target.map(|target| Upstream {
             name: self.name.clone(),
@@ -628,6 +681,12 @@ mod tests {
             ("name = \"n\"\ncommands = \"a.>\"", "commands"),
             ("name = \"n\"\ncommands = \"a.{device}\"", "commands"),
             ("name = \"n\"\ndir = \"d\"", "dir"),
+            ("name = \"n\"\ntoken_file = \"\"", "token_file"),
+            ("name = \"n\"\npassword_file = \"a\\u0000\"\nuser = \"u\"", "password_file"),
+            ("name = \"n\"\npassword_file = \"a\"\nuser = \"\"", "user"),
+            ("name = \"n\"\nca = \"ca.pem\"", "ca"),
+            ("name = \"n\"\ncertificate = \"c.pem\"\nkey = \"c.key\"", "certificate"),
+            ("name = \"n\"\ntoken_file = \"t\"\ncredentials_file = \"c\"", "user"),
         ] {
             assert_eq!(keys(&format!("{nats}{text}")), [key], "{text}");
         }
