@@ -18,8 +18,8 @@ const SUMS: &str = "SHA256SUMS";
 /// The form of what is written here.
 const VERSION: u32 = 1;
 /// The most members, and the longest of those that are read into memory.
-const MOST: usize = 64;
-const SMALL: u64 = 64 * 1024;
+const MOST: usize = 1_024;
+const SMALL: u64 = 256 * 1024;
 
 /// What a backup is of.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,7 @@ pub(super) struct Manifest {
 /// A backup that is being written.
 pub(super) struct Writer {
     tar: tar::Builder<File>,
+    members: usize,
     sums: String,
     made_s: u64,
 }
@@ -46,7 +47,7 @@ impl Writer {
     pub(super) fn create(path: &Path, made_s: i64, devices: u64) -> Result<Self> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         let made = u64::try_from(made_s).unwrap_or(0);
-        let mut writer = Self { tar: tar::Builder::new(file), sums: String::new(), made_s: made };
+        let mut writer = Self { tar: tar::Builder::new(file), members: 0, sums: String::new(), made_s: made };
         let program = format!("duet {}", env!("CARGO_PKG_VERSION"));
         let manifest = Manifest { version: VERSION, program, made_s, devices };
         let text = serde_json::to_vec_pretty(&manifest)?;
@@ -56,6 +57,11 @@ impl Writer {
 
     /// Adds a member of this size.
     pub(super) fn add(&mut self, name: &str, from: impl Read, size: u64) -> Result<()> {
+        // Nobody could restore it.
+        if self.members == MOST {
+            bail!("a backup has at most {MOST} files");
+        }
+        self.members += 1;
         let mut header = tar::Header::new_ustar();
         header.set_path(name).with_context(|| format!("{name}: not a name for a backup"))?;
         header.set_size(size);

@@ -1,20 +1,21 @@
 //! `duet backup`: what a gateway cannot be made anew without, in one file. `restore` is the other way.
 //!
-//! It holds the registry, the settings, the certificates with their keys, the node's key and the audit log. Readings
-//! are not in it, nor the places that upstreams have reached in them; sessions must not be (R72), commands that wait would be
+//! It holds the registry, the settings, the certificates, keys and secrets of upstreams that they name, the node's key and
+//! the audit log. Readings are not in it, nor the places that upstreams have reached in them; sessions must not be (R72), commands that wait would be
 //! carried out twice, and tokens are made anew.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use duet::admin::{audit, copy_registry};
-use duet::config::{self, Config, Overrides};
+use duet::config::{Config, Loaded, Overrides};
 use duet::identity::{self, now_s};
 use duet::registry::{self, Registry};
+use rustix::fs::{FlockOperation, flock};
 
 use super::Place;
 use super::archive::Writer;
@@ -33,10 +34,15 @@ pub(super) struct Backup {
 
 impl Backup {
     pub(super) fn run(self, place: &Place) -> Result<ExitCode> {
-        let config = place.load(&Overrides::default())?;
+        let Loaded { path: settings, config, .. } = place.loaded(&Overrides::default())?;
         let shown = self.file.display();
         if self.file.symlink_metadata().is_ok() {
             bail!("{shown}: exists already; nothing was changed");
+        }
+        // Each would take the other's copy of the registry away.
+        let state = File::open(&config.state).with_context(|| config.state.display().to_string())?;
+        if flock(&state, FlockOperation::NonBlockingLockExclusive).is_err() {
+            bail!("{shown}: another backup of this gateway is being made; nothing was changed");
         }
         let copy = match Control::open(&config.state)? {
             Control::Gateway(mut client) => client.backup()?,
@@ -44,7 +50,7 @@ impl Backup {
                 audited(&state, "POST /v1/backup", copy_registry(&registry))??
             }
         };
-        let written = write(&config, &copy, &self.file);
+        let written = write(&config, &settings, &copy, &self.file);
         if let Some(dir) = copy.parent() {
             // It would be secret rubbish.
             let _ = fs::remove_dir_all(dir);
@@ -56,7 +62,7 @@ impl Backup {
 }
 
 /// Writes the file, whole or not at all. Returns how many files and devices are in it.
-fn write(config: &Config, copy: &Path, file: &Path) -> Result<(usize, u64)> {
+fn write(config: &Config, settings: &Path, copy: &Path, file: &Path) -> Result<(usize, u64)> {
     // Opening it verifies it: a backup that cannot be read is none.
     let devices = Registry::open(copy)?.len()?;
     let mut draft = file.as_os_str().to_owned();
@@ -64,7 +70,7 @@ fn write(config: &Config, copy: &Path, file: &Path) -> Result<(usize, u64)> {
     let draft = PathBuf::from(draft);
     let written = (|| {
         let mut writer = Writer::create(&draft, now_s(), devices)?;
-        let files = fill(&mut writer, config, copy)?;
+        let files = fill(&mut writer, config, settings, copy)?;
         writer.finish()?;
         identity::rename_new(&draft, file)?;
         identity::sync_dir_of(file)?;
@@ -76,12 +82,14 @@ fn write(config: &Config, copy: &Path, file: &Path) -> Result<(usize, u64)> {
     written
 }
 
-fn fill(writer: &mut Writer, config: &Config, copy: &Path) -> Result<usize> {
+fn fill(writer: &mut Writer, config: &Config, settings: &Path, copy: &Path) -> Result<usize> {
     let mut files = 0;
-    let mut add = |name: &str, path: &Path| -> Result<()> {
+    let mut add = |name: &str, path: &Path, need: Need| -> Result<()> {
         let shown = || path.display().to_string();
         let mut file = match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && need == Need::IfThere => {
+                return Ok(());
+            }
             opened => opened.with_context(shown)?,
         };
         let size = if name == audit::FILE { whole_lines(&mut file) } else { length(&file) };
@@ -90,13 +98,14 @@ fn fill(writer: &mut Writer, config: &Config, copy: &Path) -> Result<usize> {
         files += 1;
         Ok(())
     };
-    add(registry::FILE, copy)?;
-    for name in [config::FILE, "node.key", audit::FILE] {
-        add(name, &config.state.join(name))?;
+    add(registry::FILE, copy, Need::Always)?;
+    for name in ["node.key", audit::FILE] {
+        add(name, &config.state.join(name), Need::IfThere)?;
     }
-    for path in certificates(config) {
-        match path.strip_prefix(&config.state).ok().and_then(Path::to_str) {
-            Some(name) => add(name, path)?,
+    for (path, need) in named(config, settings) {
+        match inside(&config.state, path) {
+            Some(name) => add(&name, path, need)?,
+            None if need == Need::IfThere && !path.exists() => {}
             None => {
                 let _ = writeln!(
                     io::stderr(),
@@ -109,24 +118,48 @@ fn fill(writer: &mut Writer, config: &Config, copy: &Path) -> Result<usize> {
     Ok(files)
 }
 
-/// The certificates and keys that the settings name. The gateway's own certificate is the last: whoever finds it
-/// finds everything.
-fn certificates(config: &Config) -> Vec<&Path> {
-    let mut paths: Vec<&Path> = Vec::new();
+/// Whether there is no backup without a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Always,
+    /// Not every gateway has it.
+    IfThere,
+}
+
+/// What a file is called in a backup, if it lies in the state directory.
+fn inside(state: &Path, path: &Path) -> Option<String> {
+    // Either may be told from here or from the root.
+    let (state, path) = (std::path::absolute(state).ok()?, std::path::absolute(path).ok()?);
+    let name = path.strip_prefix(state).ok()?;
+    let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
+    name.to_str().filter(|name| plain && !name.is_empty()).map(str::to_owned)
+}
+
+/// The settings, and the certificates, keys and secrets that they name. The gateway's own certificate is the last:
+/// whoever finds it finds everything.
+fn named<'a>(config: &'a Config, settings: &'a Path) -> Vec<(&'a Path, Need)> {
+    let mut paths = vec![(settings, Need::IfThere)];
+    let mut always = |path: &'a Path| paths.push((path, Need::Always));
+    for upstream in &config.upstreams {
+        upstream.files().for_each(&mut always);
+    }
     if let Some(api) = &config.api {
-        paths.extend([api.certificate.as_path(), &api.key]);
+        [&*api.certificate, &api.key].into_iter().for_each(&mut always);
     }
     if let Some(retiring) = &config.retiring {
-        paths.extend([retiring.certificate.as_path(), &retiring.key]);
+        [&*retiring.certificate, &retiring.key].into_iter().for_each(&mut always);
     }
-    paths.extend([config.enrol.key.as_path(), &config.enrol.certificate]);
-    paths.extend(config.enrol.trusted.as_deref());
-    paths.extend([config.gateway.key.as_path(), &config.gateway.certificate]);
-    let mut once: Vec<&Path> = Vec::new();
+    config.enrol.trusted.as_deref().into_iter().for_each(&mut always);
+    [&*config.gateway.key, &config.gateway.certificate].into_iter().for_each(&mut always);
+    // A gateway need not have a CA.
+    for path in [&*config.enrol.key, &config.enrol.certificate] {
+        paths.insert(1, (path, Need::IfThere));
+    }
+    let mut once: Vec<(&Path, Need)> = Vec::new();
     // One that is named twice stands where it was named last.
-    for path in paths.into_iter().rev() {
-        if !once.contains(&path) {
-            once.push(path);
+    for (path, need) in paths.into_iter().rev() {
+        if once.iter().all(|(other, _)| *other != path) {
+            once.push((path, need));
         }
     }
     once.reverse();

@@ -69,6 +69,37 @@ fn a_backup_makes_the_gateway_anew_and_asks_who_was_revoked_since() {
     assert_eq!(listed, "c\n");
 }
 
+/// A backup is of all that the settings name, or none, and no other is made meanwhile.
+#[test]
+fn a_backup_has_what_the_settings_name_and_says_what_it_has_not() {
+    let scratch = Scratch::initialised();
+    let state = scratch.state();
+    for (name, text) in [("hook.token", "secret"), ("more.toml", ""), ("../outside.ca", "")] {
+        fs::write(state.join(name), text).unwrap();
+    }
+    let upstream = "[[upstream]]\nname = \"h\"\nkind = \"webhook\"\nurl = \"https://127.0.0.1:1/\"\n\
+                    token_file = \"hook.token\"\nca = \"../outside.ca\"\n";
+    fs::write(state.join("more.toml"), upstream).unwrap();
+    let settings = state.join("more.toml").display().to_string();
+    let said = scratch.command(&["--config", &settings, "backup", "one.tar"]).output().unwrap();
+    assert!(said.status.success(), "{said:?}");
+    let warned = String::from_utf8(said.stderr).unwrap();
+    assert!(warned.contains("outside.ca is not in the backup"), "{warned}");
+    let listed = Command::new("tar").arg("-tf").arg(scratch.path("one.tar")).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    for name in ["hook.token", "more.toml", "gateway.pem", "registry.redb"] {
+        assert!(listed.lines().any(|line| line == name), "{name}: {listed}");
+    }
+    let kept = fs::File::open(&state).unwrap();
+    kept.lock().unwrap();
+    assert!(scratch.bad(&["backup", "two.tar"]).contains("another backup of this gateway"));
+    kept.unlock().unwrap();
+    fs::remove_file(state.join("gateway.key")).unwrap();
+    let said = scratch.bad(&["backup", "two.tar"]);
+    assert!(said.contains("no backup was made") && said.contains("gateway.key"), "{said}");
+    assert!(!scratch.path("two.tar").exists() && !state.join(".backup").exists());
+}
+
 /// Stands between a device and its gateway, and keeps what the device sent.
 struct Relay {
     front: SocketAddr,
