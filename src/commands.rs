@@ -301,6 +301,11 @@ impl Opened {
         Ok(Self { worker, inbox, failed })
     }
 
+    /// Cancels the commands of devices that may not connect any more. The file is written when the thread runs.
+    pub fn cancel_unless(&mut self, may_connect: impl Fn(&DeviceId) -> bool) {
+        self.worker.cancel_unless(may_connect);
+    }
+
     /// For shards and for the spool.
     #[must_use]
     pub fn teller(&self) -> Teller {

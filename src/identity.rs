@@ -27,11 +27,13 @@ mod authority;
 mod certificate;
 mod create;
 mod request;
+mod steady;
 
 pub use authority::{Authority, AuthorityError, Trusted, create_authority};
 pub use certificate::{Certificate, MAX_CERTIFICATE_LEN, Role, pem};
 pub use create::{Created, create};
 pub use request::{key_digest, key_of_proof, key_of_request, proof_of};
+pub use steady::Steady;
 
 /// No certificate or key file is larger.
 const MAX_FILE_LEN: usize = 64 * 1024;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::AdminError;
 use super::api::Plane;
 use super::door::{Stopping, stopped};
-use crate::identity::now_s;
+use crate::identity::Steady;
 use crate::registry::{Mark, Registry, RegistryError};
 
 /// Runs until the control plane stops, then saves what is left.
@@ -17,6 +17,8 @@ pub(super) async fn keep(
     stopping: Stopping,
 ) -> Result<(), AdminError> {
     let mut unretired = false;
+    // What is retired is refused for ever.
+    let clock = Steady::start();
     loop {
         duet_telemetry::upkeep();
         let stop = tokio::time::timeout(every, stopped(stopping.clone())).await.is_ok();
@@ -34,7 +36,8 @@ pub(super) async fn keep(
         }
         plane.telemetry.marks_saved(saved.as_ref().ok().copied());
         let registry = Arc::clone(&plane.registry);
-        let retired = tokio::task::spawn_blocking(move || registry.retire(now_s())).await;
+        let now_s = clock.now_s();
+        let retired = tokio::task::spawn_blocking(move || registry.retire(now_s)).await;
         match retired.map_err(|_| AdminError::Panicked)? {
             Ok(ids) => {
                 unretired = false;

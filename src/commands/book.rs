@@ -113,6 +113,12 @@ impl Book {
         self.expiry.len()
     }
 
+    /// The devices that have commands which are not over.
+    pub(super) fn devices(&self) -> Vec<DeviceId> {
+        let waiting = self.lines.iter().filter(|(_, line)| !line.open.is_empty());
+        waiting.map(|(device, _)| *device).collect()
+    }
+
     /// The device's oldest command that is not over.
     pub(super) fn head(&self, device: &DeviceId) -> Option<&Entry> {
         self.all.get(self.lines.get(device)?.open.front()?)

@@ -446,6 +446,42 @@ fn what_is_cancelled_is_withdrawn_and_a_removed_device_has_no_commands() {
     assert!(world.all().iter().all(|info| info.state == CommandState::Cancelled));
 }
 
+/// A device that may not connect any more has no commands, whatever the disk does meanwhile.
+#[test]
+fn a_revocation_outlives_a_file_that_cannot_be_written_and_an_end_of_the_process() {
+    let states = |world: &mut World| world.all().iter().map(|info| info.state).collect::<Vec<_>>();
+    // In the very turn whose write fails, and while the file is tried again.
+    for refused in [false, true] {
+        let mut world = World::new();
+        queued(&mut world, order(1, b"a")).unwrap();
+        queued(&mut world, order(2, b"b")).unwrap();
+        world.shelf.0.lock().unwrap().fails_after = Some(0);
+        if refused {
+            drop(world.queue(order(2, b"c")));
+            world.turn();
+        }
+        world.inputs.push(Input::Revoked(device(1)));
+        world.turn();
+        let began = std::time::Instant::now();
+        while !world.worker.is_well() {
+            assert!(began.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(20));
+            world.turn();
+        }
+        assert_eq!(states(&mut world), [CommandState::Cancelled, CommandState::Queued]);
+    }
+    // Revoked by a command while no gateway ran.
+    let mut world = World::new();
+    queued(&mut world, order(1, b"a")).unwrap();
+    queued(&mut world, order(2, b"b")).unwrap();
+    world.worker = worker(&world.shelf, Limits::default());
+    world.worker.cancel_unless(|one| *one != device(1));
+    world.worker.begin(&mut world.told.clone());
+    assert_eq!(states(&mut world), [CommandState::Cancelled, CommandState::Queued]);
+    world.restart();
+    assert_eq!(states(&mut world), [CommandState::Cancelled, CommandState::Queued], "on disk");
+}
+
 #[test]
 fn what_is_over_is_forgotten_in_time_and_number() {
     let shelf = Shelf::default();

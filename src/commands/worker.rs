@@ -58,6 +58,8 @@ pub(super) struct Worker<S: Store> {
     tell_at: Instant,
     lazy_since: Option<Instant>,
     reload_at: Option<Instant>,
+    /// Devices that may not connect any more, whose commands' ends are not on disk yet.
+    revoked: Vec<DeviceId>,
     /// Devices whose shards had no room for a command, and when they are given it again.
     unfed: Vec<DeviceId>,
     feed_at: Option<Instant>,
@@ -86,9 +88,19 @@ impl<S: Store> Worker<S> {
             tell_at: Instant::now(),
             lazy_since: None,
             reload_at: None,
+            revoked: Vec::new(),
             unfed: Vec::new(),
             feed_at: None,
         })
+    }
+
+    /// Cancels the commands of devices that may not connect any more: some may have been revoked while nobody listened.
+    pub(super) fn cancel_unless(&mut self, may_connect: impl Fn(&DeviceId) -> bool) {
+        for device in self.book.devices() {
+            if !may_connect(&device) {
+                self.book.cancel_all(&device, now_ms());
+            }
+        }
     }
 
     /// Works until it is told to stop, or nobody is there any more.
@@ -151,6 +163,7 @@ impl<S: Store> Worker<S> {
         } else if self.book.is_dirty() && self.lazy_since.is_none() {
             self.lazy_since = Some(Instant::now());
         }
+        self.revoked.clear();
         after.into_iter().for_each(|after| after(true));
         COMMANDS_OPEN.one().set_count(self.book.open() as u64);
         for id in self.book.take_ended() {
@@ -215,7 +228,10 @@ impl<S: Store> Worker<S> {
                     self.tell_at = Instant::now() + AGAIN;
                 }
             }
-            Input::Revoked(device) => self.book.cancel_all(&device, now_ms),
+            Input::Revoked(device) => {
+                self.book.cancel_all(&device, now_ms);
+                self.revoked.push(device);
+            }
             Input::Stop => {}
         }
     }
@@ -349,6 +365,7 @@ impl<S: Store> Worker<S> {
             match input {
                 Input::Request(request) => request.refuse(&QueueError::Unwritten),
                 Input::Told { .. } => self.telling = self.telling.saturating_sub(1),
+                Input::Revoked(device) => self.revoked.push(device),
                 _ => {}
             }
         }
@@ -359,6 +376,7 @@ impl<S: Store> Worker<S> {
         let loaded = self.store.load();
         let book = loaded.and_then(|loaded| {
             let mut book = Book::new(loaded, self.limits);
+            self.revoked.iter().for_each(|device| book.cancel_all(device, now_ms()));
             self.store.save(&book.take_change()).map(|()| book)
         });
         let Ok(book) = book else {
@@ -366,6 +384,7 @@ impl<S: Store> Worker<S> {
             return;
         };
         self.book = book;
+        self.revoked.clear();
         self.reload_at = None;
         self.lazy_since = None;
         self.failed.store(false, Ordering::Relaxed);
@@ -383,6 +402,12 @@ impl<S: Store> Worker<S> {
         self.book.touch(fed);
         self.feed();
         self.tell_all(false);
+    }
+
+    /// Whether the file could be written the last time, for tests.
+    #[cfg(test)]
+    pub(super) fn is_well(&self) -> bool {
+        self.reload_at.is_none()
     }
 
     /// The book, for tests.

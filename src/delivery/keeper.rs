@@ -14,6 +14,7 @@ use super::cut::cuts;
 use super::error::SpoolError;
 use super::retention::{Retention, trim_by_itself};
 use super::segment;
+use crate::identity::Steady;
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -57,9 +58,10 @@ impl Keeper {
         let thread = std::thread::Builder::new()
             .name("spool-keeper".into())
             .spawn(move || {
+                let clock = Steady::start();
                 while !flag.load(Ordering::Relaxed) {
-                    let untrimmed =
-                        trim_by_itself(&own, &retention).err().map(|error| error.to_string());
+                    let trimmed = trim_by_itself(&own, &retention, &clock);
+                    let untrimmed = trimmed.err().map(|error| error.to_string());
                     measure(&own);
                     let now = Care { cuts: cuts(&own).map_or(0, |cuts| cuts.len()), untrimmed };
                     care.send_if_modified(|before| {

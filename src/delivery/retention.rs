@@ -14,10 +14,7 @@ use super::cursor::{self, Hold};
 use super::error::SpoolError;
 use super::scan::{Scan, Step};
 use super::segment::{self, Entry};
-use crate::identity::now_ms;
-
-/// Readings of before 2024 were stamped by a clock that had not been set: nobody knows their age.
-const CLOCK_SET_MS: u64 = 1_704_067_200_000;
+use crate::identity::Steady;
 
 /// What to do when the spool has reached its size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,7 +68,11 @@ impl Held {
 }
 
 /// Removes what has been delivered and what is too old.
-pub(super) fn trim_by_itself(dir: &Path, retention: &Retention) -> Result<(), SpoolError> {
+pub(super) fn trim_by_itself(
+    dir: &Path,
+    retention: &Retention,
+    clock: &Steady,
+) -> Result<(), SpoolError> {
     let entries = segment::list(dir)?;
     if entries.len() < 2 {
         return Ok(());
@@ -84,7 +85,7 @@ pub(super) fn trim_by_itself(dir: &Path, retention: &Retention) -> Result<(), Sp
             break;
         }
         let delivered = held.required.is_some_and(|required| next.first_index <= required);
-        if !delivered && !is_older(next, retention.max_age)? {
+        if !delivered && !is_older(next, retention.max_age, clock)? {
             break;
         }
         remove(entry, held.undelivered(entry.first_index, next.first_index), "age")?;
@@ -112,16 +113,21 @@ pub(super) fn make_room(dir: &Path, wanted: u64, max_bytes: u64) -> Result<bool,
 }
 
 /// Whether all that comes before this segment is older than that: its own first record is.
-fn is_older(next: &Entry, max_age: Option<Duration>) -> Result<bool, SpoolError> {
+fn is_older(
+    next: &Entry,
+    max_age: Option<Duration>,
+    clock: &Steady,
+) -> Result<bool, SpoolError> {
     let Some(max_age) = max_age else { return Ok(false) };
     let mut scan = Scan::open(next.clone())?;
     if scan.step()? != Step::Record {
         return Ok(false);
     }
     let Some(record) = scan.record() else { return Ok(false) };
-    let received_ms = record.reading.received_ms;
-    let age = Duration::from_millis(now_ms().saturating_sub(received_ms));
-    Ok(received_ms >= CLOCK_SET_MS && age > max_age)
+    let received = Duration::from_millis(record.reading.received_ms);
+    // What was stamped by a clock that had not been set is of an age that nobody knows.
+    let known = Steady::is_set(received);
+    Ok(known && clock.now().saturating_sub(received) > max_age)
 }
 
 fn remove(entry: &Entry, undelivered: u64, reason: &'static str) -> Result<(), SpoolError> {

@@ -55,6 +55,8 @@ fn here(last: &Last) -> impl Iterator<Item = (&str, u64)> {
 #[derive(Debug, PartialEq, Eq)]
 struct Ended {
     dir: PathBuf,
+    /// Which run it was.
+    number: u64,
     /// Its last sign of life, milliseconds since 1970.
     at_ms: u64,
     online: Last,
@@ -75,9 +77,9 @@ impl Journals {
         let all = state.join(DIR);
         DirBuilder::new().recursive(true).mode(0o700).create(&all)?;
         let mut before = ended(&all)?;
+        let mut number = next(&before, now_ms());
         let last = if handed_over { before.pop() } else { None };
         before.into_iter().for_each(|ended| announce(ended, spool));
-        let mut number = now_ms();
         let dir = loop {
             let dir = all.join(number.to_string());
             match DirBuilder::new().mode(0o700).create(&dir) {
@@ -214,6 +216,11 @@ fn replay(path: &Path, last: &mut Last) -> io::Result<()> {
     }
 }
 
+/// The number of the next run: its time, and above those before, also where the clock has been set back since.
+fn next(before: &[Ended], now_ms: u64) -> u64 {
+    before.last().map_or(now_ms, |last| now_ms.max(last.number.saturating_add(1)))
+}
+
 /// The runs before this one, the oldest first.
 fn ended(all: &Path) -> io::Result<Vec<Ended>> {
     let mut found = Vec::new();
@@ -237,9 +244,11 @@ fn ended(all: &Path) -> io::Result<Vec<Ended>> {
         }
         // A file's time is a little coarse.
         let at_ms = here(&online).map(|(_, since_ms)| since_ms).max().unwrap_or(0).max(at_ms);
-        found.push(Ended { dir, at_ms, online });
+        let name = dir.file_name().and_then(|name| name.to_str());
+        let number = name.and_then(|name| name.parse().ok()).unwrap_or(0);
+        found.push(Ended { dir, number, at_ms, online });
     }
-    found.sort_by(|a, b| a.dir.cmp(&b.dir));
+    found.sort_by_key(|ended| ended.number);
     Ok(found)
 }
 
@@ -259,7 +268,7 @@ impl Drop for Owed {
 }
 
 /// Stores that these devices left when the gateway did.
-fn announce(Ended { dir, at_ms, online }: Ended, spool: &Submitter) {
+fn announce(Ended { dir, at_ms, online, .. }: Ended, spool: &Submitter) {
     let owed = Arc::new(Owed { dir, failed: AtomicBool::new(false) });
     let mut batch = Batch::new();
     let submit = |batch: &mut Batch| {
@@ -331,6 +340,18 @@ mod tests {
             fs::write(run.join("0"), &whole[..cut]).unwrap();
             assert!(online(dir.path()).contains_key("meter"), "{cut}");
         }
+    }
+
+    /// Sessions are handed over by the run before, whatever the clock said when it began.
+    #[test]
+    fn runs_are_in_their_order_when_the_clock_is_set_back() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("99")).unwrap();
+        assert_eq!(next(&ended(dir.path()).unwrap(), 1_000), 1_000);
+        fs::create_dir(dir.path().join("1000")).unwrap();
+        let before = ended(dir.path()).unwrap();
+        assert_eq!(before.iter().map(|ended| ended.number).collect::<Vec<_>>(), [99, 1_000]);
+        assert_eq!((next(&before, 500), next(&before, 2_000), next(&[], 7)), (1_001, 2_000, 7));
     }
 
     /// Devices that came with the process before are in another file than what becomes of them.
