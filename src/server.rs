@@ -205,7 +205,7 @@ impl Server {
             ttl_ms: u64::from(config.commands.ttl_s) * 1_000,
             ..Limits::default()
         };
-        let commands = Opened::open(config.state.join(crate::commands::FILE), limits)?;
+        let mut commands = Opened::open(config.state.join(crate::commands::FILE), limits)?;
         let spool = Spool::start(SpoolConfig {
             dir: config.spool.dir.clone(),
             segment_bytes: config.spool.segment_bytes,
@@ -220,6 +220,7 @@ impl Server {
             },
         })?;
         let view = &registry.view()?;
+        commands.cancel_unless(|device| view.lookup(device).is_some());
         // R101: before the first HELLO is answered.
         let marks = Marks::restore(&config.spool.dir, Arc::clone(registry), spool.source())?;
         let desk = Arc::new(Desk::new());
@@ -230,8 +231,6 @@ impl Server {
                 return Err(error.into());
             }
         };
-        // A limit below the number of shards still lets each of them work.
-        let sessions_max = (config.limits.max_sessions as usize / config.shards).max(1);
         for kind in [DriverKind::IoUring, DriverKind::Epoll] {
             DRIVER_INFO.with([kind.name()]).set_flag(kind == driver);
         }
@@ -258,8 +257,8 @@ impl Server {
                 idle_us: u64::from(config.session.idle_timeout_s) * 1_000_000,
                 pending_us: u64::from(config.session.pending_timeout_ms) * 1_000,
                 lifetime_s: config.session.lifetime_s,
-                sessions_max,
-                pending_max: (config.limits.max_pending as usize / config.shards).max(1),
+                sessions_max: share(config.limits.max_sessions, config.shards),
+                pending_max: share(config.limits.max_pending, config.shards),
                 retry_from: 2 * BATCH_MAX,
                 burst_us: BURST_US,
                 hello_us,
@@ -494,6 +493,11 @@ fn keep_sessions(left: Vec<Left>, node_key: &[u8; 32]) {
     }
 }
 
+/// A shard's part of a limit. One below the number of shards still lets each of them work.
+fn share(limit: u32, shards: usize) -> usize {
+    (limit as usize / shards).max(1)
+}
+
 /// Tells that a shard's thread ends, also by a panic.
 struct Ending(Arc<Notify>);
 
@@ -562,8 +566,8 @@ impl Control {
             idle_us: u64::from(config.session.idle_timeout_s) * 1_000_000,
             pending_us: u64::from(config.session.pending_timeout_ms) * 1_000,
             lifetime_s: config.session.lifetime_s,
-            sessions_max: config.limits.max_sessions as usize / shards,
-            pending_max: (config.limits.max_pending as usize / shards).max(1),
+            sessions_max: share(config.limits.max_sessions, shards),
+            pending_max: share(config.limits.max_pending, shards),
         };
         let _ = self.tell_all(|| Mail::Renew(Box::new(limits.clone())));
     }

@@ -59,11 +59,12 @@ impl Reloader {
         control: Arc<Control>,
         telemetry: Telemetry,
         renewed: Renewed,
-    ) -> Result<Self> {
+    ) -> Self {
         let Start { place, flags, loaded: started } = start;
-        let current = place.loaded(&flags)?;
+        // Not what the file says by now: a start may have waited long for its clock.
+        let current = started.clone();
         let state = State { started, current, fingerprints: fingerprints(identities) };
-        Ok(Self { place, flags, control, telemetry, renewed, state: Mutex::new(state) })
+        Self { place, flags, control, telemetry, renewed, state: Mutex::new(state) }
     }
 
     /// Reads the settings and the certificates again and takes what can be taken.

@@ -150,20 +150,18 @@ fn serve(prepared: Prepared, stop: Stop, start: Start, mut inherited: Inherited)
     options.facts = facts.subscribe();
     let renewed = Renewed { facts, tls: renew_tls };
     let fingerprint = identities.all[0].1.certificate.fingerprint;
-    let started = Reloader::new(start, &identities, server.control(), telemetry.clone(), renewed)
-        .and_then(|reloader| {
-            let reloader = Arc::new(reloader);
-            let asked = Arc::clone(&reloader);
-            let reload = Box::new(move || asked.reload().map_err(|error| crate::message(&error)));
-            let options = Options { reload, ..options };
-            let admin = admin::start(options, Arc::clone(&registry), server.control(), telemetry)?;
-            Ok((reloader, admin))
-        });
-    let (reloader, admin) = match started {
-        Ok(started) => started,
+    let reloader =
+        Reloader::new(start, &identities, server.control(), telemetry.clone(), renewed);
+    let reloader = Arc::new(reloader);
+    let asked = Arc::clone(&reloader);
+    let reload = Box::new(move || asked.reload().map_err(|error| crate::message(&error)));
+    let options = Options { reload, ..options };
+    let started = admin::start(options, Arc::clone(&registry), server.control(), telemetry);
+    let admin = match started {
+        Ok(admin) => admin,
         Err(error) => {
             server.drain(false)?;
-            return Err(error);
+            return Err(error.into());
         }
     };
     drop(identities);

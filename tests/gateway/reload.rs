@@ -87,6 +87,23 @@ fn a_running_gateway_takes_changed_settings_and_certificates_or_none() {
     gateway.terminate();
 }
 
+/// As at a start: a limit below the number of shards lets each of them work.
+#[test]
+fn a_limit_below_the_number_of_shards_still_lets_devices_in_after_a_reload() {
+    let scratch = Scratch::new();
+    let device = scratch.device(1, PROFILE, Transport::Datagram);
+    let gateway = scratch.run("127.0.0.1:0");
+    let settings = scratch.state().join("duet.toml");
+    fs::write(&settings, "[limits]\nmax_sessions = 1\nmax_pending = 1\n").unwrap();
+    let (done, said) = scratch.duet(&["config", "reload"]);
+    assert!(done && said.contains("applied: limits.max_sessions = 1"), "{said}");
+    let mut client = Client::new(device, gateway.address, Transport::Datagram);
+    client.device.send_reading(0, 1, b"x", true).unwrap();
+    client.device.open(0);
+    assert!(client.drive(|client| !client.confirmed.is_empty()));
+    gateway.terminate();
+}
+
 /// Upstreams and quotas change without a restart; one that still misses readings cannot vanish.
 #[test]
 fn a_running_gateway_passes_readings_on_by_changed_settings() {
