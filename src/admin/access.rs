@@ -1,6 +1,8 @@
 //! Who may do what. A door says where a request came from; here it becomes a caller with a role, or is denied.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -12,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::api::Plane;
-use super::audit::{Audit, AuditError, Event};
+use super::audit::Event;
 use super::door::Door;
 use super::tokens::{Denied, Tokens};
 use super::{Fault, Problem};
@@ -170,25 +172,77 @@ pub(super) async fn audit(
     let action = format!("{} {}", request.method(), request.uri().path());
     let response = next.run(request).await;
     let Some(Caller { who, from, .. }) = caller else { return response };
-    let outcome = match response.status() {
-        status if status.is_success() => "done".to_owned(),
-        StatusCode::FORBIDDEN => "denied".to_owned(),
-        status => format!("refused ({})", status.as_u16()),
+    let (changed, outcome) = match response.status() {
+        status if status.is_success() => (true, "done".to_owned()),
+        StatusCode::FORBIDDEN => (false, "denied".to_owned()),
+        status => (false, format!("refused ({})", status.as_u16())),
     };
-    let write = move |audit: &Audit| {
-        audit.write(Event { who: &who, from: &from, action: &action, outcome: &outcome })
-    };
-    note(&plane, write).await;
+    note(&plane, Noted { who, from, action, outcome, changed }).await;
     response
 }
 
+/// What is written into the audit log.
+pub(super) struct Noted {
+    /// Who asked.
+    pub(super) who: String,
+    /// From where.
+    pub(super) from: String,
+    /// For what.
+    pub(super) action: String,
+    /// What became of it.
+    pub(super) outcome: String,
+    /// Whether anything is different now.
+    pub(super) changed: bool,
+}
+
+/// How many requests of one caller that changed nothing are written down in a minute. A log has an end, and a disk, too:
+/// whoever may do nothing must not be able to fill it.
+const UNCHANGED_MAX: u32 = 60;
+/// The time in which they are counted.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Requests of the present minute that changed nothing, by who asked. Callers are known by then, so there are few.
+pub(super) struct Unchanged {
+    since: Instant,
+    of: HashMap<String, u32>,
+}
+
+impl Unchanged {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { since: now, of: HashMap::new() }
+    }
+
+    /// Whether one more is written down.
+    fn is_noted(&mut self, who: &str, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= MINUTE {
+            *self = Self::new(now);
+        }
+        let count = self.of.entry(who.to_owned()).or_default();
+        *count = count.saturating_add(1);
+        if *count == UNCHANGED_MAX + 1 {
+            tracing::warn!(
+                "{who} was refused more than {UNCHANGED_MAX} times in a minute: what more is refused until it is over is not in \
+                 the audit log"
+            );
+        }
+        *count <= UNCHANGED_MAX
+    }
+}
+
 /// Writes into the audit log, and tells when it begins to fail and when it goes on.
-pub(super) async fn note(
-    plane: &Arc<Plane>,
-    write: impl FnOnce(&Audit) -> Result<(), AuditError> + Send + 'static,
-) {
+pub(super) async fn note(plane: &Arc<Plane>, noted: Noted) {
+    let Noted { who, from, action, outcome, changed } = noted;
+    if !changed {
+        let mut unchanged = plane.unchanged.lock().unwrap_or_else(PoisonError::into_inner);
+        if !unchanged.is_noted(&who, Instant::now()) {
+            return;
+        }
+    }
     let log = Arc::clone(plane);
-    let written = tokio::task::spawn_blocking(move || write(&log.audit)).await;
+    let write = move || {
+        log.audit.write(Event { who: &who, from: &from, action: &action, outcome: &outcome })
+    };
+    let written = tokio::task::spawn_blocking(write).await;
     let failed = !matches!(written, Ok(Ok(())));
     let before = plane.audit_failed.swap(failed, std::sync::atomic::Ordering::Relaxed);
     match written {
@@ -209,6 +263,17 @@ pub(super) fn audit_fault(plane: &Plane) -> Option<Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_may_do_nothing_does_not_fill_the_audit_log() {
+        let now = Instant::now();
+        let mut unchanged = Unchanged::new(now);
+        let noted = (0..3 * UNCHANGED_MAX).filter(|_| unchanged.is_noted("token looker", now));
+        assert_eq!(noted.count(), usize::try_from(UNCHANGED_MAX).unwrap());
+        assert!(unchanged.is_noted("token other", now), "each caller by itself");
+        assert!(!unchanged.is_noted("token looker", now + MINUTE / 2));
+        assert!(unchanged.is_noted("token looker", now + MINUTE));
+    }
 
     #[test]
     fn no_other_site_speaks_through_a_tunnel_to_the_control_socket() {

@@ -4,8 +4,9 @@
 //! A handler never waits for the disk on the control plane's own thread: what does goes through [`Plane::blocking`].
 //! The probes (status, health, ready, metrics) are answered from memory alone, whatever else goes on.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -29,7 +30,7 @@ mod page;
 mod probes;
 mod tokens;
 
-use super::access::{self, Role};
+use super::access::{self, Role, Unchanged};
 use super::audit::Audit;
 use super::enrol::Desk;
 use super::tokens::Tokens;
@@ -62,6 +63,7 @@ pub(super) struct Plane {
     pub(super) tokens: Arc<Tokens>,
     pub(super) audit: Audit,
     pub(super) audit_failed: AtomicBool,
+    pub(super) unchanged: Mutex<Unchanged>,
     /// Where devices enrol.
     pub(super) desk: Arc<Desk>,
     reload: Arc<Reload>,
@@ -117,6 +119,7 @@ impl Plane {
             tokens: Arc::new(tokens),
             audit,
             audit_failed: AtomicBool::new(false),
+            unchanged: Mutex::new(Unchanged::new(Instant::now())),
             desk: Arc::new(Desk::new(enrol)),
             reload: Arc::new(reload),
         }

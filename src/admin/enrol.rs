@@ -35,12 +35,9 @@ const PREFIX: &str = "duet_enrol_";
 const AT_ONCE: usize = 16;
 /// How many wrong tokens an address may bring in a minute.
 const WRONG_MAX: u32 = 10;
-/// How many wrong tokens of all addresses together are written down in a minute: a token is not to be guessed, but a log
-/// has an end.
-const WRONG_NOTED: u32 = 1_000;
 /// The time in which they are counted.
 const WINDOW: Duration = Duration::from_secs(60);
-/// The most addresses that are counted; beyond them only the sum is.
+/// The most addresses that are counted.
 const ADDRESSES_MAX: usize = 4_096;
 /// The longest that a token may be valid.
 const MAX_TTL_S: u32 = 366 * 86_400;
@@ -280,7 +277,6 @@ pub(super) struct Desk {
 /// Wrong tokens of the present minute.
 struct Wrong {
     since: Instant,
-    all: u32,
     of: HashMap<IpAddr, u32>,
 }
 
@@ -298,7 +294,7 @@ pub(super) struct Done {
 
 impl Desk {
     pub(super) fn new(settings: Enrol) -> Self {
-        let wrong = Wrong { since: Instant::now(), all: 0, of: HashMap::new() };
+        let wrong = Wrong { since: Instant::now(), of: HashMap::new() };
         Self { settings, places: Semaphore::new(AT_ONCE), wrong: Mutex::new(wrong) }
     }
 
@@ -311,23 +307,20 @@ impl Desk {
     pub(super) fn is_closed_to(&self, from: Option<IpAddr>, now: Instant) -> bool {
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
         if now.saturating_duration_since(wrong.since) >= WINDOW {
-            *wrong = Wrong { since: now, all: 0, of: HashMap::new() };
+            *wrong = Wrong { since: now, of: HashMap::new() };
         }
         let own = from.and_then(|from| wrong.of.get(&source(from)));
         own.is_some_and(|count| *count >= WRONG_MAX)
     }
 
-    /// A wrong token came from there; whether that is to be written down.
-    pub(super) fn note_wrong(&self, from: Option<IpAddr>) -> bool {
+    /// A wrong token came from there.
+    pub(super) fn note_wrong(&self, from: Option<IpAddr>) {
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        wrong.all = wrong.all.saturating_add(1);
-        let noted = wrong.all <= WRONG_NOTED;
         if let Some(from) = from.map(source)
             && (wrong.of.len() < ADDRESSES_MAX || wrong.of.contains_key(&from))
         {
             *wrong.of.entry(from).or_default() += 1;
         }
-        noted
     }
 
     /// Hears a device. It waits for the disk.
@@ -483,13 +476,9 @@ mod tests {
         assert!(desk.is_closed_to(one, now) && !desk.is_closed_to(other, now));
         assert!(desk.is_closed_to(address("::ffff:192.0.2.1"), now), "the same address");
         assert!(!desk.is_closed_to(one, now + WINDOW));
-        (0..WRONG_MAX).for_each(|_| _ = desk.note_wrong(address("2001:db8::1")));
+        (0..WRONG_MAX).for_each(|_| desk.note_wrong(address("2001:db8::1")));
         assert!(desk.is_closed_to(address("2001:db8::2"), now), "the same network");
         assert!(!desk.is_closed_to(address("2001:db8:0:1::2"), now));
-        let network =
-            |n: u32| IpAddr::from((0x2001_u128 << 112 | u128::from(n) << 64).to_be_bytes());
-        let noted = (0..2 * WRONG_NOTED).filter(|n| desk.note_wrong(Some(network(*n))));
-        assert!(noted.count() < usize::try_from(WRONG_NOTED).unwrap());
         assert!(!desk.is_closed_to(other, now));
     }
 

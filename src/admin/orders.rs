@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::api::{Plane, QueuedCommand};
-use super::audit::{Audit, Event};
+use super::access::Noted;
 use super::{Problem, access, devices};
 use crate::commands::{Order, QueueError, Queued};
 use crate::hex;
@@ -63,17 +63,14 @@ impl Taker for Orders {
                 let taken = finish(placed, named.as_deref()).await;
                 let action =
                     format!("command {}", named.as_deref().unwrap_or("that cannot be read"));
-                let outcome = match &taken {
-                    Taken::Queued { known: false, .. } => "done",
-                    Taken::Refused { .. } => "refused",
+                let (changed, outcome) = match &taken {
+                    Taken::Queued { known: false, .. } => (true, "done".to_owned()),
+                    Taken::Refused { .. } => (false, "refused".to_owned()),
                     // Neither changes anything.
                     Taken::Queued { known: true, .. } | Taken::Later(_) => return taken,
                 };
                 let (who, from) = (format!("upstream {}", asked.upstream), asked.upstream);
-                let write = move |audit: &Audit| {
-                    audit.write(Event { who: &who, from: &from, action: &action, outcome })
-                };
-                access::note(&plane, write).await;
+                access::note(&plane, Noted { who, from, action, outcome, changed }).await;
                 taken
             })
         })

@@ -67,6 +67,11 @@ fn a_device_enrols_itself_once_and_is_let_in() {
     // Who is not the gateway is not given the token.
     let other = enrol(&secret, &"00".repeat(32), "pump-1.json");
     assert!(text(&other.stderr).contains("another certificate than --pin says"));
+    for port in [&gateway.http, &gateway.address.to_string()] {
+        let flags = ["--gateway", port, "--pin", &pin, "--token", &secret, "--out", "pump-1.json"];
+        let said = scratch.bad(&[&["device", "enrol"][..], &flags].concat());
+        assert!(said.contains("does not speak TLS") && said.contains("api.listen"), "{said}");
+    }
     let done = enrol(&secret, &pin, "pump-1.json");
     assert!(done.status.success(), "{}", text(&done.stderr));
     let credential = read(&scratch.path("pump-1.json"));

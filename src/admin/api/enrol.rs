@@ -10,8 +10,7 @@ use axum::http::StatusCode;
 use super::input::{Input, body};
 use super::{Answer, Plane};
 use crate::admin::Problem;
-use crate::admin::access::note;
-use crate::admin::audit::Event;
+use crate::admin::access::{Noted, note};
 use crate::admin::door::Door;
 use crate::admin::enrol::{
     self, EnrolAnswer, EnrolRequest, EnrolTokenInfo, MadeToken, NewEnrolToken,
@@ -108,7 +107,9 @@ pub(super) async fn enrol(
         plane.blocking(move |registry, _| desk.enrol(registry, &wanted, &facts, port, now_s()));
     let done = done.await;
     let is_unknown = matches!(&done, Err(problem) if problem.status() == StatusCode::UNAUTHORIZED);
-    let noted = !is_unknown || plane.desk.note_wrong(address);
+    if is_unknown {
+        plane.desk.note_wrong(address);
+    }
     // An unknown token may be a secret of another kind.
     let who = match id {
         Some(id) if !is_unknown => format!("enrolment token {id}"),
@@ -124,11 +125,8 @@ pub(super) async fn enrol(
         Some(name) => format!("POST /v1/enrol {name}"),
         None => "POST /v1/enrol".to_owned(),
     };
-    if noted {
-        note(&plane, move |audit| {
-            audit.write(Event { who: &who, from: &from, action: &action, outcome: &outcome })
-        })
-        .await;
-    }
+    // Whoever has a token that is spent may ask as often as he likes.
+    let changed = counted == "enrolled";
+    note(&plane, Noted { who, from, action, outcome, changed }).await;
     Ok(Json(done?.answer))
 }

@@ -239,6 +239,27 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
+/// Why there is no connection over TLS, and what to do.
+fn refused(error: &io::Error) -> anyhow::Error {
+    let said = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    match said {
+        Some(rustls::Error::General(text)) => anyhow::anyhow!("{text}"),
+        Some(rustls::Error::InvalidCertificate(why)) => anyhow::anyhow!(
+            "it shows a certificate that --ca does not vouch for ({why}); --pin with its SHA-256, as `duet enrol token` \
+             tells it, takes it as it is"
+        ),
+        Some(rustls::Error::InvalidMessage(_)) => not_tls(error),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => not_tls(error),
+        _ => anyhow::anyhow!("TLS: {error}"),
+    }
+}
+
+fn not_tls(error: &io::Error) -> anyhow::Error {
+    anyhow::anyhow!(
+        "what answers there does not speak TLS ({error}); give the port of api.listen in the gateway's settings"
+    )
+}
+
 /// Asks the gateway.
 fn ask(gateway: &str, config: Arc<ClientConfig>, request: &EnrolRequest) -> Result<EnrolAnswer> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -247,11 +268,13 @@ fn ask(gateway: &str, config: Arc<ClientConfig>, request: &EnrolRequest) -> Resu
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let name = ServerName::try_from(host.to_owned())?;
         let stream = tokio::net::TcpStream::connect(gateway).await?;
-        let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await?;
+        let connector = tokio_rustls::TlsConnector::from(config);
+        let stream = connector.connect(name, stream).await.map_err(|error| refused(&error))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let body = Bytes::from(serde_json::to_vec(request)?);
+        // It holds the token.
+        let body = Bytes::from_owner(Zeroizing::new(serde_json::to_vec(request)?));
         let request = hyper::Request::post("/v1/enrol")
             .header("host", gateway)
             .header("content-type", "application/json")
