@@ -513,7 +513,8 @@ fn config(values: &Values, state: &Path) -> Config {
 /// Whether one of two TCP addresses keeps the other from being bound.
 fn collide(one: &SocketAddr, other: &SocketAddr) -> bool {
     // `[::]` is all addresses, and `0.0.0.0` those of IPv4.
-    let covers = |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+    let covers =
+        |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
     let (a, b) = (one.ip(), other.ip());
     one.port() != 0 && one.port() == other.port() && (a == b || covers(a, b) || covers(b, a))
 }

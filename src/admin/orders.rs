@@ -9,8 +9,8 @@ use duet_upstream::{Asked, Taken, Taker, Taking};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::api::{Plane, QueuedCommand};
 use super::access::Noted;
+use super::api::{Plane, QueuedCommand};
 use super::{Problem, access, devices};
 use crate::commands::{Order, QueueError, Queued};
 use crate::hex;

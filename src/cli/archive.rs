@@ -47,7 +47,8 @@ impl Writer {
     pub(super) fn create(path: &Path, made_s: i64, devices: u64) -> Result<Self> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         let made = u64::try_from(made_s).unwrap_or(0);
-        let mut writer = Self { tar: tar::Builder::new(file), members: 0, sums: String::new(), made_s: made };
+        let mut writer =
+            Self { tar: tar::Builder::new(file), members: 0, sums: String::new(), made_s: made };
         let program = format!("duet {}", env!("CARGO_PKG_VERSION"));
         let manifest = Manifest { version: VERSION, program, made_s, devices };
         let text = serde_json::to_vec_pretty(&manifest)?;

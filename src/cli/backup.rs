@@ -40,7 +40,8 @@ impl Backup {
             bail!("{shown}: exists already; nothing was changed");
         }
         // Each would take the other's copy of the registry away.
-        let state = File::open(&config.state).with_context(|| config.state.display().to_string())?;
+        let state =
+            File::open(&config.state).with_context(|| config.state.display().to_string())?;
         if flock(&state, FlockOperation::NonBlockingLockExclusive).is_err() {
             bail!("{shown}: another backup of this gateway is being made; nothing was changed");
         }

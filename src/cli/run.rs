@@ -150,8 +150,7 @@ fn serve(prepared: Prepared, stop: Stop, start: Start, mut inherited: Inherited)
     options.facts = facts.subscribe();
     let renewed = Renewed { facts, tls: renew_tls };
     let fingerprint = identities.all[0].1.certificate.fingerprint;
-    let reloader =
-        Reloader::new(start, &identities, server.control(), telemetry.clone(), renewed);
+    let reloader = Reloader::new(start, &identities, server.control(), telemetry.clone(), renewed);
     let reloader = Arc::new(reloader);
     let asked = Arc::clone(&reloader);
     let reload = Box::new(move || asked.reload().map_err(|error| crate::message(&error)));

@@ -141,7 +141,8 @@ fn every_value_out_of_range_is_named_at_once() {
 fn upstreams_that_cannot_be_read_are_told_in_the_words_of_the_file() {
     let hook = "[[upstream]]\nname = \"h\"\nkind = \"webhook\"\nurl = \"http://h/\"\n";
     assert!(message("[upstream]\nname = \"h\"").contains("[[upstream]], in two brackets"));
-    for (line, must) in [("in_flight = \"4\"", "in_flight"), ("late_after_s = -1", "late_after_s")] {
+    for (line, must) in [("in_flight = \"4\"", "in_flight"), ("late_after_s = -1", "late_after_s")]
+    {
         let said = message(&format!("{hook}{line}"));
         let number = said.contains("expected a whole number from 0 on");
         assert!(number && said.contains("line 5") && said.contains(must), "{said}");

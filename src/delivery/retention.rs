@@ -113,11 +113,7 @@ pub(super) fn make_room(dir: &Path, wanted: u64, max_bytes: u64) -> Result<bool,
 }
 
 /// Whether all that comes before this segment is older than that: its own first record is.
-fn is_older(
-    next: &Entry,
-    max_age: Option<Duration>,
-    clock: &Steady,
-) -> Result<bool, SpoolError> {
+fn is_older(next: &Entry, max_age: Option<Duration>, clock: &Steady) -> Result<bool, SpoolError> {
     let Some(max_age) = max_age else { return Ok(false) };
     let mut scan = Scan::open(next.clone())?;
     if scan.step()? != Step::Record {

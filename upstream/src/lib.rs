@@ -111,7 +111,8 @@ pub fn vanished(
 ) -> Result<Vec<Vanished>, StartError> {
     // One that the settings have tells of its damaged cursor itself, and keeps no other from working.
     let is_gone = |name: &str| upstreams.iter().all(|upstream| upstream.name() != name);
-    let kept = cursor::list(dir, is_gone).map_err(|(path, error)| StartError::Io { path, error })?;
+    let kept =
+        cursor::list(dir, is_gone).map_err(|(path, error)| StartError::Io { path, error })?;
     let gone =
         kept.into_iter().filter(|(_, kept)| kept.required && kept.spool == source.spool_id());
     let vanished = gone.map(|(name, kept)| {

@@ -386,7 +386,8 @@ impl Settings {
         }
         let named = self.user.as_ref().is_none_or(|user| !user.is_empty());
         check.that(named, "user", "must be a name");
-        let ways = [self.user.is_some(), self.token_file.is_some(), self.credentials_file.is_some()];
+        let ways =
+            [self.user.is_some(), self.token_file.is_some(), self.credentials_file.is_some()];
         check.that(
             ways.into_iter().filter(|given| *given).count() <= 1,
             "user",

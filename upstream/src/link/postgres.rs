@@ -300,11 +300,9 @@ impl Table {
         let begin = format!(
             "{begin}; UPDATE {cursor} SET last = {last}, changed = now() WHERE spool = '{spool}' AND last = {before}"
         );
-        let (begun, sink) = join(
-            self.client.simple_query(&begin),
-            self.client.copy_in::<_, Bytes>(&self.copy),
-        )
-        .await;
+        let (begun, sink) =
+            join(self.client.simple_query(&begin), self.client.copy_in::<_, Bytes>(&self.copy))
+                .await;
         let begun = begun.map_err(failed)?;
         if !matches!(begun.last(), Some(SimpleQueryMessage::CommandComplete(1))) {
             let text = format!(

@@ -177,7 +177,8 @@ fn garbler(to: u16, mut beginnings: u32) -> u16 {
         for client in listener.incoming() {
             let (mut client, mut server) =
                 (client.unwrap(), TcpStream::connect(("127.0.0.1", to)).unwrap());
-            let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            let (mut answers, mut back) =
+                (server.try_clone().unwrap(), client.try_clone().unwrap());
             std::thread::spawn(move || {
                 let _ = std::io::copy(&mut answers, &mut back);
                 let _ = back.shutdown(std::net::Shutdown::Both);
