@@ -49,7 +49,7 @@ impl Vectors {
 }
 
 impl Primitives for Vectors {
-    fn encapsulate(secret: &SecretScalar, peer: &PublicKey) -> Option<Encapsulated> {
+    fn encapsulate(&self, secret: &SecretScalar, peer: &PublicKey) -> Option<Encapsulated> {
         let secrets = [scalar(secret)?];
         let (_, peer) = peer.0.split_first_chunk::<1>()?;
         let items = [EcdhItem { secret: &secrets[0], point: peer.try_into().ok()? }];

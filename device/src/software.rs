@@ -19,7 +19,7 @@ pub use crate::{
 /// P-256 and AES-128-GCM, with keys in memory. What each operation means, [`Crypto`] says.
 pub trait Primitives {
     /// The fresh scalar's point with even y, and x(scalar · peer); `None` where the peer is no point.
-    fn encapsulate(scalar: &SecretScalar, peer: &PublicKey) -> Option<Encapsulated>;
+    fn encapsulate(&self, scalar: &SecretScalar, peer: &PublicKey) -> Option<Encapsulated>;
 
     /// The public key of a private key.
     fn public_key(scalar: &SecretScalar) -> Option<PublicKey>;
@@ -82,7 +82,15 @@ impl<P: Primitives + Default, R: Random> Suite<P, R> {
     /// With this generator.
     #[must_use]
     pub fn new(random: R) -> Self {
-        Self { primitives: P::default(), random }
+        Self::with(P::default(), random)
+    }
+}
+
+impl<P: Primitives, R: Random> Suite<P, R> {
+    /// Of these primitives, with this generator.
+    #[must_use]
+    pub const fn with(primitives: P, random: R) -> Self {
+        Self { primitives, random }
     }
 }
 
@@ -124,7 +132,7 @@ impl<P: Primitives, R: Random> Crypto for Suite<P, R> {
         scalar: &SecretScalar,
         peer: &PublicKey,
     ) -> Result<Encapsulated, CryptoError> {
-        P::encapsulate(scalar, peer).ok_or(CryptoError::Failed)
+        self.primitives.encapsulate(scalar, peer).ok_or(CryptoError::Failed)
     }
 
     fn public_key(&mut self, scalar: &SecretScalar) -> Result<PublicKey, CryptoError> {
@@ -173,7 +181,7 @@ impl<P: Primitives, R: Random> Crypto for Suite<P, R> {
 pub struct Portable;
 
 impl Primitives for Portable {
-    fn encapsulate(scalar: &SecretScalar, peer: &PublicKey) -> Option<Encapsulated> {
+    fn encapsulate(&self, scalar: &SecretScalar, peer: &PublicKey) -> Option<Encapsulated> {
         ec::encapsulate(&EncapsulateTask { scalar: scalar.clone(), peer: *peer })
     }
 

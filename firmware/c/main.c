@@ -10,7 +10,8 @@
 #define NAPS 3
 
 static const uint8_t certificate[] = DUET_CREDENTIAL_GATEWAY_CERTIFICATE;
-static const duet_credentials credentials = DUET_CREDENTIALS(certificate);
+static const uint32_t comb[] = DUET_CREDENTIAL_GATEWAY_COMB;
+static const duet_credentials credentials = DUET_CREDENTIALS_WITH_COMB(certificate, comb);
 static duet_device device;
 /* One buffer serves both directions, since memory is short: nothing is sent while a message is coming. */
 static uint8_t message[2 + DUET_TRANSMIT_MAX];

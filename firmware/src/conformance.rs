@@ -13,7 +13,7 @@ use core::mem::MaybeUninit;
 
 use cortex_m_rt::entry;
 #[cfg(feature = "compact")]
-use duet_device::compact::Small as Primitives;
+use duet_device::compact::{Comb, Small as Primitives, comb};
 #[cfg(not(feature = "compact"))]
 use duet_device::software::Portable as Primitives;
 use duet_device::{
@@ -45,6 +45,21 @@ impl Random for Given {
 }
 
 type Sensor = Device<Suite<Primitives, Given>, Volatile, 2, 64>;
+
+/// The curve and the cipher, with the comb of the gateway's key, which is the same in all vectors.
+#[cfg(feature = "compact")]
+fn primitives() -> Option<Primitives> {
+    let mut reader = Reader(VECTORS);
+    reader.bytes(3);
+    let made = comb(&reader.config(Transport::Datagram)?.gateway.key)?;
+    Some(Primitives { comb: Some(cortex_m::singleton!(: Comb = made)?) })
+}
+
+/// The curve and the cipher.
+#[cfg(not(feature = "compact"))]
+fn primitives() -> Option<Primitives> {
+    Some(Primitives)
+}
 
 /// Takes bytes off the vectors.
 struct Reader(&'static [u8]);
@@ -110,11 +125,11 @@ fn receives(device: &mut Sensor, room: &mut [u8], message: &[u8]) -> Option<u8> 
 }
 
 /// Goes through one vector; the step that went wrong.
-fn check(board: &Board, reader: &mut Reader) -> Result<(), u32> {
+fn check(board: &Board, reader: &mut Reader, primitives: Primitives) -> Result<(), u32> {
     let transport = if reader.byte() == 1 { Transport::Stream } else { Transport::Datagram };
     let (early, stored) = (reader.byte() == 1, reader.byte() == 1);
     let config = reader.config(transport).ok_or(1u32)?;
-    let engine = Suite::new(Given(reader.bytes(80)));
+    let engine = Suite::with(primitives, Given(reader.bytes(80)));
     let [payload, hello, accept, ack, prove, here] = [(); 6].map(|()| reader.message());
     let mut place = MaybeUninit::uninit();
     let device = Sensor::new_in(&mut place, engine, Volatile, config).map_err(|_| 1u32)?;
@@ -146,8 +161,12 @@ fn check(board: &Board, reader: &mut Reader) -> Result<(), u32> {
 fn main() -> ! {
     let board = Board::start();
     let (mut reader, mut count) = (Reader(VECTORS), 0u32);
+    let Some(primitives) = primitives() else {
+        host::say("failed", None);
+        host::exit(false)
+    };
     while !reader.0.is_empty() {
-        if let Err(step) = check(&board, &mut reader) {
+        if let Err(step) = check(&board, &mut reader, primitives) {
             host::say("vector", Some(count));
             host::say("step", Some(step));
             host::say("failed", None);

@@ -33,14 +33,28 @@ struct Page {
     gateway_fingerprint: [u8; 32],
     /// Both coordinates. That they are a point is found out where it is used.
     gateway_key: [[u8; 32]; 2],
+    /// Zeros: what follows is words.
+    _filling: [u8; 2],
+    #[cfg(all(feature = "compact", not(feature = "outside")))]
+    gateway_comb: duet_device::compact::Comb,
+}
+
+fn page() -> &'static Page {
+    // The address is not known before: else the compiler would take what lies there for what the linker put there.
+    let address = core::hint::black_box(ADDRESS) as *const Page;
+    // SAFETY: the address is in flash behind the program, nobody writes there, and any bytes are a page.
+    unsafe { &*address }
+}
+
+/// The comb of the gateway's key, or whatever lies there.
+#[cfg(all(feature = "compact", not(feature = "outside")))]
+pub(crate) fn comb() -> &'static duet_device::compact::Comb {
+    &page().gateway_comb
 }
 
 /// What the page says; `None` where there is none or it makes no sense.
 pub(crate) fn read() -> Option<Config> {
-    // The address is not known before: else the compiler would take what lies there for what the linker put there.
-    let address = core::hint::black_box(ADDRESS) as *const Page;
-    // SAFETY: the address is in flash behind the program, nobody writes there, and any bytes are a page.
-    let page = unsafe { &*address };
+    let page = page();
     if page.magic != MAGIC {
         return None;
     }

@@ -23,9 +23,11 @@ use core::mem::MaybeUninit;
 use crate::outside::Outside as Engine;
 use cortex_m_rt::entry;
 #[cfg(all(feature = "compact", not(feature = "outside")))]
-use duet_device::compact::Compact as Engine;
+use duet_device::compact::{Compact as Engine, Small};
 #[cfg(not(any(feature = "compact", feature = "outside")))]
 use duet_device::software::Software as Engine;
+#[cfg(all(feature = "compact", not(feature = "outside")))]
+use duet_device::software::{Seeded, Suite};
 use duet_device::{Device, Early, Event, protocol::wire::Kind, store::TwoPages};
 
 use crate::{board::Board, frame::Frame, memory::Paint};
@@ -208,13 +210,25 @@ impl Application {
     }
 }
 
+/// The cryptography, with the comb of the gateway's key where there is one.
+#[cfg(all(feature = "compact", not(feature = "outside")))]
+fn engine(seed: [u8; 32]) -> Engine {
+    Suite::with(Small { comb: Some(credential::comb()) }, Seeded::new(seed))
+}
+
+/// The cryptography.
+#[cfg(any(not(feature = "compact"), feature = "outside"))]
+fn engine(seed: [u8; 32]) -> Engine {
+    Engine::seeded(seed)
+}
+
 /// Makes the application; the device is made where it stays.
 #[inline(never)]
 fn start() -> Option<&'static mut Application> {
     let room = cortex_m::singleton!(: MaybeUninit<Sensor> = MaybeUninit::uninit())?;
     let place = cortex_m::singleton!(: MaybeUninit<Application> = MaybeUninit::uninit())?;
     let board = Board::start();
-    let engine = Engine::seeded(host::random()?);
+    let engine = engine(host::random()?);
     let store = TwoPages::new(host::Flash);
     let device = Sensor::new_in(room, engine, store, credential::read()?).ok()?;
     device.set_early(Early::Stay);

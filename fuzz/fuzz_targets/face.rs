@@ -119,6 +119,7 @@ fuzz_target!(|bytes: &[u8]| {
                         gateway_certificate_len: der.len(),
                         gateway_fingerprint: [6; 32],
                         gateway_public_key: [4; 65],
+                        gateway_comb: ptr::null(),
                         first_fresh: u64::from(input.byte()),
                     };
                     let made =

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use duet_device::compact::comb;
 use duet_protocol::identity::DeviceId;
 use duet_protocol::mark::FIRST_FRESH;
 use serde::Serialize;
@@ -30,6 +31,9 @@ pub enum CredentialError {
     /// Neither an id nor a certificate.
     #[error("no id")]
     NoId,
+    /// The gateway's public key is no point of the curve.
+    #[error("the gateway's public key is not on the curve")]
+    GatewayKey,
     /// A field is not hexadecimal.
     #[error("{0}: not hexadecimal")]
     Hexadecimal(String),
@@ -159,6 +163,13 @@ impl<'a> Credential<'a> {
         bytes("GATEWAY_PUBLIC_KEY", &self.gateway.public_key)?;
         let gateway = certificate(&self.gateway.certificate_pem)?;
         bytes("GATEWAY_CERTIFICATE", &Hex(&gateway.der).to_string())?;
+        let comb = comb(&gateway.key).ok_or(CredentialError::GatewayKey)?;
+        writeln!(text, "/* multiples of that key: see gateway_comb in duet.h */")?;
+        write!(text, "#define DUET_CREDENTIAL_GATEWAY_COMB {{")?;
+        for (at, word) in comb.as_flattened().as_flattened().iter().enumerate() {
+            write!(text, "{}0x{word:08x},", if at % 8 == 0 { " \\\n    " } else { " " })?;
+        }
+        writeln!(text, " \\\n}}")?;
         writeln!(text, "#define DUET_CREDENTIAL_GATEWAY_KEY_ID {}", self.gateway.key_id)?;
         if let Some(address) = &self.gateway.address {
             writeln!(text, "#define DUET_CREDENTIAL_GATEWAY_ADDRESS \"{address}\"")?;

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use duet_device::credentials::Credentials;
-use duet_device::{Config, DeviceKey};
+use duet_device::{Config, DeviceKey, compact};
 use duet_protocol::profile::{Offer, Transport};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -227,6 +227,9 @@ fn page_of(credential: &Path) -> Vec<u8> {
     page.extend(secret);
     page.extend(gateway.fingerprint.0);
     page.extend(&gateway.key.0[1..]);
+    page.extend([0; 2]);
+    let comb = compact::comb(&gateway.key).unwrap();
+    page.extend(comb.as_flattened().as_flattened().iter().flat_map(|word| word.to_le_bytes()));
     page
 }
 

@@ -3,10 +3,13 @@
 use core::{cell::Cell, ffi::c_int, mem::MaybeUninit, ptr};
 
 #[cfg(feature = "compact")]
-use machine::compact::Compact as Engine;
+use machine::compact::Small as Primitives;
 #[cfg(not(feature = "compact"))]
-use machine::software::Software as Engine;
-use machine::{Config, Device, Early, SetupError, software::WithElement};
+use machine::software::Portable as Primitives;
+use machine::{
+    Config, Device, Early, SetupError,
+    software::{Suite, WithElement},
+};
 use zeroize::Zeroize as _;
 
 use crate::{
@@ -18,7 +21,7 @@ use crate::{
 const MAGIC: u64 = 0x6475_6574_2064_6576;
 
 pub(crate) type Machine =
-    Device<WithElement<Engine<Port>, Port>, PortStore, DUET_WINDOW, DUET_PAYLOAD_MAX>;
+    Device<WithElement<Suite<Primitives, Port>, Port>, PortStore, DUET_WINDOW, DUET_PAYLOAD_MAX>;
 
 #[repr(C)]
 pub(crate) struct Context {
@@ -67,15 +70,36 @@ impl Context {
     }
 }
 
+/// The curve and the cipher. The comb of the gateway's key may be null.
+///
+/// # Safety
+/// The comb is null, or aligned and 128 words that stay as they are as long as the device.
+#[cfg(feature = "compact")]
+unsafe fn primitives(comb: *const u32) -> Primitives {
+    // SAFETY: the caller's promise; any words are a comb.
+    Primitives { comb: unsafe { comb.cast::<machine::compact::Comb>().as_ref() } }
+}
+
+/// The curve and the cipher, which have no use for a comb.
+///
+/// # Safety
+/// It is safe.
+#[cfg(not(feature = "compact"))]
+const unsafe fn primitives(_: *const u32) -> Primitives {
+    Primitives
+}
+
 /// Makes a context in `device`, at the place where it stays: a board has no stack for a copy. Where that fails nothing is
 /// written.
 ///
 /// # Safety
-/// `device` points to a `duet_device` that is not in use.
+/// `device` points to a `duet_device` that is not in use; `comb` is null, or aligned and 128 words that stay as they are as
+/// long as the device.
 pub(crate) unsafe fn make(
     device: *mut duet_device,
     port: duet_port,
     config: Config,
+    comb: *const u32,
     early: Early,
 ) -> Result<(), SetupError> {
     let context = device.cast::<Context>();
@@ -83,7 +107,9 @@ pub(crate) unsafe fn make(
     // SAFETY: the storage is there, aligned, and large enough (asserted in `lib.rs`); nobody else uses it, and any bytes
     // are a `MaybeUninit`.
     let place = unsafe { &mut *(&raw mut (*context).machine).cast::<MaybeUninit<Machine>>() };
-    let crypto = WithElement { crypto: Engine::new(port), element: port };
+    // SAFETY: the caller's promise.
+    let crypto = Suite::with(unsafe { primitives(comb) }, port);
+    let crypto = WithElement { crypto, element: port };
     let made = Device::new_in(place, crypto, PortStore::new(port), config);
     let made = made.map(|machine| machine.set_early(early));
     scrub();

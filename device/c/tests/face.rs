@@ -84,6 +84,7 @@ fn credentials(certificate: &[u8]) -> duet_credentials {
         gateway_certificate_len: certificate.len(),
         gateway_fingerprint: [6; 32],
         gateway_public_key: [4; 65],
+        gateway_comb: ptr::null(),
         first_fresh: 2,
     }
 }

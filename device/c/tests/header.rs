@@ -8,14 +8,17 @@ const HEAD: &str = "/* Duet on a device: made from device/c/src, do not edit. do
 /// What no Rust says: how the macros of a credential header become a `duet_credentials`.
 const TAIL: &str = "\
 /* The initializer of a duet_credentials from the macros that `duet device add --registered-id --format c` writes;
- * `certificate` is an array of DUET_CREDENTIAL_GATEWAY_CERTIFICATE. */
-#define DUET_CREDENTIALS(certificate) { \\
+ * `certificate` is a uint8_t array of DUET_CREDENTIAL_GATEWAY_CERTIFICATE, `comb` a uint32_t array of
+ * DUET_CREDENTIAL_GATEWAY_COMB. */
+#define DUET_CREDENTIALS(certificate) DUET_CREDENTIALS_WITH_COMB(certificate, NULL)
+#define DUET_CREDENTIALS_WITH_COMB(certificate, comb) { \\
     .profile = DUET_CREDENTIAL_MODE, \\
     .gateway_key_id = DUET_CREDENTIAL_GATEWAY_KEY_ID, \\
     .id = DUET_CREDENTIAL_ID, \\
     .key = DUET_CREDENTIAL_REGISTRATION_KEY, \\
     .gateway_certificate = certificate, \\
     .gateway_certificate_len = sizeof certificate, \\
+    .gateway_comb = comb, \\
     .first_fresh = DUET_CREDENTIAL_FIRST_FRESH }
 /* A library that was built with the feature `small` has smaller contexts, and another name for duet_init: what was
  * compiled without DUET_SMALL does not link with it. */

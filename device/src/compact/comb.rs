@@ -1,11 +1,12 @@
-//! Multiples of P-256's generator G for a comb of four teeth, 64 bits apart: a product with G takes a fourth of the doublings
-//! that another point takes.
+//! Combs of four teeth, 64 bits apart: a product with a point that is known beforehand takes a fourth of the doublings that
+//! another point takes, and about half the time. The generator has one, and a gateway's key may have one.
 
-use super::point::Affine;
+/// Multiples of a point P: x and y of 2¹⁹²·P ± 2¹²⁸·P ± 2⁶⁴·P ± P, eight words of 32 bits each, the lowest first, in Montgomery
+/// form. Bit t of an entry's number says that 2^(64·t)·P is added, else it is taken off.
+pub type Comb = [[[u32; 8]; 2]; 8];
 
-/// 2¹⁹²·G ± 2¹²⁸·G ± 2⁶⁴·G ± G in Montgomery form: bit t of an entry's number says that 2^(64·t)·G is added, else it is taken
-/// off. A test makes them anew.
-pub(super) static COMB: [Affine; 8] = [
+/// The generator's. A test makes it anew.
+pub(super) static GENERATOR: Comb = [
     [
         [
             0x6708_44e0,

@@ -10,7 +10,7 @@ use duet_protocol::identity::PublicKey;
 use zeroize::Zeroize as _;
 
 use super::{
-    comb::COMB,
+    comb::{self, Comb},
     field,
     number::{Number, choose, read, subtract, write},
     order,
@@ -250,12 +250,12 @@ impl Machine<'_> {
         field::negate_if(even, &mut self.0[Y1]);
     }
 
-    /// The first point becomes the product of the generator with a scalar.
+    /// The first point becomes the product of a comb's point with a scalar.
     ///
     /// An odd k below 2²⁵⁶ is 2·B − 2²⁵⁶ + 1 with B = (k − 1)/2 + 2²⁵⁵: the sum of 2^j for each bit j of B that is 1, less
     /// that of the others. Column i of the comb has the bits i, i + 64, i + 128 and i + 192; by the last one's sign it is one
     /// of eight multiples or its negative. What was summed up before the last column is below n, and not zero.
-    fn multiply_generator(&mut self, scalar: &[u8; 32]) {
+    fn multiply_known(&mut self, scalar: &[u8; 32], comb: &Comb) {
         let even = self.take(scalar);
         for column in (0..64).rev() {
             // Bit j of B is bit j + 1 of k, but for the highest, which is 1.
@@ -267,7 +267,7 @@ impl Machine<'_> {
             // All ones where the column is taken off.
             let negative = (digit >> 3).wrapping_sub(1);
             let wanted = (digit ^ negative) & 7;
-            for (number, point) in (0u32..).zip(&COMB) {
+            for (number, point) in (0u32..).zip(comb) {
                 let same = equal(number, wanted);
                 choose(same, &mut self.0[X2], &point[0]);
                 choose(same, &mut self.0[Y2], &point[1]);
@@ -338,13 +338,64 @@ pub(super) fn sum(a: &Affine, b: &Affine) -> Affine {
     machine.affine()
 }
 
-/// The product of the generator with a scalar: both coordinates, not in Montgomery form.
+/// The product of a comb's point with a scalar: both coordinates, not in Montgomery form.
 #[inline(never)]
-pub(super) fn multiply_generator(scalar: &[u8; 32]) -> Affine {
+pub(super) fn multiply_known(scalar: &[u8; 32], comb: &Comb) -> Affine {
     let mut registers = [[0; 8]; REGISTERS];
     let mut machine = Machine(&mut registers);
-    machine.multiply_generator(scalar);
+    machine.multiply_known(scalar, comb);
     machine.affine()
+}
+
+/// The product of the generator with a scalar.
+pub(super) fn multiply_generator(scalar: &[u8; 32]) -> Affine {
+    multiply_known(scalar, &comb::GENERATOR)
+}
+
+/// A point's comb; the point has its coordinates in Montgomery form.
+pub(super) fn comb(point: &Affine) -> Comb {
+    let mut registers = [[0; 8]; REGISTERS];
+    let mut teeth = [*point; 4];
+    for tooth in 1..4 {
+        let mut machine = Machine(&mut registers);
+        machine.put(X1, &teeth[tooth - 1]);
+        machine.double(64);
+        teeth[tooth] = machine.affine().map(|it| field::enter(&it));
+    }
+    core::array::from_fn(|number| {
+        let mut machine = Machine(&mut registers);
+        machine.put(X1, &teeth[3]);
+        for (tooth, mut part) in teeth.into_iter().take(3).enumerate() {
+            // All ones where the tooth is taken off.
+            let off = u32::from(number >> tooth & 1 == 0).wrapping_neg();
+            field::negate_if(off, &mut part[1]);
+            machine.put(X2, &part);
+            machine.add();
+        }
+        machine.affine().map(|it| field::enter(&it))
+    })
+}
+
+/// Whether a comb may be used for a point, both in Montgomery form: its entries are on the curve, and in each pair the second
+/// is the first and twice the point. Only the point's own comb and those made on purpose have that: one of another key and
+/// one that was damaged in flash have not.
+#[inline(never)]
+pub(super) fn belongs(comb: &Comb, point: &Affine) -> bool {
+    let mut registers = [[0; 8]; REGISTERS];
+    let mut machine = Machine(&mut registers);
+    machine.put(X1, point);
+    machine.double(1);
+    machine.keep(0);
+    comb.iter().all(is_on_curve)
+        && comb.chunks_exact(2).all(|pair| {
+            machine.put(X1, &pair[0]);
+            machine.recall(0, X2);
+            machine.add();
+            [X1, Y1]
+                .iter()
+                .zip(&pair[1])
+                .all(|(at, wanted)| machine.0[*at] == field::mul(wanted, &machine.0[Z1]))
+        })
 }
 
 /// x³ − 3x + b.
@@ -354,14 +405,19 @@ fn right_side(x: &Number) -> Number {
     field::add(&field::sub(&cube, &thrice), &B)
 }
 
+/// Whether a point with these coordinates, in Montgomery form, is there.
+fn is_on_curve([x, y]: &Affine) -> bool {
+    field::mul(y, y) == right_side(x)
+}
+
 /// The point with these coordinates, in Montgomery form; `None` where there is none.
 pub(super) fn find(key: &PublicKey) -> Option<Affine> {
     let (x, y) = (read(&key.x()), read(key.0.last_chunk()?));
     if key.0[0] != 4 || !field::holds(&x) || !field::holds(&y) {
         return None;
     }
-    let (x, y) = (field::enter(&x), field::enter(&y));
-    (field::mul(&y, &y) == right_side(&x)).then_some([x, y])
+    let point = [x, y].map(|it| field::enter(&it));
+    is_on_curve(&point).then_some(point)
 }
 
 /// The point with this x and even y, in Montgomery form; `None` where there is none (R18).
@@ -390,51 +446,48 @@ pub(super) fn key([x, y]: &Affine) -> PublicKey {
 
 #[cfg(test)]
 mod tests {
+    use duet_protocol::ec::SecretScalar;
+
     use super::*;
 
-    static GENERATOR: Affine = [
-        [
-            0x18a9_143c,
-            0x79e7_30d4,
-            0x5fed_b601,
-            0x75ba_95fc,
-            0x7762_2510,
-            0x79fb_732b,
-            0xa537_55c6,
-            0x1890_5f76,
-        ],
-        [
-            0xce95_560a,
-            0xddf2_5357,
-            0xba19_e45c,
-            0x8b4a_b8e4,
-            0xdd21_f325,
-            0xd2e8_8688,
-            0x2588_5d85,
-            0x8571_ff18,
-        ],
-    ];
+    /// The generator, in Montgomery form.
+    fn generator() -> Affine {
+        let mut one = [0; 32];
+        one[31] = 1;
+        multiply_generator(&one).map(|it| field::enter(&it))
+    }
 
-    /// 2^times · P.
-    fn doubled(point: &Affine, times: usize) -> Affine {
-        (0..times).fold(*point, |point, _| sum(&point, &point))
+    /// Where `multiply_generator` is wrong, so is [`generator`]: a product by the other way says what is right.
+    #[test]
+    fn the_generators_comb_is_the_one_that_is_made_anew() {
+        assert_eq!(
+            key(&generator().map(|it| field::leave(&it))),
+            SecretScalar::from_bytes(&write(&[1, 0, 0, 0, 0, 0, 0, 0])).unwrap().public_key()
+        );
+        assert_eq!(comb::GENERATOR, comb(&generator()));
     }
 
     #[test]
-    fn the_comb_has_the_multiples_that_it_says() {
-        let one = GENERATOR.map(|it| field::leave(&it));
-        let [zero, p] = [[0; 8], field::PRIME];
-        for (number, entry) in COMB.iter().enumerate() {
-            let mut made = doubled(&one, 192);
-            for tooth in 0..3 {
-                let mut part = doubled(&one, 64 * tooth);
-                if number >> tooth & 1 == 0 {
-                    part[1] = subtract(&p, &part[1]).0;
-                }
-                made = sum(&made, &part);
-            }
-            assert_eq!(entry.map(|it| field::leave(&it)), made, "{number}");
-            assert_ne!(made, [zero; 2]);
+    fn a_comb_belongs_to_its_point_alone_and_only_undamaged() {
+        let one = generator();
+        let two = sum(&one.map(|it| field::leave(&it)), &one.map(|it| field::leave(&it)));
+        let two = two.map(|it| field::enter(&it));
+        assert!(belongs(&comb::GENERATOR, &one) && belongs(&comb(&two), &two));
+        assert!(!belongs(&comb::GENERATOR, &two) && !belongs(&comb(&two), &one));
+        assert!(!belongs(&[[[0; 8]; 2]; 8], &one) && !belongs(&[[[u32::MAX; 8]; 2]; 8], &one));
+        for at in 0..128 {
+            let mut damaged = comb::GENERATOR;
+            damaged[at / 16][at / 8 % 2][at % 8] ^= 1 << (at % 32);
+            assert!(!belongs(&damaged, &one), "word {at}");
+        }
+        // A point of the curve in the place of another, and the negative of one.
+        let mut damaged = comb::GENERATOR;
+        damaged[3] = damaged[5];
+        assert!(!belongs(&damaged, &one));
+        for at in 0..8 {
+            let mut damaged = comb::GENERATOR;
+            field::negate_if(u32::MAX, &mut damaged[at][1]);
+            assert!(!belongs(&damaged, &one), "entry {at}");
         }
     }
 
@@ -448,10 +501,10 @@ mod tests {
             write(&number)
         };
         let small = |number: u32| write(&[number, 0, 0, 0, 0, 0, 0, 0]);
-        let one = GENERATOR.map(|it| field::leave(&it));
+        let one = generator().map(|it| field::leave(&it));
         let two = sum(&one, &one);
         type Product = fn(&[u8; 32]) -> Affine;
-        let products: [Product; 2] = [multiply_generator, |scalar| multiply(scalar, &GENERATOR)];
+        let products: [Product; 2] = [multiply_generator, |scalar| multiply(scalar, &generator())];
         for product in products {
             // n · G: what a verification might ask for.
             assert_eq!(product(&scalar(0)), [[0; 8]; 2]);
