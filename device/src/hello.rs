@@ -182,13 +182,13 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
         }
         to.put(random)?;
         let claim = Claim {
-            header,
+            header: &header,
             gateway: &gateway.fingerprint,
             enc: &sent.point,
             device: &identity.fingerprint,
-            id: identity.id.0,
-            fresh: fresh_bytes,
-            challenge: challenge.copied().unwrap_or_default(),
+            id: &identity.id.0,
+            fresh: &fresh_bytes,
+            challenge: challenge.unwrap_or(&[0; 16]),
             random,
             reading,
         };
@@ -198,7 +198,7 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
 
         let sealed = message.get_mut(offer.sealed_at()..).ok_or(CryptoError::Unsupported)?;
         let (text, tag) = sealed.split_last_chunk_mut::<16>().ok_or(CryptoError::Unsupported)?;
-        *tag = hpke.seal(c, &header, text)?;
+        *tag = c.seal(&hpke.message.key, &hpke.message.iv, &header, text)?;
 
         self.digest = c.sha256(&[message])?;
         let (head, tail) = message.split_at(len.min(BASE));
@@ -221,9 +221,9 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
         let (salt, rest) = random.split_first_chunk::<32>().ok_or(CryptoError::Random)?;
         let (s, extra) = rest.split_first_chunk::<RANDOM>().ok_or(CryptoError::Random)?;
         let extra: &[u8; 32] = extra.try_into().map_err(|_| CryptoError::Random)?;
-        let ch = challenge.copied().unwrap_or_default();
         let carried = if reading.iter().any(|part| !part.is_empty()) || challenge.is_some() {
-            Some(c.sha256(&[&ch, reading[0], reading[1]])?)
+            let challenge: &[u8] = challenge.unwrap_or(&[0; 16]);
+            Some(c.sha256(&[challenge, reading[0], reading[1]])?)
         } else {
             None
         };
@@ -356,24 +356,18 @@ impl<const PAYLOAD: usize> Waiting<PAYLOAD> {
         let th = schedule::transcript(c, self.parts(), clear, cs, cd)?;
         let Secrets { hs, random, .. } = self.secrets.as_ref().ok_or(DropReason::Unexpected)?;
         let mut master = None;
-        let opened = match met {
+        let keys = match met {
             Some(Met { agreed, own: None }) => {
-                let secret = schedule::master(c, hs, &th, &agreed.shared.0)?;
-                let keys = schedule::accept_key(c, &secret, &[])?;
-                master = Some(secret);
-                c.open(&keys.key, &keys.iv, clear, text, tag)?
+                let secret = master.insert(schedule::master(c, hs, &th, &agreed.shared.0)?);
+                schedule::accept_key(c, secret, &[])?
             }
             Some(Met { agreed, own: Some(own) }) => {
                 let info: [&[u8]; 4] = [b"duet1 accept", &self.digest, &cs.0, &cd.0];
-                let hpke = Hpke::new(c, &agreed.shared, &agreed.point, own, &info)?;
-                hpke.open(c, clear, text, tag)?
+                Hpke::new(c, &agreed.shared, &agreed.point, own, &info)?.message
             }
-            None => {
-                let keys = schedule::accept_key(c, hs, &th)?;
-                c.open(&keys.key, &keys.iv, clear, text, tag)?
-            }
+            None => schedule::accept_key(c, hs, &th)?,
         };
-        if !opened {
+        if !c.open(&keys.key, &keys.iv, clear, text, tag)? {
             return Err(DropReason::AcceptOpen.into());
         }
 

@@ -207,7 +207,8 @@ pub struct Device<C, S = Volatile, const WINDOW: usize = 4, const PAYLOAD: usize
 
 /// The pause after this many attempts. A stream repeats what is lost by itself: there a repetition
 /// only helps when the gateway's end was lost, and may wait.
-fn pause(transport: Transport, attempts: u8) -> u64 {
+#[inline(never)]
+pub(crate) fn pause(transport: Transport, attempts: u8) -> u64 {
     let first = match transport {
         Transport::Datagram => RETRANSMIT_US,
         Transport::Stream => 8 * RETRANSMIT_US,
@@ -451,13 +452,29 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         if session.fresh != self.newest {
             return None;
         }
-        let open = self.readings.iter().flatten().filter(|reading| reading.confirmed.is_none());
-        let again = open.filter(|reading| reading.again(session).is_some());
+        let again = |reading: &Outgoing<PAYLOAD>| reading.again(session).is_some();
+        let doubtful = self.oldest(&|reading| reading.is_in_doubt() && again(reading));
+        let at = doubtful.or_else(|| self.oldest(&again))?;
+        self.readings[at].as_ref().map(|reading| reading.token)
+    }
+
+    /// The place of the oldest reading that is wanted, of those that are not confirmed.
+    #[inline(never)]
+    fn oldest(&self, wanted: &dyn Fn(&Outgoing<PAYLOAD>) -> bool) -> Option<usize> {
+        let places = self.readings.iter().enumerate();
+        let all = places.filter_map(|(at, place)| Some((at, place.as_ref()?)));
+        let found = all.filter(|(_, it)| it.confirmed.is_none() && wanted(it));
         // Tokens wrap: the oldest is the one farthest behind the next.
-        let age = |reading: &&Outgoing<PAYLOAD>| {
-            (reading.is_in_doubt(), self.next_token.wrapping_sub(reading.token))
-        };
-        again.max_by_key(age).map(|reading| reading.token)
+        let age = |(_, it): &(usize, &Outgoing<PAYLOAD>)| self.next_token.wrapping_sub(it.token);
+        found.max_by_key(age).map(|(at, _)| at)
+    }
+
+    /// Nothing is in doubt any more.
+    #[inline(never)]
+    fn end_doubt(&mut self) {
+        if let Err(error) = self.memory.set_doubt(None) {
+            self.failure = Some(error.into());
+        }
     }
 
     /// A stream was connected anew: what waits for an answer is due at once (R118).
@@ -506,9 +523,10 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
     /// When to call [`poll_transmit`](Self::poll_transmit) next, if nothing comes in before.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<u64> {
-        let handshake = self.handshake.as_ref().map(|handshake| handshake.resend.due);
-        let mut next = [self.begin, handshake].into_iter().flatten().min();
-        let mut earlier = |due: u64| next = Some(next.map_or(due, |next| next.min(due)));
+        let mut next = u64::MAX;
+        let mut earlier = |due: u64| next = next.min(due);
+        self.begin.into_iter().for_each(&mut earlier);
+        self.handshake.iter().for_each(|handshake| earlier(handshake.resend.due));
         if let Some(session) = &self.session {
             if self.closing || !session.here.is_empty() {
                 earlier(0);
@@ -529,7 +547,8 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
                 earlier(if session.is_worn(0) { 0 } else { session.renew });
             }
         }
-        next
+        // No clock comes so far.
+        (next != u64::MAX).then_some(next)
     }
 }
 

@@ -75,12 +75,10 @@ const PSK_ID_HASH: [u8; 32] = [
     0x3e, 0x9a, 0xd5, 0xf0, 0xc8, 0xce, 0xef, 0xc1, 0xe0, 0x88, 0xc8, 0x2e, 0x69, 0x80, 0x50, 0x07,
 ];
 
-/// The result of HPKE's key schedule: seals or opens one message, and exports.
-#[derive(Zeroize, ZeroizeOnDrop)]
+/// The result of HPKE's key schedule: what seals or opens its only message, and a secret that exports.
 pub(crate) struct Hpke {
-    key: [u8; 16],
-    base_nonce: [u8; 12],
-    exporter: [u8; 32],
+    pub(crate) message: KeyIv,
+    exporter: Secret,
 }
 
 /// LabeledExtract (RFC 9180 §4).
@@ -129,69 +127,45 @@ impl Hpke {
         let info_hash = labeled_extract(c, HPKE_SUITE, b"info_hash", &[], info)?;
         let context: [&[u8]; 3] = [&[0], &PSK_ID_HASH, &info_hash.0];
         let secret = labeled_extract(c, HPKE_SUITE, b"secret", &shared.0, &[])?;
-        let mut this = Self { key: [0; 16], base_nonce: [0; 12], exporter: [0; 32] };
-        labeled_expand(c, &secret, HPKE_SUITE, b"key", &context, &mut this.key)?;
-        labeled_expand(c, &secret, HPKE_SUITE, b"base_nonce", &context, &mut this.base_nonce)?;
-        labeled_expand(c, &secret, HPKE_SUITE, b"exp", &context, &mut this.exporter)?;
+        let mut this = Self { message: KeyIv::empty(), exporter: Secret([0; 32]) };
+        let Self { message: KeyIv { key, iv }, exporter } = &mut this;
+        labeled_expand(c, &secret, HPKE_SUITE, b"key", &context, key)?;
+        labeled_expand(c, &secret, HPKE_SUITE, b"base_nonce", &context, iv)?;
+        labeled_expand(c, &secret, HPKE_SUITE, b"exp", &context, &mut exporter.0)?;
         Ok(this)
-    }
-
-    /// Seals the context's only message in place.
-    pub(crate) fn seal(
-        &self,
-        c: &mut impl Crypto,
-        aad: &[u8],
-        text: &mut [u8],
-    ) -> Result<[u8; 16], CryptoError> {
-        c.seal(&self.key, &self.base_nonce, aad, text)
-    }
-
-    /// Opens the context's only message in place.
-    pub(crate) fn open(
-        &self,
-        c: &mut impl Crypto,
-        aad: &[u8],
-        text: &mut [u8],
-        tag: &[u8; 16],
-    ) -> Result<bool, CryptoError> {
-        c.open(&self.key, &self.base_nonce, aad, text, tag)
     }
 
     /// `Context.Export` (RFC 9180 §5.3), 32 bytes.
     pub(crate) fn export(&self, c: &mut impl Crypto, label: &[u8]) -> Result<Secret, CryptoError> {
-        let (exporter, mut out) = (Secret(self.exporter), Secret([0; 32]));
-        labeled_expand(c, &exporter, HPKE_SUITE, b"sec", &[label], &mut out.0)?;
+        let mut out = Secret([0; 32]);
+        labeled_expand(c, &self.exporter, HPKE_SUITE, b"sec", &[label], &mut out.0)?;
         Ok(out)
     }
 }
 
-/// n − 1, big-endian.
-const ORDER_MINUS_ONE: [u8; 32] = [
-    0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-    0xbc, 0xe6, 0xfa, 0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x50,
+/// n − 1: eight words, the lowest first.
+const ORDER_MINUS_ONE: [u32; 8] = [
+    0xfc63_2550,
+    0xf3b9_cac2,
+    0xa717_9e84,
+    0xbce6_faad,
+    0xffff_ffff,
+    0xffff_ffff,
+    0x0000_0000,
+    0xffff_ffff,
 ];
 
 /// (wide mod (n−1)) + 1 (R20), bit by bit: little code, and the same time for every value.
 fn hash_to_scalar(wide: &[u8; 48]) -> Option<SecretScalar> {
-    let word = |bytes: &[u8]| bytes.iter().fold(0u32, |sum, byte| sum << 8 | u32::from(*byte));
-    let mut modulus = [0u32; 8];
-    modulus.iter_mut().zip(ORDER_MINUS_ONE.rchunks(4)).for_each(|(to, from)| *to = word(from));
     // Little-endian words; `carry` is bit 256.
     let mut rest = Zeroizing::new([0u32; 8]);
+    let mut less = Zeroizing::new([0u32; 8]);
     for bit in (0..384).rev() {
         let mut carry = u32::from(wide[47 - bit / 8] >> (bit % 8) & 1);
-        for digit in rest.iter_mut() {
-            let next = *digit >> 31;
-            *digit = *digit << 1 | carry;
-            carry = next;
-        }
-        let mut less = Zeroizing::new([0u32; 8]);
         let mut borrow = false;
-        for ((to, digit), part) in less.iter_mut().zip(rest.iter()).zip(modulus) {
-            let (difference, under) = digit.overflowing_sub(part);
-            let (difference, again) = difference.overflowing_sub(u32::from(borrow));
-            *to = difference;
-            borrow = under | again;
+        for ((digit, less), part) in rest.iter_mut().zip(less.iter_mut()).zip(&ORDER_MINUS_ONE) {
+            (*digit, carry) = (*digit << 1 | carry, *digit >> 31);
+            (*less, borrow) = digit.borrowing_sub(*part, borrow);
         }
         // The difference is taken unless it fell below zero.
         let keep = 0u32.wrapping_sub(u32::from(borrow) & (carry ^ 1));
@@ -199,11 +173,11 @@ fn hash_to_scalar(wide: &[u8; 48]) -> Option<SecretScalar> {
             *digit = *digit & keep | *less & !keep;
         }
     }
-    let mut carry = 1u32;
+    let mut carry = true;
     let mut out = Zeroizing::new([0u8; 32]);
-    for (digit, to) in rest.iter().zip(out.rchunks_mut(4)) {
-        let (sum, over) = digit.overflowing_add(carry);
-        carry = u32::from(over);
+    for (digit, to) in rest.iter().zip(out.rchunks_exact_mut(4)) {
+        let sum;
+        (sum, carry) = digit.carrying_add(0, carry);
         to.copy_from_slice(&sum.to_be_bytes());
     }
     SecretScalar::from_bytes(&out)
@@ -241,28 +215,29 @@ pub(crate) fn handshake_secret(
 
 /// The fields of M, the text that the device's proof covers.
 pub(crate) struct Claim<'a> {
-    pub(crate) header: [u8; HELLO_HEADER],
+    pub(crate) header: &'a [u8; HELLO_HEADER],
     pub(crate) gateway: &'a Fingerprint,
     pub(crate) enc: &'a PublicKey,
     pub(crate) device: &'a Fingerprint,
-    pub(crate) id: [u8; 8],
-    pub(crate) fresh: [u8; 8],
-    pub(crate) challenge: [u8; 16],
+    pub(crate) id: &'a [u8; 8],
+    pub(crate) fresh: &'a [u8; 8],
+    pub(crate) challenge: &'a [u8; 16],
     pub(crate) random: &'a [u8],
     pub(crate) reading: [&'a [u8]; 2],
 }
 
 impl Claim<'_> {
+    #[inline(never)]
     fn parts<'p>(&'p self, label: &'p [u8]) -> [&'p [u8]; 11] {
         [
             label,
-            &self.header,
+            self.header,
             &self.gateway.0,
             &self.enc.0,
             &self.device.0,
-            &self.id,
-            &self.fresh,
-            &self.challenge,
+            self.id,
+            self.fresh,
+            self.challenge,
             self.random,
             self.reading[0],
             self.reading[1],
@@ -383,7 +358,9 @@ mod tests {
             if round < 20 {
                 // The edges: around multiples of the modulus.
                 wide = [0; 48];
-                wide[16..].copy_from_slice(&ORDER_MINUS_ONE);
+                for (to, word) in wide[16..].rchunks_exact_mut(4).zip(ORDER_MINUS_ONE) {
+                    to.copy_from_slice(&word.to_be_bytes());
+                }
                 wide[47] = wide[47].wrapping_add(round).wrapping_sub(10);
             }
             if round == 20 {

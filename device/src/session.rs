@@ -2,6 +2,7 @@
 
 use duet_protocol::{
     message::Up,
+    profile::Transport,
     reading::{READING_ID, ReadingId},
     record,
     replay::ReplayWindow,
@@ -12,6 +13,7 @@ use zeroize::Zeroize as _;
 
 use crate::{
     crypto::{Crypto, CryptoError},
+    machine::pause,
     schedule::{self, KeyIv, SessionKeys},
 };
 
@@ -33,6 +35,15 @@ const PATIENCE_US: u64 = 2_000_000;
 pub(crate) struct Retransmit {
     pub(crate) due: u64,
     pub(crate) attempts: u8,
+}
+
+impl Retransmit {
+    /// It is sent now, and due again after a pause.
+    #[inline(never)]
+    pub(crate) fn sent(&mut self, now_us: u64, transport: Transport) {
+        self.due = now_us.saturating_add(pause(transport, self.attempts));
+        self.attempts += 1;
+    }
 }
 
 /// A ping that is to be answered.

@@ -86,9 +86,8 @@ impl SecretScalar {
     pub fn from_bytes(bytes: &[u8; 32]) -> Option<Self> {
         // Whether bytes − n is below zero, and whether any bit is set, in the same time for all.
         let (mut borrow, mut any) = (false, 0);
-        for (byte, order) in bytes.iter().zip(ORDER).rev() {
-            let (difference, under) = byte.overflowing_sub(order);
-            borrow = under | (difference < u8::from(borrow));
+        for (byte, order) in bytes.iter().zip(&ORDER).rev() {
+            (_, borrow) = byte.borrowing_sub(*order, borrow);
             any |= byte;
         }
         (borrow & (any != 0)).then(|| Self(*bytes))

@@ -8,7 +8,7 @@ pub const WINDOW: u32 = 128;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplayWindow {
     next: u32,
-    /// A `u128` as bytes, which want no alignment: a session has two windows, and there are many sessions.
+    /// A `u128` as bytes, the lowest first, which want no alignment: a session has two windows, and there are many sessions.
     seen: [u8; 16],
 }
 
@@ -48,12 +48,12 @@ impl ReplayWindow {
     #[must_use]
     pub fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
         let [a, b, c, d, seen @ ..] = *bytes;
-        let seen = u128::from_be_bytes(seen).to_ne_bytes();
+        let seen = u128::from_be_bytes(seen).to_le_bytes();
         Self { next: u32::from_be_bytes([a, b, c, d]), seen }
     }
 
     const fn seen(&self) -> u128 {
-        u128::from_ne_bytes(self.seen)
+        u128::from_le_bytes(self.seen)
     }
 
     /// Where this number stands. Changes nothing: the record is not yet authentic.
@@ -65,7 +65,7 @@ impl ReplayWindow {
         let behind = self.next - 1 - sequence;
         if behind >= WINDOW {
             Place::TooOld
-        } else if self.seen() >> behind & 1 == 1 {
+        } else if self.seen[behind as usize / 8] >> (behind % 8) & 1 == 1 {
             Place::Repeated
         } else {
             Place::Late
@@ -78,12 +78,12 @@ impl ReplayWindow {
         if sequence >= self.next {
             let forward = sequence - self.next + 1;
             let seen = if forward >= WINDOW { 1 } else { self.seen() << forward | 1 };
-            self.seen = seen.to_ne_bytes();
+            self.seen = seen.to_le_bytes();
             self.next = sequence.saturating_add(1);
         } else {
             let behind = self.next - 1 - sequence;
             if behind < WINDOW {
-                self.seen = (self.seen() | 1 << behind).to_ne_bytes();
+                self.seen[behind as usize / 8] |= 1 << (behind % 8);
             }
         }
     }
@@ -99,7 +99,7 @@ impl ReplayWindow {
     pub const fn give_back(&mut self, sequence: u32) {
         if matches!(self.place(sequence), Place::Repeated) {
             let seen = self.seen() & !(1 << (self.next - 1 - sequence));
-            self.seen = seen.to_ne_bytes();
+            self.seen = seen.to_le_bytes();
         }
     }
 }

@@ -162,8 +162,8 @@ fn what_other_cryptography_takes() {
     println!(
         "cryptography outside: flash of Duet itself {own} B, with board, driver and sensor {all} B"
     );
-    assert!(own <= 18 * 1024, "{own} B of flash, 18 KiB are allowed");
-    assert!(all <= 27 * 1024, "{all} B of flash, 27 KiB are allowed");
+    assert!(own <= 16 * 1024, "{own} B of flash, 16 KiB are allowed");
+    assert!(all <= 26 * 1024, "{all} B of flash, 26 KiB are allowed");
 }
 
 #[test]

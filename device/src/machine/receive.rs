@@ -125,8 +125,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         }
         if stored {
             // Where that fails the store says doubt once more, and the gateway knows the reading.
-            let kept = self.memory.set_doubt(None);
-            self.failure = kept.err().map(Into::into).or(self.failure);
+            self.end_doubt();
         }
         self.answer.sequence = None;
         if let Some(resend) = &mut self.answer.resend {
@@ -206,8 +205,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
                         newest && session.wanted.is_some_and(|wanted| acked(&wanted));
                 }
                 if told {
-                    let kept = self.memory.set_doubt(None);
-                    self.failure = kept.err().map(Into::into).or(self.failure);
+                    self.end_doubt();
                 }
                 Ok(Event::Confirmed)
             }

@@ -12,7 +12,7 @@ use crate::{
 
 use super::{
     Device, Early, HELLO_ATTEMPTS, Handshake, Outgoing, RECORD_ATTEMPTS, RETRANSMIT_MAX_US,
-    RETRANSMIT_US, pause,
+    RETRANSMIT_US,
 };
 
 /// A device that sends and has heard nothing authentic for this long asks whether anybody is there, µs
@@ -90,8 +90,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         }
         let transport = self.config.transport;
         let handshake = self.handshake.as_mut().filter(|it| it.resend.due <= now_us)?;
-        handshake.resend.due = now_us.saturating_add(pause(transport, handshake.resend.attempts));
-        handshake.resend.attempts += 1;
+        handshake.resend.sent(now_us, transport);
         handshake.waiting.write(handshake.cookie.as_ref(), out)
     }
 
@@ -103,24 +102,15 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         }
         let most = self.config.profile.reading_max();
         // The name that a second HELLO says with it must fit, too (R94).
-        let fits = |reading: &Outgoing<PAYLOAD>| {
-            reading.confirm && reading.confirmed.is_none() && 3 + 4 + 16 + reading.len <= most
-        };
-        let places = || self.readings.iter().enumerate();
-        let found = |wanted: &dyn Fn(&Outgoing<PAYLOAD>) -> bool| {
-            let all = places().filter_map(|(at, place)| Some((at, place.as_ref()?)));
-            let fitting = all.filter(|(_, reading)| fits(reading) && wanted(reading));
-            // Tokens wrap: the oldest is the one farthest behind the next.
-            fitting.max_by_key(|(_, reading)| self.next_token.wrapping_sub(reading.token))
-        };
-        let doubtful = found(&Outgoing::is_in_doubt).map(|(at, _)| at);
-        let open = self.readings.iter().flatten().filter(|reading| reading.confirmed.is_none());
-        let named = open.filter(|reading| reading.first.is_some()).count() > 0;
+        let fits =
+            |reading: &Outgoing<PAYLOAD>| reading.confirm && READING_HEAD + reading.len <= most;
+        let doubtful = self.oldest(&|reading| fits(reading) && reading.is_in_doubt());
+        let named = self.oldest(&|reading| reading.first.is_some()).is_some();
         let forgotten = self.memory.kept().doubt.is_some();
         if doubtful.is_some() || self.session.is_some() || named || forgotten {
             return doubtful;
         }
-        found(&|reading| reading.first.is_none()).map(|(at, _)| at)
+        self.oldest(&fits)
     }
 
     /// Puts a handshake in its place that is to be filled.
@@ -193,6 +183,15 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         }
     }
 
+    /// A record was sent often enough in silence: a handshake is due, and the session stays meanwhile (R84, R85).
+    #[inline(never)]
+    fn give_up(&mut self, now_us: u64, out: &mut [u8]) -> Option<usize> {
+        if self.handshake.is_none() {
+            self.begin = Some(now_us);
+        }
+        self.transmit_hello(now_us, out)
+    }
+
     fn transmit_here(&mut self, out: &mut [u8]) -> Option<usize> {
         let session = self.session.as_mut()?;
         let challenge = session.here.take()?;
@@ -208,13 +207,9 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         let resend = answer.resend.as_mut().filter(|resend| resend.due <= now_us)?;
         if resend.attempts >= RECORD_ATTEMPTS {
             *resend = Retransmit { due: now_us.saturating_add(RETRANSMIT_MAX_US), attempts: 1 };
-            if self.handshake.is_none() {
-                self.begin = Some(now_us);
-            }
-            return self.transmit_hello(now_us, out);
+            return self.give_up(now_us, out);
         }
-        resend.due = now_us.saturating_add(pause(transport, resend.attempts));
-        resend.attempts += 1;
+        resend.sent(now_us, transport);
         let sequence = match answer.sequence {
             Some(sequence) => sequence,
             None => session.take_sequence()?,
@@ -248,10 +243,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         if reading.resend.attempts >= RECORD_ATTEMPTS {
             reading.resend =
                 Retransmit { due: now_us.saturating_add(RETRANSMIT_MAX_US), attempts: 1 };
-            if self.handshake.is_none() {
-                self.begin = Some(now_us);
-            }
-            return self.transmit_hello(now_us, out);
+            return self.give_up(now_us, out);
         }
         let sequence = match reading.sequence {
             Some(sequence) => sequence,
@@ -262,8 +254,7 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         };
         reading.sequence = Some(sequence);
         reading.sent = now_us;
-        reading.resend.due = now_us.saturating_add(pause(transport, reading.resend.attempts));
-        reading.resend.attempts += 1;
+        reading.resend.sent(now_us, transport);
         if reading.confirm {
             reading.first.get_or_insert(session.name(sequence));
             session.wanted = session.wanted.max(Some(sequence));
@@ -295,13 +286,9 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         let ping = session.ping.as_mut().filter(|ping| ping.resend.due <= now_us)?;
         if ping.resend.attempts >= RECORD_ATTEMPTS {
             session.ping = None;
-            if self.handshake.is_none() {
-                self.begin = Some(now_us);
-            }
-            return self.transmit_hello(now_us, out);
+            return self.give_up(now_us, out);
         }
-        ping.resend.due = now_us.saturating_add(pause(transport, ping.resend.attempts));
-        ping.resend.attempts += 1;
+        ping.resend.sent(now_us, transport);
         let sequence = session.next;
         session.next = sequence.checked_add(1)?;
         (ping.sequence, ping.sent) = (Some(sequence), now_us);
