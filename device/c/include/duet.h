@@ -171,6 +171,10 @@ typedef struct duet_credentials {
   uint8_t gateway_fingerprint[32];
   // The key in it, 0x04 and both coordinates; not used where the certificate is given.
   uint8_t gateway_public_key[65];
+  // The comb of the gateway's key, 128 words as `duet device add --format c` writes them, or null. With it a HELLO takes a
+  // fifth less time. It is not copied: it stays where it is as long as the device. One that belongs to another key, or was
+  // damaged, is passed over. Only a library that was built with `compact` uses it.
+  const uint32_t *gateway_comb;
   // Where the counter begins: 1 where nothing else is said.
   uint64_t first_fresh;
 } duet_credentials;
@@ -320,14 +324,17 @@ int duet_close(struct duet_device *device);
 #endif  /* DUET_H */
 
 /* The initializer of a duet_credentials from the macros that `duet device add --registered-id --format c` writes;
- * `certificate` is an array of DUET_CREDENTIAL_GATEWAY_CERTIFICATE. */
-#define DUET_CREDENTIALS(certificate) { \
+ * `certificate` is a uint8_t array of DUET_CREDENTIAL_GATEWAY_CERTIFICATE, `comb` a uint32_t array of
+ * DUET_CREDENTIAL_GATEWAY_COMB. */
+#define DUET_CREDENTIALS(certificate) DUET_CREDENTIALS_WITH_COMB(certificate, NULL)
+#define DUET_CREDENTIALS_WITH_COMB(certificate, comb) { \
     .profile = DUET_CREDENTIAL_MODE, \
     .gateway_key_id = DUET_CREDENTIAL_GATEWAY_KEY_ID, \
     .id = DUET_CREDENTIAL_ID, \
     .key = DUET_CREDENTIAL_REGISTRATION_KEY, \
     .gateway_certificate = certificate, \
     .gateway_certificate_len = sizeof certificate, \
+    .gateway_comb = comb, \
     .first_fresh = DUET_CREDENTIAL_FIRST_FRESH }
 /* A library that was built with the feature `small` has smaller contexts, and another name for duet_init: what was
  * compiled without DUET_SMALL does not link with it. */
