@@ -351,6 +351,94 @@ mod tests {
         }
     }
 
+    /// Lives that end between two writes, as most do.
+    #[test]
+    fn each_life_finds_what_the_last_one_kept() {
+        let mut flash = Flash { pages: [None; 2], writes: 0, cut: None };
+        let mut fresh = 0;
+        for life in 0..40 {
+            let mut store = TwoPages::new(&mut flash);
+            assert_eq!(store.load().unwrap().map_or(0, |kept| kept.fresh), fresh, "life {life}");
+            for _ in 0..life % 4 {
+                fresh += 1;
+                store.save(&Kept { fresh, ..Kept::default() }).unwrap();
+            }
+        }
+    }
+
+    /// A generation that began again would make the older page the newer one.
+    #[test]
+    fn after_the_last_generation_nothing_is_written() {
+        let last = Kept { fresh: 900, ..Kept::default() };
+        let pages = [None, Some(last.encode(u32::MAX))];
+        let mut flash = Flash { pages, writes: 0, cut: None };
+        let mut store = TwoPages::new(&mut flash);
+        assert_eq!(store.load(), Ok(Some(last)));
+        assert_eq!(store.save(&Kept { fresh: 901, ..last }), Err(StoreError));
+        assert_eq!(flash.writes, 0);
+    }
+
+    /// Flash that answers neither reads nor writes while it is broken.
+    struct Broken<'f>(&'f mut Flash, bool);
+
+    impl Pages for Broken<'_> {
+        fn read(&mut self, page: u8, out: &mut [u8; PAGE_LEN]) -> Result<bool, StoreError> {
+            if self.1 { Err(StoreError) } else { (&mut *self.0).read(page, out) }
+        }
+
+        fn write(&mut self, page: u8, bytes: &[u8; PAGE_LEN]) -> Result<(), StoreError> {
+            if self.1 { Err(StoreError) } else { (&mut *self.0).write(page, bytes) }
+        }
+    }
+
+    #[test]
+    fn nothing_counts_that_was_not_written() {
+        let mut flash = Flash { pages: [None; 2], writes: 0, cut: None };
+        assert!(Memory::load(TwoPages::new(Broken(&mut flash, true)), 1).is_err());
+        let mut memory = Memory::load(TwoPages::new(Broken(&mut flash, false)), 1).unwrap();
+        memory.store.pages.1 = true;
+        let before = *memory.kept();
+        for _ in 0..2 {
+            assert_eq!(memory.take_fresh(), Err(StoreError));
+            assert_eq!(memory.begin_command(7), Err(StoreError));
+            assert_eq!((memory.next_fresh(), *memory.kept()), (1, before));
+        }
+        memory.store.pages.1 = false;
+        assert_eq!(memory.take_fresh(), Ok(1));
+        memory.begin_command(7).unwrap();
+        assert_eq!((memory.kept().command, memory.kept().status), (7, INTERRUPTED));
+        memory.end_command(3).unwrap();
+        assert_eq!(memory.kept().status, 3);
+        // What is as it was is not written, nor a doubt that nobody keeps.
+        memory.end_command(3).unwrap();
+        memory.set_doubt(Some(ReadingId { hello: [7; 12], sequence: 9 })).unwrap();
+        assert_eq!(memory.kept().doubt, None);
+        assert_eq!(flash.writes, 3);
+    }
+
+    #[test]
+    fn the_counter_rises_only_and_ends_at_its_end() {
+        let mut memory = Memory::load(Volatile, 5).unwrap();
+        memory.raise(3);
+        assert_eq!(memory.take_fresh(), Ok(5));
+        memory.raise(9);
+        assert_eq!(memory.take_fresh(), Ok(10));
+        memory.raise(u64::MAX - 1);
+        assert_eq!(memory.take_fresh(), Err(StoreError));
+    }
+
+    /// Pages of another form, whose check sum is right.
+    #[test]
+    fn a_page_of_another_form_is_none() {
+        for at in 0..4 {
+            let mut other = Kept::default().encode(1);
+            other[at] += 2;
+            let sum = crc(&other[..PAGE_LEN - 4]).to_be_bytes();
+            other[PAGE_LEN - 4..].copy_from_slice(&sum);
+            assert_eq!(Kept::decode(&other), None, "byte {at}");
+        }
+    }
+
     #[test]
     fn a_page_comes_back_as_it_was_and_not_when_touched() {
         let doubt = Some(ReadingId { hello: [7; 12], sequence: 9 });

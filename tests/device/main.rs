@@ -138,6 +138,18 @@ fn a_device_in_rust_is_the_page() {
     assert!(example.lines().filter(|line| !line.trim().is_empty()).count() <= 30);
 }
 
+/// How long the programs are of which the page says so; empty lines are not counted.
+#[test]
+fn the_examples_are_short() {
+    let lines = |text: &str| text.lines().filter(|line| !line.trim().is_empty()).count();
+    let c = fs::read_to_string(Path::new(ROOT).join("device/examples/c/sensor.c")).unwrap();
+    assert!(lines(&c) <= 40, "sensor.c has {} lines", lines(&c));
+    let page = fs::read_to_string(Path::new(ROOT).join("docs/device.md")).unwrap();
+    assert!(page.contains(&format!("sensor.c` is {} lines", lines(&c))), "the page counts others");
+    let python = &blocks("python")[0];
+    assert!(lines(python) <= 12, "the page's Python has {} lines", lines(python));
+}
+
 #[test]
 fn a_device_in_c_is_the_page() {
     if !there("cc") || !there("make") {

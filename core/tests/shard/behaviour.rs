@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use duet_core::Event as ShardEvent;
 use duet_core::testing;
 use duet_core::{CommandFailure, Handler as _, Mail, Path, Peer, Settings, StreamId, Via};
-use duet_device::{Config, Device, DeviceKey, Error, Event, Software};
-use duet_protocol::identity::{DeviceId, RegistrationKey};
-use duet_protocol::profile::{KeySource, Mode, Profile, Transfer, Transport};
+use duet_device::{Config, Device, DeviceKey, Early, Error, Event, Reading, Software, Volatile};
+use duet_protocol::identity::{DeviceId, Fingerprint, Gateway, RegistrationKey};
+use duet_protocol::message::PAYLOAD_MAX;
+use duet_protocol::profile::{KeySource, Mode, Offer, Profile, Transfer, Transport};
 use duet_protocol::reason::DropReason;
-use duet_protocol::wire::{Kind, MESSAGE_MAX, Reset};
+use duet_protocol::wire::{COOKIE, Kind, MESSAGE_MAX, Reset};
 
 use crate::world::{PROFILE, World};
 
@@ -434,5 +435,107 @@ fn answers_leave_from_the_address_that_was_asked_last() {
         world.shard.handle_turn(world.now);
         assert_eq!(world.command_result(), Some((number, Ok(Vec::new()))));
         while world.shard.poll_transmit(&mut out).is_some() {}
+    }
+}
+
+/// What a device is given of another gateway than the one that answers: nothing is said, one reason is counted, and its HELLO
+/// is still good at its own gateway.
+#[test]
+fn a_hello_for_another_gateway_draws_silence_and_does_at_its_own() {
+    let mut world = World::new();
+    let own = world.gateway;
+    let other = testing::scalar(b"another gateway").public_key();
+    let certificate = Fingerprint::of_certificate(b"another certificate of the same key");
+    for (seed, gateway, reason) in [
+        (1, Gateway { key: other, ..own }, DropReason::HelloOpen),
+        (2, Gateway { fingerprint: certificate, ..own }, DropReason::HelloOpen),
+        (3, Gateway { key_id: own.key_id + 1, ..own }, DropReason::GatewayKey),
+    ] {
+        let identity = world.devices.enrol(&format!("device-{seed}"), DeviceId([seed; 8]), PROFILE);
+        let transport = Transport::Datagram;
+        let config = Config { identity, gateway, profile: PROFILE, transport, fresh: 1 };
+        let mut device = Device::<Software>::seeded(config, [seed; 32]).unwrap();
+        device.open(world.now.mono_us);
+        let before = world.shard.counts.drops[reason as usize];
+        assert_eq!(world.settle(&mut device), [""; 0]);
+        assert_eq!(world.shard.counts.drops[reason as usize], before + 1);
+        assert_eq!(world.shard.sessions(), 0);
+        assert!(!device.is_open() && device.is_waiting());
+    }
+}
+
+/// Datagrams that were cut on their way, in both directions: each is discarded, nothing is said, and the whole one does after it.
+#[test]
+fn what_was_cut_is_discarded_and_harms_nothing() {
+    let from: SocketAddr = "192.0.2.1:4000".parse().unwrap();
+    let mut world = World::new();
+    let mut device = world.device(1, PROFILE, Transport::Datagram);
+    device.send_reading(world.now.mono_us, 1, b"21.5", true).unwrap();
+    device.open(world.now.mono_us);
+    // HELLO, ACCEPT, the reading, its acknowledgement.
+    for _ in 0..2 {
+        let up = crate::world::next(&world, &mut device);
+        for len in 0..up.len() {
+            world.shard.handle_datagram(world.now, from, &up[..len]);
+            assert!(crate::world::sent(&mut world).is_empty(), "{len} of {}", up.len());
+        }
+        assert!(world.stored.0.borrow().is_empty());
+        world.shard.handle_datagram(world.now, from, &up);
+        let mut down = crate::world::sent(&mut world);
+        let stored = world.stored.0.borrow().iter().map(|r| (r.session, r.sequence)).collect();
+        world.shard.handle_mail(world.now, Mail::Durable(stored));
+        down.extend(crate::world::sent(&mut world));
+        assert_eq!(down.len(), 1);
+        let mut down = down.remove(0).1;
+        for len in 0..down.len() {
+            assert!(device.handle_message(world.now.mono_us, &mut down.clone()[..len]).is_err());
+        }
+        assert!(device.handle_message(world.now.mono_us, &mut down).is_ok());
+    }
+    assert!(device.poll_confirmed().is_some());
+}
+
+/// The longest messages of every profile: with the longest reading that goes inside HELLO, a challenge, a cookie, *age* and
+/// *again*, none is longer than 1,200 bytes, which every path carries whole.
+#[test]
+fn no_message_is_longer_than_every_path_carries() {
+    for profile in Profile::ALL {
+        let most = PAYLOAD_MAX.min(profile.reading_max() - (3 + 4 + 16));
+        let longest =
+            Offer { challenged: true, early: true, ..Offer::new(profile, Transport::Stream) }
+                .hello_len(profile.reading_max());
+        assert_eq!(longest + COOKIE, MESSAGE_MAX, "{}", profile.name());
+        let mut world = World::new();
+        let identity = world.devices.enrol("device-1", DeviceId([1; 8]), profile);
+        let (gateway, transport) = (world.gateway, Transport::Datagram);
+        let config = Config { identity, gateway, profile, transport, fresh: 1 };
+        let crypto = Software::seeded([1; 32]);
+        let mut device = Device::<_, _, 4, 1_100>::new(crypto, Volatile, config).unwrap();
+        device.set_early(Early::Stay);
+        let now = world.now.mono_us;
+        let (payload, measured_us, confirm) = (vec![7; most], Some(now), true);
+        let reading = Reading { channel: 1, payload: &payload, confirm, measured_us, again: None };
+        // The longest that fits into HELLO, whatever is said with it.
+        device.send(now, reading).unwrap();
+        device.open(now);
+        let (mut lengths, mut out) = (Vec::new(), [0; MESSAGE_MAX]);
+        let from: SocketAddr = "192.0.2.1:4000".parse().unwrap();
+        for _ in 0..8 {
+            while let Some(len) = device.poll_transmit(world.now.mono_us, &mut out) {
+                lengths.push((Kind::of(&out).unwrap(), len));
+                world.shard.handle_datagram(world.now, from, &out[..len]);
+            }
+            for (_, mut message) in crate::world::sent(&mut world) {
+                assert!(message.len() <= MESSAGE_MAX);
+                device.handle_message(world.now.mono_us, &mut message).unwrap();
+            }
+            let stored: Vec<_> =
+                world.stored.0.borrow().iter().map(|r| (r.session, r.sequence)).collect();
+            world.shard.handle_mail(world.now, Mail::Durable(stored));
+        }
+        assert_eq!(device.poll_confirmed().map(|it| it.token), Some(0), "{}", profile.name());
+        assert_eq!(world.stored.0.borrow()[0].payload, payload);
+        let first = Offer { early: true, ..Offer::new(profile, transport) };
+        assert_eq!(lengths[0], (Kind::Hello, first.hello_len(3 + 4 + most)), "{}", profile.name());
     }
 }

@@ -4,6 +4,7 @@
 mod behaviour;
 mod commands;
 mod early;
+mod faults;
 mod handover;
 mod hostile;
 mod limits;

@@ -12,6 +12,7 @@ use std::{
 use duet_device_c::*;
 use machine::protocol::{
     ec::{self, SecretScalar},
+    identity::Fingerprint,
     wire::Kind,
 };
 
@@ -172,9 +173,60 @@ fn every_wrong_argument_of_init_is_an_error() {
         }
         let wrong = duet_credentials { gateway_certificate: ptr::null(), ..good() };
         assert_eq!(duet_init(device, &port, &wrong, 0, 0), argument);
+        let gateway_comb = der.as_ptr().cast::<u32>().wrapping_byte_add(1);
+        let gateway_comb = [gateway_comb, gateway_comb.wrapping_byte_add(1)];
+        for gateway_comb in gateway_comb.into_iter().filter(|comb| !comb.is_aligned()) {
+            let wrong = duet_credentials { gateway_comb, ..good() };
+            assert_eq!(duet_init(device, &port, &wrong, 0, 0), argument);
+        }
         // Nothing of it made a device.
         assert_eq!(duet_open(device), DUET_ERROR_STATE);
     }
+}
+
+/// A fingerprint and a public key do as well as the certificate that they are of: the same HELLO, byte for byte.
+#[test]
+fn a_fingerprint_and_a_key_stand_for_the_certificate() {
+    let der = certificate();
+    let key = machine::certificate::public_key(&der).unwrap();
+    let short = duet_credentials {
+        gateway_certificate: ptr::null(),
+        gateway_certificate_len: 0,
+        gateway_fingerprint: Fingerprint::of_certificate(&der).0,
+        gateway_public_key: key.0,
+        ..credentials(&der)
+    };
+    let first = |credentials: &duet_credentials| {
+        let (mut user, mut device, mut out) = (User::default(), storage(), [0; DUET_TRANSMIT_MAX]);
+        let port = port(ptr::from_mut(&mut user));
+        let device = ptr::from_mut(&mut *device);
+        unsafe {
+            let made = duet_init(device, &port, credentials, 0, 0);
+            if made != DUET_OK {
+                return Err(made);
+            }
+            assert_eq!(duet_open(device), DUET_OK);
+            let len = duet_transmit(device, out.as_mut_ptr(), out.len());
+            assert_eq!(duet_end(device), DUET_OK);
+            Ok(out[..usize::try_from(len).unwrap()].to_vec())
+        }
+    };
+    let hello = first(&credentials(&der)).unwrap();
+    assert_eq!(Kind::of(&hello), Ok(Kind::Hello));
+    assert_eq!(first(&short).unwrap(), hello);
+    // What is said beside a certificate does not count, and what stands for it does.
+    let beside = duet_credentials {
+        gateway_certificate: der.as_ptr(),
+        gateway_certificate_len: der.len(),
+        gateway_fingerprint: [0; 32],
+        ..short
+    };
+    assert_eq!(first(&beside).unwrap(), hello);
+    assert_ne!(first(&duet_credentials { gateway_fingerprint: [0; 32], ..short }).unwrap(), hello);
+    let mut gateway_public_key = key.0;
+    gateway_public_key[64] ^= 1;
+    let wrong = duet_credentials { gateway_public_key, ..short };
+    assert_eq!(first(&wrong), Err(DUET_ERROR_CREDENTIALS));
 }
 
 #[test]

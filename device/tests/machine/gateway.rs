@@ -75,6 +75,14 @@ impl Peer {
         Self { secret, gateway, credential, identity, sessions: 0 }
     }
 
+    /// Another gateway, which knows the same device.
+    pub(crate) fn foreign(mode: Mode) -> Self {
+        let (secret, own) = (scalar(0x52), Self::new(mode));
+        let fingerprint = Fingerprint::of_certificate(b"another gateway's certificate");
+        let gateway = Gateway { fingerprint, key: secret.public_key(), ..own.gateway };
+        Self { secret, gateway, ..own }
+    }
+
     pub(crate) fn config(&self, profile: Profile) -> Config {
         let (identity, gateway) = (self.identity.clone(), self.gateway);
         Config { identity, gateway, profile, transport: Transport::Datagram, fresh: 1 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use duet_device::{
-    Config, CryptoError, Device, DeviceKey, Element, Error, Event, Failure, Hedge, HedgeKey,
+    Config, CryptoError, Device, DeviceKey, Early, Element, Error, Event, Failure, Hedge, HedgeKey,
     SetupError, Software, StoreError, Volatile,
     protocol::{
         ec::{self, Signature},
@@ -352,4 +352,46 @@ fn a_device_of_the_longest_payloads_needs_no_buffer_longer_than_a_message() {
     assert!(
         matches!(held.read(&out[..len]), (0, Said::Reading { payload, .. }) if payload.len() == 1_024)
     );
+}
+
+/// A gateway with another certificate, that knows the device and all that it says, answers in the place of its own one: the
+/// device refuses, says why, and goes on with the same HELLO, counter and reading.
+#[test]
+fn another_gateways_answer_is_refused_and_costs_nothing() {
+    for profile in Profile::ALL {
+        let mut peer = Peer::new(profile.mode);
+        let mut foreign = Peer::foreign(profile.mode);
+        let mut device = peer.device(profile);
+        let token = device.send_reading(0, 5, b"21.5", true).unwrap();
+        device.open(0);
+        let sent = hello(&mut device, 0);
+        // It cannot open what was sealed to another gateway.
+        assert!(foreign.proven(&sent).is_err(), "{}", profile.name());
+        // What it says to a HELLO of the same device that was sealed to it is no answer to this one.
+        let mut other = foreign.device(profile);
+        other.open(0);
+        let mut answers = vec![foreign.accept(&hello(&mut other, 0), Says::default()).0];
+        // Nor is a good answer of the own gateway's to another HELLO.
+        let mut again = peer.device(profile);
+        again.send_reading(0, 5, b"22.5", true).unwrap();
+        again.set_early(Early::Stay);
+        again.open(0);
+        answers.push(peer.accept(&hello(&mut again, 0), Says::default()).0);
+        let fresh = device.fresh();
+        for answer in &mut answers {
+            let refusal = device.handle_message(0, answer);
+            assert_eq!(refusal, refused(DropReason::AcceptOpen), "{}", profile.name());
+            assert_eq!(
+                (device.is_open(), device.fresh(), next(&mut device, 0)),
+                (false, fresh, None)
+            );
+        }
+        assert_eq!(hello(&mut device, 1_000_000), sent, "the same bytes once more");
+        let (mut accept, mut held) = peer.accept(&sent, Says::default());
+        assert_eq!(device.handle_message(1_000_000, &mut accept), Ok(Event::Opened));
+        assert_eq!(held.said(&mut device, 1_000_000).len(), 1);
+        let mut ack = held.ack(0, false);
+        assert_eq!(device.handle_message(1_000_000, &mut ack), Ok(Event::Confirmed));
+        assert_eq!(device.poll_confirmed().map(|it| it.token), Some(token));
+    }
 }
