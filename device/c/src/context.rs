@@ -111,9 +111,7 @@ pub(crate) unsafe fn make(
     let crypto = Suite::with(unsafe { primitives(comb) }, port);
     let crypto = WithElement { crypto, element: port };
     let made = Device::new_in(place, crypto, PortStore::new(port), config);
-    let made = made.map(|machine| machine.set_early(early));
-    scrub();
-    made?;
+    made?.set_early(early);
     // SAFETY: as above. The word that says that all is there comes last.
     unsafe {
         ptr::addr_of_mut!((*context).port).write(port);
@@ -127,7 +125,7 @@ pub(crate) unsafe fn make(
 /// How much of the stack may hold a copy of a key. With an operating system nothing says that a compiler does without a
 /// copy of the whole, and there is room to overwrite it.
 const LEFT: usize =
-    if cfg!(target_os = "none") { 2 * size_of::<Config>() } else { 2 * size_of::<Context>() };
+    if cfg!(target_os = "none") { 4 * size_of::<Config>() } else { 2 * size_of::<Context>() };
 
 /// Overwrites what making or ending a context has left on the stack.
 #[inline(never)]
@@ -180,21 +178,17 @@ pub(crate) unsafe fn with(
     result
 }
 
-/// Drops the context in `device` and overwrites the storage.
+/// Overwrites the context in `device`: nothing in it owns more than its bytes.
 ///
 /// # Safety
 /// `device` is null or points to a `duet_device` that was zeroed or made.
 pub(crate) unsafe fn end(device: *mut duet_device) -> c_int {
     // SAFETY: the caller's promise.
-    let context = match unsafe { claim(device) } {
-        Ok(context) => context,
-        Err(error) => return error,
-    };
-    // SAFETY: claimed, and never used again: its first word is overwritten with all others.
-    unsafe {
-        ptr::drop_in_place(context);
-        (*device).opaque.zeroize();
+    if let Err(error) = unsafe { claim(device) } {
+        return error;
     }
+    // SAFETY: claimed, and never used again: its first word is overwritten with all others.
+    unsafe { (*device).opaque.zeroize() };
     scrub();
     DUET_OK
 }

@@ -224,7 +224,10 @@ pub unsafe extern "C" fn duet_init(
     early: u8,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { init(device, port, credentials, stream, early) }
+    let answer = unsafe { init(device, port, credentials, stream, early) };
+    // From here, since each function that took part has had a copy of the key.
+    context::scrub();
+    answer
 }
 
 /// `duet_init` of a library that was built with `small`: a program that was compiled for the other sizes does not link.
@@ -241,11 +244,15 @@ pub unsafe extern "C" fn duet_init_small(
     early: u8,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { init(device, port, credentials, stream, early) }
+    let answer = unsafe { init(device, port, credentials, stream, early) };
+    // From here, since each function that took part has had a copy of the key.
+    context::scrub();
+    answer
 }
 
 /// # Safety
 /// As for `duet_init`.
+#[inline(never)]
 unsafe fn init(
     device: *mut duet_device,
     port: *const duet_port,

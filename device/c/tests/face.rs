@@ -161,7 +161,7 @@ fn every_wrong_argument_of_init_is_an_error() {
             let wrong = duet_credentials { profile, ..good() };
             assert_eq!(duet_init(device, &port, &wrong, 0, 0), argument, "{profile}");
         }
-        for first_fresh in [0, u64::MAX] {
+        for first_fresh in [0, (1 << 48) + 1, u64::MAX] {
             let wrong = duet_credentials { first_fresh, ..good() };
             assert_eq!(duet_init(device, &port, &wrong, 0, 0), argument);
         }
@@ -179,6 +179,9 @@ fn every_wrong_argument_of_init_is_an_error() {
             let wrong = duet_credentials { gateway_comb, ..good() };
             assert_eq!(duet_init(device, &port, &wrong, 0, 0), argument);
         }
+        // One page that is there and one that cannot be read: the counter in it may be the higher one.
+        let half = duet_port { load: Some(half_load), ..port };
+        assert_eq!(duet_init(device, &half, &good(), 0, 0), DUET_ERROR_STORE);
         // Nothing of it made a device.
         assert_eq!(duet_open(device), DUET_ERROR_STATE);
     }
@@ -257,8 +260,13 @@ fn every_other_wrong_argument_is_an_error() {
             duet_receive(device, ptr::null_mut(), 5, &mut event),
             duet_receive(device, out.as_mut_ptr(), 5, ptr::null_mut()),
             duet_receive(device, out.as_mut_ptr(), usize::MAX, &mut event),
+            duet_receive(device, out.as_mut_ptr(), 5, (&raw mut event).byte_add(1)),
             duet_transmit(device, ptr::null_mut(), 512),
+            duet_transmit(device, out.as_mut_ptr(), usize::MAX),
             duet_confirmed(device, ptr::null_mut()),
+            duet_confirmed(device, (&raw mut confirmation).byte_add(1)),
+            duet_open(device.byte_add(1)),
+            duet_end(device.byte_add(4)),
         ] {
             assert_eq!(answer, DUET_ERROR_ARGUMENT);
         }
@@ -268,7 +276,12 @@ fn every_other_wrong_argument_is_an_error() {
         assert_eq!(sent, DUET_ERROR_TOO_LONG);
         assert_eq!(duet_result(device, 1, 0, long.as_ptr(), long.len()), DUET_ERROR_TOO_LONG);
         assert_eq!(duet_transmit(device, out.as_mut_ptr(), out.len() - 1), DUET_ERROR_BUFFER);
-        for _ in 0..DUET_WINDOW {
+        // A token that cannot be written where it should is not.
+        let mut tokens = [9u32; 2];
+        let token = tokens.as_mut_ptr().byte_add(1);
+        assert_eq!(duet_send(device, 1, ptr::null(), 0, 1, token), DUET_OK);
+        assert_eq!(tokens, [9; 2]);
+        for _ in 1..DUET_WINDOW {
             assert_eq!(duet_send(device, 1, ptr::null(), 0, 1, ptr::null_mut()), DUET_OK);
         }
         let sent = duet_send(device, 1, ptr::null(), 0, 1, ptr::null_mut());
@@ -341,6 +354,11 @@ fn a_store_that_fails_at_each_call_is_told_and_tried_again() {
     }
 }
 
+/// Page 0 was never written, page 1 fails.
+unsafe extern "C" fn half_load(_: *mut c_void, page: u8, _: *mut u8, _: usize) -> c_int {
+    -c_int::from(page)
+}
+
 unsafe extern "C" fn broken_load(_: *mut c_void, _: u8, _: *mut u8, _: usize) -> c_int {
     -1
 }
@@ -373,6 +391,74 @@ unsafe extern "C" fn sign(_: *mut c_void, digest: *const u8, signature: *mut u8)
     let made = ec::sign(&key, &digest, &[0; 32]).unwrap();
     unsafe { signature.cast::<[u8; 64]>().write(made) };
     0
+}
+
+unsafe extern "C" fn broken_sign(_: *mut c_void, _: *const u8, _: *mut u8) -> c_int {
+    -1
+}
+
+/// A key outside that does not answer is no verdict, neither on what is to be sent nor on what came.
+#[test]
+fn a_key_outside_that_fails_is_told() {
+    let (mut user, der, mut device) = (User::default(), certificate(), storage());
+    let user = ptr::from_mut(&mut user);
+    let device = ptr::from_mut(&mut *device);
+    let broken = duet_port { sign: Some(broken_sign), ..port(user) };
+    let good = duet_port { sign: Some(sign), agree: Some(broken_sign), ..port(user) };
+    let own = SecretScalar::from_bytes(&[0x22; 32]).unwrap().public_key();
+    let mut out = [0; DUET_TRANSMIT_MAX];
+    let mut event = duet_event { kind: 0, command: 0, payload: ptr::null(), payload_len: 0 };
+    // certificate/xor-key: ACCEPT is for the device's own key.
+    let credentials = duet_credentials { profile: 4, public_key: own.0, ..credentials(&der) };
+    unsafe {
+        assert_eq!(duet_init(device, &broken, &credentials, 0, 0), DUET_OK);
+        assert_eq!(duet_open(device), DUET_OK);
+        assert_eq!(duet_transmit(device, out.as_mut_ptr(), out.len()), DUET_ERROR_CRYPTO);
+        assert_eq!(duet_end(device), DUET_OK);
+        assert_eq!(duet_init(device, &good, &credentials, 0, 0), DUET_OK);
+        assert_eq!(duet_open(device), DUET_OK);
+        assert_eq!(duet_transmit(device, out.as_mut_ptr(), out.len()), 149);
+        let mut accept = [0; 149];
+        accept[0] = 0x21;
+        accept[1..33].copy_from_slice(&own.x());
+        let answer = duet_receive(device, accept.as_mut_ptr(), accept.len(), &mut event);
+        assert_eq!(answer, DUET_ERROR_CRYPTO);
+        assert_eq!(duet_end(device), DUET_OK);
+    }
+}
+
+/// What lies on the stack below this function.
+#[inline(never)]
+fn below() -> Vec<u8> {
+    const DEPTH: usize = 64 * 1024;
+    let here = 0u8;
+    let at = std::hint::black_box(&raw const here).addr();
+    let lowest = std::hint::black_box(at - DEPTH) as *const u8;
+    // Byte by byte: a copy's own frame would lie there.
+    (0..DEPTH).map(|at| unsafe { lowest.add(at).read_volatile() }).collect()
+}
+
+/// Overwrites what helpers have left on the stack.
+#[inline(never)]
+fn overwrite() {
+    std::hint::black_box([0xa5u8; 64 * 1024]);
+}
+
+#[test]
+fn no_key_is_left_on_the_stack() {
+    let (mut user, der, mut device) = (User::default(), certificate(), storage());
+    let port = port(ptr::from_mut(&mut user));
+    let device = ptr::from_mut(&mut *device);
+    let credentials = Box::new(credentials(&der));
+    overwrite();
+    unsafe {
+        assert_eq!(duet_init(device, &port, &*credentials, 0, 0), DUET_OK);
+        let left = below();
+        assert!(left.contains(&0xa5) && !left.windows(32).any(|window| window == [0x4b; 32]));
+        overwrite();
+        assert_eq!(duet_end(device), DUET_OK);
+        assert!(!below().windows(32).any(|window| window == [0x4b; 32]));
+    }
 }
 
 #[test]

@@ -480,6 +480,16 @@ mod tests {
             damaged[at / 16][at / 8 % 2][at % 8] ^= 1 << (at % 32);
             assert!(!belongs(&damaged, &one), "word {at}");
         }
+        // Entries off the curve whose sum is what the formula makes of it.
+        let mut damaged = comb::GENERATOR;
+        damaged[2][1][0] ^= 1;
+        let mut registers = [[0; 8]; REGISTERS];
+        let mut machine = Machine(&mut registers);
+        machine.put(X1, &damaged[2]);
+        machine.put(X2, &two);
+        machine.add();
+        damaged[3] = machine.affine().map(|it| field::enter(&it));
+        assert!(!belongs(&damaged, &one));
         // A point of the curve in the place of another, and the negative of one.
         let mut damaged = comb::GENERATOR;
         damaged[3] = damaged[5];
