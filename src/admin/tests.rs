@@ -528,9 +528,13 @@ async fn every_endpoint_denies_whoever_may_not() {
             "admin: {method} {path}"
         );
     }
-    let mut denied = 0;
-    let whole =
-        audit::verify(dir.path(), |entry| denied += u32::from(entry.outcome == "denied")).unwrap();
+    let (mut denied, mut exports) = (0, 0);
+    let whole = audit::verify(dir.path(), |entry| {
+        denied += u32::from(entry.outcome == "denied");
+        exports += u32::from(entry.action == "GET /v1/export" && entry.outcome == "done");
+    });
+    let whole = whole.unwrap();
+    assert_eq!(exports, 1, "who took all keys away stands in the log");
     assert!(denied >= 9 && whole.entries > u64::from(denied), "{denied} of {whole:?}");
 }
 

@@ -109,19 +109,22 @@ impl Control {
         with_keys: bool,
         mut each: impl FnMut(DeviceLine) -> Result<()>,
     ) -> Result<()> {
-        let registry = match self {
+        let (registry, state) = match self {
             Self::Gateway(client) => return client.export(with_keys, each),
-            Self::Direct(registry, _) => registry,
+            Self::Direct(registry, state) => (registry, state),
         };
-        let mut after = None;
-        loop {
-            let (lines, last) = devices::export(registry, after.as_ref(), with_keys)?;
-            if last.is_none() {
-                return Ok(());
+        let mut export = || {
+            let mut after = None;
+            loop {
+                let (lines, last) = devices::export(registry, after.as_ref(), with_keys)?;
+                if last.is_none() {
+                    return anyhow::Ok(());
+                }
+                after = last;
+                lines.into_iter().try_for_each(&mut each)?;
             }
-            after = last;
-            lines.into_iter().try_for_each(&mut each)?;
-        }
+        };
+        audited(state, "GET /v1/export", export())?
     }
 
     /// Hands the devices on that are wanted, in the order of their names.

@@ -85,6 +85,11 @@ fn a_fleet_that_is_exported_and_imported_is_the_same() {
     // Who was revoked is not registered elsewhere.
     scratch.good(&["device", "revoke", "m-1"]);
     assert_eq!(scratch.good(&["device", "export"]).lines().count(), 4);
+    // Who took all keys away stands in the log.
+    let audit = scratch.good(&["audit", "show"]);
+    for from in ["offline", "socket"] {
+        assert!(audit.contains(&format!("({from}): GET /v1/export: done")), "{from}: {audit}");
+    }
 }
 
 #[test]
