@@ -18,8 +18,9 @@ const PROFILE: Profile = Profile { mode: Mode::Certificate, source: KeySource::E
 fn settings() -> String {
     let manual = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operating.md");
     let manual = fs::read_to_string(manual).unwrap();
-    let (_, rest) = manual.split_once("```toml\n").unwrap();
-    rest.split_once("```").unwrap().0.to_owned()
+    let mut blocks =
+        manual.split("```toml\n").skip(1).map(|rest| rest.split_once("```").unwrap().0);
+    blocks.find(|block| block.contains("[gateway.retiring]")).unwrap().to_owned()
 }
 
 /// A device that opens a session and sees a reading confirmed, with whichever certificate it holds.
