@@ -44,7 +44,7 @@ mod wire;
 
 pub use access::{Role, UnknownRole};
 pub use activity::{Activity, Advised, Dropped, Moment};
-pub use backup::copy_registry;
+pub use backup::{RegistryCopy, copy_registry, forget_copy};
 pub use client::{Client, ClientError, How};
 pub use credential::{Credential, CredentialError};
 pub use enrol::{
@@ -182,6 +182,8 @@ pub struct Options {
     pub reload: Reload,
     /// With what devices enrol.
     pub enrol: Enrol,
+    /// The most that the audit log may take, bytes.
+    pub audit_max_bytes: u64,
     /// The API over TLS, where it is asked for.
     pub api: Option<(SocketAddr, watch::Receiver<TlsAcceptor>)>,
 }
@@ -200,6 +202,7 @@ impl Options {
             http,
             save_marks_every: Duration::from_secs(5),
             enrol: config.enrol.clone(),
+            audit_max_bytes: config.audit_max_bytes,
             reload,
             api: None,
             facts: watch::channel(None).1,
@@ -240,7 +243,7 @@ pub fn start(
     }
     let keep = Keep {
         tokens: Tokens::open(&options.state)?,
-        audit: Audit::open(&options.state)?,
+        audit: Audit::open(&options.state, Some(options.audit_max_bytes))?,
         reload: options.reload,
         facts: options.facts,
         enrol: options.enrol,
@@ -249,7 +252,7 @@ pub fn start(
     let control = bind_private(&options.state, &path)
         .map_err(|error| AdminError::Socket { path: path.clone(), error })?;
 
-    backup::forget(&registry);
+    forget_copy(&registry);
     let (stop, stopping) = watch::channel(false);
     let view = registry.view().map_err(AdminError::Registry)?;
     let plane = Arc::new(Plane::new(registry, view, gateway, telemetry, keep));

@@ -66,6 +66,8 @@ pub struct Config {
     pub quota: Quota,
     /// Metrics and health over HTTP.
     pub metrics: Metrics,
+    /// The most that the audit log may take, bytes.
+    pub audit_max_bytes: u64,
     /// What is logged, and how.
     pub log: Log,
     /// Lives of sessions.
@@ -466,6 +468,7 @@ fn config(values: &Values, state: &Path) -> Config {
             share_percent: values.number_as("quota.share_percent"),
         },
         metrics: Metrics { listen: values.address("metrics.listen") },
+        audit_max_bytes: values.number("audit.max_bytes"),
         log: Log {
             level: values.text("log.level").parse().unwrap_or_default(),
             format: match values.text("log.format").as_str() {

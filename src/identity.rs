@@ -20,6 +20,7 @@ use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use duet_protocol::identity::{Fingerprint, PublicKey};
+use duet_upstream::secret_file;
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -139,7 +140,7 @@ pub enum Reason {
     #[error("the private key does not belong to the certificate")]
     KeyMismatch,
     /// Others on the machine could read the key.
-    #[error("mode {0:04o} lets others use the private key; run `chmod 600` on it")]
+    #[error("mode {0:04o} lets others use the private key; {REMEDY}", REMEDY = secret_file::REMEDY)]
     OpenToOthers(u32),
 }
 
@@ -230,14 +231,14 @@ pub fn load_certificate(path: &Path, role: Role, now_s: i64) -> Result<Certifica
         .map_err(|reason| reason.at(path))
 }
 
-/// Reads the private key that belongs to `public`: PEM, PKCS#8 or SEC 1, readable by its owner
-/// only.
+/// Reads the private key that belongs to `public`: PEM, PKCS#8 or SEC 1, in a file that others cannot read
+/// ([`secret_file`]).
 ///
 /// # Errors
 /// [`IdentityError`] with the file and the reason.
 pub fn load_secret(path: &Path, public: &PublicKey) -> Result<SecretScalar, IdentityError> {
     let load = || {
-        if let Some(mode) = mode_for_others(path)? {
+        if let Some(mode) = secret_file::mode_for_others(path)? {
             return Err(Reason::OpenToOthers(mode));
         }
         let bytes = read(path)?;
@@ -329,7 +330,8 @@ pub fn is_at(path: &Path, place: (u64, u64)) -> io::Result<bool> {
     }
 }
 
-/// The mode of a file with secrets, where it lets others than the owner do anything with it.
+/// The mode of a file of the state directory, where it lets others than the owner do anything with it. For what an
+/// administrator puts elsewhere there is [`secret_file`].
 ///
 /// # Errors
 /// Those of the file system.

@@ -13,6 +13,7 @@ pub mod log;
 pub mod mailbox;
 pub mod manager;
 pub mod presence;
+pub mod printable;
 pub mod registry;
 pub mod server;
 pub mod transport;

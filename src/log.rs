@@ -30,6 +30,8 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 use utoipa::ToSchema;
 
+use crate::printable::Printable;
+
 /// The longest text of a line, in bytes; what is longer is cut.
 const TEXT_MAX: usize = 4_096;
 /// The longest value of a field.
@@ -296,8 +298,8 @@ impl Visit for Parts {
     }
 }
 
-/// The text without anything that a terminal, a pager or a reader could take for something else: control characters,
-/// line ends of every kind and marks that turn the direction of writing are shown by their numbers.
+/// The text without anything that a terminal, a pager or a reader could take for something else, and cut off where it
+/// is too long.
 fn harmless(text: &str, most: usize) -> String {
     let mut out = String::with_capacity(text.len().min(most));
     for c in text.chars() {
@@ -305,12 +307,7 @@ fn harmless(text: &str, most: usize) -> String {
             out.push('…');
             break;
         }
-        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}') {
-            let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-        } else {
-            out.push(c);
-        }
+        let _ = write!(out, "{}", Printable(c.encode_utf8(&mut [0; 4])));
     }
     out
 }

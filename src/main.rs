@@ -3,17 +3,35 @@
 use std::io;
 use std::process::ExitCode;
 
+use duet::printable::Printable;
+use rustix::process::DumpableBehavior;
+
 mod cli;
 
 fn main() -> ExitCode {
+    keep_memory_private();
     match cli::run() {
         Ok(code) => code,
         // `duet device list | head` is no failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("duet: {}", message(&error));
+            // What another program said may be part of it.
+            let text = message(&error);
+            let lines: Vec<_> = text.lines().map(|line| Printable(line).to_string()).collect();
+            eprintln!("duet: {}", lines.join("\n"));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Keeps keys out of core dumps, and other processes of this user out of the memory that has them. A limit on the size
+/// of core dumps would not do: where the system hands them to a program, it gives the program all of the memory.
+fn keep_memory_private() {
+    let kept = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    if let Err(error) = kept {
+        eprintln!(
+            "duet: a core dump of this process would hold keys: prctl(PR_SET_DUMPABLE): {error}"
+        );
     }
 }
 

@@ -215,17 +215,31 @@ fn used(code: &str, prefix: &str) -> BTreeSet<String> {
 const BELOW: &[(&str, &[&str])] = &[
     ("driver", &[]),
     ("hex", &[]),
-    ("log", &["identity"]),
-    ("config", &["delivery", "driver", "log"]),
+    ("printable", &[]),
+    ("log", &["identity", "printable"]),
+    ("config", &["delivery", "driver", "log", "printable"]),
     ("mailbox", &["driver"]),
     ("manager", &["driver"]),
     ("identity", &["hex"]),
     ("transport", &["driver", "mailbox"]),
-    ("delivery", &["hex", "identity"]),
+    ("delivery", &["hex", "identity", "printable"]),
     ("registry", &["hex", "identity"]),
     ("commands", &["hex", "identity"]),
     ("presence", &["hex"]),
-    ("admin", &["commands", "config", "driver", "hex", "identity", "log", "presence", "registry"]),
+    (
+        "admin",
+        &[
+            "commands",
+            "config",
+            "driver",
+            "hex",
+            "identity",
+            "log",
+            "presence",
+            "printable",
+            "registry",
+        ],
+    ),
 ];
 
 /// Words that no code of the registry contains: it is a file, and has no business with sockets or time.

@@ -33,9 +33,19 @@ const MAX_ANSWER: usize = 16 << 20;
 /// The longest line that [`Client::lines`] hands on.
 const MAX_LINE: usize = 1 << 20;
 
+/// The longest path that a socket may have: the kernel's `sun_path` (unix(7)) without the byte that ends it.
+const PATH_MAX: usize = 107;
+
 /// Why there is no answer.
 #[derive(Debug, Error)]
 pub enum Error {
+    /// No socket can have this path.
+    #[error(
+        "{}: this path of a state directory is {} bytes long, and at most {} leave room for that of the control socket \
+         in it; choose a shorter one, or name the directory by a symbolic link",
+        .0.display(), .0.as_os_str().len(), PATH_MAX - SOCKET.len() - 1
+    )]
+    PathTooLong(PathBuf),
     /// The socket is there and cannot be used, for example because it is another user's.
     #[error("{}: cannot ask the gateway here: {error}", path.display())]
     Connect {
@@ -75,6 +85,18 @@ pub enum Error {
     /// The path or the body makes no request.
     #[error("not a request: {0}")]
     Request(hyper::http::Error),
+}
+
+/// The control socket of a state directory.
+///
+/// # Errors
+/// [`Error::PathTooLong`].
+pub fn socket(state: &Path) -> Result<PathBuf, Error> {
+    let path = state.join(SOCKET);
+    match path.as_os_str().len() {
+        0..=PATH_MAX => Ok(path),
+        _ => Err(Error::PathTooLong(state.to_owned())),
+    }
 }
 
 /// A whole answer.
@@ -117,7 +139,7 @@ impl Client {
     pub fn connect(state: &Path) -> Result<Option<Self>, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(Error::Runtime)?;
-        let path = state.join(SOCKET);
+        let path = socket(state)?;
         match runtime.block_on(open(&path)) {
             Ok((sender, peer)) => Ok(Some(Self { runtime, path, peer, sender })),
             // Never started, or ended without taking its socket along.
@@ -158,6 +180,40 @@ impl Client {
             let body = whole(path, response.into_body()).await?;
             Ok(Answer { status, body })
         }))
+    }
+
+    /// Sends a request whose answer goes on until the caller leaves, and hands on its first line, within `limit`; leaves
+    /// when `with` has returned. An answer that is no success is returned whole.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn hold<T>(
+        mut self,
+        method: Method,
+        target: &str,
+        limit: Duration,
+        with: impl FnOnce(&[u8]) -> T,
+    ) -> Result<Result<T, Answer>, Error> {
+        let request = request(method, target, Vec::new())?;
+        let Self { runtime, path, sender, .. } = &mut self;
+        let (status, line, _body) = runtime.block_on(within(path, limit, async {
+            let response = send(path, sender, request).await?;
+            let status = response.status();
+            let (mut body, mut line) = (response.into_body(), Vec::new());
+            while !(status.is_success() && line.contains(&b'\n'))
+                && let Some(data) = next(path, &mut body).await?
+            {
+                line.extend_from_slice(&data);
+                if line.len() > MAX_LINE {
+                    return Err(Error::TooLong { path: path.clone() });
+                }
+            }
+            Ok((status, line, body))
+        }))?;
+        if !status.is_success() {
+            return Ok(Err(Answer { status, body: line }));
+        }
+        Ok(Ok(with(line.split(|byte| *byte == b'\n').next().unwrap_or_default())))
     }
 
     /// Asks for a list and hands its lines on, one after the other. The limit is on each wait for the gateway, not on
@@ -336,6 +392,20 @@ mod tests {
         assert!(began.elapsed() < PATIENCE);
         drop(listener);
         assert!(Client::connect(dir.path()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_path_that_no_socket_can_have_is_refused_and_the_longest_that_one_can_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "s".repeat(PATH_MAX - SOCKET.len() - 2 - dir.path().as_os_str().len());
+        let longest = dir.path().join(&name);
+        std::fs::create_dir(&longest).unwrap();
+        let listener = UnixListener::bind(longest.join(SOCKET)).unwrap();
+        assert!(Client::connect(&longest).unwrap().is_some());
+        drop(listener);
+        let longer = dir.path().join(name + "s");
+        let refused = Client::connect(&longer);
+        assert!(matches!(refused, Err(Error::PathTooLong(path)) if path == longer));
     }
 
     #[test]

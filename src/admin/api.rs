@@ -58,6 +58,8 @@ pub(super) struct Plane {
     pub(super) requests: Semaphore,
     /// Places for those who watch.
     pub(super) watchers: Arc<Semaphore>,
+    /// Whose turn it is to have a copy of the registry.
+    pub(super) copying: Arc<Semaphore>,
     /// What devices need to know of this gateway.
     pub(super) facts: watch::Receiver<Option<GatewayFacts>>,
     pub(super) tokens: Arc<Tokens>,
@@ -115,6 +117,7 @@ impl Plane {
             telemetry,
             requests: Semaphore::new(REQUESTS),
             watchers: Arc::new(Semaphore::new(live::WATCHERS)),
+            copying: Arc::new(Semaphore::new(1)),
             facts,
             tokens: Arc::new(tokens),
             audit,

@@ -13,12 +13,31 @@ use crate::registry::{FILE, Registry};
 /// The directory beside the registry in which the copy lies.
 const DIR: &str = ".backup";
 
-/// Puts a copy of the registry into a directory beside it, in the place of an earlier one that nobody took. Returns
-/// its path.
+/// A copy of a registry. It is removed when this is dropped: it holds the keys of devices that are removed later.
+pub struct RegistryCopy {
+    dir: PathBuf,
+}
+
+impl RegistryCopy {
+    /// The copy's file.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.dir.join(FILE)
+    }
+}
+
+impl Drop for RegistryCopy {
+    fn drop(&mut self) {
+        // What cannot be removed is found by the next backup, which says why.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Puts a copy of the registry into a directory beside it, in the place of an earlier one. One at a time.
 ///
 /// # Errors
 /// Those of the storage engine and of the file system.
-pub fn copy_registry(registry: &Registry) -> Result<PathBuf, Problem> {
+pub fn copy_registry(registry: &Registry) -> Result<RegistryCopy, Problem> {
     let path = std::path::absolute(registry.path().with_file_name(DIR));
     let dir = path.map_err(|error| failed(&error))?;
     match fs::remove_dir_all(&dir) {
@@ -26,20 +45,13 @@ pub fn copy_registry(registry: &Registry) -> Result<PathBuf, Problem> {
         _ => {}
     }
     fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|error| failed(&error))?;
-    let path = dir.join(FILE);
-    match registry.copy_to(&path) {
-        Ok(()) => Ok(path),
-        Err(error) => {
-            // The first error is what is told.
-            let _ = fs::remove_dir_all(&dir);
-            Err(error.into())
-        }
-    }
+    let copy = RegistryCopy { dir };
+    registry.copy_to(&copy.path())?;
+    Ok(copy)
 }
 
-/// Removes a copy that nobody took, as when `duet backup` was killed: it holds the keys of devices that are removed
-/// later. Without one nothing happens.
-pub(super) fn forget(registry: &Registry) {
+/// Removes a copy whose maker was killed. Whoever has the registry open may do so; without a copy nothing happens.
+pub fn forget_copy(registry: &Registry) {
     // What cannot be removed is found by the next backup, which says why.
     let _ = fs::remove_dir_all(registry.path().with_file_name(DIR));
 }

@@ -1,6 +1,6 @@
 //! The commands' side of the API: one method per endpoint, each with a time limit of its own.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use duet_control::{Method, segment};
@@ -108,13 +108,19 @@ impl Client {
         Ok(level)
     }
 
-    /// Has a copy of the registry put beside it, for the caller to take and remove.
+    /// Has a copy of the registry put beside it, which is there until `take` has returned.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub fn backup(&mut self) -> Result<PathBuf, ClientError> {
-        let Copied { path } = self.ask(Method::POST, "/v1/backup", Vec::new(), IMPORT_LIMIT)?;
-        Ok(path.into())
+    pub fn backup<T>(self, take: impl FnOnce(&Path) -> T) -> Result<T, ClientError> {
+        let taken = self.0.hold(Method::POST, "/v1/backup", IMPORT_LIMIT, |line| {
+            let copied = serde_json::from_slice::<Copied>(line);
+            copied.map(|copied| take(Path::new(&copied.path)))
+        });
+        match taken? {
+            Ok(taken) => taken.map_err(|_| ClientError::Answer),
+            Err(answer) => Err(refusal(&answer)),
+        }
     }
 
     /// Makes a token; it is shown this once.

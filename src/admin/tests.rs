@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
+use std::time::Instant;
 
 use duet_protocol::reason::DropReason;
 
@@ -133,6 +134,7 @@ fn running_with(api: Option<(SocketAddr, watch::Receiver<TlsAcceptor>)>) -> Runn
         facts: tokio::sync::watch::channel(None).1,
         enrol: enrol_settings(dir.path()),
         reload: Box::new(|| Err("line 3: no".into())),
+        audit_max_bytes: 1 << 20,
         api,
     };
     let (registry_, gateway_) = (Arc::clone(&registry), Arc::clone(&gateway));
@@ -462,7 +464,7 @@ async fn every_endpoint_denies_whoever_may_not() {
         [Role::Viewer, Role::Operator, Role::Admin].map(|role| made(role, now_s, later));
     let keep = Keep {
         tokens,
-        audit: Audit::open(dir.path()).unwrap(),
+        audit: Audit::open(dir.path(), None).unwrap(),
         reload: Box::new(|| Err("no".into())),
         facts: tokio::sync::watch::channel(None).1,
         enrol: enrol_settings(dir.path()),
@@ -646,12 +648,41 @@ fn only_its_owner_can_reach_the_socket_and_other_files_stay() {
 }
 
 #[test]
-fn a_copy_for_a_backup_that_nobody_took_is_gone_with_the_next_start() {
+fn a_copy_for_a_backup_goes_with_the_one_who_asked_for_it_or_with_the_next_start() {
     let running = running();
-    let copy = running.client().backup().unwrap();
-    assert!(copy.exists());
+    let dir = running.dir.path().join(".backup");
+    // Killed: the kernel closes the connection.
+    let mut killed = UnixStream::connect(running.dir.path().join(SOCKET)).unwrap();
+    killed
+        .write_all(b"POST /v1/backup HTTP/1.1\r\nHost: duet\r\nContent-Length: 0\r\n\r\n")
+        .unwrap();
+    let mut answer = Vec::new();
+    while !String::from_utf8_lossy(&answer).contains("registry.redb") {
+        let mut bytes = [0; 512];
+        let read = killed.read(&mut bytes).unwrap();
+        assert!(read > 0, "{}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&bytes[..read]);
+    }
+    assert!(dir.join("registry.redb").exists());
+    drop(killed);
+    // The next one has its own, for as long as it needs it.
+    let taken = running.client().backup(|copy| {
+        std::thread::sleep(Duration::from_secs(3));
+        (copy.to_owned(), fs::read(copy).unwrap().len())
+    });
+    let (copy, len) = taken.unwrap();
+    assert!(len > 1_000 && copy.starts_with(&dir));
+    let began = Instant::now();
+    while dir.exists() {
+        assert!(began.elapsed() < Duration::from_secs(30), "the copy stays");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
     let Running { dir, registry, gateway, admin } = running;
     admin.shutdown().unwrap();
+    // The gateway itself was killed.
+    fs::create_dir(copy.parent().unwrap()).unwrap();
+    fs::write(&copy, "keys").unwrap();
     let options = Options {
         state: dir.path().into(),
         http: "127.0.0.1:0".parse().unwrap(),
@@ -659,6 +690,7 @@ fn a_copy_for_a_backup_that_nobody_took_is_gone_with_the_next_start() {
         facts: tokio::sync::watch::channel(None).1,
         reload: Box::new(|| Err("no".into())),
         enrol: enrol_settings(dir.path()),
+        audit_max_bytes: 1 << 20,
         api: None,
     };
     let admin = start(options, registry, gateway, install_telemetry()).unwrap();

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use duet_upstream::secret_file;
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -25,7 +26,7 @@ pub enum TlsError {
         error: io::Error,
     },
     /// Others may read the key.
-    #[error("{}: mode {mode:04o} lets others read the key; run `chmod 600` on it", path.display())]
+    #[error("{}: mode {mode:04o} lets others read the key; {}", path.display(), secret_file::REMEDY)]
     Open {
         /// The file.
         path: PathBuf,
@@ -64,9 +65,7 @@ pub fn acceptor(certificate: &Path, key: &Path) -> Result<(TlsAcceptor, i64), Tl
     let first = chain.first().and_then(|first| x509_parser::parse_x509_certificate(first).ok());
     let (_, first) = first.ok_or_else(|| pem(certificate, "a certificate"))?;
     let end_s = first.validity.not_after.timestamp();
-    let mode = fs::metadata(key).map_err(|error| failed(key, error))?;
-    let mode = std::os::unix::fs::MetadataExt::mode(&mode) & 0o777;
-    if mode & 0o077 != 0 {
+    if let Some(mode) = secret_file::mode_for_others(key).map_err(|error| failed(key, error))? {
         return Err(TlsError::Open { path: key.to_owned(), mode });
     }
     let text = Zeroizing::new(fs::read(key).map_err(|error| failed(key, error))?);

@@ -15,7 +15,6 @@ use duet::admin::{audit, copy_registry};
 use duet::config::{Config, Loaded, Overrides};
 use duet::identity::{self, now_s};
 use duet::registry::{self, Registry};
-use rustix::fs::{FlockOperation, flock};
 
 use super::Place;
 use super::archive::Writer;
@@ -39,23 +38,19 @@ impl Backup {
         if self.file.symlink_metadata().is_ok() {
             bail!("{shown}: exists already; nothing was changed");
         }
-        // Each would take the other's copy of the registry away.
-        let state =
-            File::open(&config.state).with_context(|| config.state.display().to_string())?;
-        if flock(&state, FlockOperation::NonBlockingLockExclusive).is_err() {
-            bail!("{shown}: another backup of this gateway is being made; nothing was changed");
-        }
-        let copy = match Control::open(&config.state)? {
-            Control::Gateway(mut client) => client.backup()?,
+        let write = |copy: &Path| write(&config, &settings, copy, &self.file);
+        let written = match Control::open(&config.state)? {
+            Control::Gateway(client) => client.backup(|copy| {
+                let written = write(copy);
+                // The gateway does so when this has ended, which may take it a second.
+                copy.parent().map(fs::remove_dir_all);
+                written
+            })?,
             Control::Direct(registry, state) => {
-                audited(&state, "POST /v1/backup", copy_registry(&registry))??
+                let copy = audited(&state, "POST /v1/backup", copy_registry(&registry))??;
+                write(&copy.path())
             }
         };
-        let written = write(&config, &settings, &copy, &self.file);
-        if let Some(dir) = copy.parent() {
-            // It would be secret rubbish.
-            let _ = fs::remove_dir_all(dir);
-        }
         let (files, devices) = written.with_context(|| format!("{shown}: no backup was made"))?;
         writeln!(io::stdout(), "{shown}: {files} files, {devices} devices")?;
         Ok(ExitCode::SUCCESS)
@@ -69,6 +64,8 @@ fn write(config: &Config, settings: &Path, copy: &Path, file: &Path) -> Result<(
     let mut draft = file.as_os_str().to_owned();
     draft.push(".draft");
     let draft = PathBuf::from(draft);
+    // A backup that was killed here may have left its own.
+    super::init::remove(&draft)?;
     let written = (|| {
         let mut writer = Writer::create(&draft, now_s(), devices)?;
         let files = fill(&mut writer, config, settings, copy)?;
@@ -85,24 +82,27 @@ fn write(config: &Config, settings: &Path, copy: &Path, file: &Path) -> Result<(
 
 fn fill(writer: &mut Writer, config: &Config, settings: &Path, copy: &Path) -> Result<usize> {
     let mut files = 0;
-    let mut add = |name: &str, path: &Path, need: Need| -> Result<()> {
+    let mut add_open = |name: &str, path: &Path, mut file: File| -> Result<()> {
         let shown = || path.display().to_string();
-        let mut file = match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && need == Need::IfThere => {
-                return Ok(());
-            }
-            opened => opened.with_context(shown)?,
-        };
-        let size = if name == audit::FILE { whole_lines(&mut file) } else { length(&file) };
-        let size = size.with_context(shown)?;
-        writer.add(name, file, size).with_context(shown)?;
+        let size = if audit::is_log(name) { whole_lines(&mut file) } else { length(&file) };
+        writer.add(name, file, size.with_context(shown)?).with_context(shown)?;
         files += 1;
         Ok(())
     };
-    add(registry::FILE, copy, Need::Always)?;
-    for name in ["node.key", audit::FILE] {
-        add(name, &config.state.join(name), Need::IfThere)?;
+    let logs = audit::files(&config.state).with_context(|| config.state.display().to_string())?;
+    for (name, file) in logs {
+        add_open(&name, &config.state.join(&name), file)?;
     }
+    let mut add = |name: &str, path: &Path, need: Need| -> Result<()> {
+        match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && need == Need::IfThere => {
+                Ok(())
+            }
+            opened => add_open(name, path, opened.with_context(|| path.display().to_string())?),
+        }
+    };
+    add(registry::FILE, copy, Need::Always)?;
+    add("node.key", &config.state.join("node.key"), Need::IfThere)?;
     for (path, need) in named(config, settings) {
         match inside(&config.state, path) {
             Some(name) => add(&name, path, need)?,

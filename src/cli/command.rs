@@ -11,6 +11,7 @@ use duet::admin::{How, MAX_COMMAND_TIMEOUT_MS};
 use duet::commands::{CommandInfo, LateResult};
 use duet::hex::{self, Hex};
 use duet::identity::Utc;
+use duet::printable::Printable;
 
 use super::Format;
 use super::talk::gateway;
@@ -171,7 +172,7 @@ fn show(command: &CommandInfo, out: &mut impl Write) -> io::Result<()> {
     }
     for (name, key) in [("key", &command.key), ("collapse", &command.collapse)] {
         if let Some(key) = key {
-            writeln!(out, "{name:<12} {}", key.escape_default())?;
+            writeln!(out, "{name:<12} {}", Printable(key))?;
         }
     }
     Ok(())
@@ -182,5 +183,5 @@ pub(super) fn shown(digits: &str, hex_wanted: bool) -> Result<String> {
     let bytes = hex::decode(digits).context("the result is not hexadecimal")?;
     let text = String::from_utf8(bytes).ok();
     let text = text.filter(|text| !hex_wanted && !text.chars().any(char::is_control));
-    Ok(text.unwrap_or_else(|| digits.to_owned()))
+    Ok(text.map_or_else(|| digits.to_owned(), |text| Printable(&text).to_string()))
 }

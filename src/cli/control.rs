@@ -10,8 +10,8 @@ use duet::admin::audit::{Audit, AuditError, Event};
 use duet::admin::devices::{self, End};
 use duet::admin::{
     Client, ClientError, DeviceChange, DeviceInfo, DeviceLine, DeviceQuery, EnrolTokenInfo,
-    GatewayFacts, MadeToken, NewEnrolToken, Problem, Refused, enrol_tokens, made_token,
-    revoke_token,
+    GatewayFacts, MadeToken, NewEnrolToken, Problem, Refused, enrol_tokens, forget_copy,
+    made_token, revoke_token,
 };
 use duet::config::{KeyFiles, Overrides};
 use duet::identity::{self, Role, now_s};
@@ -39,7 +39,10 @@ impl Control {
                 return Ok(Self::Gateway(client));
             }
             match open_registry(state) {
-                Ok(registry) => return Ok(Self::Direct(Box::new(registry), state.to_owned())),
+                Ok(registry) => {
+                    forget_copy(&registry);
+                    return Ok(Self::Direct(Box::new(registry), state.to_owned()));
+                }
                 // Another command, or a gateway that is about to listen.
                 Err(RegistryError::InUse(_)) if Instant::now() < deadline => {
                     thread::sleep(Duration::from_millis(20));
@@ -235,7 +238,7 @@ pub(super) fn audited<T, E>(
 ) -> Result<Result<T, E>, AuditError> {
     let who = format!("uid {}", rustix::process::getuid().as_raw());
     let outcome = if result.is_ok() { "done" } else { "refused" };
-    let written = Audit::open(state)
+    let written = Audit::open(state, None)
         .and_then(|audit| audit.write(Event { who: &who, from: "offline", action, outcome }));
     match written {
         // What was done is done: a full disk keeps nobody from revoking a device.

@@ -134,6 +134,8 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 
 /// Makes the directory for its owner alone, or accepts one that is.
 pub(super) fn make_private(state: &Path) -> Result<()> {
+    // No gateway could run in it.
+    duet_control::socket(state)?;
     if let Some(parent) = state.parent() {
         fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
     }

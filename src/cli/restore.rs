@@ -36,7 +36,7 @@ pub(super) fn is_finished(state: &Path) -> Result<()> {
 /// The registry until what must not come back with it is gone.
 const DRAFT: &str = "registry.restored";
 /// What is kept where it is there already: it is newer than what the backup has.
-const KEPT: [&str; 2] = ["node.key", audit::FILE];
+const NODE_KEY: &str = "node.key";
 
 /// Flags of `duet restore`.
 #[derive(Args)]
@@ -96,7 +96,12 @@ impl Restore {
         archive::files(&self.file, &mut |name, from| {
             let is_registry = name == registry::FILE;
             let path = if is_registry { draft.clone() } else { state.join(name) };
-            if KEPT.contains(&name) && path.exists() {
+            // The log's newest file comes last of its files.
+            let newer = match name {
+                NODE_KEY => path.exists(),
+                name => audit::is_log(name) && state.join(audit::FILE).exists(),
+            };
+            if newer {
                 return Ok(());
             }
             write(state, &path, from).with_context(|| path.display().to_string())?;
@@ -112,7 +117,7 @@ impl Restore {
         let action = format!("restore of a backup of {made}");
         let outcome = format!("done; {} devices were refused with it", done.refused);
         let event = Event { who: &who, from: "offline", action: &action, outcome: &outcome };
-        Audit::open(state)?.write(event)?;
+        Audit::open(state, None)?.write(event)?;
         identity::sync_dir_of(&begun)?;
         remove(&begun)?;
         identity::sync_dir_of(&begun)?;
@@ -149,7 +154,7 @@ fn look(file: &Path, state: &Path) -> Result<()> {
     }
     archive::files(file, &mut |name, _| {
         let path = state.join(name);
-        if path.symlink_metadata().is_ok() && !KEPT.contains(&name) {
+        if path.symlink_metadata().is_ok() && name != NODE_KEY && !audit::is_log(name) {
             bail!(
                 "{}: exists already; move it away, or give another --state. Nothing was changed",
                 path.display()

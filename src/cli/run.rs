@@ -66,6 +66,7 @@ fn give_up(config: &Config, names: &[String]) -> Result<()> {
 
 /// Whether the state directory is one, and others cannot change what is in it.
 pub(super) fn check_state(config: &Config) -> Result<()> {
+    duet_control::socket(&config.state)?;
     if !config.state.is_dir() {
         bail!("{}: no such state directory; `duet init` makes one", config.state.display());
     }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Args;
 use duet::admin::{Client, Status, UpstreamStatus};
-
+use duet::printable::{self, Printable};
 use serde_json::Value;
 
 use super::Format;
@@ -25,9 +25,10 @@ impl ShowStatus {
         let status = gateway(state)?.status()?;
         let mut out = io::stdout().lock();
         if self.format == Format::Json {
-            writeln!(out, "{}", serde_json::to_string(&status)?)?;
+            writeln!(out, "{}", printable::json(&status)?)?;
         } else {
-            write!(out, "{}", table(&status)?)?;
+            let table = table(&status)?;
+            table.lines().try_for_each(|line| writeln!(out, "{}", Printable(line)))?;
         }
         Ok(if status.is_healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

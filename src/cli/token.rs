@@ -10,6 +10,7 @@ use duet::admin::audit;
 use duet::admin::tokens::{TokenInfo, Tokens};
 use duet::admin::{Client, Role};
 use duet::identity::{Utc, now_s};
+use duet::printable::Printable;
 use zeroize::Zeroizing;
 
 use super::control::audited;
@@ -133,8 +134,12 @@ impl Audit {
         let mut out = io::BufWriter::new(io::stdout().lock());
         match self {
             Self::Verify => {
-                let audit::Verified { entries, hash } = audit::verify(state, |_| ())?;
-                writeln!(out, "{entries} entries, all whole; the last hash is {hash}")?;
+                let audit::Verified { first, entries, hash } = audit::verify(state, |_| ())?;
+                let from = match first {
+                    1 => String::new(),
+                    first => format!(" from number {first} on"),
+                };
+                writeln!(out, "{entries} entries{from}, all whole; the last hash is {hash}")?;
             }
             Self::Show { format } => {
                 let mut written = Ok(());
@@ -148,7 +153,7 @@ impl Audit {
                         }
                     };
                     if written.is_ok() {
-                        written = writeln!(out, "{line}");
+                        written = writeln!(out, "{}", Printable(&line));
                     }
                 });
                 written?;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use duet::admin::{Activity, Moment, UpstreamStatus};
+use duet::printable::Printable;
 
 use super::talk::gateway;
 
@@ -123,9 +124,7 @@ fn draw(before: &Moment, now: &Moment, history: &mut History, width: usize) -> S
     }
     let mut text = String::new();
     for line in lines {
-        // What came from elsewhere moves no cursor.
-        let line: String = line.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        push_folded(&mut text, &line, width);
+        push_folded(&mut text, &Printable(&line).to_string(), width);
     }
     text
 }
@@ -231,7 +230,7 @@ mod tests {
             "fleet        3 devices, 2 sessions, 1 pending\n",
             "readings/s        50.0 █\n",
             "9 waiting, the\n             oldest for 1 min, LATE; 1 put aside, 0 lost\n",
-            "             ! down?[2J?up\n",
+            "             ! down\\u{1b}[2J\\u{a}up\n",
             "proof                       50.0          110  look the\n             device up\n",
         ] {
             assert!(picture.contains(expected), "{expected}{picture}");

@@ -239,6 +239,16 @@ pub const SETTINGS: &[Setting] = &[
         AtReload,
     ),
     setting(
+        "audit.max_bytes",
+        number(1 << 20, 1 << 36, "1 MiB to 64 GiB"),
+        "134217728",
+        &[
+            "Bytes that the audit log may take, in eight files; the oldest file goes when there is no room, and the",
+            "log says so.",
+        ],
+        AtStart,
+    ),
+    setting(
         "session.idle_timeout_s",
         number(10, 30 * 86_400, "at most session.lifetime_s"),
         "3600",

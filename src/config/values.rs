@@ -11,6 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::catalogue::{self, CPUS, Kind, SETTINGS, Setting};
+use crate::printable::is_printable;
 
 /// What an environment variable of a setting begins with.
 const PREFIX: &str = "DUET__";
@@ -359,8 +360,8 @@ pub(super) fn place(text: &str, byte: usize) -> Place {
     Place {
         line: before.matches('\n').count() + 1,
         column: before[begin..].chars().count() + 1,
-        // A file may hold anything; a terminal is shown none of it.
-        text: line.chars().take(120).map(|c| if c.is_control() { ' ' } else { c }).collect(),
+        // A file may hold anything; a terminal is shown none of it, and the column stays what it is.
+        text: line.chars().take(120).map(|c| if is_printable(c) { c } else { ' ' }).collect(),
     }
 }
 

@@ -12,6 +12,7 @@ use super::format::{ReadingRef, Record};
 use super::notice::Said;
 use super::reader::Reader;
 use crate::hex::Hex;
+use crate::printable::write_json;
 
 /// After how many records the output is flushed, so that a place in the spool can follow.
 const FLUSH_EVERY: u32 = 4_096;
@@ -158,7 +159,7 @@ fn print(record: &Record<'_>, out: &mut impl Write) -> io::Result<()> {
         payload: Hex(reading.payload).to_string(),
         text: text.filter(|text| !text.chars().any(char::is_control)),
     };
-    serde_json::to_writer(&mut *out, &line)?;
+    write_json(&mut *out, &line)?;
     out.write_all(b"\n")
 }
 

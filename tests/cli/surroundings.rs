@@ -1,7 +1,7 @@
 //! Starts in surroundings that are not as they should be: each either works or says what to do.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -62,6 +62,92 @@ fn a_clock_that_is_behind_is_waited_for() {
     assert!(!ended.status.success() && text(&ended.stderr).contains("waiting for the clock"));
 }
 
+/// A library that moves the clock of the wall by the seconds that a file holds; where the processes find it.
+fn movable_clock(scratch: &Scratch) -> String {
+    const SOURCE: &str = r#"
+        #define _GNU_SOURCE
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include <sys/syscall.h>
+        #include <time.h>
+        #include <unistd.h>
+        int clock_gettime(clockid_t clock, struct timespec *now) {
+            int failed = syscall(SYS_clock_gettime, clock, now);
+            FILE *file = failed || clock != CLOCK_REALTIME ? NULL : fopen(getenv("CLOCK_MOVED"), "r");
+            long seconds = 0;
+            if (file && fscanf(file, "%ld", &seconds) == 1) now->tv_sec += seconds;
+            if (file) fclose(file);
+            return failed;
+        }
+    "#;
+    let (source, library) = (scratch.path("clock.c"), scratch.path("clock.so"));
+    fs::write(&source, SOURCE).unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source);
+    assert!(cc.status().unwrap().success());
+    library.display().to_string()
+}
+
+#[test]
+fn a_clock_at_either_end_of_what_linux_allows_stops_nothing() {
+    let scratch = Scratch::initialised();
+    let (library, moved) = (movable_clock(&scratch), scratch.path("moved"));
+    let clock = [("LD_PRELOAD", library.as_str()), ("CLOCK_MOVED", moved.to_str().unwrap())];
+    fs::write(&moved, "0").unwrap();
+    let mut gateway = scratch.run_with(&clock);
+    let address = gateway.address.to_string();
+    scratch.good(&[
+        "device",
+        "add",
+        "a",
+        "--registered-id",
+        "--address",
+        &address,
+        "--out",
+        "a.json",
+    ]);
+    let duet = |words: &[&str]| {
+        let output = scratch.command(words).envs(clock).output().unwrap();
+        let said = text(&output.stderr);
+        // Whether all is well is another matter: certificates end.
+        assert!(output.status.code().is_some_and(|code| code < 2), "{words:?}: {said}");
+        assert!(!said.contains("panicked") && !said.contains("broke off"), "{words:?}: {said}");
+        text(&output.stdout)
+    };
+    // The kernel sets no clock to before 1970, nor later than 30 years before 2⁶³ ns (`timespec64_valid_settod`). Between
+    // them: where 32 bits of seconds end.
+    for (at, to_s) in
+        [10, (1 << 32) + 10, i64::MAX / 1_000_000_000 - 30 * 365 * DAY_S].into_iter().enumerate()
+    {
+        fs::write(&moved, (to_s - duet::identity::now_s()).to_string()).unwrap();
+        assert!(gateway.get("/health").starts_with("HTTP/1.1 "));
+        assert!(gateway.get("/metrics").contains("duet_build_info"));
+        assert!(duet(&["status"]).contains("phase        running"));
+        assert!(duet(&["top", "--once"]).contains("fleet"));
+        assert!(duet(&["device", "list"]).contains("registered"));
+        assert!(duet(&["device", "show", "a"]).contains("registered-id"));
+        let name = format!("more-{at}");
+        duet(&["device", "add", &name, "--registered-id", "--out", &format!("{name}.json")]);
+        assert!(duet(&["device", "try", "a.json", "--send", "21.5"]).contains("stored"));
+        // Beside them are notices of commands whose time is over.
+        assert_eq!(duet(&["spool", "cat"]).matches("\"text\":\"21.5\"").count(), at + 1);
+        assert!(duet(&["command", "a", "restart"]).contains("queued"));
+        assert!(duet(&["command", "list"]).contains("a"));
+        assert!(duet(&["audit", "show"]).contains("POST /v1/devices"));
+        assert!(duet(&["log", "level"]).contains("info"));
+        duet(&["token", "add", &name, "--role", "viewer"]);
+        duet(&["token", "list"]);
+        duet(&["config", "reload"]);
+        duet(&["check"]);
+        duet(&["backup", &format!("{at}.tar")]);
+    }
+    fs::write(&moved, "0").unwrap();
+    let said = gateway.end("-TERM");
+    assert!(!said.contains("panicked"), "{said}");
+    scratch.good(&["audit", "verify"]);
+    scratch.run().stop("-TERM");
+}
+
 #[test]
 fn every_secret_that_others_can_read_is_refused_with_its_remedy() {
     let scratch = Scratch::initialised();
@@ -74,6 +160,46 @@ fn every_secret_that_others_can_read_is_refused_with_its_remedy() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     }
     scratch.run().stop("-TERM");
+}
+
+#[test]
+fn a_secret_that_root_mounts_may_be_read_by_those_it_is_for() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: secrets as systemd and containers' engines mount them: must be root");
+        return;
+    }
+    let scratch = Scratch::initialised();
+    fs::write(scratch.state().join("duet.toml"), "[gateway]\nkey = \"/run/test/key\"\n").unwrap();
+    let mut chown = Command::new("chown");
+    assert!(chown.args(["-R", "65534"]).arg(scratch.dir.path()).status().unwrap().success());
+    // What is said of the key in a directory below /run, to root or to another user.
+    let said = |dir: &str, mode: &str, owner: &str, user: &str| {
+        let script = format!(
+            "set -e; mount --make-rprivate /; mount -t tmpfs none /run; mkdir /run/{dir}; ln -s {dir} /run/test
+             cp state/gateway.key /run/test/key; chmod {mode} /run/test/key; chown {owner} /run/test/key
+             exec setpriv --reuid {user} --regid 65534 --clear-groups \"$0\" --state state check"
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script, env!("CARGO_BIN_EXE_duet")]);
+        let output = command.current_dir(scratch.dir.path()).output().unwrap();
+        text(&output.stdout) + &text(&output.stderr)
+    };
+    let taken = "ok   certificate";
+    // systemd's credentials, and Kubernetes' with `fsGroup`.
+    assert!(said("credentials", "0440", "0:65534", "65534").contains(taken));
+    // Docker's and Podman's.
+    assert!(said("secrets", "0444", "0:0", "65534").contains(taken));
+    assert!(said("secrets", "0444", "0:0", "0").contains(taken));
+    for (dir, mode, owner, user) in [
+        ("credentials", "0444", "0:65534", "65534"),
+        ("credentials", "0440", "0:65534", "0"),
+        ("credentials", "0440", "65534:65534", "65534"),
+        ("secrets", "0444", "65534:65534", "65534"),
+        ("secrets", "0466", "0:0", "65534"),
+    ] {
+        let said = said(dir, mode, owner, user);
+        assert!(said.contains("chmod 600") && !said.contains(taken), "{dir} {mode} {said}");
+    }
 }
 
 /// Runs a gateway after these lines of a shell, in namespaces of its own; what it says on standard error.
@@ -147,6 +273,33 @@ fn what_lies_in_the_sockets_place_is_named_and_what_a_killed_gateway_left_there_
 }
 
 #[test]
+fn a_state_directory_whose_path_is_too_long_for_a_socket_is_refused_before_anything_is_made() {
+    let scratch = Scratch::initialised();
+    let long = scratch.path(&"s".repeat(100));
+    fs::rename(scratch.state(), &long).unwrap();
+    let at = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_duet"));
+        command.arg("--state").arg(&long).args(words).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {}", text(&output.stdout));
+        text(&output.stdout) + &text(&output.stderr)
+    };
+    for words in [&["check"][..], &["run"], &["device", "list"]] {
+        let said = at(words);
+        assert!(said.contains("at most 94 leave room") && said.contains("symbolic"), "{said}");
+    }
+    fs::remove_dir_all(&long).unwrap();
+    assert!(at(&["init"]).contains("at most 94 leave room"));
+    assert!(!long.exists());
+    // A name that is short makes it one.
+    std::os::unix::fs::symlink(&long, scratch.state()).unwrap();
+    fs::create_dir(&long).unwrap();
+    fs::set_permissions(&long, fs::Permissions::from_mode(0o700)).unwrap();
+    scratch.good(&["init"]);
+    scratch.run().stop("-TERM");
+}
+
+#[test]
 fn a_gateway_needs_neither_proc_nor_many_descriptors() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED: a system without /proc: must be root");
@@ -170,6 +323,45 @@ fn a_gateway_needs_neither_proc_nor_many_descriptors() {
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(child.wait().unwrap().success() && runs);
+}
+
+/// Who owns what `/proc` has in a process's directory: of one that the kernel does not dump it is root (proc(5)).
+fn owner_in_proc(mut command: Command) -> u32 {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // It has come to what it does once it says something.
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    let owner = fs::metadata(format!("/proc/{}/mem", child.id())).unwrap().uid();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    owner
+}
+
+#[test]
+fn no_core_dump_and_no_other_process_of_its_user_gets_a_gateways_keys() {
+    let scratch = Scratch::initialised();
+    let is_root = rustix::process::geteuid().is_root();
+    let user = if is_root { 65_534 } else { rustix::process::geteuid().as_raw() };
+    // What root runs is root's in either case.
+    let own = |command: Command| {
+        if !is_root {
+            return command;
+        }
+        let mut other = Command::new("setpriv");
+        other.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"]);
+        other.arg(command.get_program()).args(command.get_args());
+        other.current_dir(scratch.dir.path());
+        other
+    };
+    if is_root {
+        let mut chown = Command::new("chown");
+        let chown = chown.arg("-R").arg(user.to_string()).arg(scratch.dir.path()).status().unwrap();
+        assert!(chown.success());
+    }
+    let run = ["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    assert_eq!(owner_in_proc(own(scratch.command(&run))), 0);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "echo; read line"]).current_dir(scratch.dir.path());
+    assert_eq!(owner_in_proc(own(shell)), user, "this system tells nothing by it");
 }
 
 #[test]

@@ -166,6 +166,45 @@ fn boards_and_rules_ask_for_what_there_is_and_show_all_of_it() {
     assert!(unseen.is_empty(), "no board and no rule shows {unseen:?}");
 }
 
+/// The times over which a query looks back that are shorter than four scrapes of a minute each: a rate needs two
+/// samples, and one scrape may be late and another one fail.
+fn too_short(query: &str) -> Vec<&str> {
+    let ranges = query.split('[').skip(1).map(|rest| rest.split(']').next().unwrap());
+    let is_long = |range: &&str| {
+        let (number, unit) = range.split_at(range.len() - 1);
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3_600,
+            "d" => 86_400,
+            _ => panic!("{query}: {range} is no time of one unit"),
+        };
+        number.parse::<u64>().unwrap() * seconds >= 240
+    };
+    // What Grafana puts in place of this is four scrapes at least.
+    ranges.filter(|range| *range != "$__rate_interval" && !is_long(range)).collect()
+}
+
+#[test]
+fn a_prometheus_that_looks_once_a_minute_has_data_for_every_query() {
+    let mut queries = rules("expr: ");
+    for board in boards() {
+        for (_, of_panel) in panels(&board) {
+            queries.extend(of_panel.into_iter().map(|query| query.text));
+        }
+        for annotation in board["annotations"]["list"].as_array().unwrap() {
+            queries.extend(annotation["expr"].as_str().map(str::to_owned));
+        }
+    }
+    assert!(queries.iter().filter(|query| query.contains('[')).count() > 50);
+    for query in &queries {
+        assert_eq!(too_short(query), [""; 0], "{query}");
+    }
+    let query =
+        "rate(a[3m]) + rate(b[$__rate_interval]) + increase(c[239s]) + rate(d[4m]) + rate(e[1h])";
+    assert_eq!(too_short(query), ["3m", "239s"]);
+}
+
 #[test]
 fn the_check_of_queries_can_fail() {
     let found = |query: &str| missing(query, &["duet:a".to_owned()], &mut BTreeSet::new());
@@ -208,10 +247,15 @@ fn prometheus_own_tool_takes_the_configuration_and_the_rules_do_what_their_tests
     }
 }
 
+/// How often the real Prometheus looks, seconds: every second, or as this says, for which the test takes seven times as
+/// long and half a minute.
+const SCRAPE_S: &str = "DUET_SCRAPE_S";
+
 /// A Prometheus that watches one gateway; ended with its handle.
 struct Prometheus {
     child: Child,
     address: SocketAddr,
+    scrape_s: u64,
 }
 
 impl Drop for Prometheus {
@@ -226,8 +270,9 @@ impl Prometheus {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
+        let scrape_s = std::env::var(SCRAPE_S).map_or(1, |seconds| seconds.parse().unwrap());
         let settings = format!(
-            "global:\n  scrape_interval: 1s\n  evaluation_interval: 1s\nrule_files: [{FOLDER}/rules.yml]\n\
+            "global:\n  scrape_interval: {scrape_s}s\n  evaluation_interval: {scrape_s}s\nrule_files: [{FOLDER}/rules.yml]\n\
              scrape_configs:\n  - job_name: duet\n    static_configs:\n      - targets: [\"{gateway}\"]\n"
         );
         let file = dir.join("prometheus.yml");
@@ -240,7 +285,7 @@ impl Prometheus {
             .stderr(fs::File::create(dir.join("prometheus.log")).unwrap())
             .spawn()
             .unwrap();
-        Self { child, address }
+        Self { child, address, scrape_s }
     }
 
     /// What it answers, once it does.
@@ -255,7 +300,9 @@ impl Prometheus {
 
     /// Whether there is a number in the answer. A query that it does not understand fails the test.
     fn has_data(&self, query: &Query) -> bool {
-        let text = query.text.replace("$__rate_interval", "5s").replace("$instance", ".*");
+        // As Grafana reckons it where a point stands for one scrape.
+        let interval = format!("{}s", 5 * self.scrape_s);
+        let text = query.text.replace("$__rate_interval", &interval).replace("$instance", ".*");
         let escaped: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
         let Some(answer) = self.get(&format!("/api/v1/query?query={escaped}")) else {
             return false;
@@ -304,7 +351,7 @@ fn every_panel_has_data_in_a_real_prometheus() {
                 }
             });
         }
-        let deadline = Instant::now() + Duration::from_secs(40);
+        let deadline = Instant::now() + Duration::from_secs(33 + 7 * prometheus.scrape_s);
         while !open.is_empty() && Instant::now() < deadline {
             open.retain(|(_, queries)| !queries.iter().any(|query| prometheus.has_data(query)));
             std::thread::sleep(Duration::from_millis(200));

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::FileExt as _;
 use std::process::{Child, Command, Stdio};
@@ -14,6 +14,9 @@ use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::{Credential, DeviceId, Gateway, PublicKey, RegistrationKey};
 use duet_protocol::profile::{Mode, Offer, Profile, Transport};
 use duet_protocol::wire::{Kind, MESSAGE_MAX};
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 mod secrets;
 
@@ -148,12 +151,58 @@ fn the_key_schedule_is_that_of_fips_197() {
     assert_eq!(round_keys(&key)[10], last);
 }
 
+/// A process, and the way into its memory, which its parent keeps when the process has closed it to its own user.
+struct Process {
+    child: Child,
+    maps: File,
+    memory: File,
+}
+
+impl Process {
+    /// Starts a program and stops it before it does anything.
+    fn start(command: &Command) -> Self {
+        // The shell waits for a line until it is traced, and is the program afterwards.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "read line; exec \"$0\" \"$@\""]);
+        shell.arg(command.get_program()).args(command.get_args());
+        shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut child = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        ptrace::seize(pid, ptrace::Options::PTRACE_O_TRACEEXEC).unwrap();
+        child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        let program = std::fs::canonicalize(command.get_program()).unwrap();
+        loop {
+            let stopped = waitpid(pid, None).unwrap();
+            assert!(matches!(stopped, WaitStatus::PtraceEvent(..)), "{stopped:?}");
+            if std::fs::read_link(format!("/proc/{pid}/exe")).unwrap() == program {
+                break;
+            }
+            // It was still about to become the shell.
+            ptrace::cont(pid, None).unwrap();
+        }
+        let open = |name| File::open(format!("/proc/{pid}/{name}")).unwrap();
+        let (maps, memory) = (open("maps"), open("mem"));
+        ptrace::detach(pid, None).unwrap();
+        Self { child, maps, memory }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// How often each needle is in the process's readable memory.
-fn search(pid: u32, needles: &[(String, Vec<u8>)]) -> Vec<String> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+fn search(process: &Process, needles: &[(String, Vec<u8>)]) -> Vec<String> {
+    let (mut maps, memory) = (&process.maps, &process.memory);
+    let mut lines = String::new();
+    maps.rewind().unwrap();
+    maps.read_to_string(&mut lines).unwrap();
     let mut found = Vec::new();
-    for line in maps.lines().filter(|line| line.split(' ').nth(1).unwrap().starts_with('r')) {
+    for line in lines.lines().filter(|line| line.split(' ').nth(1).unwrap().starts_with('r')) {
         let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let start = u64::from_str_radix(start, 16).unwrap();
         let end = u64::from_str_radix(end, 16).unwrap();
@@ -168,16 +217,6 @@ fn search(pid: u32, needles: &[(String, Vec<u8>)]) -> Vec<String> {
         }
     }
     found
-}
-
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// Carries datagrams between the device and the gateway until the device says `word`; keeps the
@@ -214,7 +253,7 @@ fn relay_until(
 
 /// A gateway's process, and what is needed to know its secrets.
 struct Running {
-    process: Ended,
+    process: Process,
     address: SocketAddr,
     gateway: Gateway,
     secret: SecretScalar,
@@ -275,14 +314,9 @@ fn start(state: &std::path::Path) -> Running {
     let (fingerprint, key) = (certificate.fingerprint, certificate.key);
     let gateway = Gateway { key_id: files.key_id, fingerprint, key };
     let secret = SecretScalar::from_bytes(identity.secret.expose()).unwrap();
-    let mut process = Ended(
-        duet()
-            .args(["run", "--shards", "1", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    let mut lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
+    let run = ["run", "--shards", "1", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    let mut process = Process::start(duet().args(run));
+    let mut lines = BufReader::new(process.child.stdout.take().unwrap()).lines();
     let address = lines.find_map(|line| {
         let line = line.unwrap();
         let address = line.strip_prefix("listening")?.split_whitespace().next()?;
@@ -333,16 +367,13 @@ fn one_session(running: &Running, number: usize, life: u64) -> Vec<String> {
     let (key, fingerprint) = (hex(&gateway.key.0), hex(&gateway.fingerprint.0));
     let words = [to.to_string(), number.to_string(), life.to_string(), key, fingerprint];
     let secrets = [hex(&[gateway.key_id]), hex(&scalar), hex(der)];
-    let mut device = Ended(
+    let mut device = Process::start(
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "device_process", "--nocapture"])
-            .env(ROLE, [words.as_slice(), &secrets].concat().join(" ").trim())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap(),
+            .env(ROLE, [words.as_slice(), &secrets].concat().join(" ").trim()),
     );
-    let mut said = BufReader::new(device.0.stdout.take().unwrap());
+    let mut said = BufReader::new(device.child.stdout.take().unwrap());
+    let mut orders = device.child.stdin.take().unwrap();
 
     // The control for what lives during the handshake alone: a device that waits for ACCEPT holds hs.
     let mut buffer = [0; MESSAGE_MAX];
@@ -353,7 +384,7 @@ fn one_session(running: &Running, number: usize, life: u64) -> Vec<String> {
     let offer = Offer::decode(hello[2]).unwrap();
     assert_eq!(offer.early, life > FIRST);
     let (early, ..) = secrets::of_hello(&sides, &hello);
-    let found = search(device.0.id(), &early);
+    let found = search(&device, &early);
     assert!(found.iter().any(|hit| hit.starts_with("hs ")), "the search must find hs: {found:?}");
     back.send(&hello).unwrap();
     for socket in [&front, &back] {
@@ -364,11 +395,11 @@ fn one_session(running: &Running, number: usize, life: u64) -> Vec<String> {
     let accept = kept.iter().find(|message| Kind::of(message) == Ok(Kind::Accept)).unwrap();
     let needles = secrets::of_handshake(&sides, &hello, accept);
 
-    let processes = [("gateway", process.0.id()), ("device", device.0.id())];
+    let processes = [("gateway", process), ("device", &device)];
     // Both keep a resting session's keys as they are; round key 0 is the key itself.
     let living = ["up round key 0 ", "down round key 0 ", "up iv"];
-    for (name, pid) in processes {
-        let found = search(pid, &needles);
+    for (name, process) in processes {
+        let found = search(process, &needles);
         for needle in living {
             let there = found.iter().any(|hit| hit.starts_with(needle));
             assert!(there, "the search must find {needle} in the {name} while the session lives");
@@ -376,7 +407,7 @@ fn one_session(running: &Running, number: usize, life: u64) -> Vec<String> {
         let expanded = |hit: &&String| hit.contains("round key") && !hit.contains("key 0 ");
         assert_eq!(found.iter().find(expanded), None, "{name}: expanded between two records");
     }
-    device.0.stdin.as_mut().unwrap().write_all(b"close\n").unwrap();
+    orders.write_all(b"close\n").unwrap();
     relay_until("closed", &mut said, &front, &back, &mut kept);
     // CLOSE is on its way to the gateway; it acts within a turn.
     let deadline = Instant::now() + Duration::from_secs(2);
@@ -386,8 +417,8 @@ fn one_session(running: &Running, number: usize, life: u64) -> Vec<String> {
             back.send(&buffer[..len]).unwrap();
         }
         left.clear();
-        for (name, pid) in processes {
-            let found = search(pid, &needles).into_iter();
+        for (name, process) in processes {
+            let found = search(process, &needles).into_iter();
             left.extend(found.map(|hit| format!("{}, life {life}: {name}: {hit}", profile.name())));
         }
         if left.is_empty() {

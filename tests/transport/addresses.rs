@@ -60,14 +60,15 @@ fn ipv6_answers_leave_from_the_address_that_was_asked() {
         if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
             return eprintln!("SKIPPED: a network of its own is refused: {errno}");
         }
-        let ip = |words: &str| Command::new("ip").args(words.split(' ')).status();
-        let ready = ip("link set lo up").is_ok_and(|status| status.success())
-            && OWN.iter().all(|address| {
-                let add = format!("addr add {address}/128 dev lo nodad");
-                ip(&add).is_ok_and(|status| status.success())
-            });
-        if !ready {
-            return eprintln!("SKIPPED: no ip command, or this kernel has no IPv6");
+        if Command::new("ip").arg("-V").output().is_err() {
+            return eprintln!("SKIPPED: ip is missing, so no answer left from several addresses");
+        }
+        let ip =
+            |words: &str| Command::new("ip").args(words.split(' ')).status().unwrap().success();
+        assert!(ip("link set lo up"));
+        let add = |address| ip(&format!("addr add {address}/128 dev lo nodad"));
+        if !OWN.into_iter().all(add) {
+            return eprintln!("SKIPPED: this kernel has no IPv6");
         }
         answers_from("[::]:0", &["::1", OWN[0], OWN[1], "127.0.0.2"]);
     };

@@ -21,6 +21,7 @@ mod named;
 mod orders;
 mod park;
 mod report;
+pub mod secret_file;
 mod settings;
 mod source;
 mod template;

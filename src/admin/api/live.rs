@@ -68,7 +68,7 @@ pub(super) async fn live(
 
 /// Hands on an event at a time, until there is none any more, one is the last, or the reader takes none: its place is
 /// for others then.
-async fn tell(
+pub(super) async fn tell(
     mut sender: Sender<Bytes, Infallible>,
     every: Duration,
     patience: Duration,

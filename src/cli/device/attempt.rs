@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use duet::hex::Hex;
 use duet::identity::now_ms;
+use duet::printable::Printable;
 use duet_device::credentials::Credentials;
 use duet_device::file_store::FileStore;
 use duet_device::software::{Software, System};
@@ -155,7 +156,7 @@ impl Try {
 /// Says a line, at once. Whoever does not listen any more misses it.
 fn say(line: &str) {
     let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    let _ = writeln!(out, "{}", Printable(line)).and_then(|()| out.flush());
 }
 
 impl Attempt {

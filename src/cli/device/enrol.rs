@@ -288,7 +288,7 @@ fn ask(gateway: &str, config: Arc<ClientConfig>, request: &EnrolRequest) -> Resu
             return serde_json::from_slice(&body).context("unexpected answer");
         }
         match serde_json::from_slice::<Problem>(&body) {
-            Ok(problem) => bail!("{}", problem.error.escape_debug()),
+            Ok(problem) => bail!(problem.error),
             Err(_) => bail!("unexpected answer: {status}"),
         }
     };

@@ -2,7 +2,6 @@
 //! for each connection, so that a new one counts without a restart.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
 use super::{Cause, Failure};
+use crate::secret_file;
 use crate::settings::{Address, Tls};
 
 /// The most that a file with a secret holds.
@@ -33,9 +33,9 @@ pub(crate) fn private(path: &Path) -> Result<u64, Failure> {
     if !found.is_file() {
         return Err(failed(&"not a file"));
     }
-    let mode = found.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        let why = format_args!("mode {mode:04o} lets others use the secret; run `chmod 600` on it");
+    if let Some(mode) = secret_file::mode_for_others(path).map_err(|error| failed(&error))? {
+        let why =
+            format_args!("mode {mode:04o} lets others use the secret; {}", secret_file::REMEDY);
         return Err(failed(&why));
     }
     Ok(found.len())
