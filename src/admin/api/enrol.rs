@@ -126,7 +126,7 @@ pub(super) async fn enrol(
         None => "POST /v1/enrol".to_owned(),
     };
     // Whoever has a token that is spent may ask as often as he likes.
-    let changed = counted == "enrolled";
+    let changed = done.as_ref().is_ok_and(|done| !done.answer.again);
     note(&plane, Noted { who, from, action, outcome, changed }).await;
     Ok(Json(done?.answer))
 }
