@@ -89,7 +89,7 @@ pub trait Gateway: Send + Sync {
     fn take_orders(&self, taker: Arc<dyn Taker>);
 
     /// The latest readings of a device, as far as they are kept.
-    fn latest(&self, device: DeviceId, name: &str) -> Vec<LastValue>;
+    fn latest(&self, device: DeviceId) -> Vec<LastValue>;
 
     /// Asks how these devices are, where somebody knows.
     fn look(&self, devices: &[DeviceId]) -> Option<Looking>;

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-pub use self::values::{LastValue, Values};
+pub use self::values::{LastValue, Taken, Values};
 
 /// The most devices that something is kept of, for each shard; whoever came first is forgotten first.
 const DEVICES_MAX: usize = 65_536;
@@ -238,9 +238,9 @@ impl Watch {
 
     /// The latest readings of a device.
     #[must_use]
-    pub fn latest(&self, device: DeviceId, name: &str) -> Vec<LastValue> {
+    pub fn latest(&self, device: DeviceId) -> Vec<LastValue> {
         let shard = usize::from(device.slot()) % self.values.len().max(1);
-        self.values.get(shard).map(|values| values.of(name)).unwrap_or_default()
+        self.values.get(shard).map(|values| values.of(device)).unwrap_or_default()
     }
 
     /// Asks the shards for these devices; `mail` hands a shard its question, and says whether that had room.

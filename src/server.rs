@@ -621,8 +621,8 @@ impl Gateway for Control {
         self.desk.open(taker);
     }
 
-    fn latest(&self, device: DeviceId, name: &str) -> Vec<LastValue> {
-        self.presence.latest(device, name)
+    fn latest(&self, device: DeviceId) -> Vec<LastValue> {
+        self.presence.latest(device)
     }
 
     fn look(&self, devices: &[DeviceId]) -> Option<Looking> {

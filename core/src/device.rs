@@ -23,10 +23,15 @@ pub trait Directory: Send + Sync {
     fn save_later(&self, device: &Arc<Device>);
 }
 
-/// A device that may connect. It holds its credential, so it has no `Debug`.
+/// A device that may connect. It holds its credential, so it has no `Debug`. What each of its records needs comes first, in
+/// one line of the cache.
+#[repr(C)]
 pub struct Device {
     /// Its name.
     pub name: Arc<str>,
+    revoked: AtomicBool,
+    listed: AtomicBool,
+    mark: AtomicU64,
     /// What its proof is checked against.
     pub credential: Credential,
     /// The key sources it may use.
@@ -35,10 +40,7 @@ pub struct Device {
     pub valid_s: Option<RangeInclusive<i64>>,
     /// The first second in which it is not registered any more, Unix time; the last there is where it has no end.
     expires_s: AtomicI64,
-    mark: AtomicU64,
     last: Mutex<Option<ReadingId>>,
-    listed: AtomicBool,
-    revoked: AtomicBool,
 }
 
 impl Device {

@@ -23,6 +23,24 @@ struct Item {
     header: UpHeader,
     len: usize,
     opened: bool,
+    revoked: bool,
+}
+
+/// What a record is opened with.
+pub(crate) struct Opener<'k> {
+    pub(crate) key: &'k KeyIv,
+    /// Whether its device was revoked meanwhile. It is asked together with the key: a device lies elsewhere in memory than
+    /// its session, and so the way there overlaps for the records of a batch.
+    pub(crate) revoked: bool,
+}
+
+/// A record of this turn.
+pub(crate) struct Opened<'a> {
+    pub(crate) path: Path,
+    pub(crate) header: UpHeader,
+    /// `None` where it did not open.
+    pub(crate) text: Option<&'a [u8]>,
+    pub(crate) revoked: bool,
 }
 
 impl Records {
@@ -32,7 +50,7 @@ impl Records {
 
     pub(crate) fn push(&mut self, path: Path, header: UpHeader, message: &[u8]) {
         self.bytes.extend_from_slice(message);
-        self.items.push(Item { path, header, len: message.len(), opened: false });
+        self.items.push(Item { path, header, len: message.len(), opened: false, revoked: false });
     }
 
     /// Opens all of them in place; a record without a key stays closed.
@@ -40,24 +58,24 @@ impl Records {
         &mut self,
         gcm: Gcm,
         expanded: &mut Expanded,
-        key: impl Fn(SessionId) -> Option<&'k KeyIv>,
+        opener: impl Fn(SessionId) -> Option<Opener<'k>>,
     ) {
         let mut rest = self.bytes.as_mut_slice();
         for items in self.items.chunks_mut(RECORD_BATCH) {
             let (chunk, after) = rest.split_at_mut(items.iter().map(|item| item.len).sum());
             rest = after;
-            open_chunk(gcm, expanded, &key, items, chunk);
+            open_chunk(gcm, expanded, &opener, items, chunk);
         }
     }
 
     /// The records in order of arrival, with their texts where they opened.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Path, UpHeader, Option<&[u8]>)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Opened<'_>> {
         let mut start = 0;
         self.items.iter().map(move |item| {
             let message = &self.bytes[start..start + item.len];
             start += item.len;
             let text = message.get(UP_HEADER..item.len - TAG).filter(|_| item.opened);
-            (item.path, item.header, text)
+            Opened { path: item.path, header: item.header, text, revoked: item.revoked }
         })
     }
 
@@ -70,15 +88,17 @@ impl Records {
 fn open_chunk<'k>(
     gcm: Gcm,
     expanded: &mut Expanded,
-    key: &impl Fn(SessionId) -> Option<&'k KeyIv>,
+    opener: &impl Fn(SessionId) -> Option<Opener<'k>>,
     items: &mut [Item],
     bytes: &mut [u8],
 ) {
     let mut needed = Needed::default();
     let found: ArrayVec<_, RECORD_BATCH> = items
-        .iter()
+        .iter_mut()
         .map(|item| {
-            let key = key(item.header.session).filter(|_| item.header.sequence != u32::MAX)?;
+            let Opener { key, revoked } =
+                opener(item.header.session).filter(|_| item.header.sequence != u32::MAX)?;
+            item.revoked = revoked;
             Some((needed.place(key), key.iv()))
         })
         .collect();

@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::destinations::Destinations;
 use crate::rules::{Rule, in_force};
+use crate::streams::Streams;
 use crate::unsealed::Unsealed;
 use crate::{Device, Path, StreamId};
 
@@ -94,6 +95,14 @@ impl Session {
         let pending = self.pending.as_ref().map(|pending| pending.challenged);
         (self.hello, self.fresh, pending, unanswered, credit).hash(out);
         format!("{window:?} {stored:?} {path:?}").hash(out);
+    }
+
+    /// One of its readings or results was handed on, and is owed an answer.
+    pub(crate) fn owe(&mut self, now_us: u64, streams: &mut Streams) {
+        self.unanswered += 1;
+        if self.unanswered == 1 {
+            self.stream.into_iter().for_each(|stream| streams.owe(now_us, stream));
+        }
     }
 
     /// A record newer than all before came over this path: answers go there from now on, but no

@@ -251,16 +251,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.scrub = true;
     }
 
-    /// One of a session's readings or results was handed on, and is owed an answer.
-    fn owe(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.find_mut(id) else { return };
-        session.unanswered += 1;
-        if session.unanswered == 1 {
-            session.stream.into_iter().for_each(|stream| self.streams.owe(self.now_us, stream));
-        }
-    }
-
-    /// One of them has its answer, or gets none.
+    /// One of a session's readings or results has its answer, or gets none.
     fn answered(&mut self, id: SessionId) {
         let Some(session) = self.sessions.find_mut(id).filter(|one| one.unanswered > 0) else {
             return;

@@ -66,7 +66,7 @@ impl Gateway for Echo {
         *self.orders.lock().unwrap() = Some(taker);
     }
 
-    fn latest(&self, _: DeviceId, _: &str) -> Vec<LastValue> {
+    fn latest(&self, _: DeviceId) -> Vec<LastValue> {
         Vec::new()
     }
 

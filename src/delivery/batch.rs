@@ -1,6 +1,8 @@
 //! Readings on their way to the spool, encoded on the shard's own thread. Owns the check of the
 //! limits; gives no index and no checksum, that is the writer's.
 
+use std::ops::Range;
+
 use super::format::{MAX_DEVICE, MAX_PAYLOAD, ReadingRef, encode_record, record_len, seal_record};
 
 /// The most bytes a batch may hold: 112 of the largest records, about 1,100 with 64 bytes of payload.
@@ -39,6 +41,18 @@ impl Batch {
         self.records += 1;
         self.commits |= reading.commit.is_some();
         true
+    }
+
+    /// Where the payload of the reading that was added last is.
+    #[must_use]
+    pub(crate) fn last_payload(&self, len: usize) -> Range<usize> {
+        self.bytes.len() - len..self.bytes.len()
+    }
+
+    /// A payload, by where it is.
+    #[must_use]
+    pub(crate) fn payload(&self, at: Range<usize>) -> &[u8] {
+        &self.bytes[at]
     }
 
     /// How many bytes a reading takes in the spool.

@@ -1,5 +1,6 @@
 //! A shard's readings on their way to the spool, and what became of them on its way back.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use duet_telemetry::catalogue::SPOOL_BEYOND;
 
 use super::quota::Quotas;
 use crate::delivery::{Batch, Commit, Durability, MAX_PAYLOAD, ReadingRef, Submitter, Urgency};
-use crate::presence::Values;
+use crate::presence::{Taken, Values};
 use crate::transport::MailSender;
 
 const _: () = assert!(PAYLOAD_MAX <= MAX_PAYLOAD, "the spool takes whatever a device can send");
@@ -28,6 +29,8 @@ pub(super) struct SpoolSink {
     confirm: Vec<(SessionId, u32)>,
     quotas: Quotas,
     latest: Arc<Values>,
+    /// The batch's readings, and where in it their payloads are, for `latest`.
+    taken: Vec<(Taken, Range<usize>)>,
     /// Those beyond a quota that want confirmation.
     beyond: Vec<(SessionId, u32)>,
     began: Instant,
@@ -93,13 +96,17 @@ impl Sink for SpoolSink {
             }
             return;
         }
-        let Reading { device, channel, received_ms, measured_ms, payload, .. } = *reading;
-        self.latest.take(device, channel, received_ms, measured_ms, payload);
         if !self.batch.push(&record) {
             self.flush();
             let fits = self.batch.push(&record);
             debug_assert!(fits, "an empty batch takes any reading");
         }
+        let Reading { device_id: device, session, channel, received_ms, measured_ms, .. } =
+            *reading;
+        self.taken.push((
+            Taken { device, session, channel, received_ms, measured_ms },
+            self.batch.last_payload(reading.payload.len()),
+        ));
         if reading.confirm {
             self.confirm.push((reading.session, reading.sequence));
         }
@@ -113,6 +120,9 @@ impl Sink for SpoolSink {
         if self.batch.is_empty() {
             return;
         }
+        let taken = self.taken.iter().map(|(taken, at)| (taken, self.batch.payload(at.clone())));
+        self.latest.take(taken);
+        self.taken.clear();
         let fresh = self.answers.spare.pop().unwrap_or_default();
         let batch = std::mem::replace(&mut self.batch, fresh);
         let confirm = std::mem::take(&mut self.confirm);
@@ -160,6 +170,7 @@ impl SpoolSink {
             confirm: Vec::new(),
             quotas,
             latest,
+            taken: Vec::new(),
             beyond: Vec::new(),
             began: Instant::now(),
             turn_us: None,
@@ -173,6 +184,7 @@ fn micros(elapsed: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use duet_protocol::identity::DeviceId;
     use duet_protocol::reading::ReadingId;
 
     use super::super::quota::Allowance;
@@ -229,6 +241,7 @@ mod tests {
             for sequence in 0..if device == "heavy" { 12 } else { 1 } {
                 sink.take(&Reading {
                     device,
+                    device_id: DeviceId([0; 8]),
                     session,
                     sequence,
                     id: ReadingId { hello: [1; 12], sequence },

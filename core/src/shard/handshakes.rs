@@ -384,6 +384,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.counts.readings_early += 1;
         self.sink.take(&Reading {
             device: &device.name,
+            device_id: device.credential.id,
             session,
             sequence: EARLY_SEQUENCE,
             id: reading.id,

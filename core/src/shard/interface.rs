@@ -79,6 +79,8 @@ impl Settings {
 pub struct Reading<'a> {
     /// The device's registered name.
     pub device: &'a str,
+    /// How the device names itself.
+    pub device_id: DeviceId,
     /// The session that it came in, or that the HELLO around it would open. With `sequence` storage's answer names it.
     pub session: SessionId,
     /// The record's number in the session; [`EARLY_SEQUENCE`](duet_protocol::reading::EARLY_SEQUENCE) inside a HELLO.

@@ -13,6 +13,7 @@ use duet_protocol::wire::{Reset, SessionId, TAG, UP_HEADER, UpHeader};
 use super::{Commit, Gone, Reading, Shard, Sink};
 use crate::early::InFlight;
 use crate::engine::Engine;
+use crate::records::{Opened, Opener};
 use crate::rules::{Rule, in_force};
 use crate::sessions::Known;
 use crate::{Now, Path};
@@ -82,9 +83,17 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
         let mut records = std::mem::take(&mut self.records);
         let sessions = &self.sessions;
-        records.open(self.settings.gcm, &mut self.expanded, |id| Some(&sessions.find(id)?.keys.up));
-        for (path, header, opened) in records.iter() {
-            let handled = match opened {
+        records.open(self.settings.gcm, &mut self.expanded, |id| {
+            let session = sessions.find(id)?;
+            Some(Opener { key: &session.keys.up, revoked: session.device.is_revoked() })
+        });
+        for Opened { path, header, text, revoked } in records.iter() {
+            let handled = match text {
+                // The registry is ahead of its mail, which says so too.
+                Some(_) if revoked => {
+                    self.close_session(header.session, Gone::Revoked);
+                    Err(DropReason::Proof)
+                }
                 Some(text) => self.handle_record(now, path, header, text),
                 None => Err(DropReason::RecordOpen),
             };
@@ -106,11 +115,6 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let id = header.session;
         // A record before this one in the batch may have ended the session, or been this one.
         let session = self.sessions.find_mut(id).ok_or(DropReason::UnknownSessionQuiet)?;
-        // The registry is ahead of its mail, which says so too.
-        if session.device.is_revoked() {
-            self.close_session(id, Gone::Revoked);
-            return Err(DropReason::Proof);
-        }
         let up = Up::decode(text);
         let len = text.len() + OVERHEAD;
         let device = session.device.credential.id;
@@ -172,10 +176,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let newest = session.window.place(header.sequence) == Place::Newest;
         session.window.take(header.sequence);
         session.last_record_us = now.mono_us;
-        self.confirm(id);
+        if session.pending.is_some() {
+            self.confirm(id);
+        }
         if !newest {
             self.answer_there(now, id, path, len, None);
-        } else if let Some(session) = self.sessions.find_mut(id)
+        }
+        let Some(session) = self.sessions.find_mut(id) else { return Err(DropReason::Proof) };
+        if newest
             && let Path::Datagram(address) = path
             && self.commands.record_len(&device).is_some_and(|len| session.holds_back(len))
         {
@@ -183,16 +191,15 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let challenge = path_challenge(&self.settings.node_key, now, 0, id, address.address());
             session.prepare(id, Down::Prove { challenge }, &mut self.unsealed);
         }
-        let Some(session) = self.sessions.find_mut(id) else { return Err(DropReason::Proof) };
         match up? {
             Up::Reading { confirm, channel, age_ms, again, payload } => {
-                let commit = if let Some(first) = again {
+                let (session, commit) = if let Some(first) = again {
                     // R100: a newer one was stored meanwhile.
                     if session.fresh < session.device.mark() && in_force(Rule::OlderSession) {
                         return Err(DropReason::Stale);
                     }
-                    let known =
-                        session.device.last() == Some(first) && in_force(Rule::KnownInRecord);
+                    let owner = Arc::clone(&session.device);
+                    let known = owner.last() == Some(first) && in_force(Rule::KnownInRecord);
                     let known =
                         if known { Known::Stored } else { self.sessions.known(&device, first) };
                     if known == Known::Stored {
@@ -202,24 +209,25 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                         }
                         return Ok(());
                     }
-                    let Some(session) = self.sessions.find_mut(id) else { return Ok(()) };
                     if known == Known::OnItsWay || self.early.of(&device).is_some() {
                         // It counts as not come: the device repeats it.
-                        session.window.give_back(header.sequence);
+                        if let Some(session) = self.sessions.find_mut(id) {
+                            session.window.give_back(header.sequence);
+                        }
                         return Ok(());
                     }
-                    let mark = session.device.mark();
-                    let (token, owner) = ((id, header.sequence), Arc::clone(&session.device));
+                    let (token, mark) = ((id, header.sequence), owner.mark());
                     let commit = Commit::of(&owner, mark);
                     self.early.begin(InFlight { token, device: owner, id: first, mark });
-                    Some(commit)
+                    let Some(session) = self.sessions.find_mut(id) else { return Ok(()) };
+                    (session, Some(commit))
                 } else {
-                    None
+                    (session, None)
                 };
-                let Some(session) = self.sessions.find_mut(id) else { return Ok(()) };
                 self.counts.readings += 1;
                 self.sink.take(&Reading {
                     device: &session.device.name,
+                    device_id: device,
                     session: id,
                     sequence: header.sequence,
                     id: again
@@ -233,7 +241,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                     confirm,
                 });
                 if confirm {
-                    self.owe(id);
+                    session.owe(self.now_us, &mut self.streams);
                 }
             }
             // R77.
@@ -243,8 +251,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 session.prepare(id, Down::Pong { nothing_waits }, &mut self.unsealed);
             }
             Up::Result { command, status, payload } => {
+                session.owe(self.now_us, &mut self.streams);
                 self.handle_result(device, command, status, payload, (id, header.sequence));
-                self.owe(id);
             }
             // What it proves is done above.
             Up::Here { .. } => {}

@@ -229,7 +229,7 @@ pub(super) async fn show(
     if let (Some(presence), Some(id)) =
         (&mut device.presence, hex::decode_array(&device.id).map(DeviceId))
     {
-        presence.values = plane.gateway.latest(id, &device.name);
+        presence.values = plane.gateway.latest(id);
     }
     Ok(Json(device))
 }
