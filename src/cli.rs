@@ -22,6 +22,7 @@ mod demo;
 mod device;
 mod doctor;
 mod enrol;
+mod files;
 mod identities;
 mod init;
 mod life;
@@ -180,6 +181,9 @@ impl Place {
             (None, Some(_)) => None,
             _ => Some(self.chosen()),
         };
+        if let Some(state) = &state {
+            files::check_state(state)?;
+        }
         let loaded = Loaded::load(state.as_deref(), self.config.as_deref(), flags);
         // Settings that cannot be read are then no more than a sign of it.
         if let (Err(_), Some(state)) = (&loaded, &state) {

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use duet::printable::Printable;
 use rustix::process::DumpableBehavior;
@@ -10,6 +12,8 @@ mod cli;
 
 fn main() -> ExitCode {
     keep_memory_private();
+    keep_owners_mode();
+    hear_limits();
     match cli::run() {
         Ok(code) => code,
         // `duet device list | head` is no failure.
@@ -32,6 +36,23 @@ fn keep_memory_private() {
         eprintln!(
             "duet: a core dump of this process would hold keys: prctl(PR_SET_DUMPABLE): {error}"
         );
+    }
+}
+
+/// Keeps the owner's part of the mode of each file that is made: with a mask that takes it, nobody but root could open
+/// them afterwards.
+fn keep_owners_mode() {
+    use rustix::fs::Mode;
+    let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    rustix::process::umask(mask - Mode::RWXU);
+}
+
+/// Has a write beyond the limit of a file's size (`ulimit -f`) fail like any other that fails, instead of ending the
+/// process without a word.
+fn hear_limits() {
+    let heard = Arc::new(AtomicBool::new(false));
+    if let Err(error) = signal_hook::flag::register(libc::SIGXFSZ, heard) {
+        eprintln!("duet: a file's limit of size would end this process: SIGXFSZ: {error}");
     }
 }
 
@@ -59,6 +80,23 @@ fn remedy(text: &str) -> Option<String> {
                 .into(),
         );
     }
+    if said(libc::ENOSPC) && !text.contains("free space") {
+        return Some(
+            "its file system has no room left, for data (`df -h`) or for one more file (`df -i`)"
+                .into(),
+        );
+    }
+    if said(libc::EDQUOT) {
+        return Some("this user's quota there is used up (`quota`, `df -h`)".into());
+    }
+    if said(libc::EMFILE) {
+        return Some("raise the limit of open files (`ulimit -n`, `LimitNOFILE=`)".into());
+    }
+    if said(libc::EFBIG) {
+        return Some(
+            "files may not grow so large: raise the limit (`ulimit -f`, `LimitFSIZE=`), or use another file system".into(),
+        );
+    }
     said(libc::EACCES).then(|| {
         let user = rustix::process::geteuid().as_raw();
         format!("this is user {user}: run it as the owner of the state directory, or give it to this user (`chown -R {user}`)")
@@ -78,6 +116,10 @@ mod tests {
         let said = |errno| message(&anyhow::Error::from(io::Error::from_raw_os_error(errno)));
         assert!(said(libc::EROFS).contains("remount,rw"), "{}", said(libc::EROFS));
         assert!(said(libc::EACCES).contains("chown -R"), "{}", said(libc::EACCES));
+        assert!(said(libc::ENOSPC).contains("df -i"), "{}", said(libc::ENOSPC));
+        assert!(said(libc::EDQUOT).contains("quota"), "{}", said(libc::EDQUOT));
+        assert!(said(libc::EMFILE).contains("ulimit -n"), "{}", said(libc::EMFILE));
+        assert!(said(libc::EFBIG).contains("ulimit -f"), "{}", said(libc::EFBIG));
         assert!(!said(libc::ENOENT).contains(';'), "{}", said(libc::ENOENT));
         assert_eq!(message(&anyhow::anyhow!("os error 13 is a number")), "os error 13 is a number");
     }

@@ -240,6 +240,25 @@ fn who_calls_where_nobody_listens_is_told_at_once() {
 }
 
 #[test]
+fn a_gateway_that_ends_in_a_run_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = bench(dir.path(), Plan { devices: 20, per_s: 50, ..plan() });
+    let pid = bench.gateway_pid();
+    let error = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(1_000));
+            kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
+        });
+        bench.run().err().unwrap()
+    });
+    let error = format!("{error:#}");
+    assert!(
+        error.contains(&format!("process {pid}, has ended")) && error.contains("its log"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_gateway_that_runs_already_has_the_devices_for_the_run_only() {
     let dir = tempfile::tempdir().unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_duet"));

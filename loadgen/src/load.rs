@@ -196,7 +196,7 @@ impl Bench {
         }
         let identity = members[0].config.gateway;
         contact::check(&mut members[0], gateway.address())?;
-        let before = [process_memory(gateway.pid())?, process_memory(std::process::id())?];
+        let before = [gateway.memory()?, process_memory(std::process::id())?];
         let commander = match plan.scenario {
             Scenario::Commands => {
                 let names = members.iter().map(|member| member.name.clone()).collect();
@@ -250,9 +250,7 @@ impl Bench {
         let hostile = undisturbed.zip(ledger).map(|(one, ledger)| ledger.report(one.0));
         invalid_because.extend(hostile.as_ref().and_then(|one| one.own_fault(plan.hostile_per_s)));
         let devices = u64::from(plan.devices);
-        let used = |pid, before: u64| {
-            Ok::<_, anyhow::Error>(process_memory(pid)?.saturating_sub(before) / devices)
-        };
+        let each = |now: u64, before: u64| now.saturating_sub(before) / devices;
         let report = Report {
             schema: SCHEMA,
             scenario: plan.scenario,
@@ -274,9 +272,9 @@ impl Bench {
                 busy: tally.busy,
                 late_share: tally.late_share(),
                 late_p99_ms: Latency::of(&tally.lateness).p99,
-                bytes_a_device: used(std::process::id(), self.before[1])?,
+                bytes_a_device: each(process_memory(std::process::id())?, self.before[1]),
             },
-            gateway_bytes_a_session: used(self.gateway.pid(), self.before[0])?,
+            gateway_bytes_a_session: each(self.gateway.memory()?, self.before[0]),
             series,
         };
         Ok(Outcome { report, latency: tally.latency })

@@ -175,11 +175,13 @@ impl Load {
                 let Latency { p50, p99, .. } = phase.latency_ms;
                 println!("{per_s:>10} {:>12.0} {p50:>10.1} {p99:>10.1}  {holds}", phase.per_s);
             })?;
-            bench.stop()?;
-            return sum_up(&tried, self.p99);
+            let stopped = bench.stop();
+            sum_up(&tried, self.p99)?;
+            return stopped;
         }
         let outcome = bench.run()?;
-        bench.stop()?;
+        // What was measured is told first, whatever became of the gateway.
+        let stopped = bench.stop();
         write_json(self.json, &outcome.report)?;
         if let Some(path) = self.csv {
             std::fs::write(&path, outcome.report.csv())
@@ -189,6 +191,7 @@ impl Load {
             outcome.write_hdr(&path)?;
         }
         show(&outcome.report)?;
+        stopped?;
         let amplified = outcome.report.hostile.map_or(0, |hostile| hostile.amplified);
         ensure!(amplified == 0, "{amplified} hostile addresses got more bytes than they sent");
         ensure!(outcome.report.valid, "the run is not valid");

@@ -244,10 +244,11 @@ impl Run {
         };
         let outcomes = fleet::run(members, job)?;
         let spent = gateway.cpu()?.saturating_sub(before);
-        gateway.stop()?;
+        let stopped = gateway.stop();
         let report = summary::Report::new(&outcomes, spent);
         write_json(self.json, &report)?;
         show(&report)?;
+        stopped?;
         let incomplete = report.devices - report.complete;
         ensure!(incomplete == 0, "{incomplete} devices did not finish within {} s", self.duration);
         Ok(())

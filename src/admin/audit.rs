@@ -167,14 +167,17 @@ impl Audit {
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(0o600);
         let mut file = options.open(&path).map_err(failed)?;
-        let (mut last, mut last_path) = (last_line(&mut file).map_err(failed)?, path.clone());
+        let (mut last, set_aside) = last_line(&mut file, &path).map_err(failed)?;
+        let mut last_path = path.clone();
         if last.is_none()
             && let Some(name) = older(state).map_err(failed)?.pop()
         {
             // The file was begun just before a crash: the last entry is in the one before.
             last_path = state.join(name);
-            last =
-                File::open(&last_path).and_then(|mut file| last_line(&mut file)).map_err(failed)?;
+            let mut options = OpenOptions::new();
+            let opened = options.read(true).write(true).open(&last_path);
+            let found = opened.and_then(|mut file| last_line(&mut file, &last_path));
+            (last, _) = found.map_err(failed)?;
         }
         let (number, hash) = match &last {
             None => (0, NONE_BEFORE.to_owned()),
@@ -190,7 +193,20 @@ impl Audit {
         let first = first_number(&path).map_err(failed)?.unwrap_or(number + 1);
         let file_bytes = max_bytes.map_or(u64::MAX, |bytes| bytes / FILES);
         let end = Mutex::new(End { file, first, number, hash });
-        Ok(Self { state: state.to_owned(), path, file_bytes, end, _dir: dir })
+        let audit = Self { state: state.to_owned(), path, file_bytes, end, _dir: dir };
+        if set_aside {
+            let kept = aside(&audit.path);
+            let action =
+                format!("what stood behind the last entry was none: see {}", kept.display());
+            audit.write(Event {
+                who: "gateway",
+                from: "start",
+                action: &action,
+                outcome: "cut off",
+            })?;
+            tracing::warn!("{}: {action}", audit.path.display());
+        }
+        Ok(audit)
     }
 
     /// Writes an entry and waits until it is on disk.
@@ -400,8 +416,8 @@ fn still_at(file: &File, path: &Path) -> io::Result<()> {
     ))
 }
 
-/// The last whole line of a file; what follows it is cut off.
-fn last_line(file: &mut File) -> io::Result<Option<Vec<u8>>> {
+/// The last whole line of a file, and whether what follows it was set aside; it is cut off in any case.
+fn last_line(file: &mut File, path: &Path) -> io::Result<(Option<Vec<u8>>, bool)> {
     let len = file.seek(SeekFrom::End(0))?;
     // Two lines at most: the last whole one, and one that was cut off.
     let from = len.saturating_sub(2 * MAX_LINE);
@@ -410,19 +426,43 @@ fn last_line(file: &mut File) -> io::Result<Option<Vec<u8>>> {
     file.take(2 * MAX_LINE).read_to_end(&mut tail)?;
     let Some(end) = tail.iter().rposition(|byte| *byte == b'\n') else {
         if from == 0 {
-            file.set_len(0)?;
-            return Ok(None);
+            return Ok((None, cut_off(file, path, 0, &tail)?));
         }
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "it does not end in entries; keep it elsewhere as evidence: without it a new log begins",
         ));
     };
-    if end + 1 < tail.len() {
-        file.set_len(from + u64::try_from(end + 1).unwrap_or(u64::MAX))?;
-    }
+    let len = from + u64::try_from(end + 1).unwrap_or(u64::MAX);
+    let set_aside = cut_off(file, path, len, &tail[end + 1..])?;
     let begin = tail[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    Ok(Some(tail[begin..end].to_vec()))
+    Ok((Some(tail[begin..end].to_vec()), set_aside))
+}
+
+/// Cuts a file off at this length. What a crash leaves there is the beginning of an entry, of which nobody was told that
+/// it was written; anything else may have been one, and is kept in a file beside it. Whether it was.
+fn cut_off(file: &File, path: &Path, len: u64, rest: &[u8]) -> io::Result<bool> {
+    if rest.is_empty() {
+        return Ok(false);
+    }
+    let is_begun = serde_json::from_slice::<Entry>(rest).is_err_and(|error| error.is_eof());
+    if !is_begun {
+        let mut options = OpenOptions::new();
+        let mut aside = options.append(true).create(true).mode(0o600).open(aside(path))?;
+        aside.write_all(rest)?;
+        aside.write_all(b"\n")?;
+        aside.sync_all()?;
+        crate::identity::sync_dir_of(path)?;
+    }
+    file.set_len(len)?;
+    Ok(!is_begun)
+}
+
+/// Where is kept what was cut off.
+fn aside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".cut");
+    name.into()
 }
 
 fn count(path: &Path) -> io::Result<u64> {
@@ -489,6 +529,41 @@ mod tests {
         assert_eq!(actions, ["step 0", "step 1", "a\u{fffd}b"]);
         let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(path).unwrap());
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_stands_behind_the_last_entry_is_kept_unless_a_crash_left_it() {
+        let (dir, path) = written(3);
+        let whole = fs::read(&path).unwrap();
+        let second = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        let third = whole.len() - (whole.len() - second) / 2;
+        let actions = || {
+            drop(Audit::open(dir.path(), None).unwrap());
+            let mut actions = Vec::new();
+            verify(dir.path(), |entry| actions.push(entry.action.clone())).unwrap();
+            actions
+        };
+        // Cut anywhere inside the last entry.
+        for cut in [third + 1, third + 40, whole.len() - 2] {
+            fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!(actions(), ["step 0", "step 1"], "{cut}");
+            assert!(!aside(&path).exists());
+        }
+        // Damaged so that the last entry does not end, or all of them.
+        for (damaged, kept) in
+            [(&[whole.len() - 1][..], 2), (&[second - 1, third - 1, whole.len() - 1], 0)]
+        {
+            let mut bytes = whole.clone();
+            damaged.iter().for_each(|at| bytes[*at] ^= 2);
+            fs::write(&path, &bytes).unwrap();
+            let said = actions();
+            assert_eq!(said.len(), kept + 1, "{said:?}");
+            assert!(said[kept].contains("audit.ndjson.cut"), "{said:?}");
+            let cut = fs::read(aside(&path)).unwrap();
+            assert!(cut.windows(8).any(|part| part == b"\"step 2\""), "what was written is kept");
+            assert_eq!(actions().len(), kept + 1, "it is said once");
+            fs::remove_file(aside(&path)).unwrap();
+        }
     }
 
     #[test]

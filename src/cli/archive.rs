@@ -136,7 +136,7 @@ fn members(path: &Path, each: &mut dyn FnMut(&str, &mut dyn Read) -> Result<()>)
     let mut names: Vec<String> = Vec::new();
     // Raw: what lengthens names or makes links is a member like any, and refused.
     for entry in archive.entries()?.raw(true) {
-        let mut entry = entry?;
+        let mut entry = entry.map_err(strange)?;
         let name = String::from_utf8(entry.path_bytes().into_owned())?;
         let plain = Path::new(&name).components().all(|part| matches!(part, Component::Normal(_)));
         let regular = entry.header().entry_type() == tar::EntryType::Regular;
@@ -150,6 +150,17 @@ fn members(path: &Path, each: &mut dyn FnMut(&str, &mut dyn Read) -> Result<()>)
         names.push(name);
     }
     Ok(())
+}
+
+/// Why a member cannot be read. The archive's reader quotes the bytes that it did not understand, and those of another
+/// file may be a key.
+fn strange(error: io::Error) -> io::Error {
+    match error.kind() {
+        kind @ (io::ErrorKind::Other | io::ErrorKind::InvalidData) => {
+            io::Error::new(kind, "it is no tar archive, or is damaged")
+        }
+        _ => error,
+    }
 }
 
 fn small(from: impl Read) -> Result<Vec<u8>> {
@@ -219,6 +230,16 @@ mod tests {
             std::fs::write(&path, damaged).unwrap();
             assert!(verify(&path).is_err(), "damaged at {at}");
         }
+    }
+
+    #[test]
+    fn another_file_is_refused_without_a_word_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("boiler-1.json");
+        std::fs::write(&path, format!("{{\"registration_key\":\"{}\"}}", "5ec2e7".repeat(200)))
+            .unwrap();
+        let said = format!("{:#}", verify(&path).unwrap_err());
+        assert!(said.contains("no tar archive") && !said.contains("5ec2e7"), "{said}");
     }
 
     #[test]

@@ -120,11 +120,12 @@ impl Ask {
     fn run(self, state: &Path, out: &mut impl Write) -> Result<()> {
         match self {
             Self::List { device, open, format } => {
+                let mut gateway = gateway(state)?;
                 if format == Format::Table {
                     let (id, device, state, sent) = ("ID", "DEVICE", "STATE", "SENT");
                     writeln!(out, "{id:>8} {device:<24} {state:<10} {sent:>4} QUEUED")?;
                 }
-                gateway(state)?.commands(device.as_deref(), open, |command| {
+                gateway.commands(device.as_deref(), open, |command| {
                     if format == Format::Json {
                         return Ok(writeln!(out, "{}", serde_json::to_string(&command)?)?);
                     }

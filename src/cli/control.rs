@@ -34,6 +34,7 @@ impl Control {
     /// Finds out who answers for this state directory.
     pub(super) fn open(state: &Path) -> Result<Self> {
         let deadline = Instant::now() + PATIENCE;
+        super::files::check_state(state)?;
         loop {
             if let Some(client) = Client::connect(state)? {
                 return Ok(Self::Gateway(client));

@@ -26,7 +26,7 @@ use tokio::sync::{Notify, watch};
 use super::control::open_patiently;
 use super::identities::Identities;
 use super::reload::{Reloader, Renewed, Start};
-use super::{Place, life};
+use super::{Place, files, life};
 
 /// All that was checked before anything is bound.
 struct Prepared {
@@ -78,7 +78,7 @@ pub(super) fn check_state(config: &Config) -> Result<()> {
             config.state.display()
         );
     }
-    Ok(())
+    files::check(config)
 }
 
 fn prepare(config: &Config, stop: &mut Stop) -> Result<Prepared> {
@@ -87,6 +87,7 @@ fn prepare(config: &Config, stop: &mut Stop) -> Result<Prepared> {
         tracing::warn!("{text}");
         life::status(text);
     };
+    files::lost(&config.state).iter().for_each(|text| warn(text));
     let loaded = Identities::load_in_time(config, warn, |time| stop.pause(time))?;
     let Some(identities) = loaded else { bail!("ended by a signal, before it had started") };
     identities.warnings.iter().for_each(|text| warn(text));

@@ -88,6 +88,12 @@ fn line(upstream: &UpstreamStatus) -> String {
 /// The running gateway.
 pub(super) fn gateway(state: &Path) -> Result<Client> {
     let Some(client) = Client::connect(state)? else {
+        if !state.is_dir() {
+            bail!(
+                "{}: no such state directory; --state or DUET_STATE names another",
+                state.display()
+            );
+        }
         bail!("no gateway is running on {}; start `duet run`", state.display());
     };
     Ok(client)

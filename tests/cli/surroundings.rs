@@ -247,6 +247,127 @@ fn a_state_directory_that_cannot_be_written_to_is_told_with_its_remedy() {
     scratch.run().stop("-TERM");
 }
 
+/// Runs a gateway that must not start, for half a minute at most; what it says on standard error.
+fn not_started(scratch: &Scratch, lines: &str) -> String {
+    let output = Command::new("timeout")
+        .args(["--signal=KILL", "30", "sh", "-c"])
+        .arg(format!("{lines}\nexec \"$0\" \"$@\""))
+        .arg(env!("CARGO_BIN_EXE_duet"))
+        .args(["--state", "state", "run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+        .current_dir(scratch.dir.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stderr)
+}
+
+#[test]
+fn what_is_no_file_in_a_files_place_is_told_before_anything_waits_for_it() {
+    let scratch = Scratch::initialised();
+    scratch.good(&["ca", "init"]);
+    scratch.good(&["token", "add", "monitoring", "--role", "viewer"]);
+    scratch.run().stop("-TERM");
+    let names = [
+        "duet.toml",
+        "registry.redb",
+        "registry.reserve",
+        "commands.redb",
+        "tokens.json",
+        "audit.ndjson",
+        "node.key",
+        "spool.id",
+        "gateway.pem",
+        "gateway.key",
+        "ca.pem",
+        "ca.key",
+        "spool/spool.lock",
+        "spool/spool.durable",
+        "spool/spool-0000000000000000.log",
+        "spool/cursor-marks.pos",
+    ];
+    let kept = scratch.path("kept");
+    for name in names {
+        let place = scratch.state().join(name);
+        fs::rename(&place, &kept).unwrap();
+        let told = |told: &str| {
+            let said = not_started(&scratch, "");
+            assert!(said.contains(name) && said.contains(told), "{name}: {said}");
+            if !name.starts_with("spool/")
+                && !name.starts_with("gateway.")
+                && !name.starts_with("ca.")
+            {
+                let said = scratch.bad(&["device", "list"]);
+                assert!(said.contains(name) && said.contains(told), "{name}: {said}");
+            }
+        };
+        assert!(Command::new("mkfifo").args(["-m", "600"]).arg(&place).status().unwrap().success());
+        told("a named pipe stands in this file's place");
+        fs::remove_file(&place).unwrap();
+        fs::create_dir(&place).unwrap();
+        told("a directory stands in this file's place");
+        fs::remove_dir(&place).unwrap();
+        std::os::unix::fs::symlink(scratch.path("not-mounted/file"), &place).unwrap();
+        told("is its disk mounted?");
+        fs::remove_file(&place).unwrap();
+        fs::rename(&kept, &place).unwrap();
+    }
+    // A link to a file is as good as the file.
+    let place = scratch.state().join("gateway.key");
+    fs::rename(&place, &kept).unwrap();
+    std::os::unix::fs::symlink(&kept, &place).unwrap();
+    scratch.run().stop("-TERM");
+}
+
+#[test]
+fn what_a_gateway_had_and_has_not_any_more_is_told() {
+    let scratch = Scratch::initialised();
+    let warnings = || {
+        let mut gateway = scratch.run();
+        let mut err = gateway.child.stderr.take().unwrap();
+        gateway.stop("-TERM");
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut err, &mut said).unwrap();
+        said
+    };
+    assert!(!warnings().contains("is gone"), "nothing was there before the first start");
+    let names = ["node.key", "commands.redb", "audit.ndjson"];
+    for name in names {
+        fs::remove_file(scratch.state().join(name)).unwrap();
+        let said = warnings();
+        for other in names {
+            assert_eq!(
+                said.contains(&format!("{other}: a gateway has run here")),
+                other == name,
+                "{said}"
+            );
+        }
+    }
+    assert!(!warnings().contains("is gone"), "it is said once: all of them are there again");
+}
+
+#[test]
+fn no_mask_takes_the_owners_own_right_to_the_files() {
+    let scratch = Scratch::empty();
+    let status = Command::new("sh")
+        .args(["-c", "umask 0777; exec \"$0\" --state state init"])
+        .arg(env!("CARGO_BIN_EXE_duet"))
+        .current_dir(scratch.dir.path())
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
+    let mode = |name: &str| fs::metadata(scratch.state().join(name)).unwrap().mode() & 0o777;
+    let modes = ["", "registry.redb", "gateway.key", "gateway.pem", "duet.toml"].map(mode);
+    assert_eq!(modes, [0o700, 0o600, 0o600, 0o600, 0o600], "{modes:?}");
+}
+
+#[test]
+fn a_limit_of_a_files_size_is_an_error_with_its_remedy() {
+    let scratch = Scratch::initialised();
+    let said = not_started(&scratch, "ulimit -f 1024");
+    assert!(said.contains("spool-") && said.contains("ulimit -f"), "{said}");
+}
+
 #[test]
 fn what_lies_in_the_sockets_place_is_named_and_what_a_killed_gateway_left_there_is_not_in_the_way()
 {

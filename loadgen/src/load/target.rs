@@ -1,5 +1,6 @@
 //! Whose gateway is under load.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::local::LocalGateway;
-use crate::process_clock::process_cpu;
+use crate::process_clock::{process_cpu, process_memory};
 use crate::running::RunningGateway;
 
 pub(super) enum Target {
@@ -40,7 +41,20 @@ impl Target {
     }
 
     pub(super) fn cpu(&self) -> Result<Duration> {
-        Ok(process_cpu(self.pid())?)
+        process_cpu(self.pid()).map_err(|error| self.gone(error))
+    }
+
+    /// The memory that it occupies, bytes.
+    pub(super) fn memory(&self) -> Result<u64> {
+        process_memory(self.pid()).map_err(|error| self.gone(error))
+    }
+
+    /// Why nothing can be learnt of its process.
+    fn gone(&self, error: io::Error) -> anyhow::Error {
+        let (pid, state) = (self.pid(), self.state().display());
+        anyhow::Error::from(error).context(format!(
+            "the gateway on {state}, process {pid}, has ended, so the run has no figures: its log says why"
+        ))
     }
 
     pub(super) fn stop(self) -> Result<()> {
