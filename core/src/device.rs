@@ -129,6 +129,7 @@ impl Device {
     /// Whether the device was revoked or removed since it was looked up. Whoever keeps a device
     /// across turns asks this before a session is confirmed.
     #[must_use]
+    #[inline]
     pub fn is_revoked(&self) -> bool {
         self.revoked.load(Ordering::Acquire)
     }

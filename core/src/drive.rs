@@ -55,6 +55,7 @@ pub struct Peer {
 impl Peer {
     /// Who sent from `address` to the address of ours that `via` names.
     #[must_use]
+    #[inline]
     pub fn new(address: SocketAddr, via: Via) -> Self {
         let (ip, scope) = match address {
             SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
@@ -65,6 +66,7 @@ impl Peer {
 
     /// Its address.
     #[must_use]
+    #[inline]
     pub fn address(self) -> SocketAddr {
         match self.ip.to_ipv4_mapped() {
             Some(v4) => SocketAddr::new(v4.into(), self.port),
@@ -74,6 +76,7 @@ impl Peer {
 
     /// The address of ours that it speaks with.
     #[must_use]
+    #[inline]
     pub fn via(self) -> Via {
         self.via
     }
@@ -97,6 +100,7 @@ pub enum Path {
 impl Path {
     /// Whether both lead to the same receiver. From which of our addresses a message leaves makes no difference to that.
     #[must_use]
+    #[inline]
     pub fn reaches_the_same(self, other: Self) -> bool {
         match (self, other) {
             (Self::Datagram(one), Self::Datagram(other)) => Peer { via: other.via, ..one } == other,
@@ -127,6 +131,7 @@ pub enum Close {
 
 /// Which of `shards` shards a message belongs to: its slot modulo their number. `None` if it is too short to have a slot.
 #[must_use]
+#[inline]
 pub fn shard_of(message: &[u8], shards: usize) -> Option<usize> {
     message.get(SLOT_AT).map(|slot| usize::from(*slot) % shards)
 }

@@ -48,6 +48,7 @@ impl Records {
         self.items.is_empty()
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, path: Path, header: UpHeader, message: &[u8]) {
         self.bytes.extend_from_slice(message);
         self.items.push(Item { path, header, len: message.len(), opened: false, revoked: false });

@@ -98,6 +98,7 @@ impl Session {
     }
 
     /// One of its readings or results was handed on, and is owed an answer.
+    #[inline]
     pub(crate) fn owe(&mut self, now_us: u64, streams: &mut Streams) {
         self.unanswered += 1;
         if self.unanswered == 1 {
@@ -107,6 +108,7 @@ impl Session {
 
     /// A record newer than all before came over this path: answers go there from now on, but no
     /// more bytes than came from there, until it has shown that it receives them (R71).
+    #[inline]
     pub(crate) fn arrive(&mut self, path: Path, bytes: usize) {
         if !self.path.reaches_the_same(path) && in_force(Rule::MoveEndsProof) {
             self.credit = matches!(path, Path::Datagram(_)).then_some(0);
@@ -132,6 +134,7 @@ impl Session {
 
     /// Whether a message of this length has to wait until the path is proven (R71). Room for an acknowledgement is always
     /// left: it is what the device waits for.
+    #[inline]
     pub(crate) fn holds_back(&self, len: usize) -> bool {
         self.credit.is_some_and(|credit| (credit as usize) < len + ACK_LEN)
     }

@@ -173,12 +173,14 @@ impl Sessions {
     }
 
     /// The session with this id.
+    #[inline]
     pub(crate) fn find(&self, id: SessionId) -> Option<&Session> {
         self.all.get(&id).map(|session| &**session)
     }
 
     // ---- other ways to find one
 
+    #[inline]
     pub(crate) fn find_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         self.all.get_mut(&id).map(|session| &mut **session)
     }
@@ -245,6 +247,7 @@ impl Sessions {
     }
 
     /// Storage has answered for a reading. Whether its session is to acknowledge it: it is there, and the reading durable.
+    #[inline]
     pub(crate) fn settle(&mut self, id: SessionId, sequence: u32, durable: bool) -> bool {
         let (window, stored, there) = if let Some(session) = self.all.get_mut(&id) {
             (&mut session.window, &mut session.stored, true)

@@ -46,7 +46,7 @@ use crate::outbox::Outbox;
 use crate::records::Records;
 use crate::rules::{Rule, in_force};
 use crate::sessions::{Ended, Sessions};
-use crate::streams::{self, Streams};
+use crate::streams::Streams;
 use crate::unsealed::Unsealed;
 use crate::{Close, Directory, Handler, Now, Path, Peer, Random, StreamId, Transmit, shard_of};
 
@@ -202,24 +202,22 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 
     fn handle(&mut self, now: Now, path: Path, bytes: &[u8]) {
         self.now_us = now.mono_us;
-        let sender = match path {
-            Path::Datagram(from) => streams::source(from.address().ip()),
+        let Settings { index, shards, .. } = self.settings;
+        let foreign = match path {
+            Path::Datagram(_) => false,
             Path::Stream(stream) => {
-                let served = self.streams.arrived(now.mono_us, stream);
-                let Some(sender) = self.streams.source(stream).filter(|_| served) else {
+                if !self.streams.arrived(now.mono_us, stream) {
                     self.counts.drops[DropReason::StreamFailed as usize] += 1;
                     return;
-                };
-                sender
+                }
+                // R10: a stream may bring what another shard owns, and knows, though this one does not.
+                shard_of(bytes, shards).is_some_and(|owner| owner != index)
             }
         };
-        // R10: a stream may bring what another shard owns, and knows, though this one does not.
-        let Settings { index, shards, .. } = self.settings;
-        let foreign = shard_of(bytes, shards).is_some_and(|owner| owner != index);
         let handled = match Kind::of(bytes) {
             Ok(Kind::Hello | Kind::Up) if foreign => Err(DropReason::Slot),
             Ok(Kind::Hello) if self.drain_until_us.is_some() => Err(DropReason::HelloQueueFull),
-            Ok(Kind::Hello) => self.handle_hello(now, path, sender, bytes),
+            Ok(Kind::Hello) => self.handle_hello(now, path, bytes),
             // Whoever takes the sessions over hears it when it comes again.
             Ok(Kind::Up) if self.hands_over => Err(DropReason::UnknownSessionQuiet),
             Ok(Kind::Up) => self.queue_record(path, bytes),

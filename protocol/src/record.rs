@@ -12,6 +12,7 @@ use crate::{
 
 /// The nonce of a record: IV XOR (0⁸ ‖ sequence).
 #[must_use]
+#[inline]
 pub fn nonce(iv: &[u8; 12], sequence: u32) -> [u8; 12] {
     let mut nonce = *iv;
     nonce[8..].iter_mut().zip(sequence.to_be_bytes()).for_each(|(a, b)| *a ^= b);

@@ -52,12 +52,14 @@ impl ReplayWindow {
         Self { next: u32::from_be_bytes([a, b, c, d]), seen }
     }
 
+    #[inline]
     const fn seen(&self) -> u128 {
         u128::from_le_bytes(self.seen)
     }
 
     /// Where this number stands. Changes nothing: the record is not yet authentic.
     #[must_use]
+    #[inline]
     pub const fn place(&self, sequence: u32) -> Place {
         if sequence >= self.next {
             return Place::Newest;
@@ -74,6 +76,7 @@ impl ReplayWindow {
 
     /// Takes the number of an authentic record. Numbers are closed at 2³² − 1 (R68), which a
     /// sender never uses.
+    #[inline]
     pub const fn take(&mut self, sequence: u32) {
         if sequence >= self.next {
             let forward = sequence - self.next + 1;

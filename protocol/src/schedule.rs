@@ -28,12 +28,14 @@ pub struct KeyIv {
 impl KeyIv {
     /// The key: secret.
     #[must_use]
+    #[inline]
     pub const fn key(&self) -> &[u8; 16] {
         &self.key
     }
 
     /// The IV: secret, too.
     #[must_use]
+    #[inline]
     pub const fn iv(&self) -> &[u8; 12] {
         &self.iv
     }

@@ -86,6 +86,7 @@ impl Kind {
     ///
     /// # Errors
     /// [`DropReason::Malformed`] when there is none, [`DropReason::Version`], [`DropReason::Kind`].
+    #[inline]
     pub fn of(message: &[u8]) -> Result<Self, DropReason> {
         let &first = message.first().ok_or(DropReason::Malformed)?;
         if first & 0xf != VERSION {

@@ -106,6 +106,7 @@ impl Commands {
     }
 
     /// Whether a device may be told that no command waits for it (R113).
+    #[inline]
     pub(super) fn nothing_waits(&self, device: &DeviceId) -> bool {
         let open = self.open.get(device);
         let waits = open.is_some_and(|open| in_force(Rule::SentStillWaits) || open.times == 0);
@@ -141,12 +142,14 @@ impl Commands {
     }
 
     /// How long the record of the device's open command is, if there is one.
+    #[inline]
     pub(super) fn record_len(&self, device: &DeviceId) -> Option<usize> {
         self.open.get(device).map(|open| OVERHEAD + open.command.payload.len())
     }
 
     /// The device was heard: its command goes out in this turn. One that has gone out already waits for its time, unless
     /// it is to go `anew`, over a session or a path that it has not gone over.
+    #[inline]
     pub(super) fn wake(&mut self, now: Now, device: &DeviceId, anew: bool) {
         self.change(device, |open| {
             if anew || open.send_us.is_none() {

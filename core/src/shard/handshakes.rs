@@ -15,7 +15,6 @@
 //!   `accept`. No step does arithmetic on the curve: each is one batch of the [`Engine`].
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use duet_protocol::ec::{SecretScalar, Signature};
@@ -37,6 +36,7 @@ use crate::hello_queue::{Origin, Policy, Refusal, Taken};
 use crate::rules::{Rule, in_force};
 use crate::session::{Pending, Session};
 use crate::sessions::{Challenge, Known};
+use crate::streams::source;
 use crate::{Device, Now, Path, Wiped};
 
 /// How long a challenge may be answered, µs.
@@ -119,12 +119,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         &mut self,
         now: Now,
         path: Path,
-        sender: IpAddr,
         bytes: &[u8],
     ) -> Result<(), DropReason> {
-        let transport = match path {
-            Path::Datagram(_) => Transport::Datagram,
-            Path::Stream(_) => Transport::Stream,
+        let (transport, sender) = match path {
+            Path::Datagram(from) => (Transport::Datagram, source(from.address().ip())),
+            Path::Stream(stream) => {
+                let sender = self.streams.source(stream).ok_or(DropReason::StreamFailed)?;
+                (Transport::Stream, sender)
+            }
         };
         let hello = Hello::decode(bytes, transport)?;
         // R50: the same bytes get the same answer.
