@@ -35,6 +35,7 @@ mod record;
 mod renew;
 mod reserve;
 mod scrub;
+mod seen;
 mod snapshot;
 mod store;
 mod view;
@@ -106,6 +107,14 @@ impl Registry {
     /// the file system says.
     pub fn open(path: &Path) -> Result<Self, RegistryError> {
         Ok(Self::of(Store::open(path)?))
+    }
+
+    /// Forgets which registry was in this place, so that another one or an older one is taken there.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn forget_seen(path: &Path) -> Result<(), RegistryError> {
+        Store::forget_seen(path)
     }
 
     fn of(store: Store) -> Self {

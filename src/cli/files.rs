@@ -20,7 +20,9 @@ const HAS_RUN: &str = "spool.id";
 pub(super) fn check_state(state: &Path) -> Result<()> {
     let is_ours = |name: &str| {
         let names = [config::FILE, registry::FILE, commands::FILE, tokens::FILE, NODE_KEY, HAS_RUN];
-        names.contains(&name) || name == "registry.reserve" || audit::is_log(name)
+        names.contains(&name)
+            || ["registry.reserve", "registry.seen"].contains(&name)
+            || audit::is_log(name)
     };
     check_those(state, is_ours)?;
     let is_cursor = |name: &str| name.ends_with(".cursor") || name.ends_with(".ndjson");

@@ -50,8 +50,8 @@ impl Init {
         let made = make(state, &created, &begun, &certificate, &others);
         if let Err(error) = made {
             // A second try then starts clean; what cannot be removed now, it removes.
-            let reserve = place("registry.reserve");
-            for path in others.iter().chain([&certificate, &reserve, &begun]) {
+            let beside = ["registry.reserve", "registry.seen"].map(place);
+            for path in others.iter().chain(&beside).chain([&certificate, &begun]) {
                 let _ = remove(path);
             }
             return Err(error);

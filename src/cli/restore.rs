@@ -106,6 +106,8 @@ impl Restore {
             }
             write(state, &path, from).with_context(|| path.display().to_string())?;
             if is_registry {
+                // What was revoked since, the operator has named.
+                Registry::forget_seen(&draft)?;
                 done = Some(settle(&draft, names)?);
                 remove(&state.join(registry::FILE))?;
                 identity::rename_new(&draft, &state.join(registry::FILE))?;

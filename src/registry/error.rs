@@ -36,6 +36,18 @@ pub enum RegistryError {
          under its name", .0.display()
     )]
     Replaced(PathBuf),
+    /// Another one was in this place, or the same at a later time.
+    #[error(
+        "{}: another registry was here at the last change, or this one is an older copy of it: a device that was revoked \
+         since would be let in again. Bring the other one back; or, to go on with this one, remove {} and revoke those \
+         devices anew (`duet audit show` names them)", path.display(), seen.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Where it is kept which one was here.
+        seen: PathBuf,
+    },
     /// The content cannot be trusted.
     #[error("{}: the registry is damaged and was left as it is; restore it from a backup ({detail})", path.display())]
     Damaged {

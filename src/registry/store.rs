@@ -20,6 +20,7 @@ use super::error::{Damage, RegistryError, opening};
 use super::record::key_digest;
 use super::reserve::Reserve;
 use super::scrub::{self, OldRow};
+use super::seen::{Seen, State};
 use crate::identity;
 
 pub(super) const DEVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("devices");
@@ -44,6 +45,8 @@ pub(super) const ENROLLED: TableDefinition<'_, [u8; 40], &str> = TableDefinition
 /// Where the marks of the spool were read up to: the spool's id and an index, big-endian.
 pub(super) const CURSOR: TableDefinition<'_, (), [u8; 24]> = TableDefinition::new("cursor");
 const PAIRS: TableDefinition<'_, (), u64> = TableDefinition::new("pairs");
+/// Which registry this is, made at random with it.
+const ID: TableDefinition<'_, (), [u8; 16]> = TableDefinition::new("id");
 
 /// The view holds what is looked up; pages are read to be changed only. More would grow with every
 /// session's mark, and with eight times as much 100,000 devices are imported in 1.3 s instead of 1.8.
@@ -55,6 +58,8 @@ pub(super) struct Store {
     /// Which file that was when it was opened.
     place: (u64, u64),
     reserve: Reserve,
+    seen: Seen,
+    id: [u8; 16],
     database: Mutex<Option<Arc<Database>>>,
     /// Held for reading by whoever reads the tables: what is scrubbed may be in a page that such a one still sees.
     pages: RwLock<()>,
@@ -80,10 +85,16 @@ impl Store {
             .create(&draft)
             .map_err(|error| opening(&draft, error))
             .and_then(|database| {
+                let mut id = [0; 16];
+                getrandom::fill(&mut id).map_err(|_| failed(io::Error::other("no randomness")))?;
+                name(&database, id)?;
                 change(&database, true, |_| Ok(())).and_then(|()| pair(&database))
             });
         // The engine has closed it.
-        let placed = made.and_then(|()| identity::rename_new(&draft, path).map_err(failed));
+        let seen = Seen::beside(path);
+        let placed = made
+            .and_then(|_| seen.forget().map_err(failed))
+            .and_then(|()| identity::rename_new(&draft, path).map_err(failed));
         if let Err(error) = placed {
             let _ = std::fs::remove_file(&draft);
             return Err(error);
@@ -99,8 +110,24 @@ impl Store {
         reserve.keep();
         let place = identity::file_at(path)
             .map_err(|error| RegistryError::Io { path: path.to_owned(), error })?;
+        let (seen, found) = (Seen::beside(path), state(&database)?);
+        match seen.read() {
+            Some(last) if last.id != found.id || last.change > found.change => {
+                let seen = seen.path().to_owned();
+                return Err(RegistryError::Older { path: path.to_owned(), seen });
+            }
+            Some(last) if last == found => {}
+            _ => seen.tell(found),
+        }
+        let (path, id) = (path.to_owned(), found.id);
         let database = Mutex::new(Some(Arc::new(database)));
-        Ok(Self { path: path.to_owned(), place, reserve, database, pages: RwLock::new(()) })
+        Ok(Self { path, place, reserve, seen, id, database, pages: RwLock::new(()) })
+    }
+
+    /// Forgets which registry was in this place: another one is to come there.
+    pub(super) fn forget_seen(path: &Path) -> Result<(), RegistryError> {
+        let seen = Seen::beside(path);
+        seen.forget().map_err(|error| RegistryError::Io { path: seen.path().to_owned(), error })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -163,7 +190,9 @@ impl Store {
         let changed = self.noted(change(database, true, run))?;
         // The change is on disk, so it is no failure if this is not: the file is let go, and who opens it next
         // makes up for it.
-        let _ = self.noted(pair(database));
+        if let Ok(change) = self.noted(pair(database)) {
+            self.seen.tell(State { id: self.id, change });
+        }
         Ok(changed)
     }
 
@@ -264,11 +293,38 @@ fn change<T>(
     }
 }
 
-/// The second commit of a pair: its number is even.
-fn pair(database: &Database) -> Result<(), RegistryError> {
+/// The second commit of a pair: its number, which this returns, is even.
+fn pair(database: &Database) -> Result<u64, RegistryError> {
     let write = database.begin_write()?;
-    Tables::open(&write)?.count_pair(0)?;
+    let number = Tables::open(&write)?.count_pair(0)?;
+    write.commit()?;
+    Ok(number)
+}
+
+/// Gives a new registry its id.
+fn name(database: &Database, id: [u8; 16]) -> Result<(), RegistryError> {
+    let write = database.begin_write()?;
+    {
+        let mut ids = write.open_table(ID)?;
+        ids.insert((), id)?;
+    }
     Ok(write.commit()?)
+}
+
+/// Which registry it is, and how far. One without an id was made before there were any.
+fn state(database: &Database) -> Result<State, RegistryError> {
+    let read = database.begin_read()?;
+    let id = match read.open_table(ID) {
+        Ok(ids) => ids.get(())?.map_or([0; 16], |id| id.value()),
+        Err(redb::TableError::TableDoesNotExist(_)) => [0; 16],
+        Err(error) => return Err(error.into()),
+    };
+    let change = match read.open_table(PAIRS) {
+        Ok(pairs) => pairs.get(())?.map_or(0, |count| count.value()),
+        Err(redb::TableError::TableDoesNotExist(_)) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(State { id, change })
 }
 
 /// Whether a change was the last thing that was committed, without its second commit.
@@ -352,10 +408,10 @@ impl<'txn> Tables<'txn> {
     }
 
     /// Counts on to the next number that is odd (`remainder` 1) or even (0).
-    pub(super) fn count_pair(&mut self, remainder: u64) -> Result<(), RegistryError> {
+    pub(super) fn count_pair(&mut self, remainder: u64) -> Result<u64, RegistryError> {
         let count = self.pairs.get(())?.map_or(0, |count| count.value()).wrapping_add(1);
         let count = if count % 2 == remainder { count } else { count.wrapping_add(1) };
         self.pairs.insert((), count)?;
-        Ok(())
+        Ok(count)
     }
 }

@@ -92,6 +92,56 @@ fn a_backup_makes_the_gateway_anew_and_asks_who_was_revoked_since() {
 
 /// A backup is of all that the settings name, or none, and no other is made meanwhile.
 #[test]
+fn an_older_registry_or_another_gateways_does_not_take_the_place_of_the_one_that_was_here() {
+    let scratch = Scratch::initialised();
+    let add = |name: &str| {
+        let out = format!("{name}.json");
+        scratch.good(&[
+            "device",
+            "add",
+            name,
+            "--registered-id",
+            "--address",
+            "127.0.0.1:1",
+            "--out",
+            &out,
+        ]);
+    };
+    add("boiler-1");
+    let registry = scratch.state().join("registry.redb");
+    let (older, newest) = (scratch.path("older"), scratch.path("newest"));
+    fs::copy(&registry, &older).unwrap();
+    // By a gateway that is killed, so that nothing but the change itself can have told.
+    let mut gateway = scratch.run();
+    scratch.good(&["device", "revoke", "boiler-1"]);
+    gateway.child.kill().unwrap();
+    gateway.child.wait().unwrap();
+    scratch.good(&["device", "list"]);
+    fs::copy(&registry, &newest).unwrap();
+    let other = Scratch::initialised();
+    let others = other.state().join("registry.redb");
+    for _ in 0..4 {
+        // Further than this one, by the number of its changes.
+        other.good(&["enrol", "token", "--name", "pump-1", "--ttl", "1h"]);
+    }
+    for wrong in [&older, &others] {
+        fs::copy(wrong, &registry).unwrap();
+        let run = ["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+        for words in [&run[..], &["device", "list"]] {
+            let said = scratch.bad(words);
+            assert!(said.contains("registry.redb") && said.contains("registry.seen"), "{said}");
+        }
+    }
+    fs::copy(&newest, &registry).unwrap();
+    assert!(scratch.good(&["device", "show", "boiler-1"]).contains("revoked"));
+    scratch.run().stop("-TERM");
+    // On the operator's word.
+    fs::copy(&older, &registry).unwrap();
+    fs::remove_file(scratch.state().join("registry.seen")).unwrap();
+    scratch.good(&["device", "revoke", "boiler-1"]);
+}
+
+#[test]
 fn a_backup_has_what_the_settings_name_and_says_what_it_has_not() {
     let scratch = Scratch::initialised();
     let state = scratch.state();

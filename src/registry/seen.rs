@@ -1,0 +1,72 @@
+//! What the registry was like when it was last in use, in a file beside it: so that an older copy in its place, or
+//! another gateway's, is told from it. Such a one knows nothing of what was revoked since.
+//!
+//! It is written after each change is on disk and not synced: after a power cut it may name an older change, never one
+//! that the registry does not have. One that is damaged or missing says nothing.
+//!
+//! ```text
+//! 0   magic "duetseen"        24  number of the last change u64    60  CRC-32C of bytes 0..60
+//! 8   the registry's id       32  zeros
+//! ```
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+const MAGIC: [u8; 8] = *b"duetseen";
+const LEN: usize = 64;
+
+/// Which registry, and how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State {
+    /// Made once for each registry.
+    pub(super) id: [u8; 16],
+    /// The number of its last change.
+    pub(super) change: u64,
+}
+
+/// The file.
+pub(super) struct Seen(PathBuf);
+
+impl Seen {
+    pub(super) fn beside(registry: &Path) -> Self {
+        Self(registry.with_extension("seen"))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// What it says, if that can be believed.
+    pub(super) fn read(&self) -> Option<State> {
+        let bytes: [u8; LEN] = fs::read(&self.0).ok()?.try_into().ok()?;
+        let (covered, crc) = bytes.split_last_chunk::<4>()?;
+        let (magic, rest) = covered.split_first_chunk::<8>()?;
+        let (id, rest) = rest.split_first_chunk()?;
+        let change = u64::from_le_bytes(*rest.first_chunk()?);
+        let whole = *magic == MAGIC && crc32c::crc32c(covered) == u32::from_le_bytes(*crc);
+        whole.then_some(State { id: *id, change })
+    }
+
+    /// Writes it. Where that fails it names an older change, which tells less and nothing that is wrong.
+    pub(super) fn tell(&self, state: State) {
+        let mut bytes = [0; LEN];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..24].copy_from_slice(&state.id);
+        bytes[24..32].copy_from_slice(&state.change.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..60]);
+        bytes[60..].copy_from_slice(&crc.to_le_bytes());
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let _ = options.open(&self.0).and_then(|file| file.write_all_at(&bytes, 0));
+    }
+
+    /// Removes it: the registry beside it is to be another one.
+    pub(super) fn forget(&self) -> io::Result<()> {
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
