@@ -445,7 +445,9 @@ fn cut_off(file: &File, path: &Path, len: u64, rest: &[u8]) -> io::Result<bool> 
     if rest.is_empty() {
         return Ok(false);
     }
-    let is_begun = serde_json::from_slice::<Entry>(rest).is_err_and(|error| error.is_eof());
+    // Of a whole one no more than the end of the line is missing.
+    let is_begun =
+        serde_json::from_slice::<Entry>(rest).map_or_else(|error| error.is_eof(), |_| true);
     if !is_begun {
         let mut options = OpenOptions::new();
         let mut aside = options.append(true).create(true).mode(0o600).open(aside(path))?;
