@@ -18,6 +18,8 @@ use duet_protocol::reason::DropReason;
 use duet_protocol::wire::MESSAGE_MAX;
 
 const ROUNDS: usize = 300;
+/// On a machine that other work keeps busy most measurements are disturbed.
+const TRIES: usize = 12;
 
 struct World {
     shard: Shard<Batched, Forget>,
@@ -66,8 +68,8 @@ fn apart(one: [u64; 3], other: [u64; 3]) -> u64 {
     one.into_iter().zip(other).map(|(a, b)| a.abs_diff(b) * 1_000 / a.min(b)).max().unwrap()
 }
 
-/// How far the times for a device that was here are from the others, in thousandths.
-fn measure(profile: Profile) -> u64 {
+/// Whether the times for a device that was here are those of the others; if not, what was measured instead.
+fn measure(profile: Profile) -> Result<(), String> {
     let devices = Arc::<Devices>::default();
     let settings = Settings { sessions_max: 10_000, pending_max: 10_000, ..testing::settings() };
     let shard = testing::shard(settings, &devices, Forget);
@@ -115,10 +117,13 @@ fn measure(profile: Profile) -> u64 {
         profile.name()
     );
     // A certificate's proof is a large part of the work; a measurement that does not see it left out is none.
-    if profile.mode.has_certificate() {
-        assert!(apart(here, control) > 60, "the measurement sees work that is left out");
+    if profile.mode.has_certificate() && apart(here, control) <= 60 {
+        return Err("work that was left out was not seen".to_owned());
     }
-    apart(here, unknown).max(apart(here, registered))
+    match apart(here, unknown).max(apart(here, registered)) {
+        0..30 => Ok(()),
+        apart => Err(format!("{apart} thousandths apart")),
+    }
 }
 
 #[test]
@@ -129,7 +134,10 @@ fn the_time_for_a_worthless_hello_does_not_tell_whether_its_device_was_here() {
         Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral },
     ] {
         // A disturbed measurement is repeated; a difference that is really there stays.
-        let apart = (0..3).map(|_| measure(profile)).find(|apart| *apart < 30);
-        assert!(apart.is_some(), "{}: the times tell the devices apart", profile.name());
+        let mut unlike = Vec::new();
+        while let Err(why) = measure(profile) {
+            unlike.push(why);
+            assert!(unlike.len() < TRIES, "{}: {unlike:?}", profile.name());
+        }
     }
 }
