@@ -4,6 +4,8 @@
 //! given it, keeps nothing for later, repeats nothing and never reconnects: a link that fails is
 //! dropped with all that was on its way, and the window says what is sent over the next one.
 
+#[cfg(feature = "postgres")]
+mod bounded;
 pub(crate) mod file;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Mutex, Semaphore, oneshot};
 use tokio::task::JoinHandle;
@@ -70,7 +71,7 @@ impl Mqtt {
         let hello =
             packet::connect(client_id, KEEP_ALIVE_S, credentials.user.as_deref(), password, None);
         stream.write_all(&hello).await.map_err(|error| net::broken(&at, &error))?;
-        let mut bytes = Vec::new();
+        let mut bytes = BytesMut::new();
         let connack = match next_packet(&mut stream, &mut bytes, &at).await? {
             Incoming::Connack(connack) => connack,
             _ => return Err(not_mqtt(&at)),
@@ -144,15 +145,17 @@ pub(crate) fn terms(at: &str, connack: &Connack) -> Result<(), Failure> {
     Err(Failure::new(cause, format!("{at}: connection refused: {why} (0x{:02x})", connack.reason)))
 }
 
-/// The next packet of the stream; `bytes` holds what came beyond it.
+/// The next packet of the stream; `bytes` holds what came beyond it. However many come, other upstreams have their turns.
 pub(crate) async fn next_packet(
     stream: &mut (impl AsyncReadExt + Unpin),
-    bytes: &mut Vec<u8>,
+    bytes: &mut BytesMut,
     at: &str,
 ) -> Result<Incoming, Failure> {
+    // Packets that are here already make nobody wait, and all upstreams share this thread.
+    tokio::task::coop::consume_budget().await;
     loop {
         if let Some((packet, used)) = packet::decode(bytes).map_err(|_| not_mqtt(at))? {
-            bytes.drain(..used);
+            bytes.advance(used);
             return Ok(packet);
         }
         // A whole packet has at most five bytes of head.
@@ -172,7 +175,7 @@ pub(crate) async fn next_packet(
 async fn read(
     shared: Rc<Shared>,
     mut stream: ReadHalf<Box<dyn net::Stream>>,
-    mut bytes: Vec<u8>,
+    mut bytes: BytesMut,
     at: String,
 ) {
     let failure = loop {
@@ -304,5 +307,35 @@ impl Judge {
             reason::NOT_AUTHORIZED => Answer::Failed(Failure::new(Cause::Credentials, said())),
             _ => Answer::Failed(Failure::new(Cause::Busy, said())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A broker's stream of packets that does not end.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_broker_that_never_stops_talking_leaves_others_their_turns() {
+        const PACKETS: usize = 100_000;
+        let others = Rc::new(Cell::new(0));
+        let turns = Rc::clone(&others);
+        let local = tokio::task::LocalSet::new();
+        local.spawn_local(async move {
+            loop {
+                turns.set(turns.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        });
+        let read = local.run_until(async {
+            let pings = [0xd0, 0].repeat(PACKETS);
+            let (mut stream, mut bytes) = (&pings[..], BytesMut::new());
+            for _ in 0..PACKETS {
+                let packet = next_packet(&mut stream, &mut bytes, "").await;
+                assert!(matches!(packet, Ok(Incoming::Pingresp)));
+            }
+        });
+        read.await;
+        assert!(others.get() > PACKETS / 1_000, "{} turns", others.get());
     }
 }

@@ -18,6 +18,7 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, Config, Error, NoTls, Row, SimpleQueryMessage, Statement};
 
+use super::bounded::{Allowance, InTls};
 use super::{Answer, Cause, Failure, Known, Link, Local, Message, net};
 use crate::SpoolId;
 use crate::settings::{Address, Upstream};
@@ -81,8 +82,9 @@ impl Postgres {
         spool: SpoolId,
     ) -> Result<Self, Failure> {
         let at = address.authority();
-        let (client, connection) = open(upstream, address, database, &at).await?;
-        let opened = Table::open(client, &at, table, spool, upstream).await;
+        let allowance = Allowance::new();
+        let (client, connection) = open(upstream, address, database, &at, &allowance).await?;
+        let opened = Table::open(client, allowance, &at, table, spool, upstream).await;
         let (table, worth) = match opened {
             Ok(opened) => opened,
             Err(failure) => {
@@ -110,6 +112,7 @@ async fn open(
     address: &Address,
     database: &str,
     at: &str,
+    allowance: &Allowance,
 ) -> Result<(Client, JoinHandle<()>), Failure> {
     let credentials = &upstream.credentials;
     let mut config = Config::new();
@@ -134,12 +137,14 @@ async fn open(
             &address.host,
         );
         let Ok(tls) = tls;
+        let tls = InTls { tls, allowance: allowance.clone() };
         config.ssl_mode(SslMode::Require);
         let (client, connection) = config.connect_raw(stream, tls).await.map_err(refused)?;
         Ok((client, tokio::task::spawn_local(async move { drop(connection.await) })))
     } else {
         config.ssl_mode(SslMode::Disable);
-        let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(refused)?;
+        let (client, connection) =
+            config.connect_raw(allowance.bind(stream), NoTls).await.map_err(refused)?;
         Ok((client, tokio::task::spawn_local(async move { drop(connection.await) })))
     }
 }
@@ -160,6 +165,7 @@ fn schema(table: &str, cursor: &str) -> String {
 /// The table, its cursor and the way to both.
 struct Table {
     client: Client,
+    allowance: Allowance,
     at: String,
     cursor_name: String,
     begin: String,
@@ -174,6 +180,7 @@ struct Table {
 impl Table {
     async fn open(
         client: Client,
+        allowance: Allowance,
         at: &str,
         name: &str,
         spool: SpoolId,
@@ -233,7 +240,8 @@ impl Table {
         let wait = upstream.answer_timeout.as_millis();
         let begin = format!("BEGIN; SET LOCAL statement_timeout = {wait}");
         let at = at.to_owned();
-        Ok((Self { client, at, cursor_name, begin, cursor, spool, copy, last }, worth))
+        let table = Self { client, allowance, at, cursor_name, begin, cursor, spool, copy, last };
+        Ok((table, worth))
     }
 
     /// Stores what comes until nothing comes any more or the connection is void.
@@ -293,6 +301,7 @@ impl Table {
     }
 
     async fn transaction(&self, group: &[Job], last: i64) -> Result<(), Trouble> {
+        self.allowance.renew();
         let failed = |error: Error| judge(&self.at, &error);
         // Asked in one go: the answers take one way there and back. The beginning and the cursor's move are one text, of
         // which the server carries out nothing behind what fails; a copy that does not end is none.

@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
@@ -104,7 +104,7 @@ impl Listener {
         &self,
         address: &Address,
         client_id: &str,
-    ) -> Result<(Box<dyn net::Stream>, Vec<u8>, Connack), Failure> {
+    ) -> Result<(Box<dyn net::Stream>, BytesMut, Connack), Failure> {
         let at = address.authority();
         let mut stream = net::connect(address, &self.upstream.tls).await?;
         let credentials = &self.upstream.credentials;
@@ -115,7 +115,7 @@ impl Listener {
         let user = credentials.user.as_deref();
         let hello = packet::connect(&client_id, KEEP_ALIVE_S, user, password, Some(kept));
         stream.write_all(&hello).await.map_err(|error| net::broken(&at, &error))?;
-        let mut bytes = Vec::new();
+        let mut bytes = BytesMut::new();
         let Incoming::Connack(connack) = next_packet(&mut stream, &mut bytes, &at).await? else {
             return Err(not_mqtt(&at));
         };
