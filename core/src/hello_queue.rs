@@ -67,8 +67,8 @@ pub(crate) struct HelloQueue {
 pub(crate) struct Taken {
     /// Those that have their turn.
     pub(crate) batch: Vec<(Origin, Hello)>,
-    /// Those that must prove their address first.
-    pub(crate) asked: Vec<(Origin, Refusal)>,
+    /// Those that must prove their address first, or whose sender has shown meanwhile that they are worth nothing.
+    pub(crate) refused: Vec<(Origin, Refusal)>,
 }
 
 /// Why a HELLO does not wait, and what its sender is told.
@@ -132,12 +132,11 @@ impl HelloQueue {
             return Err(DropReason::Repeated.into());
         }
         let share = self.shares.get(&sender).copied().unwrap_or(0);
-        let most = match (self.senders.is_worthless(now, sender), loaded) {
-            (true, _) => WORTHLESS_SOURCE_MAX,
-            (false, true) => SOURCE_MAX,
-            (false, false) => usize::MAX,
-        };
-        if share >= most {
+        if share >= WORTHLESS_SOURCE_MAX && self.senders.is_worthless(now, sender) {
+            // An answer would make it come back at once.
+            return Err(DropReason::SourceFull.into());
+        }
+        if loaded && share >= SOURCE_MAX {
             return Err(self.later(now, path, sender, &hello, policy, DropReason::SourceFull));
         }
         if self.hellos.len() >= WAITING_MAX {
@@ -181,8 +180,8 @@ impl HelloQueue {
         self.hellos.front().map(|(origin, _)| origin.arrived_us)
     }
 
-    /// Takes the oldest hellos, at most this many. Those that came unasked before a flood was noticed are asked now
-    /// instead: they are what makes it.
+    /// Takes the oldest hellos, at most this many. Of those that came before their sender was noticed, most are refused now
+    /// instead: they are what makes a flood, whether their addresses are proven or not.
     pub(crate) fn take(&mut self, now: Now, most: usize, policy: Policy<'_>) -> Taken {
         // While hellos wait, the time from batch to batch is what those of one cost, unless it went into many that
         // came meanwhile: they are taken in, or sent away, once for each, however long they then wait.
@@ -194,14 +193,21 @@ impl HelloQueue {
             self.cost_ns = (self.cost_ns * 31 + each_ns.min(most_ns)) / 32;
         }
         let mut taken = Taken::default();
-        while taken.batch.len() < most && taken.asked.len() < most {
+        while taken.batch.len() < most && taken.refused.len() < most {
             let Some((origin, hello)) = self.hellos.pop_front() else { break };
+            let share = self.shares.get(&origin.sender).copied().unwrap_or(0);
             self.forget(&origin, &hello);
-            if !origin.proven && self.is_flooded(now, origin.sender) {
-                let refusal = self.ask(now, origin.path, origin.sender, &hello, policy);
-                taken.asked.push((origin, refusal));
+            let refusal = if !origin.proven && self.is_flooded(now, origin.sender) {
+                Some(self.ask(now, origin.path, origin.sender, &hello, policy))
+            } else if share > WORTHLESS_SOURCE_MAX && self.senders.is_worthless(now, origin.sender)
+            {
+                Some(DropReason::SourceFull.into())
             } else {
-                taken.batch.push((origin, hello));
+                None
+            };
+            match refusal {
+                Some(refusal) => taken.refused.push((origin, refusal)),
+                None => taken.batch.push((origin, hello)),
             }
         }
         if self.hellos.is_empty() {
@@ -240,7 +246,7 @@ impl HelloQueue {
         };
         if let Path::Datagram(from) = path
             && self.is_flooded(now, sender)
-            && !self.senders.may_ask(now, from.address(), sender)
+            && !self.senders.may_ask(now, from.address(), sender, &hello.digest)
         {
             return reason.into();
         }
@@ -302,6 +308,8 @@ fn cookie(node_key: &[u8; 32], epoch: u32, from: SocketAddr, hello: &Hello) -> [
 }
 
 #[cfg(test)]
+mod floods;
+#[cfg(test)]
 mod tests {
     use duet_protocol::profile::Transport;
     use duet_protocol::wire::Kind;
@@ -335,11 +343,11 @@ mod tests {
         hello
     }
 
-    fn hello(number: u16) -> Hello {
+    pub(super) fn hello(number: u16) -> Hello {
         Hello::decode(&bytes(number), Transport::Datagram).unwrap()
     }
 
-    fn with_cookie(number: u16, retry: &Retry) -> Hello {
+    pub(super) fn with_cookie(number: u16, retry: &Retry) -> Hello {
         let bytes = [bytes(number), retry.cookie.to_vec()].concat();
         Hello::decode(&bytes, Transport::Datagram).unwrap()
     }

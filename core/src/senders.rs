@@ -20,6 +20,12 @@ const UNUSED_BY_PORT: Bucket = Bucket { size: 1_000, per_s: 200 };
 const UNUSED_BY_SENDER: Bucket = Bucket { size: 8_192, per_s: 1_000 };
 /// The most senders of each kind that are remembered (R93).
 const REMEMBERED_MAX: usize = 4_096;
+/// How many bits say which hellos were left unanswered in a generation; so many hellos may share one that one in a hundred
+/// passes for another under the heaviest flood.
+const UNANSWERED_BITS: u32 = 1 << 22;
+/// How many generations there are, the newest among them, and how long each is, µs: no longer than a device's first pause.
+const GENERATIONS: usize = 4;
+const GENERATION_US: u64 = 1_000_000;
 /// How often it is looked who can be forgotten, µs.
 const SWEEP_US: u64 = 100_000;
 
@@ -84,6 +90,45 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 }
 
+/// Which hellos were left unanswered of late, by their digests, as far as a fixed number of bits tells.
+struct Unanswered {
+    /// Empty until there is a flood. The newest comes first.
+    generations: [Vec<u64>; GENERATIONS],
+    /// When the newest began.
+    since_us: u64,
+}
+
+impl Unanswered {
+    /// The places of a digest's bits.
+    fn places(digest: &[u8; 32]) -> [(usize, u64); 2] {
+        let [a, b, c, d, e, f, g, h, ..] = *digest;
+        [[a, b, c, d], [e, f, g, h]].map(|bytes| {
+            let bit = u32::from_le_bytes(bytes) % UNANSWERED_BITS;
+            ((bit / 64) as usize, 1 << (bit % 64))
+        })
+    }
+
+    /// Whether this one came before, and not just now; notes that it came.
+    fn came_again(&mut self, now: Now, digest: &[u8; 32]) -> bool {
+        let over = now.mono_us.saturating_sub(self.since_us) / GENERATION_US;
+        for _ in 0..over.min(GENERATIONS as u64) {
+            self.generations.rotate_right(1);
+            self.generations[0].fill(0);
+        }
+        self.since_us += over * GENERATION_US;
+        let places = Self::places(digest);
+        let [newest, older @ ..] = &mut self.generations;
+        let again = older.iter().any(|generation| {
+            places
+                .iter()
+                .all(|(word, bit)| generation.get(*word).is_some_and(|found| found & bit != 0))
+        });
+        newest.resize(UNANSWERED_BITS as usize / 64, 0);
+        places.iter().for_each(|(word, bit)| newest[*word] |= bit);
+        again
+    }
+}
+
 /// What is held against whom.
 pub(crate) struct Senders {
     /// When the bucket of all strangers' worthless hellos is empty.
@@ -94,6 +139,7 @@ pub(crate) struct Senders {
     proven: Buckets<IpAddr>,
     unused_by_port: Buckets<SocketAddr>,
     unused_by_sender: Buckets<IpAddr>,
+    unanswered: Unanswered,
 }
 
 impl Default for Senders {
@@ -104,6 +150,7 @@ impl Default for Senders {
             proven: Buckets::new(SENDER),
             unused_by_port: Buckets::new(UNUSED_BY_PORT),
             unused_by_sender: Buckets::new(UNUSED_BY_SENDER),
+            unanswered: Unanswered { generations: Default::default(), since_us: 0 },
         }
     }
 }
@@ -137,11 +184,20 @@ impl Senders {
     }
 
     /// Whether a datagram's sender is to have a RETRY in a flood, and if so, notes that it got one.
-    pub(crate) fn may_ask(&mut self, now: Now, from: SocketAddr, sender: IpAddr) -> bool {
+    ///
+    /// Anybody can name an address and use up its RETRYs. So a HELLO that found none left has one when it comes again
+    /// after a second, byte for byte, as a device's does: a forger who wants that has to send everything twice.
+    pub(crate) fn may_ask(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        sender: IpAddr,
+        digest: &[u8; 32],
+    ) -> bool {
         if self.unused_by_port.overflows(now, &from)
             || self.unused_by_sender.overflows(now, &sender)
         {
-            return false;
+            return self.unanswered.came_again(now, digest);
         }
         self.unused_by_port.fill(now, from);
         self.unused_by_sender.fill(now, sender);
@@ -188,16 +244,58 @@ mod tests {
     fn retries_are_for_those_who_use_them() {
         let mut senders = Senders::default();
         let from = |host, port| SocketAddr::from((sender(host), port));
-        let asked = (0..10_000).filter(|_| senders.may_ask(now(0), from(1, 1), sender(1))).count();
+        let mut made = 0u64;
+        let mut ask = |senders: &mut Senders, at, from: SocketAddr| {
+            made += 1;
+            let digest = digest(made);
+            senders.may_ask(now(at), from, from.ip(), &digest)
+        };
+        let asked = (0..10_000).filter(|_| ask(&mut senders, 0, from(1, 1))).count();
         assert_eq!(u64::try_from(asked).unwrap(), UNUSED_BY_PORT.size + 1);
-        assert!(senders.may_ask(now(0), from(1, 2), sender(1)), "another device behind it");
-        assert!(senders.may_ask(now(1_000_000), from(1, 1), sender(1)), "a second later");
+        assert!(ask(&mut senders, 0, from(1, 2)), "another device behind it");
+        assert!(ask(&mut senders, 1_000_000, from(1, 1)), "a second later");
         for number in 0..50_000u16 {
-            assert!(senders.may_ask(now(0), from(2, number), sender(2)));
+            assert!(ask(&mut senders, 0, from(2, number)));
             senders.used(from(2, number), sender(2));
         }
-        let many = (0..50_000).filter(|port| senders.may_ask(now(0), from(3, *port), sender(3)));
+        let many = (0..50_000).filter(|port| ask(&mut senders, 0, from(3, *port)));
         assert_eq!(u64::try_from(many.count()).unwrap(), UNUSED_BY_SENDER.size + 1);
+    }
+
+    fn digest(number: u64) -> [u8; 32] {
+        let mut digest = [0; 32];
+        // As well spread as SHA-256's.
+        let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        digest[..8].copy_from_slice(&(spread ^ spread >> 29).to_le_bytes());
+        digest
+    }
+
+    /// Whoever names a device's address uses up its RETRYs, and yet the device has one when it asks again.
+    #[test]
+    fn a_hello_that_comes_again_after_a_second_is_answered() {
+        let mut senders = Senders::default();
+        let from = SocketAddr::from((sender(1), 7));
+        let mut made = 1u64;
+        let mut forge = |senders: &mut Senders, at| {
+            let mut answered = 0;
+            for number in 0..20_000 {
+                made += 1;
+                let port = u16::try_from(number).unwrap();
+                let from = SocketAddr::from((sender(1), port));
+                answered += u32::from(senders.may_ask(now(at), from, sender(1), &digest(made)));
+            }
+            answered
+        };
+        forge(&mut senders, 900_000);
+        assert!(!senders.may_ask(now(900_000), from, sender(1), &digest(1)));
+        forge(&mut senders, 950_000);
+        assert!(!senders.may_ask(now(950_000), from, sender(1), &digest(1)), "not yet");
+        assert!(forge(&mut senders, 1_950_000) < 2_000, "who says everything once");
+        assert!(senders.may_ask(now(1_950_000), from, sender(1), &digest(1)));
+        forge(&mut senders, 3_990_000);
+        assert!(senders.may_ask(now(3_990_000), from, sender(1), &digest(1)), "it was lost");
+        forge(&mut senders, 30_000_000);
+        assert!(!senders.may_ask(now(30_000_000), from, sender(1), &digest(1)), "forgotten");
     }
 
     #[test]

@@ -178,9 +178,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let mut authorised = self.go_on(now, due);
         if let Some(oldest_us) = self.hellos.oldest_us() {
             let waited_us = now.mono_us.saturating_sub(oldest_us);
-            let Taken { batch: hellos, asked } =
+            let Taken { batch: hellos, refused } =
                 self.hellos.take(now, BATCH_MAX, policy(&self.settings));
-            for (origin, Refusal { reason, retry }) in asked {
+            for (origin, Refusal { reason, retry }) in refused {
                 retry.into_iter().for_each(|retry| self.out.push(origin.path, &retry.encode()));
                 self.discard(origin.arrived_us, origin.path, reason);
             }
