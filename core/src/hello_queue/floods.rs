@@ -224,7 +224,11 @@ fn hellos_of_many_proven_addresses_do_not_fill_the_queue() {
     for seed in 0..2 {
         let (waits, out) = waits(Flood::ManyAddresses, seed);
         let p90 = waits[waits.len() * 9 / 10];
-        println!("many addresses: {out} out, p50 {} p90 {p90} max {}", waits[waits.len() / 2], waits[waits.len() - 1]);
+        println!(
+            "many addresses: {out} out, p50 {} p90 {p90} max {}",
+            waits[waits.len() / 2],
+            waits[waits.len() - 1]
+        );
         assert!(out == 0 && p90 < 100_000, "{out} not in; nine of ten within {p90} µs");
     }
 }
