@@ -38,6 +38,9 @@ struct Sent {
     hello: Hello,
 }
 
+/// A forgery that comes again: when, which, from where, and its cookie.
+type Return = (u64, u16, SocketAddr, [u8; 16]);
+
 struct Device {
     began_us: u64,
     sent: Sent,
@@ -55,7 +58,7 @@ struct World {
     forged: u64,
     /// Any of the forgeries; they are told apart by what makes up their number.
     forgeries: Vec<Hello>,
-    returning: BinaryHeap<Reverse<(u64, u16, SocketAddr, [u8; 16])>>,
+    returning: BinaryHeap<Reverse<Return>>,
     devices: Vec<Device>,
     due: BinaryHeap<Reverse<(u64, u16, u32)>>,
 }
