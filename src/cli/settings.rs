@@ -11,6 +11,7 @@ use duet::commands;
 use duet::config::{Config, Overrides};
 use duet::identity::{Utc, now_s};
 use duet::registry;
+use duet_upstream::Upstream;
 
 use super::identities::Identities;
 use super::talk::gateway;
@@ -149,6 +150,9 @@ fn look(config: &Config) -> Vec<Finding> {
         }
         Ok(None) => {}
         Err(error) => note("enrolment", Err(error.to_string())),
+    }
+    for text in config.upstreams.iter().filter_map(Upstream::warning) {
+        note("upstream", Ok(format!("warning: {text}")));
     }
     let file = config.state.join(registry::FILE);
     let found =

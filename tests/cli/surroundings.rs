@@ -526,3 +526,23 @@ impl Gateway {
         said
     }
 }
+
+#[test]
+fn an_upstream_that_gets_a_token_in_clear_is_told_by_check_and_at_start() {
+    let scratch = Scratch::initialised();
+    let settings = scratch.state().join("duet.toml");
+    let more = "\n[[upstream]]\nname = \"hub\"\nkind = \"webhook\"\nurl = \"http://hub.invalid/in\"\ntoken_file = \"t\"\n";
+    let before = fs::read_to_string(&settings).unwrap();
+    fs::write(&settings, before + more).unwrap();
+    let token = scratch.state().join("t");
+    fs::write(&token, "secret").unwrap();
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    let warning = "upstream \"hub\": url has no TLS";
+    let said = scratch.good(&["check"]);
+    assert!(said.contains(&format!("ok   upstream       warning: {warning}")), "{said}");
+    let said = scratch.run().end("-TERM");
+    assert!(said.contains(warning), "{said}");
+    fs::write(&settings, fs::read_to_string(&settings).unwrap().replace("http:", "https:"))
+        .unwrap();
+    assert!(!scratch.good(&["check"]).contains("warning"));
+}

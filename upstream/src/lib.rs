@@ -154,6 +154,7 @@ pub fn start(options: Options, open: &mut OpenSource<'_>) -> Result<Upstreams, S
         if upstreams[..at].iter().any(|other| other.name() == upstream.name()) {
             return Err(StartError::TwoOfOneName(upstream.name().to_owned()));
         }
+        upstream.warning().iter().for_each(|text| tell(text));
         let board = Board::new(upstream);
         boards.push(board.shared());
         let (tell, stopped) = (Arc::clone(&tell), stopped.clone());

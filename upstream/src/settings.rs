@@ -4,6 +4,7 @@
 //! believed or a password is right is found out by connecting, and told by `status`; the gateway
 //! runs on meanwhile.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -254,6 +255,42 @@ impl Upstream {
         all.flatten().map(PathBuf::as_path)
     }
 
+    /// What to say where its credential goes over a network without TLS.
+    ///
+    /// Neither NATS' `credentials_file` nor a certificate is meant: their keys sign, and stay here.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let Credentials { user: _, password_file, token_file, credentials_file: _ } =
+            &self.credentials;
+        let key = match (token_file, password_file) {
+            (Some(_), _) => "token_file",
+            (None, Some(_)) => "password_file",
+            (None, None) => return None,
+        };
+        let remedy = match self.kind {
+            Kind::Webhook => "begin it with https://",
+            Kind::Nats => "begin it with tls://",
+            Kind::Mqtt => "begin it with mqtts://",
+            Kind::Postgres => "leave ?sslmode=disable away",
+            Kind::Kafka => "this kind has no TLS: lead it through a tunnel to this host",
+            Kind::File => return None,
+        };
+        let open: Vec<_> = match &self.target {
+            Target::Kafka { brokers, .. } => brokers.split(',').filter(|at| !is_here(at)).collect(),
+            target => {
+                let address = target.address().filter(|at| !at.secure && !is_here(&at.host));
+                address.map(|at| at.host.as_str()).into_iter().collect()
+            }
+        };
+        (!open.is_empty()).then(|| {
+            format!(
+                "upstream {:?}: url has no TLS, so whoever is on the way to {} can take what {key} holds; {remedy}",
+                self.name,
+                open.join(" and ")
+            )
+        })
+    }
+
     /// How messages are addressed, where they are.
     pub(crate) fn template(&self) -> Option<&Template> {
         match &self.target {
@@ -285,6 +322,18 @@ impl Check {
             "must be absent: this kind of upstream has no use for it",
         );
     }
+}
+
+/// Whether a host, perhaps with its port, is this machine itself, so that what goes there is on no network.
+fn is_here(host: &str) -> bool {
+    let bare = match host.parse::<SocketAddr>() {
+        Ok(address) => return address.ip().is_loopback(),
+        // An IPv6 address without a port has colons, too.
+        Err(_) if host.parse::<IpAddr>().is_ok() => host,
+        Err(_) => host.split_once(':').map_or(host, |(name, _)| name),
+    };
+    bare.eq_ignore_ascii_case("localhost")
+        || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// A file's name, a metric's label and a word in messages at once.
@@ -663,6 +712,41 @@ mod tests {
             read("name = \"n\"\nkind = \"nats\"\nurl = \"nats://h\"\nsubject = \"duet.{device}\"");
         assert!(nats.unwrap().required);
         read("name = \"m\"\nkind = \"mqtt\"\nurl = \"mqtts://h:9\"\ntopic = \"a/b\"").unwrap();
+    }
+
+    #[test]
+    fn a_credential_that_goes_over_a_network_without_tls_is_told() {
+        let token = "token_file = \"t\"\n";
+        let user = "user = \"u\"\npassword_file = \"p\"\n";
+        let hook = |url: &str, more: &str| {
+            read(&format!("name = \"n\"\nkind = \"webhook\"\nurl = \"{url}\"\n{more}"))
+                .unwrap()
+                .warning()
+        };
+        let said = hook("http://hub.example/in", token).unwrap();
+        for part in ["upstream \"n\": url", "hub.example", "token_file", "https://"] {
+            assert!(said.contains(part), "{said}");
+        }
+        for url in ["http://127.0.0.1:80/", "http://[::1]/", "http://LocalHost:80/"] {
+            assert_eq!(hook(url, token), None, "{url}");
+        }
+        assert_eq!(hook("https://hub.example/", token), None);
+        assert_eq!(hook("http://hub.example/", ""), None, "nothing secret goes there");
+        assert!(hook("http://[2001:db8::1]/", user).unwrap().contains("password_file"));
+        assert!(hook("http://localhost.example/", user).is_some());
+        for (kind, remedy) in [
+            ("\"nats\"\nurl = \"nats://hub\"\nsubject = \"s\"", "tls://"),
+            ("\"mqtt\"\nurl = \"mqtt://hub\"\ntopic = \"t\"", "mqtts://"),
+            #[cfg(feature = "postgres")]
+            ("\"postgres\"\nurl = \"postgres://hub/d?sslmode=disable\"", "sslmode"),
+            #[cfg(feature = "kafka")]
+            ("\"kafka\"\nurl = \"kafka://localhost,hub\"\ntopic = \"t\"", "to hub:9092 can"),
+        ] {
+            let said = read(&format!("name = \"n\"\nkind = {kind}\n{user}")).unwrap().warning();
+            assert!(said.as_ref().is_some_and(|said| said.contains(remedy)), "{said:?}");
+        }
+        let signs = "kind = \"nats\"\nurl = \"nats://hub\"\nsubject = \"s\"\ncredentials_file = \"c\"";
+        assert_eq!(read(&format!("name = \"n\"\n{signs}")).unwrap().warning(), None);
     }
 
     #[test]
