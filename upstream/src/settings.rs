@@ -745,7 +745,8 @@ mod tests {
             let said = read(&format!("name = \"n\"\nkind = {kind}\n{user}")).unwrap().warning();
             assert!(said.as_ref().is_some_and(|said| said.contains(remedy)), "{said:?}");
         }
-        let signs = "kind = \"nats\"\nurl = \"nats://hub\"\nsubject = \"s\"\ncredentials_file = \"c\"";
+        let signs =
+            "kind = \"nats\"\nurl = \"nats://hub\"\nsubject = \"s\"\ncredentials_file = \"c\"";
         assert_eq!(read(&format!("name = \"n\"\n{signs}")).unwrap().warning(), None);
     }
 

@@ -13,7 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -40,6 +40,8 @@ pub(crate) struct FileLink {
     jobs: mpsc::Sender<Job>,
     resume: Option<u64>,
     dir: PathBuf,
+    /// Why the thread has ended, set before its queue is gone.
+    ended: Arc<OnceLock<Failure>>,
 }
 
 impl FileLink {
@@ -63,14 +65,21 @@ impl FileLink {
             let mut files = files;
             files.recover().map(|resume| (files, resume))
         });
-        let ended = |_| Failure::new(Cause::File, "the system gives no thread to write files");
-        let (files, resume) = opened.await.map_err(ended)??;
+        let none = |_| Failure::new(Cause::File, "the system gives no thread to write files");
+        let (files, resume) = opened.await.map_err(none)??;
         let (jobs, waiting) = mpsc::channel();
+        let ended = Arc::<OnceLock<Failure>>::default();
+        let why = Arc::clone(&ended);
         std::thread::Builder::new()
             .name(format!("file-{name}").chars().take(15).collect())
-            .spawn(move || files.serve(&waiting))
+            .spawn(move || {
+                if let Err(failure) = files.serve(&waiting) {
+                    // Set by this thread alone.
+                    let _ = why.set(failure);
+                }
+            })
             .map_err(|error| Failure::new(Cause::File, error.to_string()))?;
-        Ok(Self { jobs, resume, dir: dir.to_owned() })
+        Ok(Self { jobs, resume, dir: dir.to_owned(), ended })
     }
 }
 
@@ -79,8 +88,14 @@ impl Link for FileLink {
         let (answer, answered) = oneshot::channel();
         let job = Job { first: message.id.range.first, body: message.body, answer };
         let sent = self.jobs.send(job);
+        let (why, dir) = (Arc::clone(&self.ended), self.dir.display().to_string());
         Box::pin(async move {
-            let ended = || Failure::new(Cause::File, "the thread that writes files has ended");
+            let ended = move || {
+                why.get().cloned().unwrap_or_else(|| {
+                    let text = format!("the thread that writes files in {dir} ended unexpectedly");
+                    Failure::new(Cause::File, text)
+                })
+            };
             sent.map_err(|_| ended())?;
             let answer: Local<'static, Answer> =
                 Box::pin(async move { answered.await.unwrap_or_else(|_| Answer::Failed(ended())) });
@@ -125,7 +140,9 @@ fn failed(action: &str, path: &Path, error: &io::Error) -> Failure {
 }
 
 impl Files {
-    fn serve(mut self, waiting: &mpsc::Receiver<Job>) {
+    /// Works until nobody can send any more, or until something fails: the link is void then, and the next one finds what
+    /// is there.
+    fn serve(mut self, waiting: &mpsc::Receiver<Job>) -> Result<(), Failure> {
         loop {
             let until = self.part.as_ref().map(|part| part.began + self.age);
             let job = match until {
@@ -134,14 +151,10 @@ impl Files {
                     waiting.recv_timeout(until.saturating_duration_since(Instant::now()))
                 }
             };
-            let outcome = match job {
-                Ok(job) => self.group(job, waiting),
-                Err(mpsc::RecvTimeoutError::Timeout) => self.rotate(),
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
-            };
-            if outcome.is_err() {
-                // The link is void; the next one finds what is there.
-                return;
+            match job {
+                Ok(job) => self.group(job, waiting)?,
+                Err(mpsc::RecvTimeoutError::Timeout) => self.rotate()?,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
     }

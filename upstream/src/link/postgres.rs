@@ -6,7 +6,9 @@
 //! cursor is one number, the table must take batches in their order; after one is refused, all that were sent after it
 //! are void, and come again behind its halves.
 
+use std::cell::OnceCell;
 use std::pin::pin;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use futures_util::future::join;
@@ -53,6 +55,8 @@ pub(crate) struct Postgres {
     epoch: u64,
     connection: JoinHandle<()>,
     writer: JoinHandle<()>,
+    /// Why the writer has ended, set before its queue is gone.
+    ended: Rc<OnceCell<Failure>>,
     at: String,
     worth: String,
     last: Option<u64>,
@@ -94,8 +98,9 @@ impl Postgres {
         };
         let (jobs, waiting) = mpsc::unbounded_channel();
         let last = u64::try_from(table.last).ok();
-        let writer = tokio::task::spawn_local(table.serve(waiting));
-        Ok(Self { jobs, epoch: 0, connection, writer, at, worth, last })
+        let ended = Rc::<OnceCell<Failure>>::default();
+        let writer = tokio::task::spawn_local(table.serve(waiting, Rc::clone(&ended)));
+        Ok(Self { jobs, epoch: 0, connection, writer, ended, at, worth, last })
     }
 }
 
@@ -208,6 +213,7 @@ impl Table {
                 Failure { text: text.into(), ..failure }
             })?;
         }
+        logged(&client, at, &table, &cursor, &failed).await?;
         let columns = COLUMNS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let look =
             client.prepare(&format!("SELECT {columns} FROM {table}")).await.map_err(failed)?;
@@ -245,7 +251,11 @@ impl Table {
     }
 
     /// Stores what comes until nothing comes any more or the connection is void.
-    async fn serve(mut self, mut waiting: mpsc::UnboundedReceiver<Job>) {
+    async fn serve(
+        mut self,
+        mut waiting: mpsc::UnboundedReceiver<Job>,
+        ended: Rc<OnceCell<Failure>>,
+    ) {
         let mut queue: Vec<Job> = Vec::new();
         let mut epoch = 0;
         // So many at the front go one by one, since one of them is to blame for a refusal.
@@ -273,6 +283,8 @@ impl Table {
                     queue.remove(0).reply(Answer::Refused(said));
                 }
                 Err(Trouble::Failed(failure)) => {
+                    // Set here alone.
+                    let _ = ended.set(failure.clone());
                     waiting.close();
                     while let Ok(job) = waiting.try_recv() {
                         queue.push(job);
@@ -393,15 +405,44 @@ async fn prepare_session(
     Ok(format!("{at} (PostgreSQL {version}), table {name}: each reading once; {promise}"))
 }
 
+/// Refuses tables that a crash of the server empties. A cursor would say that they have what they lost, and the spool
+/// have let it go; or the cursor alone would be lost.
+async fn logged(
+    client: &Client,
+    at: &str,
+    table: &str,
+    cursor: &str,
+    failed: &dyn Fn(Error) -> Failure,
+) -> Result<(), Failure> {
+    let look = format!(
+        "SELECT oid::regclass::text FROM pg_class WHERE relpersistence <> 'p' AND relkind IN ('r', 'p') AND oid IN \
+         (SELECT '{table}'::regclass UNION SELECT '{cursor}'::regclass UNION \
+         SELECT relid FROM pg_partition_tree('{table}') UNION SELECT relid FROM pg_partition_tree('{cursor}')) \
+         ORDER BY 1 LIMIT 1"
+    );
+    let Some(row) = client.query_opt(&look, &[]).await.map_err(failed)? else { return Ok(()) };
+    let found: String = field(&row, 0, at)?;
+    let found = text::printable(found.as_bytes());
+    let text = format!(
+        "{at}: table {found} is unlogged, so a crash of the server empties it, also of what it has confirmed: \
+         ALTER TABLE {found} SET LOGGED"
+    );
+    Err(Failure::new(Cause::Setting, text))
+}
+
 impl Link for Postgres {
     fn submit(&mut self, message: Message) -> Local<'_, Result<Local<'static, Answer>, Failure>> {
         let (answer, answered) = oneshot::channel();
         let last = message.id.range.last;
         let job = Job { epoch: self.epoch, last, body: message.body, answer };
         let (sent, at) = (self.jobs.send(job), self.at.clone());
+        let why = Rc::clone(&self.ended);
         Box::pin(async move {
-            let ended =
-                move || Failure::new(Cause::Connection, format!("{at}: the connection ended"));
+            let ended = move || {
+                why.get().cloned().unwrap_or_else(|| {
+                    Failure::new(Cause::Connection, format!("{at}: the connection ended"))
+                })
+            };
             if sent.is_err() {
                 return Err(ended());
             }

@@ -112,3 +112,23 @@ fn a_part_that_is_removed_while_it_is_written_to_is_noticed() {
     world.until("the last ten", |report| report.next == 30);
     assert_eq!(indices(&lines(&world)), (20..30).collect::<Vec<_>>());
 }
+
+#[test]
+fn why_a_file_could_not_be_renamed_is_told_though_nothing_waited_then() {
+    let mut world = World::new(1, &format!("{SETTINGS}file_age_s = 1\n"));
+    world.start();
+    world.until_empty();
+    // A directory that is not empty stands in the way of its name.
+    let part = files(&world).remove(0);
+    fs::create_dir_all(part.with_extension("").join("in-the-way")).unwrap();
+    for index in 1..1_000 {
+        if !world.said.lock().unwrap().is_empty() {
+            break;
+        }
+        world.push(index..index + 1);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let said = world.said.lock().unwrap().first().cloned().unwrap_or_default();
+    let cause = format!("upstream archive: renaming {}: ", part.display());
+    assert!(said.starts_with(&cause), "{said}");
+}

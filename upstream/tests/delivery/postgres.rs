@@ -380,3 +380,33 @@ fn the_connection_is_protected_and_the_server_is_who_it_should_be() {
         assert!(problem.contains("TLS") && problem.contains("certificate"), "{problem}");
     }
 }
+
+/// A crash empties an unlogged table: what is in it would be gone though the spool let it go, or come twice.
+#[test]
+fn a_table_that_a_crash_empties_is_refused_by_its_name() {
+    let Some(server) = Server::postgres("") else { return };
+    let mut world = world(10, &settings(server.port, ""));
+    world.start();
+    world.until_empty();
+    world.stop();
+    let eye = Eye::new(server.port);
+    for table in ["duet_readings", "duet_readings_cursor"] {
+        eye.run(&format!("ALTER TABLE {table} SET UNLOGGED"));
+        world.start();
+        world.until("a fault", |report| report.problem.is_some());
+        world.stop();
+        let remedy = format!("ALTER TABLE {table} SET LOGGED");
+        assert!(world.said.lock().unwrap().pop().is_some_and(|said| said.contains(&remedy)));
+        eye.run(&remedy);
+    }
+    // A part of a partitioned table is one as well.
+    eye.run(
+        "ALTER TABLE duet_readings RENAME TO one; \
+         CREATE TABLE duet_readings (LIKE one) PARTITION BY RANGE (index); \
+         ALTER TABLE one SET UNLOGGED; ALTER TABLE duet_readings ATTACH PARTITION one DEFAULT",
+    );
+    world.start();
+    world.until("a fault", |report| report.problem.is_some());
+    let said = world.said.lock().unwrap().pop().unwrap();
+    assert!(said.contains("ALTER TABLE one SET LOGGED"), "{said}");
+}
