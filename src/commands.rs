@@ -96,6 +96,8 @@ impl Default for Limits {
 pub struct Order {
     /// For whom.
     pub device: DeviceId,
+    /// The device's registration: one that is registered again, even under the same id, is not meant.
+    pub registration: u64,
     /// The device's name.
     pub name: String,
     /// What to do, at most [`PAYLOAD_MAX`] bytes.
@@ -301,9 +303,10 @@ impl Opened {
         Ok(Self { worker, inbox, failed })
     }
 
-    /// Cancels the commands of devices that may not connect any more. The file is written when the thread runs.
-    pub fn cancel_unless(&mut self, may_connect: impl Fn(&DeviceId) -> bool) {
-        self.worker.cancel_unless(may_connect);
+    /// Cancels the commands of registrations that are over. `registration` gives the one of a device that may connect.
+    /// The file is written when the thread runs.
+    pub fn cancel_unless(&mut self, registration: impl Fn(&DeviceId) -> Option<u64>) {
+        self.worker.cancel_unless(registration);
     }
 
     /// For shards and for the spool.

@@ -68,6 +68,8 @@ pub struct Entry {
     pub fingerprint: Fingerprint,
     /// The key sources it may use.
     pub sources: SourceSet,
+    /// Told apart by this: registrations under one id.
+    pub registration: u64,
     /// When it was registered, Unix seconds.
     pub created_s: i64,
     /// When it was revoked, if it was.
@@ -350,6 +352,7 @@ impl Registry {
             id: record.id,
             fingerprint: record.fingerprint(),
             sources: record.sources,
+            registration: record.registration,
             created_s: record.created_s,
             revoked_s: record.revoked_s,
             validity: record.validity,

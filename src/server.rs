@@ -220,7 +220,7 @@ impl Server {
             },
         })?;
         let view = &registry.view()?;
-        commands.cancel_unless(|device| view.lookup(device).is_some());
+        commands.cancel_unless(|device| view.lookup(device).map(|device| device.registration()));
         // R101: before the first HELLO is answered.
         let marks = Marks::restore(&config.spool.dir, Arc::clone(registry), spool.source())?;
         let desk = Arc::new(Desk::new());

@@ -41,6 +41,7 @@ pub struct Device {
     /// The first second in which it is not registered any more, Unix time; the last there is where it has no end.
     expires_s: AtomicI64,
     last: Mutex<Option<ReadingId>>,
+    registration: u64,
 }
 
 impl Device {
@@ -55,7 +56,18 @@ impl Device {
         let (listed, revoked) = (AtomicBool::new(false), AtomicBool::new(false));
         let (mark, last) = (AtomicU64::new(0), Mutex::new(None));
         let expires_s = AtomicI64::new(i64::MAX);
-        Self { name, credential, sources, valid_s, expires_s, mark, last, listed, revoked }
+        Self {
+            name,
+            credential,
+            sources,
+            valid_s,
+            expires_s,
+            mark,
+            last,
+            listed,
+            revoked,
+            registration: 0,
+        }
     }
 
     /// The same device with its mark from before.
@@ -68,6 +80,18 @@ impl Device {
     #[must_use]
     pub fn with_last(self, last: Option<ReadingId>) -> Self {
         Self { last: Mutex::new(last), ..self }
+    }
+
+    /// The same device with what tells this registration from an earlier one under the same id.
+    #[must_use]
+    pub fn with_registration(self, registration: u64) -> Self {
+        Self { registration, ..self }
+    }
+
+    /// What tells this registration from an earlier one under the same id; zero where nobody said.
+    #[must_use]
+    pub const fn registration(&self) -> u64 {
+        self.registration
     }
 
     /// Sets when its registration ends, Unix seconds. Sessions that it has live on as long as they were granted.

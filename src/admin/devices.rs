@@ -196,11 +196,11 @@ pub fn renew(
     show(registry, name.as_str())
 }
 
-/// The id of a device that may be given commands.
-pub(super) fn commanded(registry: &Registry, name: &Name) -> Result<DeviceId, Problem> {
+/// The id and the registration of a device that may be given commands.
+pub(super) fn commanded(registry: &Registry, name: &Name) -> Result<(DeviceId, u64), Problem> {
     let device = registry.show(name)?;
     match device.revoked_s {
-        None => Ok(device.id),
+        None => Ok((device.id, device.registration)),
         Some(at) => {
             let error = RegistryError::RevokedAlready(name.clone(), crate::identity::Utc(at));
             Err(Problem::new(StatusCode::CONFLICT, error))

@@ -113,7 +113,7 @@ async fn place(
     })?;
     let known = name.clone();
     let found = plane.blocking(move |registry, _| devices::commanded(registry, &known)).await;
-    let device = found.map_err(|problem| {
+    let (device, registration) = found.map_err(|problem| {
         let said = problem.to_string();
         if problem.status().is_server_error() { Refusal::Later(said) } else { Refusal::For(said) }
     })?;
@@ -121,7 +121,8 @@ async fn place(
         return Err(refused("this gateway keeps no commands".to_owned()));
     };
     let (name, key) = (name.to_string(), Some(key));
-    Ok(queue.queue(Order { device, name, payload, ttl_ms, key, collapse, patient: true }))
+    let patient = true;
+    Ok(queue.queue(Order { device, registration, name, payload, ttl_ms, key, collapse, patient }))
 }
 
 /// Waits until it is on disk.

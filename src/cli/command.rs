@@ -17,6 +17,9 @@ use super::Format;
 use super::talk::gateway;
 use super::times;
 
+/// How long a result is waited for where nothing is said, seconds.
+const WAIT_S: u64 = 10;
+
 /// Flags of `duet command`.
 #[derive(Args)]
 #[command(
@@ -51,10 +54,10 @@ pub(super) struct Command {
     /// Do not queue: send it to a connected device now, and print its result
     #[arg(long, conflicts_with_all = ["ttl", "key", "collapse"])]
     wait: bool,
-    /// Seconds to wait for the result
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "wait",
+    /// As --wait, for so many seconds [default: 10]
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["ttl", "key", "collapse"],
           value_parser = clap::value_parser!(u64).range(1..=MAX_COMMAND_TIMEOUT_MS / 1000))]
-    timeout: u64,
+    timeout: Option<u64>,
 }
 
 /// Subcommands of `duet command`.
@@ -102,8 +105,9 @@ impl Command {
         };
         let payload = Hex(&payload).to_string();
         let mut client = gateway(state)?;
-        if self.wait {
-            let result = client.command(&name, payload, Duration::from_secs(self.timeout))?;
+        if self.wait || self.timeout.is_some() {
+            let limit = Duration::from_secs(self.timeout.unwrap_or(WAIT_S));
+            let result = client.command(&name, payload, limit)?;
             writeln!(out, "{}", shown(&result, self.hex)?)?;
             return Ok(ExitCode::SUCCESS);
         }

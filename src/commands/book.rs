@@ -145,7 +145,7 @@ impl Book {
 
     /// Queues a command; its id, and whether it was there already under its idempotency key.
     pub(super) fn queue(&mut self, order: Order, now_ms: u64) -> Result<(u64, bool), QueueError> {
-        let Order { device, name, payload, ttl_ms, key, collapse, patient } = order;
+        let Order { device, registration, name, payload, ttl_ms, key, collapse, patient } = order;
         if payload.len() > PAYLOAD_MAX {
             return Err(QueueError::TooLong);
         }
@@ -183,6 +183,7 @@ impl Book {
         self.place(Entry {
             id,
             device,
+            registration,
             name: name.into(),
             number,
             payload,
@@ -240,6 +241,21 @@ impl Book {
         let open: Vec<_> =
             self.lines.get(device).map_or(Vec::new(), |line| line.open.iter().copied().collect());
         open.into_iter().for_each(|id| self.end(id, How::Cancelled, now_ms));
+    }
+
+    /// Ends all commands of a device that were for another registration than this one.
+    pub(super) fn cancel_unless(
+        &mut self,
+        device: &DeviceId,
+        registration: Option<u64>,
+        now_ms: u64,
+    ) {
+        let open = self.lines.get(device).map(|line| &line.open);
+        let is_over = |id: &u64| {
+            self.all.get(id).is_some_and(|entry| registration != Some(entry.registration))
+        };
+        let over: Vec<_> = open.into_iter().flatten().copied().filter(is_over).collect();
+        over.into_iter().for_each(|id| self.end(id, How::Cancelled, now_ms));
     }
 
     /// A command was sent once more.

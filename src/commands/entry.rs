@@ -6,7 +6,9 @@ use duet_protocol::identity::DeviceId;
 use super::{CommandState, Told};
 
 /// The version of a row's form.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// The form before there were registrations: it has none, which is read as zero, like that of a device from then.
+const UNNUMBERED: u8 = 1;
 
 /// How a command came to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub(super) struct Untold {
 pub(super) struct Entry {
     pub(super) id: u64,
     pub(super) device: DeviceId,
+    /// For which registration of the device it is.
+    pub(super) registration: u64,
     pub(super) name: Box<str>,
     pub(super) number: u32,
     pub(super) payload: Vec<u8>,
@@ -86,6 +90,7 @@ impl Entry {
         let mut out = Vec::with_capacity(64 + self.name.len() + self.payload.len());
         out.push(VERSION);
         out.extend_from_slice(&self.device.0);
+        out.extend_from_slice(&self.registration.to_le_bytes());
         out.extend_from_slice(&self.number.to_le_bytes());
         out.extend_from_slice(&self.queued_ms.to_le_bytes());
         out.extend_from_slice(&self.expires_ms.to_le_bytes());
@@ -124,10 +129,13 @@ impl Entry {
     /// Reads a row; `None` when it is none.
     pub(super) fn decode(id: u64, row: &[u8]) -> Option<Self> {
         let mut fields = Fields(row);
-        if fields.byte()? != VERSION {
-            return None;
-        }
+        let version = fields.byte()?;
         let device = DeviceId(fields.array()?);
+        let registration = match version {
+            VERSION => fields.number()?,
+            UNNUMBERED => 0,
+            _ => return None,
+        };
         let number = u32::from_le_bytes(fields.array()?);
         let (queued_ms, expires_ms) = (fields.number()?, fields.number()?);
         let sent = u32::from_le_bytes(fields.array()?);
@@ -159,6 +167,7 @@ impl Entry {
         fields.0.is_empty().then_some(Self {
             id,
             device,
+            registration,
             name,
             number,
             payload,
@@ -250,6 +259,7 @@ mod tests {
         let entry = |(n, end): (u64, Option<(u64, How)>)| Entry {
             id: n,
             device: DeviceId([4; 8]),
+            registration: 6,
             name: "pump-7".into(),
             number: 9,
             payload: vec![1, 2, 3],
@@ -275,6 +285,16 @@ mod tests {
                 assert_eq!(Entry::decode(0, &row[..len]), None, "{len} of {}", row.len());
             }
             assert_eq!(Entry::decode(0, &[&row[..], &[0]].concat()), None);
+        }
+    }
+
+    #[test]
+    fn a_row_from_before_there_were_registrations_is_of_none() {
+        for entry in all() {
+            let mut row = entry.encode();
+            row.drain(9..17);
+            row[0] = UNNUMBERED;
+            assert_eq!(Entry::decode(entry.id, &row), Some(Entry { registration: 0, ..entry }));
         }
     }
 

@@ -123,6 +123,7 @@ fn device(n: u64) -> DeviceId {
 fn order(n: u64, payload: &[u8]) -> Order {
     Order {
         device: device(n),
+        registration: 0,
         name: format!("d{n}"),
         payload: payload.to_vec(),
         ttl_ms: None,
@@ -475,11 +476,18 @@ fn a_revocation_outlives_a_file_that_cannot_be_written_and_an_end_of_the_process
     queued(&mut world, order(1, b"a")).unwrap();
     queued(&mut world, order(2, b"b")).unwrap();
     world.worker = worker(&world.shelf, Limits::default());
-    world.worker.cancel_unless(|one| *one != device(1));
+    world.worker.cancel_unless(|one| (*one != device(1)).then_some(0));
     world.worker.begin(&mut world.told.clone());
     assert_eq!(states(&mut world), [CommandState::Cancelled, CommandState::Queued]);
     world.restart();
     assert_eq!(states(&mut world), [CommandState::Cancelled, CommandState::Queued], "on disk");
+    // Removed by a command, and registered again under the same id.
+    queued(&mut world, Order { registration: 7, ..order(2, b"c") }).unwrap();
+    world.worker = worker(&world.shelf, Limits::default());
+    world.worker.cancel_unless(|_| Some(7));
+    world.worker.begin(&mut world.told.clone());
+    let expected = [CommandState::Cancelled, CommandState::Cancelled, CommandState::Queued];
+    assert_eq!(states(&mut world), expected);
 }
 
 #[test]

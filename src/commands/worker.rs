@@ -94,12 +94,11 @@ impl<S: Store> Worker<S> {
         })
     }
 
-    /// Cancels the commands of devices that may not connect any more: some may have been revoked while nobody listened.
-    pub(super) fn cancel_unless(&mut self, may_connect: impl Fn(&DeviceId) -> bool) {
+    /// Cancels the commands of registrations that are over: some devices may have been revoked or removed while nobody
+    /// listened, and registered again. `registration` gives the one of a device that may connect.
+    pub(super) fn cancel_unless(&mut self, registration: impl Fn(&DeviceId) -> Option<u64>) {
         for device in self.book.devices() {
-            if !may_connect(&device) {
-                self.book.cancel_all(&device, now_ms());
-            }
+            self.book.cancel_unless(&device, registration(&device), now_ms());
         }
     }
 

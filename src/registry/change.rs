@@ -69,7 +69,7 @@ impl Registry {
             let mut refused = Vec::new();
             for (index, device) in devices.into_iter().enumerate() {
                 let (name, labels) = (device.name.clone(), device.labels.clone());
-                let inserted = Record::new(device, now_s)
+                let inserted = Record::new(device, 0, now_s)
                     .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })
                     .and_then(|record| self.insert(tables, &name, &record.without_key(), &labels));
                 match inserted {
@@ -215,7 +215,11 @@ impl Registry {
         now_s: i64,
     ) -> Result<Arc<Device>, RegistryError> {
         let (name, made, labels) = (device.name.clone(), device.made, device.labels.clone());
-        let record = Record::new(device, now_s)
+        let registration = getrandom::u64().map_err(|_| RegistryError::Io {
+            path: self.path().to_owned(),
+            error: std::io::Error::other("no randomness"),
+        })?;
+        let record = Record::new(device, registration, now_s)
             .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })?;
         self.insert(tables, &name, &record, &labels)?;
         if made {

@@ -313,3 +313,29 @@ fn an_import_writes_a_directory_of_credentials_or_none() {
     let tried = ["device", "try", "made/b.json", "--timeout", "20", "--address", &address];
     assert!(scratch.duet(&tried).status.success());
 }
+
+#[test]
+fn a_device_that_is_registered_again_is_not_given_what_was_queued_before() {
+    let scratch = Scratch::initialised();
+    scratch.good(&["device", "add", "a", "--registered-id", "--out", "a.json"]);
+    scratch.good(&["device", "export", "--with-keys", "--out", "a.ndjson"]);
+    scratch.good(&["device", "add", "b", "--registered-id", "--out", "b.json"]);
+    let gateway = scratch.run();
+    scratch.good(&["command", "a", "open the valve"]);
+    scratch.good(&["command", "b", "close the valve"]);
+    gateway.stop("-TERM");
+    // The same id and the same key.
+    scratch.good(&["device", "remove", "a"]);
+    scratch.good(&["device", "import", "a.ndjson"]);
+    let gateway = scratch.run();
+    let said = scratch.good(&["command", "list"]);
+    let states: Vec<_> = said.lines().skip(1).map(|line| line.split_whitespace().nth(2)).collect();
+    assert_eq!(states, [Some("cancelled"), Some("queued")], "{said}");
+    scratch.good(&["command", "a", "open the valve"]);
+    gateway.stop("-TERM");
+    // What is queued for the new registration stays its own.
+    let gateway = scratch.run();
+    let said = scratch.good(&["command", "list", "--open"]);
+    assert_eq!(said.lines().count(), 3, "{said}");
+    gateway.stop("-TERM");
+}

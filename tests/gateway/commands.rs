@@ -43,7 +43,7 @@ fn a_command_for_a_sleeper_comes_with_the_answer_to_its_reading() {
     assert!(scratch.duet(&["command", "device-1", "third"]).0);
     let (done, said) = scratch.duet(&["command", "cancel", "3"]);
     assert!(done && said.contains("cancelled 3"), "{said}");
-    let (done, said) = scratch.duet(&["command", "--wait", "device-1", "now"]);
+    let (done, said) = scratch.duet(&["command", "--timeout", "2", "device-1", "now"]);
     assert!(
         !done && said.contains("no result in time") || said.contains("not connected"),
         "{said}"

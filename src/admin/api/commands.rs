@@ -105,12 +105,13 @@ async fn answered<T>(waiting: oneshot::Receiver<Result<T, QueueError>>) -> Resul
     }
 }
 
-/// The device's name and id, if it may be given commands.
-async fn commanded(plane: &Plane, name: &str) -> Result<(Name, DeviceId), Problem> {
+/// The device's name, id and registration, if it may be given commands.
+async fn commanded(plane: &Plane, name: &str) -> Result<(Name, DeviceId, u64), Problem> {
     let name: Name = name.parse()?;
     let known = name.clone();
-    let device = plane.blocking(move |registry, _| devices::commanded(registry, &known)).await?;
-    Ok((name, device))
+    let found = plane.blocking(move |registry, _| devices::commanded(registry, &known)).await?;
+    let (device, registration) = found;
+    Ok((name, device, registration))
 }
 
 fn payload_of(text: &str) -> Result<Vec<u8>, Problem> {
@@ -138,9 +139,10 @@ pub(super) async fn command(
         let text = format!("timeout_ms must be at most {MAX_COMMAND_TIMEOUT_MS}");
         return Err(Problem::new(StatusCode::BAD_REQUEST, text));
     }
-    let (name, device) = commanded(&plane, &name).await?;
+    let (name, device, registration) = commanded(&plane, &name).await?;
     let order = Order {
         device,
+        registration,
         name: name.to_string(),
         payload,
         ttl_ms: Some(timeout_ms.max(1)),
@@ -182,9 +184,10 @@ pub(super) async fn queue(
     Input(NewCommand { payload, ttl_ms, key, collapse }): Input<NewCommand>,
 ) -> Result<(StatusCode, Json<QueuedCommand>), Problem> {
     let payload = payload_of(&payload)?;
-    let (name, device) = commanded(&plane, &name).await?;
+    let (name, device, registration) = commanded(&plane, &name).await?;
     let name = name.to_string();
-    let order = Order { device, name, payload, ttl_ms, key, collapse, patient: true };
+    let patient = true;
+    let order = Order { device, registration, name, payload, ttl_ms, key, collapse, patient };
     let Queued { info, known, .. } = answered(queue_of(&plane)?.queue(order)).await?;
     Ok((StatusCode::ACCEPTED, Json(QueuedCommand { command: info, known })))
 }
