@@ -48,10 +48,10 @@ const NODE_KEY: &str = "node.key";
 pub(super) struct Restore {
     /// The backup
     file: PathBuf,
-    /// Names of devices that were revoked or removed since it was made, one a line; - reads standard input
+    /// Names of devices that were revoked, removed or renewed since it was made, one a line; - reads standard input
     #[arg(long, value_name = "FILE", conflicts_with = "none_revoked")]
     revoked: Option<PathBuf>,
-    /// No device was revoked or removed since it was made
+    /// No device was revoked, removed or renewed since it was made
     #[arg(long)]
     none_revoked: bool,
 }
@@ -66,7 +66,7 @@ impl Restore {
             None if self.none_revoked => Vec::new(),
             None => bail!(
                 "{}: a backup of {made} by {program}, with {devices} devices. A device that was revoked or removed \
-                 after that would be let in again: name them with --revoked FILE (`duet audit show` tells, where \
+                 after that would be let in again, and one that was renewed with its old credential alone: name them with --revoked FILE (`duet audit show` tells, where \
                  the log is left), or say --none-revoked. Nothing was changed",
                 self.file.display()
             ),
@@ -83,6 +83,11 @@ impl Restore {
         for name in unknown {
             writeln!(out, "             {name} is not in the backup, and so refused anyway")?;
         }
+        writeln!(
+            out,
+            "renewed      a device that was renewed since then is let in with its old credential alone, unless you \
+             named it; register it with its new one (`duet device renew`, or `add` where you named it)"
+        )?;
         Ok(ExitCode::SUCCESS)
     }
 

@@ -253,3 +253,25 @@ fn a_registry_from_a_backup_takes_no_reading_a_second_time() {
     assert_eq!(restored.good(&["spool", "cat"]).lines().count(), 1);
     relay.ended.store(true, Ordering::Relaxed);
 }
+
+/// The backup knows the old credential alone.
+#[test]
+fn a_device_that_was_renewed_since_the_backup_is_named_and_registered_with_what_it_has_now() {
+    let scratch = Scratch::initialised();
+    for name in ["old", "new"] {
+        scratch.certificate(name, "-newkey ec -pkeyopt ec_paramgen_curve:P-256", "-days 30");
+    }
+    scratch.good(&["device", "add", "a", "--cert", "old.pem"]);
+    scratch.good(&["backup", "one.tar"]);
+    scratch.good(&["device", "renew", "a", "--cert", "new.pem"]);
+    let other = Scratch::empty();
+    let path = |name: &str| scratch.path(name).display().to_string();
+    let asked = other.bad(&["restore", &path("one.tar")]);
+    assert!(asked.contains("renewed with its old credential alone"), "{asked}");
+    fs::write(other.path("names"), "a\n").unwrap();
+    let said = other.good(&["restore", &path("one.tar"), "--revoked", "names"]);
+    assert!(said.contains("register it with its new one"), "{said}");
+    other.good(&["device", "add", "a", "--cert", &path("new.pem")]);
+    let again = other.bad(&["device", "add", "b", "--cert", &path("old.pem")]);
+    assert!(again.contains("revoked"), "{again}");
+}
