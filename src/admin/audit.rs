@@ -134,6 +134,8 @@ struct End {
     first: u64,
     number: u64,
     hash: String,
+    /// That no next file can be begun was told.
+    is_growth_told: bool,
 }
 
 /// A whole log.
@@ -192,7 +194,7 @@ impl Audit {
         };
         let first = first_number(&path).map_err(failed)?.unwrap_or(number + 1);
         let file_bytes = max_bytes.map_or(u64::MAX, |bytes| bytes / FILES);
-        let end = Mutex::new(End { file, first, number, hash });
+        let end = Mutex::new(End { file, first, number, hash, is_growth_told: false });
         let audit = Self { state: state.to_owned(), path, file_bytes, end, _dir: dir };
         if set_aside {
             let kept = aside(&audit.path);
@@ -216,7 +218,7 @@ impl Audit {
     pub fn write(&self, event: Event<'_>) -> Result<(), AuditError> {
         // An entry is either counted or not: a panic elsewhere leaves the end sound.
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = self.make_room(&mut end) {
+        if let Some(error) = self.growth_to_tell(&mut end) {
             tracing::warn!(
                 "{}: it grows, for no next file can be begun: {error}",
                 self.path.display()
@@ -252,6 +254,13 @@ impl Audit {
         }
         (end.number, end.hash) = (entry.number, entry.hash);
         Ok(())
+    }
+
+    /// Makes room, and says why it cannot: once, until it can, since each entry asks.
+    fn growth_to_tell(&self, end: &mut End) -> Option<io::Error> {
+        let error = self.make_room(end).err();
+        let was_told = std::mem::replace(&mut end.is_growth_told, error.is_some());
+        error.filter(|_| !was_told)
     }
 
     /// Begins the next file where this one has no room for the longest entry, and removes what is too old. It may be
@@ -619,6 +628,29 @@ mod tests {
             Audit::open(dir.path(), bytes).unwrap().write(event("next")).unwrap();
         }
         assert!(verify(dir.path(), |_| ()).unwrap().entries > 100);
+    }
+
+    #[test]
+    fn that_no_next_file_can_be_begun_is_told_once_until_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = Audit::open(dir.path(), Some(FILES * 24 * 1024)).unwrap();
+        let in_the_way = dir.path().join(older_name(1));
+        fs::create_dir(&in_the_way).unwrap();
+        let told = |entries: u32| {
+            let one = |_| {
+                let mut end = audit.end.lock().unwrap();
+                let error = audit.growth_to_tell(&mut end);
+                audit.append(&mut end, event(&"x".repeat(500)), None).unwrap();
+                error.is_some()
+            };
+            (0..entries).map(one).filter(|told| *told).count()
+        };
+        assert_eq!(told(100), 1, "the file grows, and each entry is in it");
+        fs::remove_dir(&in_the_way).unwrap();
+        assert_eq!(told(1), 0, "it can again");
+        let next = audit.end.lock().unwrap().first;
+        fs::create_dir(dir.path().join(older_name(next))).unwrap();
+        assert_eq!(told(100), 1, "a new hindrance is told again");
     }
 
     #[test]
