@@ -190,7 +190,6 @@ mod tests {
             id: String::new(),
             fingerprint: String::new(),
             key_sources: "ephemeral,xor-key".into(),
-            registration: 0,
             created_s: 0,
             revoked_s: None,
             not_before_s: Some(10),

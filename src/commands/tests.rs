@@ -531,6 +531,7 @@ fn a_hundred_thousand_commands_are_open_again() {
         entry::Entry {
             id,
             device,
+            registration: 0,
             name: format!("device-{:06}", id % devices).into(),
             number,
             payload: vec![7; 64],
