@@ -352,7 +352,7 @@ impl Registry {
             id: record.id,
             fingerprint: record.fingerprint(),
             sources: record.sources,
-            registration: record.registration,
+            registration: record.registration.into(),
             created_s: record.created_s,
             revoked_s: record.revoked_s,
             validity: record.validity,

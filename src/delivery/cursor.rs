@@ -2,7 +2,8 @@
 //! segments; what is removed in view of them is decided in `retention`.
 //!
 //! A cursor moves without a sync: an old one after a power cut only repeats readings. Before anything is removed
-//! because of where it stands, it is synced.
+//! because of where it stands, it is synced. Where the cursors of this process stand, it knows without their files: one
+//! that somebody removed still holds what it held, and is there again when the cursor moves.
 //!
 //! ```text
 //! slot  0  magic "duetcurs"     24  number of the write u64    44  zeros
@@ -14,8 +15,10 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::error::SpoolError;
 use super::id::SpoolId;
@@ -64,6 +67,35 @@ pub struct Cursor {
     file: File,
     path: PathBuf,
     slot: Slot,
+    standing: Arc<Standing>,
+}
+
+/// Where a cursor of this process stands, and what it keeps.
+#[derive(Debug)]
+struct Standing {
+    path: PathBuf,
+    hold: Hold,
+    index: AtomicU64,
+}
+
+/// All of them that are open.
+static STANDING: Mutex<Vec<Weak<Standing>>> = Mutex::new(Vec::new());
+
+impl Standing {
+    fn begin(path: PathBuf, hold: Hold, index: u64) -> Arc<Self> {
+        let standing = Arc::new(Self { path, hold, index: AtomicU64::new(index) });
+        let mut all = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|one| one.strong_count() > 0);
+        all.push(Arc::downgrade(&standing));
+        standing
+    }
+}
+
+/// Where the cursors of this process stand in this spool, and what they keep.
+pub(super) fn standing(dir: &Path) -> Vec<(u64, Hold)> {
+    let all = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let here = all.iter().filter_map(Weak::upgrade).filter(|one| one.path.parent() == Some(dir));
+    here.map(|one| (one.index.load(Ordering::Acquire), one.hold)).collect()
 }
 
 impl Cursor {
@@ -103,7 +135,8 @@ impl Cursor {
                 Slot { spool, number: 0, index, hold }
             }
         };
-        let mut cursor = Self { file, path, slot };
+        let standing = Standing::begin(path.clone(), hold, slot.index);
+        let mut cursor = Self { file, path, slot, standing };
         if cursor.slot.number == 0 || cursor.slot.hold != hold {
             cursor.slot.hold = hold;
             cursor.write()?;
@@ -146,7 +179,40 @@ impl Cursor {
             return Ok(());
         }
         self.slot.index = index;
-        self.write()
+        self.write()?;
+        if self.file.metadata().is_ok_and(|file| file.nlink() == 0) {
+            self.put_back()?;
+        }
+        // Not before it is written: what it has passed may go.
+        self.standing.index.store(index, Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes the file again, which somebody has removed.
+    fn put_back(&mut self) -> Result<(), SpoolError> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(PRIVATE);
+        let file = options.open(&self.path).map_err(SpoolError::io("making again", &self.path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(SpoolError::CursorTaken(self.path.clone()));
+            }
+            Err(TryLockError::Error(source)) => {
+                return Err(SpoolError::io("locking", &self.path)(source));
+            }
+        }
+        self.file = file;
+        // Into both slots, which get their room.
+        self.write()?;
+        self.write()?;
+        self.sync()?;
+        self.path.parent().map_or(Ok(()), segment::sync_dir)?;
+        tracing::warn!(
+            "{}: it was removed under the gateway, and is there again",
+            self.path.display()
+        );
+        Ok(())
     }
 
     /// Makes its place survive a power cut.
@@ -302,6 +368,24 @@ mod tests {
             let refused = Cursor::open(dir.path(), name, SPOOL, 0, Hold::Nothing);
             assert!(matches!(refused, Err(SpoolError::CursorName)), "{name}");
         }
+    }
+
+    #[test]
+    fn a_file_that_was_removed_holds_what_it_held_and_is_there_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cursor = open(dir.path()).unwrap();
+        let file = dir.path().join("cursor-nats.pos");
+        fs::remove_file(&file).unwrap();
+        assert_eq!(cursors(dir.path()).unwrap(), []);
+        assert_eq!(standing(dir.path()), [(7, Hold::Required)]);
+        cursor.set(9).unwrap();
+        assert_eq!(standing(dir.path()), [(9, Hold::Required)]);
+        assert_eq!(cursors(dir.path()).unwrap()[0].index, 9);
+        assert!(matches!(open(dir.path()), Err(SpoolError::CursorTaken(_))));
+        cursor.set(10).unwrap();
+        drop(cursor);
+        assert_eq!(standing(dir.path()), []);
+        assert_eq!(open(dir.path()).unwrap().index(), 10);
     }
 
     #[test]

@@ -47,18 +47,25 @@ impl Held {
     /// Where the cursors stand, after that was made to survive a power cut.
     fn read(dir: &Path) -> Result<Self, SpoolError> {
         let mut held = Self { required: None, always: u64::MAX };
+        // First those of this process, whose files may be gone: a place that was read earlier holds more.
+        cursor::standing(dir).into_iter().for_each(|(index, hold)| held.by(index, hold));
         for (position, file) in cursor::all(dir)? {
-            match position.hold {
-                Hold::Nothing => continue,
-                Hold::Required => {
-                    let least = held.required.map_or(position.index, |l| l.min(position.index));
-                    held.required = Some(least);
-                }
-                Hold::Always => held.always = held.always.min(position.index),
+            if position.hold != Hold::Nothing {
+                held.by(position.index, position.hold);
+                file.sync_data().map_err(SpoolError::io("syncing a cursor in", dir))?;
             }
-            file.sync_data().map_err(SpoolError::io("syncing a cursor in", dir))?;
         }
         Ok(held)
+    }
+
+    fn by(&mut self, index: u64, hold: Hold) {
+        match hold {
+            Hold::Nothing => {}
+            Hold::Required => {
+                self.required = Some(self.required.map_or(index, |least| least.min(index)));
+            }
+            Hold::Always => self.always = self.always.min(index),
+        }
     }
 
     /// How many of these readings not everybody has who should.

@@ -215,11 +215,12 @@ impl Registry {
         now_s: i64,
     ) -> Result<Arc<Device>, RegistryError> {
         let (name, made, labels) = (device.name.clone(), device.made, device.labels.clone());
-        let registration = getrandom::u64().map_err(|_| RegistryError::Io {
+        let random = getrandom::u32().map_err(|_| RegistryError::Io {
             path: self.path().to_owned(),
             error: std::io::Error::other("no randomness"),
         })?;
-        let record = Record::new(device, registration, now_s)
+        // Three bytes, and not zero.
+        let record = Record::new(device, random % 0xff_ffff + 1, now_s)
             .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })?;
         self.insert(tables, &name, &record, &labels)?;
         if made {

@@ -1,13 +1,12 @@
 //! One device as it lies on disk, and as it is handed in.
 //!
 //! ```text
-//! version 1 │ mode 1 │ sources 1 │ revoked? 1 │ id 8 │ registration 8 │ created 8 │ revoked 8 │ window 16 │ credential …
+//! version 1 │ mode 1 │ sources 1 │ revoked? 1 │ id 8 │ registration 3 │ created 5 │ revoked 8 │ window 16 │ credential …
 //! ```
 //! Integers are big-endian. The window is the certificate's, both ends, or zeros. The credential is the
 //! certificate (DER), or 32 bytes of registration key; once that key is revoked, 32 bytes of its digest: what is
 //! refused for ever need not be kept. The registration is drawn when the device is registered: whoever is registered
-//! again, even with the same id and credential, has another one. In version 2 there was none, which is zero here; such a
-//! row keeps its form, since what is to be scrubbed is found by it.
+//! again, even with the same id and credential, has another one. It is zero in rows from before there were any.
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,10 +22,10 @@ use super::scrub::OldRow;
 use super::{Device, Labels, SourceSet};
 use crate::identity::{Certificate, Reason, Validity};
 
-const VERSION: u8 = 3;
-/// The version before there were registrations.
-const UNNUMBERED: u8 = 2;
-const HEAD_LEN: usize = 52;
+const VERSION: u8 = 2;
+const HEAD_LEN: usize = 44;
+/// How many bits the second of the registration has: enough until the year 36812.
+const CREATED_BITS: u32 = 40;
 
 /// A device's name: 1 to 64 of the characters `A–Z a–z 0–9 . _ -`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -110,7 +109,7 @@ pub(super) struct Record {
     pub(super) id: DeviceId,
     pub(super) sources: SourceSet,
     /// Told apart by this: registrations under one id.
-    pub(super) registration: u64,
+    pub(super) registration: u32,
     pub(super) created_s: i64,
     pub(super) revoked_s: Option<i64>,
     /// Its certificate's window; `None` without a certificate.
@@ -128,7 +127,7 @@ enum Stored {
 
 impl Record {
     /// The record of a device registered now. A certificate is checked as a device's.
-    pub(super) fn new(device: NewDevice, registration: u64, now_s: i64) -> Result<Self, Reason> {
+    pub(super) fn new(device: NewDevice, registration: u32, now_s: i64) -> Result<Self, Reason> {
         let checked = |der: &[u8]| {
             let certificate = Certificate::from_der(der)?;
             certificate.check(now_s)?;
@@ -239,7 +238,7 @@ impl Record {
             certificate.validity.not_before_s..=certificate.validity.not_after_s
         });
         let device = Device::new(name.shared(), credential, self.sources, valid_s);
-        Ok(device.with_registration(self.registration))
+        Ok(device.with_registration(self.registration.into()))
     }
 
     /// The bytes on disk, wiped when dropped.
@@ -253,13 +252,10 @@ impl Record {
             self.validity.map_or((0, 0), |window| (window.not_before_s, window.not_after_s));
         let mut bytes = Zeroizing::new(Vec::with_capacity(HEAD_LEN + credential.len()));
         let revoked = u8::from(self.revoked_s.is_some());
-        let version = if self.registration == 0 { UNNUMBERED } else { VERSION };
-        bytes.extend([version, self.mode() as u8, self.sources.bits(), revoked]);
+        bytes.extend([VERSION, self.mode() as u8, self.sources.bits(), revoked]);
         bytes.extend(self.id.0);
-        if self.registration != 0 {
-            bytes.extend(self.registration.to_be_bytes());
-        }
-        bytes.extend(self.created_s.to_be_bytes());
+        let created = u64::try_from(self.created_s).unwrap_or(0) % (1 << CREATED_BITS);
+        bytes.extend((u64::from(self.registration) << CREATED_BITS | created).to_be_bytes());
         bytes.extend(self.revoked_s.unwrap_or(0).to_be_bytes());
         bytes.extend(not_before_s.to_be_bytes());
         bytes.extend(not_after_s.to_be_bytes());
@@ -270,17 +266,13 @@ impl Record {
     /// Reads what [`encode`](Self::encode) wrote; `None` for anything else.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (head, rest) = bytes.split_at_checked(4)?;
-        let &[version, mode, sources, is_revoked] = head else { return None };
+        let &[VERSION, mode, sources, is_revoked] = head else { return None };
         let (id, rest) = rest.split_first_chunk::<8>()?;
-        let (registration, rest) = match version {
-            VERSION => rest.split_first_chunk::<8>()?,
-            UNNUMBERED => (&[0; 8], rest),
-            _ => return None,
-        };
         let (created, rest) = rest.split_first_chunk::<8>()?;
         let (revoked, rest) = rest.split_first_chunk::<8>()?;
         let (not_before, rest) = rest.split_first_chunk::<8>()?;
         let (not_after, credential) = rest.split_first_chunk::<8>()?;
+        let created = u64::from_be_bytes(*created);
         let revoked_s = match (is_revoked, i64::from_be_bytes(*revoked)) {
             (0, 0) => None,
             (1, at) => Some(at),
@@ -300,8 +292,8 @@ impl Record {
         Some(Self {
             id: DeviceId(*id),
             sources: SourceSet::from_bits(sources)?,
-            registration: u64::from_be_bytes(*registration),
-            created_s: i64::from_be_bytes(*created),
+            registration: u32::try_from(created >> CREATED_BITS).ok()?,
+            created_s: i64::try_from(created % (1 << CREATED_BITS)).ok()?,
             revoked_s,
             validity,
             secret,
@@ -350,8 +342,7 @@ mod tests {
         assert_eq!((read.created_s, read.revoked_s, read.registration), (55, Some(0), 66));
         assert_eq!(*read.encode(), *bytes);
         let mut unnumbered = bytes.clone();
-        unnumbered.drain(12..20);
-        unnumbered[0] = UNNUMBERED;
+        unnumbered[12..15].fill(0);
         let read = Record::decode(&unnumbered).unwrap();
         assert_eq!((read.id, read.created_s, read.registration), (DeviceId([3; 8]), 55, 0));
         assert_eq!(*read.encode(), *unnumbered);

@@ -135,7 +135,7 @@ fn a_missing_or_impossible_state_directory_is_named() {
     let scratch = Scratch::empty();
     assert!(scratch.bad(&["run"]).contains("duet init"));
     assert!(scratch.bad(&["device", "list"]).contains("duet init"));
-    assert!(scratch.bad(&["status"]).contains("no gateway is running"));
+    assert!(scratch.bad(&["status"]).contains("no such state directory"));
     // A file in the directory's place stops even root, unlike a mode.
     fs::write(scratch.state(), "").unwrap();
     assert!(scratch.bad(&["init"]).contains("state"));
