@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -37,7 +37,12 @@ fn blocks(mark: &str) -> Vec<String> {
 
 impl Page {
     fn new() -> Self {
-        let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // Free for both carriers.
+        let free = std::iter::repeat_with(|| TcpListener::bind("127.0.0.1:0").unwrap())
+            .map(|taken| taken.local_addr().unwrap())
+            .find(|address| UdpSocket::bind(address).is_ok())
+            .unwrap()
+            .port();
         Self { dir: tempfile::tempdir().unwrap(), port: free.to_string() }
     }
 
