@@ -238,9 +238,7 @@ impl Book {
 
     /// Ends all commands of a device.
     pub(super) fn cancel_all(&mut self, device: &DeviceId, now_ms: u64) {
-        let open: Vec<_> =
-            self.lines.get(device).map_or(Vec::new(), |line| line.open.iter().copied().collect());
-        open.into_iter().for_each(|id| self.end(id, How::Cancelled, now_ms));
+        self.cancel_unless(device, None, now_ms);
     }
 
     /// Ends all commands of a device that were for another registration than this one.

@@ -111,18 +111,7 @@ impl Cursor {
         hold: Hold,
     ) -> Result<Self, SpoolError> {
         let path = path(dir, name)?;
-        let open = || {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(PRIVATE).open(&path)
-        };
-        let file = open().map_err(SpoolError::io("opening", &path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(SpoolError::CursorTaken(path)),
-            Err(TryLockError::Error(source)) => {
-                return Err(SpoolError::io("locking", &path)(source));
-            }
-        }
+        let file = take(&path)?;
         let slot = match read(&file, &path)? {
             Some(slot) if slot.spool != spool => return Err(SpoolError::CursorElsewhere(path)),
             Some(slot) => slot,
@@ -180,7 +169,9 @@ impl Cursor {
         }
         self.slot.index = index;
         self.write()?;
-        if self.file.metadata().is_ok_and(|file| file.nlink() == 0) {
+        // Whoever starts next finds the file by its name.
+        let own = self.file.metadata().map(|file| (file.dev(), file.ino()));
+        if segment::identity(&self.path).ok() != own.ok() {
             self.put_back()?;
         }
         // Not before it is written: what it has passed may go.
@@ -188,28 +179,16 @@ impl Cursor {
         Ok(())
     }
 
-    /// Makes the file again, which somebody has removed.
+    /// Makes the file again, which somebody has removed, moved away or replaced.
     fn put_back(&mut self) -> Result<(), SpoolError> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(PRIVATE);
-        let file = options.open(&self.path).map_err(SpoolError::io("making again", &self.path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(SpoolError::CursorTaken(self.path.clone()));
-            }
-            Err(TryLockError::Error(source)) => {
-                return Err(SpoolError::io("locking", &self.path)(source));
-            }
-        }
-        self.file = file;
+        self.file = take(&self.path)?;
         // Into both slots, which get their room.
         self.write()?;
         self.write()?;
         self.sync()?;
         self.path.parent().map_or(Ok(()), segment::sync_dir)?;
         tracing::warn!(
-            "{}: it was removed under the gateway, and is there again",
+            "{}: it was removed or replaced under the gateway, and says again where it stands",
             self.path.display()
         );
         Ok(())
@@ -269,6 +248,18 @@ pub(super) fn all(dir: &Path) -> Result<Vec<(Position, File)>, SpoolError> {
     }
     found.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     Ok(found)
+}
+
+/// Opens a cursor's file, or makes it, for this process alone.
+fn take(path: &Path) -> Result<File, SpoolError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(PRIVATE);
+    let file = options.open(path).map_err(SpoolError::io("opening", path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(SpoolError::CursorTaken(path.to_owned())),
+        Err(TryLockError::Error(source)) => Err(SpoolError::io("locking", path)(source)),
+    }
 }
 
 fn path(dir: &Path, name: &str) -> Result<PathBuf, SpoolError> {
@@ -382,10 +373,15 @@ mod tests {
         assert_eq!(standing(dir.path()), [(9, Hold::Required)]);
         assert_eq!(cursors(dir.path()).unwrap()[0].index, 9);
         assert!(matches!(open(dir.path()), Err(SpoolError::CursorTaken(_))));
+        // Moved away, and an older copy in its place.
+        let kept = fs::read(&file).unwrap();
         cursor.set(10).unwrap();
+        fs::rename(&file, dir.path().join("elsewhere")).unwrap();
+        fs::write(&file, kept).unwrap();
+        cursor.set(11).unwrap();
         drop(cursor);
         assert_eq!(standing(dir.path()), []);
-        assert_eq!(open(dir.path()).unwrap().index(), 10);
+        assert_eq!(open(dir.path()).unwrap().index(), 11);
     }
 
     #[test]
