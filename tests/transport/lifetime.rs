@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use super::world::{Client, DESCRIPTORS, ECHO, Gateway, Mail, PATIENCE, loopback, ping, sum};
+use super::world::{Client, ECHO, Gateway, Mail, PATIENCE, in_own_process, loopback, ping, sum};
 
 #[test]
 fn mail_wakes_a_sleeping_shard() {
@@ -21,26 +21,16 @@ fn mail_wakes_a_sleeping_shard() {
     gateway.finish();
 }
 
-/// Open descriptors, once tests that are just ending have closed theirs.
-fn descriptors() -> usize {
-    let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let mut last = count();
-    let mut steady = 0;
-    while steady < 20 {
-        std::thread::sleep(Duration::from_millis(10));
-        let now = count();
-        steady = if now == last { steady + 1 } else { 0 };
-        last = now;
-    }
-    last
-}
-
 #[test]
 fn nothing_leaks_when_a_gateway_ends() {
-    let _alone = DESCRIPTORS.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    in_own_process("lifetime::nothing_leaks_when_a_gateway_ends", leaks_nothing);
+}
+
+fn leaks_nothing() {
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let before = descriptors();
     for orderly in [true, false] {
-        let gateway = Gateway::start_alone(loopback());
+        let gateway = Gateway::start(loopback());
         let mut clients: Vec<_> = (0..40).map(|_| gateway.tcp()).collect();
         for (slot, client) in (0..).zip(&mut clients[..30]) {
             client.echo(&[ECHO, slot]);
@@ -72,8 +62,14 @@ fn a_port_is_free_as_soon_as_a_gateway_has_ended() {
 
 #[test]
 fn accepting_resumes_when_descriptors_are_back() {
-    let _alone = DESCRIPTORS.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let gateway = Gateway::start_alone(loopback());
+    in_own_process(
+        "lifetime::accepting_resumes_when_descriptors_are_back",
+        runs_out_of_descriptors,
+    );
+}
+
+fn runs_out_of_descriptors() {
+    let gateway = Gateway::start(loopback());
     let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     let mut hoard = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {

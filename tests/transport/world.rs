@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::sync::{RwLock, RwLockReadGuard};
+use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -25,8 +25,19 @@ pub(crate) const BYE: u8 = 3;
 pub(crate) const SHARDS: usize = 2;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Tests that count the descriptors of the process exclude the others.
-pub(crate) static DESCRIPTORS: RwLock<()> = RwLock::new(());
+/// Runs a test that counts or exhausts the descriptors of its process in one of its own.
+/// The caller is the test by that name, and `act` is what it does there.
+pub(crate) fn in_own_process(test: &str, act: fn()) {
+    const CHILD: &str = "DUET_TEST_ALONE";
+    if std::env::var_os(CHILD).is_some() {
+        return act();
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+    let output = child.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{output:#?}");
+}
 
 #[derive(Debug)]
 pub(crate) enum Mail {
@@ -139,7 +150,6 @@ pub(crate) struct Gateway {
     pub(crate) mail: Vec<MailSender<Mail>>,
     pub(crate) stop: Stop,
     pub(crate) threads: Vec<JoinHandle<Finished<Echo>>>,
-    pub(crate) _descriptors: Option<RwLockReadGuard<'static, ()>>,
 }
 
 pub(crate) fn loopback() -> Settings {
@@ -149,18 +159,12 @@ pub(crate) fn loopback() -> Settings {
 
 impl Gateway {
     pub(crate) fn start(settings: Settings) -> Self {
-        let guard = DESCRIPTORS.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Self { _descriptors: Some(guard), ..Self::start_alone(settings) }
+        Self::start_limited(settings, StreamLimits::default())
     }
 
     /// One whose streams have other times than usual.
     pub(crate) fn start_limited(settings: Settings, limits: StreamLimits) -> Self {
-        let guard = DESCRIPTORS.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Self { _descriptors: Some(guard), ..Self::start_with(settings, limits).unwrap().0 }
-    }
-
-    pub(crate) fn start_alone(settings: Settings) -> Self {
-        Self::start_with(settings, StreamLimits::default()).unwrap().0
+        Self::start_with(settings, limits).unwrap().0
     }
 
     /// One that may be refused, with its warnings.
@@ -186,7 +190,7 @@ impl Gateway {
                 })
             })
             .collect();
-        Ok((Self { local, mail, stop, threads, _descriptors: None }, warnings))
+        Ok((Self { local, mail, stop, threads }, warnings))
     }
 
     /// Lets the handlers finish, and checks that every stream that came is accounted for.
