@@ -52,7 +52,7 @@ use self::notices::Notices;
 pub use self::probe::{Probe, probe};
 use self::quota::{Allowance, Quotas};
 use self::upstreams::Forwarding;
-pub use self::upstreams::{UpstreamError, forget};
+pub use self::upstreams::{UpstreamError, expected_cursors, forget};
 use crate::admin::{Activity, Dropped, Fault, Gateway, Phase, Status};
 use crate::commands::{Commands, Limits, Opened, StoreError};
 use crate::config::Config;
@@ -231,6 +231,8 @@ impl Server {
                 return Err(error.into());
             }
         };
+        // What marks and upstreams still need is held from here on.
+        spool.begin_removal();
         for kind in [DriverKind::IoUring, DriverKind::Epoll] {
             DRIVER_INFO.with([kind.name()]).set_flag(kind == driver);
         }

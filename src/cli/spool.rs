@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use duet::admin::Client;
 use duet::config::Overrides;
 use duet::delivery::{
     self, Cursor, End, Event, Filter, Hold, Overview, SpoolError, Trimmed, Verified,
@@ -100,7 +101,8 @@ enum Output {
 
 impl Spool {
     pub(super) fn run(self, place: &Place) -> Result<ExitCode> {
-        let dir = place.load(&Overrides::default())?.spool.dir;
+        let config = place.load(&Overrides::default())?;
+        let dir = config.spool.dir.clone();
         let mut out = BufWriter::with_capacity(64 * 1024, io::stdout().lock());
         match self {
             Self::Cat(cat) => cat.run(&dir, &mut out)?,
@@ -121,9 +123,15 @@ impl Spool {
                 }
             }
             Self::Trim { before, undelivered } => {
+                // A gateway that runs here knows of upstreams that the settings may no longer have.
+                let running = Client::connect(&config.state)?;
+                let running = running.map(|mut gateway| gateway.status()).transpose()?;
+                let running = running.map(|status| status.upstreams).unwrap_or_default();
+                let expected =
+                    duet::server::expected_cursors(&config, delivery::spool_id(&dir)?, &running)?;
                 let Trimmed { segments, bytes, oldest } = match undelivered {
-                    true => delivery::trim_undelivered(&dir, before)?,
-                    false => delivery::trim(&dir, before)?,
+                    true => delivery::trim_undelivered(&dir, before, &expected)?,
+                    false => delivery::trim(&dir, before, &expected)?,
                 };
                 let mib = bytes >> 20;
                 writeln!(

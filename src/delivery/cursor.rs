@@ -3,7 +3,8 @@
 //!
 //! A cursor moves without a sync: an old one after a power cut only repeats readings. Before anything is removed
 //! because of where it stands, it is synced. Where the cursors of this process stand, it knows without their files: one
-//! that somebody removed still holds what it held, and is there again when the cursor moves.
+//! that somebody removed still holds what it held. Whoever looks after the spool has such a file made again, also one
+//! that was replaced or damaged: other processes know of the place by the file alone.
 //!
 //! ```text
 //! slot  0  magic "duetcurs"     24  number of the write u64    44  zeros
@@ -11,14 +12,15 @@
 //!                               40  what it holds u32
 //! ```
 //! Two slots, one at the beginning of the file and one a page behind it, are written in turn, so that a power cut on
-//! the way leaves the other.
+//! the way leaves the other. The file appears under its name with both of them written, so an empty one is damaged.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use duet_telemetry::catalogue::FILES_RENEWED;
 
 use super::error::SpoolError;
 use super::id::SpoolId;
@@ -63,46 +65,127 @@ struct Slot {
 
 /// A cursor that this process moves; no other one does meanwhile.
 #[derive(Debug)]
-pub struct Cursor {
-    file: File,
+pub struct Cursor(Arc<Place>);
+
+/// A cursor's file, and what it says.
+#[derive(Debug)]
+struct Place {
     path: PathBuf,
-    slot: Slot,
-    standing: Arc<Standing>,
+    state: Mutex<State>,
 }
 
-/// Where a cursor of this process stands, and what it keeps.
 #[derive(Debug)]
-struct Standing {
-    path: PathBuf,
-    hold: Hold,
-    index: AtomicU64,
+struct State {
+    file: File,
+    slot: Slot,
+    /// Whether nobody moves it any more.
+    over: bool,
 }
 
 /// All of them that are open.
-static STANDING: Mutex<Vec<Weak<Standing>>> = Mutex::new(Vec::new());
+static OPEN: Mutex<Vec<Weak<Place>>> = Mutex::new(Vec::new());
 
-impl Standing {
-    fn begin(path: PathBuf, hold: Hold, index: u64) -> Arc<Self> {
-        let standing = Arc::new(Self { path, hold, index: AtomicU64::new(index) });
-        let mut all = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|one| one.strong_count() > 0);
-        all.push(Arc::downgrade(&standing));
-        standing
-    }
+/// Those of this process in this spool.
+fn places(dir: &Path) -> Vec<Arc<Place>> {
+    let all = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    all.iter().filter_map(Weak::upgrade).filter(|one| one.path.parent() == Some(dir)).collect()
 }
 
 /// Where the cursors of this process stand in this spool, and what they keep.
 pub(super) fn standing(dir: &Path) -> Vec<(u64, Hold)> {
-    let all = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
-    let here = all.iter().filter_map(Weak::upgrade).filter(|one| one.path.parent() == Some(dir));
-    here.map(|one| (one.index.load(Ordering::Acquire), one.hold)).collect()
+    let stands = |place: &Arc<Place>| {
+        let state = place.state();
+        (!state.over).then_some((state.slot.index, state.slot.hold))
+    };
+    places(dir).iter().filter_map(stands).collect()
+}
+
+/// Has the files of this process' cursors say what they should, whatever somebody did to them.
+///
+/// # Errors
+/// The first [`SpoolError`]; the others are seen to all the same.
+pub(super) fn look_after(dir: &Path) -> Result<(), SpoolError> {
+    places(dir).iter().map(|place| place.look(&mut place.state())).fold(Ok(()), Result::and)
+}
+
+impl Place {
+    fn begin(path: PathBuf, file: File, slot: Slot) -> Arc<Self> {
+        let place = Arc::new(Self { path, state: Mutex::new(State { file, slot, over: false }) });
+        let mut all = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|one| one.strong_count() > 0);
+        all.push(Arc::downgrade(&place));
+        place
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it says from now on.
+    fn write(&self, state: &mut State, slot: Slot) -> Result<(), SpoolError> {
+        let slot = Slot { number: state.slot.number + 1, ..slot };
+        let written = state.file.write_all_at(&slot.encode(), slot.number % 2 * APART);
+        written.map_err(SpoolError::io("writing", &self.path))?;
+        state.slot = slot;
+        Ok(())
+    }
+
+    fn sync(&self, state: &State) -> Result<(), SpoolError> {
+        state.file.sync_data().map_err(SpoolError::io("syncing", &self.path))
+    }
+
+    /// Whether whoever opens the file by its name finds this one.
+    fn is_named(&self, state: &State) -> bool {
+        let own = state.file.metadata().map(|file| (file.dev(), file.ino()));
+        own.is_ok_and(|own| segment::identity(&self.path).is_ok_and(|named| named == own))
+    }
+
+    /// Makes the file again, if somebody has removed, moved away, replaced or damaged it.
+    fn look(&self, state: &mut State) -> Result<(), SpoolError> {
+        let is_named = self.is_named(state);
+        let says = read(&state.file, &self.path).ok();
+        if state.over || is_named && says == Some(state.slot) {
+            return Ok(());
+        }
+        if !is_named {
+            state.file = match take(&self.path)? {
+                Some(file) => file,
+                None => make(&self.path, &mut state.slot)?,
+            };
+        }
+        // Into both slots.
+        let slot = state.slot;
+        self.write(state, slot)?;
+        self.write(state, slot)?;
+        self.sync(state)?;
+        self.path.parent().map_or(Ok(()), segment::sync_dir)?;
+        FILES_RENEWED.with(["cursor"]).add(1);
+        tracing::warn!(
+            "{}: it was removed, replaced or damaged under the gateway, and says again where it stands",
+            self.path.display()
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Cursor {
+    /// Whoever goes on from here finds it.
+    fn drop(&mut self) {
+        // Where it cannot be made again, the next one begins with the oldest reading, which loses none.
+        let mut state = self.0.state();
+        let _ = self.0.look(&mut state);
+        // Others may hold the place for a moment longer.
+        state.over = true;
+        let _ = state.file.unlock();
+    }
 }
 
 impl Cursor {
     /// Opens the cursor of this name in the spool `spool` under `dir`; one that is new begins at `index`.
     ///
     /// # Errors
-    /// [`SpoolError`] when the name is no name, another process has it, it is of another spool, or the system refuses.
+    /// [`SpoolError`] when the name is no name, its file is damaged, another process has it, it is of another spool, or
+    /// the system refuses.
     pub fn open(
         dir: &Path,
         name: &str,
@@ -111,28 +194,52 @@ impl Cursor {
         hold: Hold,
     ) -> Result<Self, SpoolError> {
         let path = path(dir, name)?;
-        let file = take(&path)?;
-        let slot = match read(&file, &path)? {
-            Some(slot) if slot.spool != spool => return Err(SpoolError::CursorElsewhere(path)),
-            Some(slot) => slot,
+        let (file, slot) = match take(&path)? {
+            Some(file) => {
+                let slot = read(&file, &path)?;
+                (file, slot)
+            }
             None => {
-                // Both slots get their room now: a cursor moves on a full disk, too.
-                let zeros = [0; SLOT];
-                let room =
-                    file.write_all_at(&zeros, 0).and_then(|()| file.write_all_at(&zeros, APART));
-                room.map_err(SpoolError::io("writing", &path))?;
-                Slot { spool, number: 0, index, hold }
+                let mut slot = Slot { spool, number: 0, index, hold };
+                (make(&path, &mut slot)?, slot)
             }
         };
-        let standing = Standing::begin(path.clone(), hold, slot.index);
-        let mut cursor = Self { file, path, slot, standing };
-        if cursor.slot.number == 0 || cursor.slot.hold != hold {
-            cursor.slot.hold = hold;
-            cursor.write()?;
-            cursor.sync()?;
-            segment::sync_dir(dir)?;
+        if slot.spool != spool {
+            return Err(SpoolError::CursorElsewhere(path));
+        }
+        let cursor = Self(Place::begin(path, file, slot));
+        if slot.hold != hold {
+            let mut state = cursor.0.state();
+            cursor.0.write(&mut state, Slot { hold, ..slot })?;
+            cursor.0.sync(&state)?;
         }
         Ok(cursor)
+    }
+
+    /// The same for a cursor whose place is known elsewhere, too: one that cannot be read begins at `index`, and that is
+    /// told.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for damage.
+    pub fn open_or_renew(
+        dir: &Path,
+        name: &str,
+        spool: SpoolId,
+        index: u64,
+        hold: Hold,
+    ) -> Result<Self, SpoolError> {
+        match Self::open(dir, name, spool, index, hold) {
+            Err(SpoolError::CursorDamaged(path)) => {
+                fs::remove_file(&path).map_err(SpoolError::io("removing", &path))?;
+                FILES_RENEWED.with(["cursor"]).add(1);
+                tracing::warn!(
+                    "{}: it was damaged and is made anew at {index}: readings may stay for longer, and none is lost",
+                    path.display()
+                );
+                Self::open(dir, name, spool, index, hold)
+            }
+            opened => opened,
+        }
     }
 
     /// The cursor of this name, whatever spool it is of.
@@ -141,22 +248,15 @@ impl Cursor {
     /// [`SpoolError`] when there is none, or it cannot be opened.
     pub fn find(dir: &Path, name: &str) -> Result<Self, SpoolError> {
         let path = path(dir, name)?;
-        let file = match OpenOptions::new().read(true).write(true).open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(SpoolError::CursorNone(path));
-            }
-            opened => opened.map_err(SpoolError::io("opening", &path))?,
-        };
-        match read(&file, &path)? {
-            Some(Slot { spool, index, hold, .. }) => Self::open(dir, name, spool, index, hold),
-            None => Err(SpoolError::CursorDamaged(path)),
-        }
+        let Some(file) = take(&path)? else { return Err(SpoolError::CursorNone(path)) };
+        let slot = read(&file, &path)?;
+        Ok(Self(Place::begin(path, file, slot)))
     }
 
     /// The index of the reading that comes next.
     #[must_use]
     pub fn index(&self) -> u64 {
-        self.slot.index
+        self.0.state().slot.index
     }
 
     /// Goes to `index`, for readers that begin anew; a power cut may take it back.
@@ -164,34 +264,15 @@ impl Cursor {
     /// # Errors
     /// [`SpoolError`] when it cannot be written.
     pub fn set(&mut self, index: u64) -> Result<(), SpoolError> {
-        if index == self.slot.index {
+        let mut state = self.0.state();
+        if index == state.slot.index {
             return Ok(());
         }
-        self.slot.index = index;
-        self.write()?;
+        let slot = Slot { index, ..state.slot };
+        // Nobody sees that it has moved before it is written: what it has passed may go.
+        self.0.write(&mut state, slot)?;
         // Whoever starts next finds the file by its name.
-        let own = self.file.metadata().map(|file| (file.dev(), file.ino()));
-        if segment::identity(&self.path).ok() != own.ok() {
-            self.put_back()?;
-        }
-        // Not before it is written: what it has passed may go.
-        self.standing.index.store(index, Ordering::Release);
-        Ok(())
-    }
-
-    /// Makes the file again, which somebody has removed, moved away or replaced.
-    fn put_back(&mut self) -> Result<(), SpoolError> {
-        self.file = take(&self.path)?;
-        // Into both slots, which get their room.
-        self.write()?;
-        self.write()?;
-        self.sync()?;
-        self.path.parent().map_or(Ok(()), segment::sync_dir)?;
-        tracing::warn!(
-            "{}: it was removed or replaced under the gateway, and says again where it stands",
-            self.path.display()
-        );
-        Ok(())
+        if self.0.is_named(&state) { Ok(()) } else { self.0.look(&mut state) }
     }
 
     /// Makes its place survive a power cut.
@@ -199,7 +280,7 @@ impl Cursor {
     /// # Errors
     /// [`SpoolError`] when the system refuses.
     pub fn sync(&self) -> Result<(), SpoolError> {
-        self.file.sync_data().map_err(SpoolError::io("syncing", &self.path))
+        self.0.sync(&self.0.state())
     }
 
     /// Removes it.
@@ -207,15 +288,10 @@ impl Cursor {
     /// # Errors
     /// [`SpoolError`] when the system refuses.
     pub fn remove(self) -> Result<(), SpoolError> {
-        fs::remove_file(&self.path).map_err(SpoolError::io("removing", &self.path))?;
-        self.path.parent().map_or(Ok(()), segment::sync_dir)
-    }
-
-    fn write(&mut self) -> Result<(), SpoolError> {
-        self.slot.number += 1;
-        let at = self.slot.number % 2 * APART;
-        let written = self.file.write_all_at(&self.slot.encode(), at);
-        written.map_err(SpoolError::io("writing", &self.path))
+        let (mut state, path) = (self.0.state(), &self.0.path);
+        fs::remove_file(path).map_err(SpoolError::io("removing", path))?;
+        state.over = true;
+        path.parent().map_or(Ok(()), segment::sync_dir)
     }
 }
 
@@ -227,8 +303,25 @@ pub fn cursors(dir: &Path) -> Result<Vec<Position>, SpoolError> {
     Ok(all(dir)?.into_iter().map(|(position, _)| position).collect())
 }
 
+/// Those of them that can be read; the damaged ones are told by whoever needs all of them.
+///
+/// # Errors
+/// [`SpoolError`] when the directory cannot be read.
+pub fn readable_cursors(dir: &Path) -> Result<Vec<Position>, SpoolError> {
+    Ok(each(dir)?.into_iter().flatten().map(|(position, _)| position).collect())
+}
+
 /// All cursors, with their files.
 pub(super) fn all(dir: &Path) -> Result<Vec<(Position, File)>, SpoolError> {
+    let mut found = each(dir)?.into_iter().collect::<Result<Vec<_>, _>>()?;
+    found.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+/// What became of reading each cursor.
+type Each = Vec<Result<(Position, File), SpoolError>>;
+
+fn each(dir: &Path) -> Result<Each, SpoolError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(SpoolError::io("listing", dir))? {
         let path = entry.map_err(SpoolError::io("listing", dir))?.path();
@@ -240,26 +333,60 @@ pub(super) fn all(dir: &Path) -> Result<Vec<(Position, File)>, SpoolError> {
         let file = match File::open(&path) {
             // Removed since it was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            opened => opened.map_err(SpoolError::io("opening", &path))?,
+            opened => opened.map_err(SpoolError::io("opening", &path)),
         };
-        if let Some(Slot { index, hold, .. }) = read(&file, &path)? {
-            found.push((Position { name: name.to_owned(), index, hold }, file));
-        }
+        found.push(file.and_then(|file| {
+            let Slot { index, hold, .. } = read(&file, &path)?;
+            Ok((Position { name: name.to_owned(), index, hold }, file))
+        }));
     }
-    found.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     Ok(found)
 }
 
-/// Opens a cursor's file, or makes it, for this process alone.
-fn take(path: &Path) -> Result<File, SpoolError> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(PRIVATE);
-    let file = options.open(path).map_err(SpoolError::io("opening", path))?;
+/// Opens a cursor's file for this process alone, if there is one.
+fn take(path: &Path) -> Result<Option<File>, SpoolError> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => {
+            let file = opened.map_err(SpoolError::io("opening", path))?;
+            lock(&file, path)?;
+            Ok(Some(file))
+        }
+    }
+}
+
+fn lock(file: &File, path: &Path) -> Result<(), SpoolError> {
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(SpoolError::CursorTaken(path.to_owned())),
         Err(TryLockError::Error(source)) => Err(SpoolError::io("locking", path)(source)),
     }
+}
+
+/// Makes a cursor's file for this process alone. Its name appears once both slots are written and have their room, since
+/// a cursor moves on a full disk, too.
+fn make(path: &Path, slot: &mut Slot) -> Result<File, SpoolError> {
+    let draft = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(PRIVATE);
+    let file = options.open(&draft).map_err(SpoolError::io("opening", &draft))?;
+    // What another process makes at this moment is its own.
+    lock(&file, path)?;
+    if path.exists() {
+        return Err(SpoolError::CursorTaken(path.to_owned()));
+    }
+    let mut write = || {
+        file.set_len(0)?;
+        for _ in 0..2 {
+            slot.number += 1;
+            file.write_all_at(&slot.encode(), slot.number % 2 * APART)?;
+        }
+        file.sync_all()?;
+        fs::rename(&draft, path)
+    };
+    write().map_err(SpoolError::io("writing", path))?;
+    path.parent().map_or(Ok(()), segment::sync_dir)?;
+    Ok(file)
 }
 
 fn path(dir: &Path, name: &str) -> Result<PathBuf, SpoolError> {
@@ -270,23 +397,19 @@ fn path(dir: &Path, name: &str) -> Result<PathBuf, SpoolError> {
     }
 }
 
-/// The newer slot; none in a file that was only just made.
-fn read(file: &File, path: &Path) -> Result<Option<Slot>, SpoolError> {
+/// The newer slot.
+fn read(file: &File, path: &Path) -> Result<Slot, SpoolError> {
     let mut slots = [None; 2];
-    let mut empty = true;
     for (slot, at) in slots.iter_mut().zip([0, APART]) {
         let mut bytes = [0; SLOT];
         match file.read_exact_at(&mut bytes, at) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
             read => read.map_err(SpoolError::io("reading", path))?,
         }
-        empty &= bytes == [0; SLOT];
         *slot = Slot::decode(&bytes);
     }
-    match slots.into_iter().flatten().max_by_key(|slot| slot.number) {
-        None if !empty => Err(SpoolError::CursorDamaged(path.to_owned())),
-        newest => Ok(newest),
-    }
+    let newest = slots.into_iter().flatten().max_by_key(|slot| slot.number);
+    newest.ok_or_else(|| SpoolError::CursorDamaged(path.to_owned()))
 }
 
 impl Slot {
@@ -402,7 +525,7 @@ mod tests {
             let before = fs::read(&file).unwrap();
             cursor.set(index).unwrap();
             let after = fs::read(&file).unwrap();
-            let at = usize::try_from(cursor.slot.number % 2 * APART).unwrap();
+            let at = usize::try_from(cursor.0.state().slot.number % 2 * APART).unwrap();
             for byte in at..at + SLOT {
                 let mut torn = after.clone();
                 torn[byte] = before.get(byte).map_or(0, |byte| !byte);
@@ -414,10 +537,18 @@ mod tests {
             fs::write(&file, &after).unwrap();
             assert_eq!(cursors(dir.path()).unwrap()[0].index, index);
         }
+        drop(cursor);
         let mut bytes = fs::read(&file).unwrap();
         (bytes[33], bytes[4096 + 33]) = (!bytes[33], !bytes[4096 + 33]);
-        fs::write(&file, bytes).unwrap();
-        drop(cursor);
-        assert!(matches!(open(dir.path()), Err(SpoolError::CursorDamaged(_))));
+        for damaged in [bytes, Vec::new(), vec![0; 4160], vec![7; 10]] {
+            fs::write(&file, damaged).unwrap();
+            assert!(matches!(open(dir.path()), Err(SpoolError::CursorDamaged(_))));
+            assert!(matches!(cursors(dir.path()), Err(SpoolError::CursorDamaged(_))));
+            assert_eq!(readable_cursors(dir.path()).unwrap(), []);
+        }
+        // Its place is known elsewhere, too.
+        let renewed = Cursor::open_or_renew(dir.path(), "nats", SPOOL, 3, Hold::Required);
+        assert_eq!(renewed.unwrap().index(), 3);
+        assert_eq!(open(dir.path()).unwrap().index(), 3);
     }
 }

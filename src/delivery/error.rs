@@ -129,6 +129,19 @@ pub enum SpoolError {
         /// Whether it can never be passed over.
         always: bool,
     },
+    /// Nobody knows what a cursor that has to be there still needs.
+    #[error(
+        "cursor {cursor} has no file in {}, so nobody knows what it still needs; a gateway that runs with these settings \
+         makes it again{}", dir.display(), Force(*always)
+    )]
+    Absent {
+        /// The cursor's name.
+        cursor: String,
+        /// The spool's directory.
+        dir: PathBuf,
+        /// Whether it can never be passed over.
+        always: bool,
+    },
     /// There is no spool.
     #[error("{}: no spool here yet; `duet run` makes one", .0.display())]
     None(PathBuf),

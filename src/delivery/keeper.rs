@@ -1,5 +1,5 @@
-//! The thread that looks after a spool's directory while others write and read: removes what may go, and looks for what
-//! an operator has to see. It touches no reading that is kept.
+//! The thread that looks after a spool's directory while others write and read: makes small files again that somebody
+//! removed or damaged, removes what may go, and looks for what an operator has to see. It touches no reading that is kept.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use duet_telemetry::catalogue::{SPOOL_DISK, SPOOL_OLDEST};
 use tokio::sync::watch;
 
+use super::cursor;
 use super::cut::cuts;
 use super::error::SpoolError;
 use super::retention::{Retention, trim_by_itself};
@@ -41,9 +42,24 @@ fn measure(dir: &Path) {
     }
 }
 
+/// Says what stands in the way of the small files, once for each cause.
+#[derive(Default)]
+struct Complaint(Option<String>);
+
+impl Complaint {
+    fn about(&mut self, looked: Result<(), SpoolError>) {
+        let now = looked.err().map(|error| error.to_string());
+        if let Some(cause) = now.as_ref().filter(|_| now != self.0) {
+            tracing::warn!("{cause}; it is tried again each second");
+        }
+        self.0 = now;
+    }
+}
+
 /// The thread.
 pub(super) struct Keeper {
     cancel: Arc<AtomicBool>,
+    removes: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
@@ -54,13 +70,19 @@ impl Keeper {
         care: watch::Sender<Care>,
     ) -> Result<Self, SpoolError> {
         let cancel = Arc::new(AtomicBool::new(false));
-        let (flag, own) = (Arc::clone(&cancel), dir.to_owned());
+        let removes = Arc::new(AtomicBool::new(false));
+        let (flag, may_remove, own) = (Arc::clone(&cancel), Arc::clone(&removes), dir.to_owned());
         let thread = std::thread::Builder::new()
             .name("spool-keeper".into())
             .spawn(move || {
                 let clock = Steady::start();
+                let mut cursors = Complaint::default();
                 while !flag.load(Ordering::Relaxed) {
-                    let trimmed = trim_by_itself(&own, &retention, &clock);
+                    cursors.about(cursor::look_after(&own));
+                    let trimmed = match may_remove.load(Ordering::Acquire) {
+                        true => trim_by_itself(&own, &retention, &clock),
+                        false => Ok(()),
+                    };
                     let untrimmed = trimmed.err().map(|error| error.to_string());
                     measure(&own);
                     let now = Care { cuts: cuts(&own).map_or(0, |cuts| cuts.len()), untrimmed };
@@ -73,7 +95,13 @@ impl Keeper {
                 }
             })
             .map_err(SpoolError::io("starting the keeper of", dir))?;
-        Ok(Self { cancel, thread })
+        Ok(Self { cancel, removes, thread })
+    }
+
+    /// From now on it removes what may go.
+    pub(super) fn remove(&self) {
+        self.removes.store(true, Ordering::Release);
+        self.thread.thread().unpark();
     }
 
     pub(super) fn end(self) {

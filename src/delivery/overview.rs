@@ -24,6 +24,21 @@ pub struct Overview {
     pub cursors: Vec<Position>,
 }
 
+/// A spool's name, by the newest of its segments that can be read; also where nobody knows how far it is durable.
+///
+/// # Errors
+/// [`SpoolError`] when there is none, or none that can be read.
+pub fn spool_id(dir: &Path) -> Result<SpoolId, SpoolError> {
+    let mut failed = SpoolError::None(dir.to_owned());
+    for entry in segment::list(dir)?.iter().rev() {
+        match segment::open(entry) {
+            Ok((_, header)) => return Ok(header.spool),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
 /// Looks at a spool, also while a gateway writes to it.
 ///
 /// # Errors

@@ -69,12 +69,12 @@ impl SpoolSource {
         Self::new(self.dir.clone(), self.spool, self.durable.clone(), Arc::clone(&self.commits))
     }
 
-    /// A cursor of this spool, which only this process moves; one that is new begins with the oldest reading.
+    /// A cursor of this spool, which only this process moves; one that is new or damaged begins with the oldest reading.
     ///
     /// # Errors
-    /// [`SpoolError`] when it is in use, damaged or another spool's.
+    /// [`SpoolError`] when it is in use or another spool's.
     pub fn cursor(&self, name: &str, hold: Hold) -> Result<Cursor, SpoolError> {
-        Cursor::open(&self.dir, name, self.spool, self.first(), hold)
+        Cursor::open_or_renew(&self.dir, name, self.spool, self.first(), hold)
     }
 
     /// One past the last durable reading, of those since the start, that commits to a mark.

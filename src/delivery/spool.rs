@@ -225,6 +225,12 @@ impl Spool {
         Arc::clone(&self.scarce)
     }
 
+    /// Says that all cursors are open which hold something: from now on goes by itself what none of them holds. One
+    /// whose file is gone would hold nothing before.
+    pub fn begin_removal(&self) {
+        self.keeper.remove();
+    }
+
     /// Its name.
     #[must_use]
     pub fn id(&self) -> SpoolId {

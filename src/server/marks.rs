@@ -18,7 +18,7 @@ const EVERY: Duration = Duration::from_secs(2);
 /// The most readings that one transaction looks at.
 const AT_ONCE: u64 = 1 << 18;
 /// The cursor's name: it holds what has not been copied.
-const NAME: &str = "marks";
+pub(super) const NAME: &str = "marks";
 
 /// Why marks could not be brought from the spool to the registry.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ impl Marks {
         let (first, end) = (source.first(), source.durable());
         // The registry's word counts: what the cursor's file says is there for the one who trims.
         let from = saved.map_or(first, |saved| saved.index).clamp(first, end);
-        let cursor = Cursor::open(dir, NAME, spool, from, Hold::Always)?;
+        let cursor = Cursor::open_or_renew(dir, NAME, spool, from, Hold::Always)?;
         let mut marks = Self { registry, source, cursor, saved: from };
         let mut at = from;
         while at < end {

@@ -1,18 +1,22 @@
 //! The spool as upstreams see it, and their start.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use duet_protocol::reading::ReadingId;
 use duet_upstream::{
-    Fact, Options, Reading, Report, Reports, Source, SourceError, StartError, Upstream, Upstreams,
+    Fact, Left, Options, Reading, Report, Reports, Source, SourceError, StartError, Upstream, Upstreams,
     Vanished,
 };
 
 use super::desk::Desk;
+use super::marks;
+use crate::admin::UpstreamStatus;
 use crate::config::Config;
 use crate::delivery::{
-    Cursor, Hold, Notice, ReadingRef, Said, Source as _, SpoolError, SpoolSource, cursors,
+    Cursor, Expected, Hold, Notice, Position, ReadingRef, Said, Source as _, SpoolError, SpoolId,
+    SpoolSource, readable_cursors,
 };
 
 /// Where cursors and parked readings lie, in the state directory.
@@ -47,6 +51,35 @@ pub fn forget(config: &Config, name: &str) -> Result<bool, UpstreamError> {
             Ok(true)
         }
     }
+}
+
+/// The cursors that have to be in the spool of a gateway with these settings: whoever removes readings beside it must not
+/// take one whose file is gone for one that holds nothing. `running` is what a gateway that runs here says of its upstreams, whose
+/// settings may be others by now.
+///
+/// # Errors
+/// [`UpstreamError`] when an upstream's own cursor cannot be read.
+pub fn expected_cursors(
+    config: &Config,
+    spool: SpoolId,
+    running: &[UpstreamStatus],
+) -> Result<Vec<Expected>, UpstreamError> {
+    let named = config.upstreams.iter().filter(|one| one.required()).map(Upstream::name);
+    let running = running.iter().filter(|one| one.required).map(|one| one.name.as_str());
+    let mut names: BTreeSet<_> = named.chain(running).map(str::to_owned).collect();
+    let left = left(config, spool)?.into_iter().filter(|left| left.required);
+    names.extend(left.map(|left| left.name));
+    let upstream = |name: String| Expected { name: cursor_name(&name), hold: Hold::Required };
+    let marks = Expected { name: marks::NAME.into(), hold: Hold::Always };
+    Ok(names.into_iter().map(upstream).chain([marks]).collect())
+}
+
+/// The upstreams that the settings no longer have, and that took readings from this spool.
+fn left(config: &Config, spool: SpoolId) -> Result<Vec<Left>, StartError> {
+    let is_gone = |name: &str| config.upstreams.iter().all(|upstream| upstream.name() != name);
+    let mut left = duet_upstream::left(&config.state.join(DIR), is_gone)?;
+    left.retain(|left| left.spool.0 == spool.0);
+    Ok(left)
 }
 
 /// What an upstream's place is called in the spool, which keeps what lies behind it.
@@ -154,7 +187,33 @@ fn refuse_vanished(config: &Config, spool: &SpoolSource) -> Result<(), UpstreamE
     let look = Tail { source: spool.another(), carried: None, cursor: None };
     let vanished =
         duet_upstream::vanished(&config.state.join(DIR), &config.upstreams, &look)?.pop();
-    vanished.map_or(Ok(()), |vanished| Err(vanished.into()))
+    let left = left(config, spool.spool_id())?;
+    // Where its own cursor is gone, the spool's says how far it was.
+    let unknown = held_for_others(config)?
+        .into_iter()
+        .filter(|(name, position)| {
+            position.hold == Hold::Required && left.iter().all(|left| left.name != *name)
+        })
+        .map(|(name, position)| {
+            let backlog = spool.durable().saturating_sub(position.index.max(spool.first()));
+            Vanished { name, backlog }
+        })
+        .find(|vanished| vanished.backlog > 0);
+    vanished.or(unknown).map_or(Ok(()), |vanished| Err(vanished.into()))
+}
+
+/// What the spool holds for upstreams that the settings no longer have. One whose cursor cannot be read holds everything until
+/// somebody has looked, which the spool tells.
+fn held_for_others(config: &Config) -> Result<Vec<(String, Position)>, SpoolError> {
+    let mut found = Vec::new();
+    for position in readable_cursors(&config.spool.dir)? {
+        if let Some(name) = position.name.strip_prefix(PREFIX)
+            && config.upstreams.iter().all(|upstream| upstream.name() != name)
+        {
+            found.push((name.to_owned(), position));
+        }
+    }
+    Ok(found)
 }
 
 /// Starts what the settings name.
@@ -166,13 +225,10 @@ fn start(
     refuse_vanished(config, spool)?;
     let dir = config.state.join(DIR);
     // Others that the settings no longer have are done with, and must not keep what lies behind them.
-    for position in cursors(&config.spool.dir)? {
-        if let Some(name) = position.name.strip_prefix(PREFIX)
-            && config.upstreams.iter().all(|upstream| upstream.name() != name)
-        {
-            forget(config, name)?;
-        }
-    }
+    let mut others: BTreeSet<_> =
+        left(config, spool.spool_id())?.into_iter().map(|left| left.name).collect();
+    others.extend(held_for_others(config)?.into_iter().map(|(name, _)| name));
+    others.iter().try_for_each(|name| forget(config, name).map(drop))?;
     let options = Options {
         dir,
         upstreams: config.upstreams.clone(),
@@ -321,6 +377,10 @@ impl Source for Tail {
             read => read,
         };
         read.map_err(|error| SourceError(Box::new(error)))
+    }
+
+    fn released(&self) -> u64 {
+        self.cursor.as_ref().map_or_else(|| self.source.first(), Cursor::index)
     }
 
     fn release(&mut self, index: u64) {

@@ -72,6 +72,7 @@ labels! {
     COMMAND = "state": words!["done" "expired" "cancelled" "superseded"];
     ENROLMENT = "outcome": words!["enrolled" "again" "refused" "limited"];
     RELOAD = "outcome": words!["done" "refused"];
+    FILE = "file": words!["durable" "cursor" "upstream" "lock"];
 }
 
 const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0];
@@ -227,6 +228,8 @@ catalogue! {
         Gauge FAULTS = "duet_fault" in "0 or 1" [FAULT];
         /// Reloads of the settings that were asked for.
         Counter RELOADS = "duet_reloads_total" in "reloads" [RELOAD];
+        /// Small files beside what is stored that were gone, damaged or replaced, by kind: each was made anew, and the log says what that may cost.
+        Counter FILES_RENEWED = "duet_files_renewed_total" in "files" [FILE];
         /// Lines of the log that told of something wrong.
         Counter LOG_LINES = "duet_log_lines_total" in "lines" [LEVEL];
         /// Requests to the API.

@@ -98,7 +98,7 @@ fn damage_and_gaps_in_older_segments_are_told_after_the_start() {
     fs::write(&first, &whole).unwrap();
     fs::remove_file(&second).unwrap();
     assert!(found().unwrap().contains("a record is missing here"));
-    trim(&config(dir.path()).dir, 12_000).unwrap();
+    trim(&config(dir.path()).dir, 12_000, &[]).unwrap();
     assert_eq!(found(), None);
 }
 

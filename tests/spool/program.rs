@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use duet::delivery::Spool;
 
-use crate::world::{Program, config, eventually, first_segment, indexes, store};
+use crate::world::{Program, config, eventually, first_segment, grow, indexes, log_files, store};
 
 #[test]
 fn a_script_stores_and_forwards_by_a_cursor() {
@@ -103,4 +103,54 @@ fn a_gateway_whose_last_commit_is_damaged_runs_and_says_so_until_somebody_has_lo
     assert!(before.contains("spool-cut"), "{before}");
     assert!(!after.contains("spool-cut"), "{after}");
     assert!(program.good(&["spool", "verify"]).contains("2 records, all whole"));
+}
+
+/// Whoever removes readings beside a gateway learns from more than one place that an upstream needs them.
+#[test]
+fn what_an_upstream_needs_stays_though_its_cursor_is_gone() {
+    let program = Program::with(1);
+    let (state, spool) = (program.0.path(), config(program.0.path()).dir);
+    let open = Spool::start(config(state)).unwrap();
+    let end = grow(&open, &spool, 3).to_string();
+    open.shutdown().unwrap();
+    let settings = state.join("duet.toml");
+    let without = fs::read_to_string(&settings).unwrap();
+    let nowhere = "[[upstream]]\nname = \"cloud\"\nkind = \"webhook\"\nurl = \"http://127.0.0.1:1/\"\n";
+    fs::write(&settings, format!("{without}\n{nowhere}")).unwrap();
+    let trim = ["spool", "trim", "--before", &end];
+    let refused = program.bad(&trim);
+    assert!(refused.contains("cursor upstream-cloud has no file in"), "{refused}");
+
+    let run = ["run", "--shards", "1", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    let mut gateway = program.command(&run).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(gateway.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(said.any(|line| line == "running"));
+    let (own, held) = (state.join("upstream/cloud.cursor"), spool.join("cursor-upstream-cloud.pos"));
+    eventually("both cursors are there", || own.exists() && held.exists());
+    fs::remove_dir_all(state.join("upstream")).unwrap();
+    fs::remove_file(&held).unwrap();
+    let refused = program.bad(&trim);
+    assert!(refused.contains("cursor upstream-cloud"), "{refused}");
+    eventually("and are there again", || own.exists() && held.exists());
+    // The settings no longer have it, and the gateway that runs does.
+    fs::write(&settings, &without).unwrap();
+    fs::remove_file(&held).unwrap();
+    fs::remove_dir_all(state.join("upstream")).unwrap();
+    let refused = program.bad(&trim);
+    assert!(refused.contains("cursor upstream-cloud"), "{refused}");
+    eventually("once more", || own.exists() && held.exists());
+    gateway.kill().unwrap();
+    gateway.wait().unwrap();
+
+    // Its own cursor knows of it, too, and where that is gone, the spool's.
+    fs::rename(&held, state.join("aside")).unwrap();
+    assert!(program.bad(&trim).contains("cursor upstream-cloud has no file in"));
+    assert!(program.bad(&run).contains("upstream cloud is gone from the settings"));
+    fs::rename(state.join("aside"), &held).unwrap();
+    fs::remove_dir_all(state.join("upstream")).unwrap();
+    assert!(program.bad(&trim).contains("cursor upstream-cloud stands at 0"));
+    assert!(program.bad(&run).contains("upstream cloud is gone from the settings"));
+    assert_eq!(log_files(&spool).len(), 3);
+    let removed = program.good(&["spool", "trim", "--before", &end, "--undelivered"]);
+    assert!(removed.contains("removed 2 segments"), "{removed}");
 }

@@ -58,7 +58,7 @@ fn a_reader_goes_on_where_trimming_left_something_but_a_gap_is_damage() {
     let path = config(dir.path()).dir;
     let mut reader = Reader::open(&path).unwrap();
     assert_eq!(reader.read().unwrap().unwrap().index, 0);
-    let trimmed = trim(&path, 12_000).unwrap();
+    let trimmed = trim(&path, 12_000, &[]).unwrap();
     assert!(trimmed.segments >= 2);
     let (mut last, mut jumps) = (0, Vec::new());
     while let Some(record) = reader.read().unwrap() {
@@ -133,7 +133,7 @@ fn a_source_gives_each_reading_once_and_says_where_it_cannot() {
     }
     assert_eq!(seen, (0..10_000).collect::<Vec<_>>());
     assert_eq!(source.read(at, &mut |_, _| panic!("there is no more")).unwrap(), 10_000);
-    let oldest = trim(&path, 5_000).unwrap().oldest;
+    let oldest = trim(&path, 5_000, &[]).unwrap().oldest;
     assert_eq!(source.first(), oldest);
     let mut nothing = |_: u64, _: &ReadingRef<'_>| panic!("not there");
     let gone = source.read(oldest - 1, &mut nothing).unwrap_err();

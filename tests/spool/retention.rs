@@ -4,8 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use duet::delivery::{
-    Durability, Health, Hold, Reader, Retention, Source as _, Spool, SpoolConfig, WhenFull,
-    overview, trim, trim_undelivered,
+    Cursor, Durability, Expected, Health, Hold, Reader, Retention, Source as _, Spool, SpoolConfig, WhenFull,
+    cursors, overview, trim, trim_undelivered,
 };
 
 use crate::world::{config, eventually, grow, log_files, store, store_at};
@@ -18,6 +18,7 @@ fn what_every_required_cursor_has_goes_by_itself_and_nothing_else() {
     let mut slow = spool.source().cursor("slow", Hold::Required).unwrap();
     let mut fast = spool.source().cursor("fast", Hold::Required).unwrap();
     let _lost = spool.source().cursor("lost", Hold::Nothing).unwrap();
+    spool.begin_removal();
     let end = grow(&spool, &path, 4);
     let segments = log_files(&path);
     fast.set(end).unwrap();
@@ -70,6 +71,7 @@ fn readings_that_are_too_old_go_whoever_lacks_them_but_not_by_a_clock_that_was_n
         let path = config(dir.path()).dir;
         let spool = Spool::start(SpoolConfig { retention, ..config(dir.path()) }).unwrap();
         let _required = spool.source().cursor("nats", Hold::Required).unwrap();
+        spool.begin_removal();
         while log_files(&path)
             .last()
             .is_none_or(|last| !last.ends_with("spool-0000000000002ee0.log"))
@@ -93,14 +95,14 @@ fn an_operator_does_not_trim_what_somebody_needs_unless_he_says_so() {
     let spool = Spool::start(config(dir.path())).unwrap();
     let _nats = spool.source().cursor("nats", Hold::Required).unwrap();
     grow(&spool, &path, 3);
-    let refused = trim(&path, u64::MAX).unwrap_err().to_string();
+    let refused = trim(&path, u64::MAX, &[]).unwrap_err().to_string();
     assert!(refused.contains("cursor nats stands at 0") && refused.contains("--undelivered"));
     assert_eq!(log_files(&path).len(), 3);
     let marks = spool.source().cursor("marks", Hold::Always).unwrap();
-    let refused = trim_undelivered(&path, u64::MAX).unwrap_err().to_string();
+    let refused = trim_undelivered(&path, u64::MAX, &[]).unwrap_err().to_string();
     assert!(refused.contains("cursor marks") && !refused.contains("--undelivered"), "{refused}");
     marks.remove().unwrap();
-    assert_eq!(trim_undelivered(&path, u64::MAX).unwrap().segments, 2);
+    assert_eq!(trim_undelivered(&path, u64::MAX, &[]).unwrap().segments, 2);
     spool.shutdown().unwrap();
 }
 
@@ -110,6 +112,7 @@ fn a_damaged_cursor_is_told_and_stops_no_reading() {
     let path = config(dir.path()).dir;
     let spool = Spool::start(config(dir.path())).unwrap();
     fs::write(path.join("cursor-nats.pos"), [1; 4200]).unwrap();
+    spool.begin_removal();
     grow(&spool, &path, 2);
     let care = spool.care();
     eventually("it is told", || {
@@ -119,5 +122,107 @@ fn a_damaged_cursor_is_told_and_stops_no_reading() {
     assert_eq!(store(&spool, 1, 1), Durability::Durable);
     fs::remove_file(path.join("cursor-nats.pos")).unwrap();
     eventually("and is well again", || care.borrow().untrimmed.is_none());
+    spool.shutdown().unwrap();
+}
+
+/// Other processes know by its file alone where a cursor stands.
+#[test]
+fn a_cursor_that_does_not_move_is_put_back_whatever_was_done_to_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    let mut nats = spool.source().cursor("nats", Hold::Required).unwrap();
+    let file = path.join("cursor-nats.pos");
+    let older = fs::read(&file).unwrap();
+    grow(&spool, &path, 3);
+    nats.set(10).unwrap();
+    let harms: [&dyn Fn(); 4] = [
+        &|| fs::remove_file(&file).unwrap(),
+        &|| fs::write(&file, b"").unwrap(),
+        &|| fs::write(&file, &older).unwrap(),
+        &|| {
+            fs::rename(&file, path.join("elsewhere")).unwrap();
+            fs::write(&file, &older).unwrap();
+        },
+    ];
+    for harm in harms {
+        harm();
+        eventually("it says again where it stands", || {
+            cursors(&path).is_ok_and(|all| all.iter().any(|one| one.index == 10))
+        });
+        let refused = trim(&path, u64::MAX, &[]).unwrap_err().to_string();
+        assert!(refused.contains("cursor nats stands at 10"), "{refused}");
+    }
+    // Whoever forgets it means it.
+    nats.remove().unwrap();
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert!(!file.exists());
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn a_cursor_that_has_to_be_there_and_is_not_holds_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    let end = grow(&spool, &path, 3);
+    spool.shutdown().unwrap();
+    let expected = |name: &str, hold| [Expected { name: name.into(), hold }];
+    let upstream = expected("upstream-cloud", Hold::Required);
+    let refused = trim(&path, end, &upstream).unwrap_err().to_string();
+    assert!(refused.contains("cursor upstream-cloud has no file in"), "{refused}");
+    assert!(refused.contains("--undelivered"), "{refused}");
+    let marks = expected("marks", Hold::Always);
+    let refused = trim_undelivered(&path, end, &marks).unwrap_err().to_string();
+    assert!(refused.contains("marks") && !refused.contains("--undelivered"), "{refused}");
+    assert_eq!(log_files(&path).len(), 3);
+    assert_eq!(trim(&path, 0, &upstream).unwrap().segments, 0, "nothing was to be removed");
+    assert_eq!(trim_undelivered(&path, end, &upstream).unwrap().segments, 2);
+}
+
+/// An upstream whose cursor was removed while no gateway ran would hold nothing until it is there again.
+#[test]
+fn nothing_goes_before_all_cursors_are_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    let mut fast = spool.source().cursor("fast", Hold::Required).unwrap();
+    let slow = spool.source().cursor("slow", Hold::Required).unwrap();
+    let end = grow(&spool, &path, 3);
+    fast.set(end).unwrap();
+    drop((fast, slow));
+    spool.shutdown().unwrap();
+    fs::remove_file(path.join("cursor-slow.pos")).unwrap();
+
+    let spool = Spool::start(config(dir.path())).unwrap();
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(log_files(&path).len(), 3);
+    let mut slow = spool.source().cursor("slow", Hold::Required).unwrap();
+    spool.begin_removal();
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!((log_files(&path).len(), slow.index()), (3, 0));
+    slow.set(end).unwrap();
+    eventually("and then it does", || log_files(&path).len() == 1);
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn a_cursor_that_is_empty_holds_everything_and_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    let id = spool.id();
+    drop(Cursor::open(&path, "script", id, 0, Hold::Required).unwrap());
+    fs::write(path.join("cursor-script.pos"), b"").unwrap();
+    let mut nats = spool.source().cursor("nats", Hold::Required).unwrap();
+    spool.begin_removal();
+    let end = grow(&spool, &path, 3);
+    nats.set(end).unwrap();
+    let care = spool.care();
+    eventually("it is told", || {
+        let care = care.borrow();
+        care.untrimmed.as_ref().is_some_and(|cause| cause.contains("cursor-script.pos is damaged"))
+    });
+    assert_eq!(log_files(&path).len(), 3);
     spool.shutdown().unwrap();
 }

@@ -58,9 +58,9 @@ fn a_full_spool_goes_on_when_room_was_made() {
     while store(&spool, stored, 1_000) == Durability::Durable {
         stored += 1;
     }
-    let nothing = trim(&path, 0).unwrap();
+    let nothing = trim(&path, 0, &[]).unwrap();
     assert_eq!((nothing.segments, nothing.oldest), (0, 0));
-    let trimmed = trim(&path, u64::MAX).unwrap();
+    let trimmed = trim(&path, u64::MAX, &[]).unwrap();
     assert_eq!((trimmed.segments, trimmed.bytes), (1, 256 * 1024), "the newest one stays");
     assert_eq!(store(&spool, stored, 1_000), Durability::Durable);
     assert_eq!(*spool.health().borrow(), Health::Working);
@@ -80,7 +80,7 @@ fn a_full_spool_is_well_again_without_any_reading() {
     let mut health = spool.health();
     while store(&spool, 1, 1_000) == Durability::Durable {}
     assert_eq!(*health.borrow_and_update(), Health::Full);
-    trim(&path, u64::MAX).unwrap();
+    trim(&path, u64::MAX, &[]).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let limit = std::time::Duration::from_secs(20);

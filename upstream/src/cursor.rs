@@ -3,7 +3,7 @@
 //! Two slots of 64 bytes, written in turn, so that a power cut on the way leaves the other. An old
 //! cursor does no harm, readings are only sent again; so what is written each second need not be
 //! synced for safety. It is synced all the same before the spool hears of it, since the spool lets
-//! go of what lies behind.
+//! go of what lies behind. A file that somebody removed, replaced or damaged is made again within about a second.
 //!
 //! ```text
 //! slot  0  magic "duetcur1"     24  next u64             48  number of the write u64
@@ -11,11 +11,12 @@
 //!                               40  flags: 1 required    60  CRC-32C of bytes 0..60
 //! ```
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::named;
 use crate::source::SpoolId;
 use crate::window::Cursor;
 
@@ -34,8 +35,11 @@ pub(crate) struct Kept {
 /// A cursor's file, open.
 #[derive(Debug)]
 pub(crate) struct CursorFile {
+    path: PathBuf,
     file: File,
     number: u64,
+    /// What it says.
+    said: Option<Kept>,
 }
 
 impl CursorFile {
@@ -44,24 +48,41 @@ impl CursorFile {
     /// # Errors
     /// The system's, or [`io::ErrorKind::InvalidData`] where neither slot can be read.
     pub(crate) fn open(path: &Path) -> io::Result<(Self, Option<Kept>)> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)?;
-        let (number, kept) = read(&file)?.map_or((0, None), |(number, kept)| (number, Some(kept)));
-        if kept.is_none()
-            && let Some(dir) = path.parent()
-        {
-            File::open(dir)?.sync_all()?;
+        let file = open(path)?;
+        let (number, said) = read(&file)?.map_or((0, None), |(number, kept)| (number, Some(kept)));
+        if said.is_none() {
+            sync_dir(path)?;
         }
-        Ok((Self { file, number }, kept))
+        Ok((Self { path: path.to_owned(), file, number, said }, said))
     }
 
-    /// Writes and syncs.
-    pub(crate) fn save(&mut self, kept: &Kept) -> io::Result<()> {
+    /// Writes and syncs, unless it says so already. True where somebody had removed, replaced or damaged the file, and it
+    /// was made again.
+    pub(crate) fn save(&mut self, kept: &Kept) -> io::Result<bool> {
+        let is_whole = self.said.is_none() || self.is_whole();
+        if is_whole && self.said == Some(*kept) {
+            return Ok(false);
+        }
+        if !is_whole {
+            self.path.parent().map_or(Ok(()), make_dir)?;
+            self.file = open(&self.path)?;
+            // Into both slots.
+            self.write(kept)?;
+        }
+        self.write(kept)?;
+        if !is_whole {
+            sync_dir(&self.path)?;
+        }
+        Ok(!is_whole)
+    }
+
+    /// Whether the file under its name says what it was told.
+    fn is_whole(&self) -> bool {
+        let said = self.said.map(|kept| (self.number, kept));
+        named::is_at(&self.file, &self.path) && read(&self.file).is_ok_and(|found| found == said)
+    }
+
+    fn write(&mut self, kept: &Kept) -> io::Result<()> {
         // The slot that is whole stays so: a write that failed is tried again in the same place.
         let number = self.number + 1;
         let mut slot = [0; SLOT];
@@ -76,9 +97,23 @@ impl CursorFile {
         slot[60..].copy_from_slice(&crc.to_le_bytes());
         self.file.write_all_at(&slot, (number % 2) * SLOT as u64)?;
         self.file.sync_data()?;
-        self.number = number;
+        (self.number, self.said) = (number, Some(*kept));
         Ok(())
     }
+}
+
+/// Makes the directory of cursors where it is missing.
+pub(crate) fn make_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+fn sync_dir(cursor: &Path) -> io::Result<()> {
+    cursor.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 fn read(file: &File) -> io::Result<Option<(u64, Kept)>> {
@@ -199,6 +234,33 @@ mod tests {
         bytes[SLOT..].fill(0xff);
         fs::write(&path, &bytes).unwrap();
         assert_eq!(CursorFile::open(&path).unwrap().1, Some(kept(2)));
+    }
+
+    #[test]
+    fn a_file_that_is_no_longer_what_it_was_is_made_again_though_nothing_moves() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = path(&dir.path().join("upstream"), "cloud");
+        make_dir(path.parent().unwrap()).unwrap();
+        let (mut file, _) = CursorFile::open(&path).unwrap();
+        assert!(!file.save(&kept(1)).unwrap());
+        let older = fs::read(&path).unwrap();
+        assert!(!file.save(&kept(2)).unwrap());
+        let harms: [&dyn Fn(); 5] = [
+            &|| fs::remove_file(&path).unwrap(),
+            &|| fs::remove_dir_all(dir.path().join("upstream")).unwrap(),
+            &|| fs::write(&path, b"").unwrap(),
+            &|| fs::write(&path, &older).unwrap(),
+            &|| {
+                fs::rename(&path, dir.path().join("elsewhere")).unwrap();
+                fs::write(&path, &older).unwrap();
+            },
+        ];
+        for harm in harms {
+            harm();
+            assert!(file.save(&kept(2)).unwrap());
+            assert_eq!(CursorFile::open(&path).unwrap().1, Some(kept(2)));
+            assert!(!file.save(&kept(2)).unwrap(), "only once");
+        }
     }
 
     #[test]

@@ -31,9 +31,7 @@ mod text;
 mod window;
 mod worker;
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -47,6 +45,7 @@ pub use crate::report::{Report, forget_metrics};
 pub use crate::settings::{Compression, Kind, Problem, Settings, Upstream};
 pub use crate::source::{Fact, Notice, Reading, Source, SourceError, SpoolId};
 
+use crate::cursor::Kept;
 use crate::orders::Listener;
 use crate::report::{Board, Ear, Shared};
 use crate::worker::Worker;
@@ -123,6 +122,27 @@ pub fn vanished(
     Ok(vanished.filter(|vanished| vanished.backlog > 0).collect())
 }
 
+/// An upstream whose cursor lies here, whether or not the settings have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Its name.
+    pub name: String,
+    /// Where its readings come from.
+    pub spool: SpoolId,
+    /// Whether the spool keeps readings until it has them.
+    pub required: bool,
+}
+
+/// The upstreams whose cursors lie here and are wanted, by name.
+///
+/// # Errors
+/// [`StartError::Io`] when one of them cannot be read.
+pub fn left(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Left>, StartError> {
+    let kept = cursor::list(dir, wanted).map_err(|(path, error)| StartError::Io { path, error })?;
+    let left = |(name, Kept { spool, required, .. })| Left { name, spool, required };
+    Ok(kept.into_iter().map(left).collect())
+}
+
 /// Forgets how far an upstream was. False when there was nothing to forget.
 ///
 /// # Errors
@@ -147,7 +167,7 @@ pub type OpenSource<'a> = dyn FnMut(&Upstream) -> Result<Box<dyn Source>, Source
 pub fn start(options: Options, open: &mut OpenSource<'_>) -> Result<Upstreams, StartError> {
     let Options { dir, upstreams, tell, taker } = options;
     let io = |error| StartError::Io { path: dir.clone(), error };
-    DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io)?;
+    cursor::make_dir(&dir).map_err(io)?;
     let (stop, stopped) = watch::channel(false);
     let (mut boards, mut workers, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
     for (at, upstream) in upstreams.iter().enumerate() {

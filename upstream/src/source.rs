@@ -95,6 +95,10 @@ pub trait Source: Send {
         visit: &mut dyn FnMut(u64, &Reading<'_>) -> ControlFlow<()>,
     ) -> Result<u64, SourceError>;
 
+    /// What the spool was told last of this reader, also before this start: everything below has left by it. The oldest
+    /// index where it was told nothing.
+    fn released(&self) -> u64;
+
     /// Everything below `index` has left by this reader, and that is on disk: the spool may let
     /// it go.
     fn release(&mut self, index: u64);

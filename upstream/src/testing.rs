@@ -121,12 +121,6 @@ impl Memory {
     pub fn show_until(&self, end: u64) {
         self.shelf().durable = Some(end);
     }
-
-    /// Below which index nothing is needed any more.
-    #[must_use]
-    pub fn released(&self) -> u64 {
-        self.shelf().released
-    }
 }
 
 impl Source for Memory {
@@ -171,6 +165,10 @@ impl Source for Memory {
             }
         }
         Ok(next)
+    }
+
+    fn released(&self) -> u64 {
+        self.shelf().released
     }
 
     fn release(&mut self, index: u64) {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use duet_telemetry::catalogue::FILES_RENEWED;
 use futures_util::future::{FutureExt, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
@@ -143,6 +144,13 @@ impl Worker {
                     );
                     return Err(Failure::new(Cause::File, text));
                 }
+                let (next, had) = (kept.cursor.next, self.source.released());
+                if next < had {
+                    self.renewed(&format!(
+                        "is an older copy: by it this upstream has what is before reading {next}, and it had everything before {had}; \
+                         what the spool still keeps from there on is sent again"
+                    ));
+                }
                 kept.cursor
             }
             Some(kept) => {
@@ -152,7 +160,16 @@ impl Worker {
                 ));
                 Cursor { next: first, previous_last: None }
             }
-            None => Cursor { next: first, previous_last: None },
+            None => {
+                let had = self.source.released();
+                if had > first {
+                    self.renewed(&format!(
+                        "was gone or empty, though this upstream had everything before reading {had}: all that the spool still keeps is \
+                         sent again, from reading {first} on"
+                    ));
+                }
+                Cursor { next: first, previous_last: None }
+            }
         };
         let now = Instant::now();
         let mut progress = Progress {
@@ -176,6 +193,13 @@ impl Worker {
         Ok(progress)
     }
 
+    /// The cursor's file was not what it should have been.
+    fn renewed(&self, how: &str) {
+        let (name, path) = (&self.upstream.name, cursor::path(&self.dir, &self.upstream.name));
+        FILES_RENEWED.with(["upstream"]).add(1);
+        (self.tell)(&format!("upstream {name}: {} {how}", path.display()));
+    }
+
     fn fail(&self, failure: &Failure) {
         if self.board.failed(failure) {
             (self.tell)(&format!("upstream {}: {}", self.upstream.name, failure.text));
@@ -194,6 +218,7 @@ impl Worker {
                 return false;
             }
             if let Some(progress) = progress.as_deref_mut() {
+                self.save_in_time(progress);
                 self.look(progress);
             }
             let _ = timeout(left.min(Duration::from_millis(500)), self.stop.changed()).await;
@@ -232,9 +257,7 @@ impl Worker {
                     stopping = Some(Instant::now());
                 }
             }
-            if progress.saved_at.elapsed() >= SAVE {
-                self.save(progress);
-            }
+            self.save_in_time(progress);
             self.look(progress);
         }
     }
@@ -419,18 +442,27 @@ impl Worker {
         Ok(())
     }
 
+    /// Saves each second, also what has not moved: its file may be gone.
+    fn save_in_time(&mut self, progress: &mut Progress) {
+        if progress.saved_at.elapsed() >= SAVE {
+            self.save(progress);
+        }
+    }
+
     /// Writes the cursor, and lets the spool know once that is on disk.
     fn save(&mut self, progress: &mut Progress) {
         progress.saved_at = Instant::now();
         let cursor = progress.window.cursor();
-        if progress.saved == Some(cursor) {
-            return;
-        }
         let kept = Kept { spool: self.spool, cursor, required: self.upstream.required };
         match progress.file.save(&kept) {
-            Ok(()) => {
-                progress.saved = Some(cursor);
-                self.source.release(cursor.next);
+            Ok(renewed) => {
+                if renewed {
+                    self.renewed("was removed, replaced or damaged under the gateway, and says again where it stands");
+                }
+                if progress.saved != Some(cursor) {
+                    progress.saved = Some(cursor);
+                    self.source.release(cursor.next);
+                }
             }
             Err(error) => {
                 let path = cursor::path(&self.dir, &self.upstream.name);

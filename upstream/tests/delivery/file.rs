@@ -132,3 +132,51 @@ fn why_a_file_could_not_be_renamed_is_told_though_nothing_waited_then() {
     let cause = format!("upstream archive: renaming {}: ", part.display());
     assert!(said.starts_with(&cause), "{said}");
 }
+
+/// Nothing moves, and a cursor's file is there again; at a start, what became of one is told.
+#[test]
+fn a_cursor_that_is_gone_or_older_than_it_can_be_is_told() {
+    let mut world = World::new(10, SETTINGS);
+    let cursor = world.state().join("upstream/archive.cursor");
+    let told = |world: &World, what: &str| {
+        let said = world.said.lock().unwrap().join("\n");
+        assert!(said.contains(what), "{said}");
+    };
+    world.start();
+    world.until("all", |report| report.next == 10);
+    world.stop();
+    let older = fs::read(&cursor).unwrap();
+    world.push(10..20);
+    world.start();
+    world.until("ten more", |report| report.next == 20);
+    let began = std::time::Instant::now();
+    while fs::read(&cursor).unwrap() == older {
+        assert!(began.elapsed().as_secs() < 20, "it is saved each second");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    fs::remove_dir_all(world.state().join("upstream")).unwrap();
+    while !cursor.exists() {
+        assert!(began.elapsed().as_secs() < 20, "it is made again");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    world.stop();
+    told(&world, "archive.cursor was removed, replaced or damaged under the gateway");
+
+    fs::write(&cursor, &older).unwrap();
+    world.start();
+    world.until("all", |report| report.next == 20);
+    world.stop();
+    told(&world, "archive.cursor is an older copy: by it this upstream has what is before reading 10");
+    for emptied in [false, true] {
+        match emptied {
+            true => fs::write(&cursor, b"").unwrap(),
+            false => fs::remove_file(&cursor).unwrap(),
+        }
+        world.said.lock().unwrap().clear();
+        world.start();
+        world.until("all", |report| report.next == 20);
+        world.stop();
+        told(&world, "archive.cursor was gone or empty, though this upstream had everything before reading 20");
+    }
+    assert_eq!(indices(&lines(&world)), (0..20).collect::<Vec<_>>());
+}

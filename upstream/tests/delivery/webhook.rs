@@ -3,6 +3,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use crate::hook::{Hook, OK, Reply};
+use duet_upstream::Source as _;
+
 use crate::world::{World, indices, whole_and_in_order};
 
 #[test]
