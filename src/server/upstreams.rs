@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use duet_protocol::reading::ReadingId;
 use duet_upstream::{
-    Fact, Left, Options, Reading, Report, Reports, Source, SourceError, StartError, Upstream, Upstreams,
-    Vanished,
+    Fact, Left, Options, Reading, Report, Reports, Source, SourceError, StartError, Upstream,
+    Upstreams, Vanished,
 };
 
 use super::desk::Desk;

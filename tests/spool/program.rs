@@ -115,7 +115,8 @@ fn what_an_upstream_needs_stays_though_its_cursor_is_gone() {
     open.shutdown().unwrap();
     let settings = state.join("duet.toml");
     let without = fs::read_to_string(&settings).unwrap();
-    let nowhere = "[[upstream]]\nname = \"cloud\"\nkind = \"webhook\"\nurl = \"http://127.0.0.1:1/\"\n";
+    let nowhere =
+        "[[upstream]]\nname = \"cloud\"\nkind = \"webhook\"\nurl = \"http://127.0.0.1:1/\"\n";
     fs::write(&settings, format!("{without}\n{nowhere}")).unwrap();
     let trim = ["spool", "trim", "--before", &end];
     let refused = program.bad(&trim);
@@ -125,7 +126,8 @@ fn what_an_upstream_needs_stays_though_its_cursor_is_gone() {
     let mut gateway = program.command(&run).stdout(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(gateway.stdout.take().unwrap()).lines().map_while(Result::ok);
     assert!(said.any(|line| line == "running"));
-    let (own, held) = (state.join("upstream/cloud.cursor"), spool.join("cursor-upstream-cloud.pos"));
+    let (own, held) =
+        (state.join("upstream/cloud.cursor"), spool.join("cursor-upstream-cloud.pos"));
     eventually("both cursors are there", || own.exists() && held.exists());
     fs::remove_dir_all(state.join("upstream")).unwrap();
     fs::remove_file(&held).unwrap();

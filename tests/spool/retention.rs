@@ -4,8 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use duet::delivery::{
-    Cursor, Durability, Expected, Health, Hold, Reader, Retention, Source as _, Spool, SpoolConfig, WhenFull,
-    cursors, overview, trim, trim_undelivered,
+    Cursor, Durability, Expected, Health, Hold, Reader, Retention, Source as _, Spool, SpoolConfig,
+    WhenFull, cursors, overview, trim, trim_undelivered,
 };
 
 use crate::world::{config, eventually, grow, log_files, store, store_at};

@@ -166,7 +166,10 @@ fn a_cursor_that_is_gone_or_older_than_it_can_be_is_told() {
     world.start();
     world.until("all", |report| report.next == 20);
     world.stop();
-    told(&world, "archive.cursor is an older copy: by it this upstream has what is before reading 10");
+    told(
+        &world,
+        "archive.cursor is an older copy: by it this upstream has what is before reading 10",
+    );
     for emptied in [false, true] {
         match emptied {
             true => fs::write(&cursor, b"").unwrap(),
@@ -176,7 +179,10 @@ fn a_cursor_that_is_gone_or_older_than_it_can_be_is_told() {
         world.start();
         world.until("all", |report| report.next == 20);
         world.stop();
-        told(&world, "archive.cursor was gone or empty, though this upstream had everything before reading 20");
+        told(
+            &world,
+            "archive.cursor was gone or empty, though this upstream had everything before reading 20",
+        );
     }
     assert_eq!(indices(&lines(&world)), (0..20).collect::<Vec<_>>());
 }
