@@ -223,7 +223,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Enrol(enrol) => enrol.run(&place),
         Command::Token(token) => token.run(&place.state()?),
         Command::Audit(audit) => audit.run(&place.state()?),
-        Command::Completions(completions) => Ok(completions.run()),
+        Command::Completions(completions) => completions.run(),
         Command::Papers(papers) => papers.run(),
     }
 }

@@ -76,6 +76,11 @@ pub enum Error {
         /// What happened.
         error: hyper::Error,
     },
+    /// A change was asked, and the answer that would say whether it was made did not come.
+    #[error(
+        "{0}. It may have done what was asked, or do it yet: see how things stand before you ask again"
+    )]
+    Unknown(#[source] Box<Error>),
     /// Longer than a client takes.
     #[error("{}: the gateway's answer is longer than this program reads; is it of another version?", path.display())]
     TooLong {
@@ -164,7 +169,8 @@ impl Client {
     /// Sends a request and reads the whole answer, within `limit`.
     ///
     /// # Errors
-    /// [`Error`]; an answer with a status of failure is an answer.
+    /// [`Error`], which is [`Error::Unknown`] where the gateway may have made the change all the same; an answer with a
+    /// status of failure is an answer.
     pub fn call(
         &mut self,
         method: Method,
@@ -172,14 +178,22 @@ impl Client {
         body: Vec<u8>,
         limit: Duration,
     ) -> Result<Answer, Error> {
+        let changes = !method.is_safe();
         let request = request(method, target, body)?;
         let Self { runtime, path, sender, .. } = self;
-        runtime.block_on(within(path, limit, async {
+        let answer = runtime.block_on(within(path, limit, async {
             let response = send(path, sender, request).await?;
             let status = response.status();
             let body = whole(path, response.into_body()).await?;
             Ok(Answer { status, body })
-        }))
+        }));
+        // The request lies in the gateway's socket, or was read; nothing says what became of it.
+        answer.map_err(|error| match error {
+            Error::TimedOut { .. } | Error::Broken { .. } if changes => {
+                Error::Unknown(Box::new(error))
+            }
+            error => error,
+        })
     }
 
     /// Sends a request whose answer goes on until the caller leaves, and hands on its first line, within `limit`; leaves
@@ -389,6 +403,11 @@ mod tests {
         let limit = Duration::from_millis(100);
         let silent = client.call(Method::GET, "/v1/status", Vec::new(), limit);
         assert!(matches!(silent, Err(Error::TimedOut { .. })), "{silent:?}");
+        // The request lies in the socket, and a gateway that goes on reads it.
+        let change = client.call(Method::DELETE, "/v1/devices/pump", Vec::new(), limit);
+        assert!(matches!(&change, Err(Error::Unknown(_))), "{change:?}");
+        let said = change.unwrap_err().to_string();
+        assert!(said.contains("did not answer") && said.contains("before you ask again"), "{said}");
         assert!(began.elapsed() < PATIENCE);
         drop(listener);
         assert!(Client::connect(dir.path()).unwrap().is_none());

@@ -1,6 +1,6 @@
 //! `duet ca …`: a small CA whose certificates devices get that enrol.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use duet::config::{Enrol, Overrides};
 use duet::identity::{self, Authority, Utc, fingerprint_text, now_s};
 
 use super::control::audited;
-use super::{Format, Place};
+use super::{Format, Place, output};
 
 /// The CA for devices that enrol
 #[derive(Subcommand)]
@@ -100,7 +100,7 @@ fn show(enrol: &Enrol, format: Format) -> Result<()> {
     let path = enrol.certificate.display().to_string();
     let fingerprint = fingerprint_text(&certificate.fingerprint);
     let end = certificate.validity.not_after_s;
-    let mut out = io::stdout().lock();
+    let mut out = output::open()?;
     match format {
         Format::Json => {
             let shown = serde_json::json!({

@@ -13,9 +13,8 @@ use duet::hex::{self, Hex};
 use duet::identity::Utc;
 use duet::printable::Printable;
 
-use super::Format;
 use super::talk::gateway;
-use super::times;
+use super::{Format, output, times};
 
 /// How long a result is waited for where nothing is said, seconds.
 const WAIT_S: u64 = 10;
@@ -91,7 +90,12 @@ enum Ask {
 
 impl Command {
     pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
-        let mut out = io::stdout().lock();
+        // What was queued is queued, whoever hears of it; a result that nobody sees is lost.
+        let mut out = match &self.ask {
+            Some(Ask::Cancel { .. }) => io::stdout().lock(),
+            None if !self.wait && self.timeout.is_none() => io::stdout().lock(),
+            Some(Ask::List { .. } | Ask::Show { .. }) | None => output::open()?,
+        };
         if let Some(ask) = self.ask {
             ask.run(state, &mut out)?;
             return Ok(ExitCode::SUCCESS);

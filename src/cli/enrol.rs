@@ -140,7 +140,7 @@ fn pin(certificate: &std::path::Path) -> Option<String> {
 }
 
 fn list(tokens: &[EnrolTokenInfo], format: Format) -> Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = output::open()?;
     if format == Format::Table {
         writeln!(
             out,

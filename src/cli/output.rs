@@ -1,11 +1,20 @@
-//! Standard output, where it takes something that exists only once.
+//! Standard output, where it takes something that exists only once, or all that was asked for.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, StdoutLock};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
+use anyhow::{Result, bail};
 use rustix::fs::{OFlags, fcntl_getfl};
+
+/// Standard output for what was asked. If there is none, nobody would see the answer, and success would be a lie.
+pub(super) fn open() -> Result<StdoutLock<'static>> {
+    if is_closed()? {
+        bail!("standard output is closed, so nobody would have the answer");
+    }
+    Ok(io::stdout().lock())
+}
 
 /// Whether the program was started without a standard output. Its runtime has put `/dev/null` in the place then, for
 /// reading and writing; whoever redirects output there opens it for writing alone.

@@ -2,7 +2,7 @@
 //! and manual pages.
 
 use std::fs;
-use std::io;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, ValueEnum};
 use clap_complete::Shell;
 
-use super::Cli;
+use super::{Cli, output};
 
 /// Flags of `duet completions`.
 #[derive(Args)]
@@ -30,14 +30,12 @@ pub(super) struct Papers {
 }
 
 impl Completions {
-    pub(super) fn run(&self) -> ExitCode {
+    pub(super) fn run(&self) -> Result<ExitCode> {
         // In memory first: the generator panics where it cannot write, as into a closed pipe.
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "duet", &mut text);
-        match io::Write::write_all(&mut io::stdout(), &text) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        }
+        output::open()?.write_all(&text)?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -15,7 +15,7 @@ use duet_upstream::Upstream;
 
 use super::identities::Identities;
 use super::talk::gateway;
-use super::{Format, Place};
+use super::{Format, Place, output};
 
 /// The gateway's settings
 #[derive(Subcommand)]
@@ -57,7 +57,7 @@ impl Settings {
 
 fn show(place: &Place, origin: bool, format: Format) -> Result<()> {
     let loaded = place.loaded(&Overrides::default())?;
-    let mut out = io::stdout().lock();
+    let mut out = output::open()?;
     for (setting, value, from) in loaded.values.all() {
         let key = setting.key;
         match (format, origin) {

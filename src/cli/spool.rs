@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 use duet::admin::Client;
 use duet::config::Overrides;
@@ -103,7 +103,11 @@ impl Spool {
     pub(super) fn run(self, place: &Place) -> Result<ExitCode> {
         let config = place.load(&Overrides::default())?;
         let dir = config.spool.dir.clone();
-        let mut out = BufWriter::with_capacity(64 * 1024, io::stdout().lock());
+        let out = match &self {
+            Self::Cat(_) | Self::List { .. } => output::open()?,
+            _ => io::stdout().lock(),
+        };
+        let mut out = BufWriter::with_capacity(64 * 1024, out);
         match self {
             Self::Cat(cat) => cat.run(&dir, &mut out)?,
             Self::List { format } => list(&delivery::overview(&dir)?, format, &mut out)?,
@@ -150,9 +154,6 @@ impl Cat {
     fn run(self, dir: &Path, out: &mut BufWriter<StdoutLock<'_>>) -> Result<()> {
         let Self { format: Output::Ndjson, from, device, since, limit, follow, cursor, commit } =
             self;
-        if commit && output::is_closed()? {
-            bail!("standard output is closed, so nobody would have the readings; the cursor stays");
-        }
         let mut cursor = cursor.map(|name| open(dir, &name, None)).transpose()?;
         let from = cursor.as_ref().map(Cursor::index).or(from);
         let filter = Filter { from, device, since_ms: since, limit, follow };

@@ -79,7 +79,7 @@ impl Token {
                     Some(mut client) => client.tokens()?,
                     None => Tokens::open(state)?.list(),
                 };
-                print(&mut out, &tokens, format)?;
+                print(&mut output::open()?, &tokens, format)?;
             }
             Self::Revoke { name } => {
                 let ended = revoke(state, &name)?;
@@ -131,7 +131,7 @@ fn print(out: &mut impl Write, tokens: &[TokenInfo], format: Format) -> Result<(
 
 impl Audit {
     pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
-        let mut out = io::BufWriter::new(io::stdout().lock());
+        let mut out = io::BufWriter::new(output::open()?);
         match self {
             Self::Verify => {
                 let audit::Verified { first, entries, hash } = audit::verify(state, |_| ())?;

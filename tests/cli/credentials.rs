@@ -148,6 +148,58 @@ fn add_to(scratch: &Scratch, name: &str, out: impl Into<Stdio>) -> Output {
     command.stdout(out).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap()
 }
 
+/// The same command, started without a standard output.
+fn without_output(command: &Command) -> Command {
+    let mut closed = Command::new("sh");
+    closed.args(["-c", "exec \"$@\" >&-", "sh"]).arg(command.get_program());
+    closed.args(command.get_args());
+    closed.current_dir(command.get_current_dir().unwrap());
+    closed
+}
+
+#[test]
+fn what_nobody_would_see_is_no_success() {
+    let scratch = Scratch::initialised();
+    let gateway = scratch.run();
+    let add = ["device", "add", "x", "--registered-id", "--out", "x.json"];
+    scratch.good(&add);
+    scratch.good(&["device", "try", "x.json", "--send", "21.5"]);
+    let questions: [&[&str]; 13] = [
+        &["device", "list"],
+        &["device", "list", "--format", "json"],
+        &["device", "show", "x"],
+        &["device", "export"],
+        &["device", "export", "--format", "csv"],
+        &["spool", "cat"],
+        &["spool", "list"],
+        &["token", "list"],
+        &["enrol", "list"],
+        &["config", "show"],
+        &["audit", "show"],
+        &["audit", "verify"],
+        &["completions", "bash"],
+    ];
+    for question in questions {
+        let asked = scratch.command(question);
+        let unseen = without_output(&asked).output().unwrap();
+        let said = text(&unseen.stderr);
+        assert!(
+            !unseen.status.success() && said.contains("standard output is closed"),
+            "{question:?}: {said}"
+        );
+        scratch.good(question);
+        // Output that is thrown away on purpose.
+        let thrown = scratch.command(question).stdout(Stdio::null()).output().unwrap();
+        assert!(thrown.status.success(), "{question:?}");
+        // A disk that takes nothing.
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let lost = scratch.command(question).stdout(full).output().unwrap();
+        let said = text(&lost.stderr);
+        assert!(!lost.status.success() && said.contains("No space left"), "{question:?}: {said}");
+    }
+    gateway.stop("-TERM");
+}
+
 #[test]
 fn nothing_is_registered_whose_credential_was_not_delivered() {
     let scratch = Scratch::initialised();
@@ -164,9 +216,7 @@ fn nothing_is_registered_whose_credential_was_not_delivered() {
         }
         // Without a standard output at all.
         let add = scratch.command(&["device", "add", "x", "--registered-id"]);
-        let mut closed = Command::new("sh");
-        closed.args(["-c", "exec \"$@\" >&-", "sh"]).arg(add.get_program()).args(add.get_args());
-        let refused = closed.current_dir(scratch.dir.path()).output().unwrap();
+        let refused = without_output(&add).output().unwrap();
         let said = text(&refused.stderr);
         assert!(!refused.status.success() && said.contains("--out FILE"), "{said}");
         // A file that cannot be made.

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use duet::admin::DeviceLine;
 
-use super::super::Place;
 use super::super::control::Control;
+use super::super::{Place, output};
 use super::import::Form;
 
 /// Flags of `duet device export`.
@@ -41,7 +41,7 @@ impl Export {
         let mut control = Control::open(&place.state()?)?;
         match &self.out {
             None => {
-                let mut out = BufWriter::new(io::stdout().lock());
+                let mut out = BufWriter::new(output::open()?);
                 write(&mut control, form, self.with_keys, &mut out)
             }
             Some(path) => {

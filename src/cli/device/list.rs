@@ -10,7 +10,7 @@ use duet::presence::{LastValue, Left, Presence, Refusal};
 
 use super::super::command::shown;
 use super::super::control::Control;
-use super::super::{Format, Place};
+use super::super::{Format, Place, output};
 use super::which::Filter;
 
 /// Flags of `duet device list`.
@@ -36,7 +36,7 @@ enum Form {
 impl List {
     pub(super) fn run(self, place: &Place) -> Result<()> {
         let mut control = Control::open(&place.state()?)?;
-        let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
+        let mut out = io::BufWriter::with_capacity(1 << 16, output::open()?);
         if self.format == Form::Table {
             let (name, mode, id, since, end) = ("NAME", "MODE", "ID", "REGISTERED", "ENDS");
             writeln!(
@@ -77,8 +77,8 @@ impl List {
 
 /// Shows one device.
 pub(super) fn show(place: &Place, name: &str, format: Format) -> Result<()> {
+    let mut out = output::open()?;
     let device = Control::open(&place.state()?)?.show(name)?;
-    let mut out = io::stdout().lock();
     if format == Format::Json {
         return Ok(writeln!(out, "{}", serde_json::to_string(&device)?)?);
     }
