@@ -4,9 +4,10 @@
 //!
 //! A burst of hellos that is answered before its devices would ask again is no load: it waits, and nobody is sent away.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use arrayvec::ArrayVec;
 use duet_protocol::reason::DropReason;
 use duet_protocol::schedule;
 use duet_protocol::wire::{Hello, Retry};
@@ -19,6 +20,9 @@ use crate::{Now, Path};
 const WAITING_MAX: usize = 32_768;
 /// The most of them from one sender while others wait too.
 const SOURCE_MAX: usize = WAITING_MAX / 4;
+/// From how many other places one HELLO may come again while it waits: whoever plays it back from everywhere is not answered
+/// everywhere.
+const AGAIN_MAX: usize = 3;
 /// So many places are kept when the queue is empty again.
 const SPARE_MAX: usize = 512;
 /// The most of them from a sender whose hellos are worth nothing.
@@ -46,7 +50,10 @@ pub(crate) struct Origin {
 #[derive(Default)]
 pub(crate) struct HelloQueue {
     hellos: VecDeque<(Origin, Hello)>,
-    digests: HashSet<[u8; 32]>,
+    /// Each one's digest, and where it came from.
+    digests: HashMap<[u8; 32], Path>,
+    /// Of some, where they came again meanwhile.
+    again: HashMap<[u8; 32], ArrayVec<Origin, AGAIN_MAX>>,
     /// How many wait of each sender.
     shares: HashMap<IpAddr, usize>,
     /// From when on there is room for one that is sent away now.
@@ -69,6 +76,8 @@ pub(crate) struct Taken {
     pub(crate) batch: Vec<(Origin, Hello)>,
     /// Those that must prove their address first, or whose sender has shown meanwhile that they are worth nothing.
     pub(crate) refused: Vec<(Origin, Refusal)>,
+    /// Where some of them came again while they waited, with their digests.
+    pub(crate) again: Vec<([u8; 32], Origin)>,
 }
 
 /// Why a HELLO does not wait, and what its sender is told.
@@ -128,8 +137,12 @@ impl HelloQueue {
         if let (Path::Datagram(from), true) = (path, proven) {
             self.senders.used(from.address(), sender);
         }
-        if self.digests.contains(&hello.digest) {
-            return Err(DropReason::Repeated.into());
+        let origin = Origin { path, sender, arrived_us: now.mono_us, proven };
+        if let Some(first) = self.digests.get(&hello.digest) {
+            return match *first != path && self.came_again(hello.digest, origin) {
+                true => Ok(()),
+                false => Err(DropReason::Repeated.into()),
+            };
         }
         let share = self.shares.get(&sender).copied().unwrap_or(0);
         if share >= WORTHLESS_SOURCE_MAX && self.senders.is_worthless(now, sender) {
@@ -142,9 +155,8 @@ impl HelloQueue {
         if self.hellos.len() >= WAITING_MAX {
             return Err(self.later(now, path, sender, &hello, policy, DropReason::HelloQueueFull));
         }
-        self.digests.insert(hello.digest);
+        self.digests.insert(hello.digest, path);
         *self.shares.entry(sender).or_default() += 1;
-        let origin = Origin { path, sender, arrived_us: now.mono_us, proven };
         self.hellos.push_back((origin, hello));
         if self.hellos.len() >= policy.retry_from {
             self.long_since_us.get_or_insert(now.mono_us);
@@ -197,6 +209,8 @@ impl HelloQueue {
             let Some((origin, hello)) = self.hellos.pop_front() else { break };
             let share = self.shares.get(&origin.sender).copied().unwrap_or(0);
             self.forget(&origin, &hello);
+            let again = self.again.remove(&hello.digest).into_iter().flatten();
+            taken.again.extend(again.map(|origin| (hello.digest, origin)));
             let refusal = if !origin.proven && self.is_flooded(now, origin.sender) {
                 Some(self.ask(now, origin.path, origin.sender, &hello, policy))
             } else if share > WORTHLESS_SOURCE_MAX && self.senders.is_worthless(now, origin.sender)
@@ -219,6 +233,13 @@ impl HelloQueue {
         let count = taken.batch.len() as u64;
         self.left = (0 < count && !self.hellos.is_empty()).then_some((now.mono_us, count));
         taken
+    }
+
+    /// One that waits came again, from another place: whoever has another address by now, or another stream, hears nothing at
+    /// the first one. Whether it is to be answered here, which it was not to be before.
+    fn came_again(&mut self, digest: [u8; 32], origin: Origin) -> bool {
+        let again = self.again.entry(digest).or_default();
+        again.iter().all(|known| known.path != origin.path) && again.try_push(origin).is_ok()
     }
 
     fn forget(&mut self, origin: &Origin, hello: &Hello) {

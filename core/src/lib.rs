@@ -16,13 +16,16 @@
 //! | `sessions` | the session table: every index of sessions, behind few verbs |
 //! | `hello_queue` | which hellos may wait for elliptic-curve work |
 //! | `early` | readings from HELLOs that are on their way to storage, and the handshakes that wait for them |
+//! | `askers` | where records came again whose readings are on their way |
 //! | `engine` | that work, as batches |
 //! | `records`, `unsealed`, `keys` | the record layer's batches |
 //! | `streams` | the life of a stream: who is at its other end, and when it is to be closed |
+//! | `resets` | how many devices are told in a second that their sessions are gone |
 //! | `outbox` | what waits to be sent |
 //! | `rules` | what tests can switch off |
 //! | `wiped` | a list for secrets that move: the only code here that is `unsafe` |
 
+mod askers;
 mod destinations;
 mod device;
 mod drive;
@@ -33,6 +36,7 @@ mod keys;
 mod outbox;
 mod random;
 mod records;
+mod resets;
 pub mod rules;
 mod senders;
 mod session;

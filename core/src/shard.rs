@@ -38,12 +38,14 @@ pub use self::interface::{
     Commit, Counts, Event, GatewayKey, Mail, Reading, RefusedDevice, Renewal, Settings, Sink,
 };
 pub use self::presence::{Contact, Gone};
-use crate::early::Early;
+use crate::askers::{Asker, Askers};
+use crate::early::{Early, Token};
 use crate::engine::Engine;
 use crate::hello_queue::HelloQueue;
 use crate::keys::Expanded;
 use crate::outbox::Outbox;
 use crate::records::Records;
+use crate::resets::Resets;
 use crate::rules::{Rule, in_force};
 use crate::sessions::{Ended, Sessions};
 use crate::streams::Streams;
@@ -78,6 +80,10 @@ pub struct Shard<E: Engine, S> {
     expanded: Expanded,
     /// Readings that are durable and not yet acknowledged.
     acking: Vec<(SessionId, u32)>,
+    /// Where some of those on their way to storage came again.
+    askers: Askers,
+    /// Of those that are durable now, who is acknowledged beside the session's path.
+    acking_there: Vec<(Token, Asker)>,
     /// What this turn has to say in its sessions, sealed at its end as one batch.
     unsealed: Unsealed,
     commands: Commands,
@@ -90,7 +96,7 @@ pub struct Shard<E: Engine, S> {
     next_second_us: u64,
     /// When confirmed sessions are looked through next.
     next_idle_scan_us: u64,
-    resets_left: usize,
+    resets: Resets,
     /// Until when it drains, µs, if it does.
     drain_until_us: Option<u64>,
     /// Whether its sessions go on in another process, if it drains.
@@ -115,7 +121,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     ) -> Self {
         Self {
             streams: Streams::new(settings.streams),
-            resets_left: settings.resets_per_s(),
+            resets: Resets::new(settings.resets_per_s()),
             settings,
             directory,
             engine,
@@ -126,6 +132,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             records: Records::default(),
             expanded: Expanded::default(),
             acking: Vec::new(),
+            askers: Askers::default(),
+            acking_there: Vec::new(),
             unsealed: Unsealed::default(),
             commands: Commands::default(),
             random,
@@ -187,6 +195,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     pub fn fingerprint(&self, now: Now, out: &mut impl std::hash::Hasher) {
         self.sessions.fingerprint(now, out);
         self.early.fingerprint(now.mono_us, out);
+        self.askers.fingerprint(out);
     }
 
     /// R91: one reason for each input. R88, R89: its stream is closed, always at the same time after it arrived,
@@ -280,7 +289,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             return;
         }
         self.next_second_us = now.mono_us + 1_000_000;
-        self.resets_left = self.settings.resets_per_s();
+        self.resets.renew();
         let Settings { idle_us, pending_us, lifetime_s, .. } = self.settings;
         let mut over = self.sessions.pending_for(now, pending_us);
         // The others may be a million, and have hours: they are looked through less often.
@@ -309,6 +318,10 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             self.directory.save_later(&commit.device);
         }
         let (id, sequence) = token;
+        for asker in self.askers.take(token) {
+            self.settle_at(asker.path);
+            durable.then(|| self.acking_there.push((token, asker)));
+        }
         if durable {
             self.commands.recorded(token);
         }
@@ -320,8 +333,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
     }
 
-    /// Acknowledges what has become durable, session by session.
-    fn prepare_acks(&mut self) {
+    /// Acknowledges what has become durable, session by session, and then where it came again meanwhile.
+    fn prepare_acks(&mut self, now: Now) {
         self.acking.sort_unstable();
         self.acking.dedup();
         for durable in self.acking.chunk_by(|one, next| one.0 == next.0) {
@@ -333,6 +346,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
         }
         self.acking.clear();
+        for ((id, sequence), Asker { path, budget }) in std::mem::take(&mut self.acking_there) {
+            if self.sessions.find(id).is_some_and(|session| session.path != path) {
+                let _ = self.answer_there(now, id, path, budget, Some(sequence));
+            }
+        }
     }
 
     fn close_session(&mut self, id: SessionId, gone: Gone) {
@@ -414,7 +432,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         self.open_records(now);
         self.answer_hellos(now);
         self.sink.flush();
-        self.prepare_acks();
+        self.prepare_acks(now);
         self.send_commands(now);
         self.unsealed.seal(
             self.settings.gcm,
@@ -452,6 +470,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
 
     fn is_finished(&self) -> bool {
         let done = self.sessions.len() == 0 || self.hands_over && self.is_settled;
-        self.drain_until_us.is_some() && done && self.out.is_empty()
+        // A reading inside a HELLO is on its way to the disk, too.
+        self.drain_until_us.is_some() && done && self.early.waiting() == 0 && self.out.is_empty()
     }
 }

@@ -129,17 +129,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
         };
         let hello = Hello::decode(bytes, transport)?;
-        // R50: the same bytes get the same answer.
-        if let Some(pending) = self.sessions.find_by_hello(&hello.digest) {
-            pending.sent_to.add(path);
-            self.out.push(path, pending.accept.as_slice());
-            return Ok(());
-        }
-        // R98: it is answered when its reading is.
-        if let Some(answered_there) = self.early.came_again(&hello.digest, path) {
-            if answered_there {
-                self.owe_at(path);
-            }
+        if self.accept_again(&hello.digest, path) || self.wait_again(&hello.digest, path) {
             return Ok(());
         }
         let policy = policy(&self.settings);
@@ -154,14 +144,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// A HELLO that came over this path is owed its answer.
-    fn owe_at(&mut self, path: Path) {
+    pub(super) fn owe_at(&mut self, path: Path) {
         if let Path::Stream(stream) = path {
             self.streams.owe(self.now_us, stream);
         }
     }
 
     /// It has it, or gets none.
-    fn settle_at(&mut self, path: Path) {
+    pub(super) fn settle_at(&mut self, path: Path) {
         if let Path::Stream(stream) = path {
             self.streams.settle(stream);
         }
@@ -176,10 +166,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             return;
         }
         let mut authorised = self.go_on(now, due);
+        let mut came_again = Vec::new();
         if let Some(oldest_us) = self.hellos.oldest_us() {
             let waited_us = now.mono_us.saturating_sub(oldest_us);
-            let Taken { batch: hellos, refused } =
+            let Taken { batch: hellos, refused, again } =
                 self.hellos.take(now, BATCH_MAX, policy(&self.settings));
+            came_again = again;
             for (origin, Refusal { reason, retry }) in refused {
                 retry.into_iter().for_each(|retry| self.out.push(origin.path, &retry.encode()));
                 self.discard(origin.arrived_us, origin.path, reason);
@@ -196,7 +188,33 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let mut answered = self.agree(authorised);
         self.sign(&mut answered);
         self.accept(now, answered);
+        came_again.into_iter().for_each(|(digest, origin)| self.answer_again(&digest, origin));
         self.scrub = true;
+    }
+
+    /// Answers a HELLO that came again from here while it waited, as if it had come just now.
+    fn answer_again(&mut self, digest: &[u8; 32], origin: Origin) {
+        let Origin { path, arrived_us, .. } = origin;
+        let answered = self.accept_again(digest, path) || self.wait_again(digest, path);
+        self.settle_at(path);
+        if !answered {
+            self.discard(arrived_us, path, DropReason::Repeated);
+        }
+    }
+
+    /// R50: the same bytes get the same answer, if there is one.
+    fn accept_again(&mut self, digest: &[u8; 32], path: Path) -> bool {
+        let Some(pending) = self.sessions.find_by_hello(digest) else { return false };
+        pending.sent_to.add(path);
+        self.out.push(path, pending.accept.as_slice());
+        true
+    }
+
+    /// R98: it is answered when its reading is, if that is on its way.
+    fn wait_again(&mut self, digest: &[u8; 32], path: Path) -> bool {
+        let waits = self.early.came_again(digest, path);
+        waits.filter(|answered_there| *answered_there).into_iter().for_each(|_| self.owe_at(path));
+        waits.is_some()
     }
 
     /// The handshakes that have waited for their readings, and go on with what storage said, or without.

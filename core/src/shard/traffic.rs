@@ -11,11 +11,13 @@ use duet_protocol::schedule;
 use duet_protocol::wire::{Reset, SessionId, TAG, UP_HEADER, UpHeader};
 
 use super::{Commit, Gone, Reading, Shard, Sink};
-use crate::early::InFlight;
+use crate::askers::Asker;
+use crate::early::{InFlight, Token};
 use crate::engine::Engine;
 use crate::records::{Opened, Opener};
 use crate::rules::{Rule, in_force};
 use crate::sessions::Known;
+use crate::streams::source;
 use crate::{Now, Path};
 use subtle::ConstantTimeEq as _;
 
@@ -163,13 +165,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 // Its acknowledgement may have been lost: it is given again, the reading is not (R75).
                 let durable = session.stored.place(header.sequence) == Place::Repeated;
                 let waits = matches!(up, Ok(Up::Reading { confirm: true, .. } | Up::Result { .. }));
-                self.answer_there(
-                    now,
-                    id,
-                    path,
-                    len,
-                    Some(header.sequence).filter(|_| durable && waits),
-                );
+                let acked = Some(header.sequence).filter(|_| durable && waits);
+                let asker = self.answer_there(now, id, path, len, acked);
+                if waits && !durable {
+                    self.answer_later((id, header.sequence), asker);
+                }
                 return Err(DropReason::Replay);
             }
         }
@@ -179,9 +179,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         if session.pending.is_some() {
             self.confirm(id);
         }
-        if !newest {
-            self.answer_there(now, id, path, len, None);
-        }
+        let asker = (!newest).then(|| self.answer_there(now, id, path, len, None)).flatten();
         let Some(session) = self.sessions.find_mut(id) else { return Err(DropReason::Proof) };
         if newest
             && let Path::Datagram(address) = path
@@ -204,8 +202,10 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                         if known { Known::Stored } else { self.sessions.known(&device, first) };
                     if known == Known::Stored {
                         self.counts.readings_known += 1;
+                        let token = (id, header.sequence);
                         if self.sessions.settle(id, header.sequence, true) {
-                            self.acking.push((id, header.sequence));
+                            self.acking.push(token);
+                            self.acking_there.extend(asker.map(|asker| (token, asker)));
                         }
                         return Ok(());
                     }
@@ -242,6 +242,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 });
                 if confirm {
                     session.owe(self.now_us, &mut self.streams);
+                    self.answer_later((id, header.sequence), asker);
                 }
             }
             // R77.
@@ -252,6 +253,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             Up::Result { command, status, payload } => {
                 session.owe(self.now_us, &mut self.streams);
+                self.answer_later((id, header.sequence), asker);
                 self.handle_result(device, command, status, payload, (id, header.sequence));
             }
             // What it proves is done above.
@@ -263,19 +265,20 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 
     /// Answers a record that came again, or late, where it came from and out of the bytes that it brought: with the
     /// acknowledgement of `durable`, and with the question whether the device receives there, if a command has to wait for
-    /// that (R111).
-    fn answer_there(
+    /// that (R111). What may still be answered there, where that is not the session's path.
+    pub(super) fn answer_there(
         &mut self,
         now: Now,
         id: SessionId,
         path: Path,
         len: usize,
         durable: Option<u32>,
-    ) {
-        let Some(session) = self.sessions.find_mut(id) else { return };
-        if session.is_proven(path) && session.path == path {
+    ) -> Option<Asker> {
+        let session = self.sessions.find_mut(id)?;
+        let is_path = session.path == path;
+        if session.is_proven(path) && is_path {
             self.acking.extend(durable.map(|sequence| (id, sequence)));
-            return;
+            return None;
         }
         let device = session.device.credential.id;
         let free = matches!(path, Path::Stream(_)) || !in_force(Rule::OwnBytes);
@@ -294,13 +297,25 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let prove = Down::Prove { challenge };
             session.prepare_there(id, path, &mut budget, prove, &mut self.unsealed);
         }
+        (!is_path).then_some(Asker { path, budget })
+    }
+
+    /// What this reading or result is answered goes there, too.
+    fn answer_later(&mut self, token: Token, asker: Option<Asker>) {
+        if let Some(asker) = asker {
+            let path = asker.path;
+            self.askers.add(token, asker).then(|| self.owe_at(path));
+        }
     }
 
     fn reset(&mut self, path: Path, id: SessionId, record: &[u8]) -> DropReason {
-        if self.resets_left == 0 {
+        let from = match path {
+            Path::Datagram(from) => Some(source(from.address().ip())),
+            Path::Stream(stream) => self.streams.source(stream),
+        };
+        if !from.is_some_and(|from| self.resets.take(from)) {
             return DropReason::UnknownSessionQuiet;
         }
-        self.resets_left -= 1;
         self.counts.resets += 1;
         // R62: for a record of an unknown session, and for nothing else.
         let token = schedule::reset_token(&self.settings.node_key, id);

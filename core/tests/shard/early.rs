@@ -287,3 +287,36 @@ fn a_device_without_its_counter_is_in_within_two_round_trips_whatever_is_played_
     world.settle(&mut device);
     assert_eq!(world.shard.counts.confirmed, 1);
 }
+
+/// What is on its way to the disk when a shard is to end: its ACCEPT says that it is stored.
+#[test]
+fn a_reading_in_a_hello_has_its_answer_before_the_shard_ends() {
+    for mail in [|| Mail::Drain, || Mail::HandOver] {
+        let mut world = World::new();
+        let mut device = met(&mut world);
+        let hello = wake(&world, &mut device);
+        arrive(&mut world, home(), &hello);
+        world.shard.handle_mail(world.now, mail());
+        turn(&mut world);
+        assert!(sent(&mut world).is_empty() && !world.shard.is_finished());
+        answer(&mut world, true);
+        let [(_, accept)] = &mut sent(&mut world)[..] else { panic!("ACCEPT") };
+        device.handle_message(world.now.mono_us, accept).unwrap();
+        assert!(device.poll_confirmed().is_some());
+        turn(&mut world);
+        assert!(world.shard.is_finished());
+        // A disk that does not answer keeps nobody.
+        let mut world = World::new();
+        let mut device = met(&mut world);
+        let hello = wake(&world, &mut device);
+        arrive(&mut world, home(), &hello);
+        world.shard.handle_mail(world.now, mail());
+        turn(&mut world);
+        world.pass(500_000);
+        assert!(world.shard.poll_timeout().unwrap() <= world.now.mono_us);
+        turn(&mut world);
+        assert_eq!(sent(&mut world).len(), 1, "ACCEPT without a word of the reading");
+        turn(&mut world);
+        assert!(world.shard.is_finished());
+    }
+}

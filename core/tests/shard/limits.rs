@@ -286,8 +286,37 @@ fn all_shards_together_send_no_more_resets_than_a_node_may() {
         for number in 0..10_500_u32 {
             // Slot 0 is the first shard's.
             record[2..5].copy_from_slice(&number.to_be_bytes()[1..]);
-            shard.handle_datagram(world.now, SocketAddr::from(([192, 0, 2, 1], 4_000)), &record);
+            let host = u8::try_from(number % 5).unwrap();
+            let from = SocketAddr::from(([192, 0, 2, host], 4_000));
+            shard.handle_datagram(world.now, from, &record);
         }
         assert_eq!(shard.counts.resets, 10_000 / u64::try_from(shards).unwrap());
     }
+}
+
+/// Otherwise a stranger who sends 10,000 records a second keeps it from all devices that their sessions are gone.
+#[test]
+fn one_address_leaves_others_their_resets() {
+    let mut world = World::new();
+    let flood = |world: &mut World, from: &str| {
+        let from: SocketAddr = from.parse().unwrap();
+        let before = world.shard.counts.resets;
+        for _ in 0..12_000 {
+            let mut record = [0; 30];
+            record[0] = Kind::Up.byte();
+            world.shard.handle_datagram(world.now, from, &record);
+        }
+        world.shard.counts.resets - before
+    };
+    world.shard.handle_turn(world.now);
+    for _ in 0..2 {
+        assert_eq!(flood(&mut world, "[2001:db8::1]:1"), 5_000, "half, while nobody else asks");
+        assert_eq!(flood(&mut world, "[2001:db8::2]:2"), 0, "the same network");
+        assert_eq!(flood(&mut world, "192.0.2.1:1"), 2_500, "a quarter of all");
+        world.pass(1_000_000);
+        world.shard.handle_turn(world.now);
+    }
+    let drops = world.shard.counts.drops;
+    let [told, quiet] = [DropReason::UnknownSession, DropReason::UnknownSessionQuiet];
+    assert_eq!(drops[told as usize] + drops[quiet as usize], 72_000);
 }

@@ -111,6 +111,104 @@ fn a_record_that_comes_again_is_answered_where_it_came_from() {
     assert_eq!(sent(&mut world)[0].0, Path::Datagram(home.into()));
 }
 
+/// The answer that waits for the disk goes where the device has gone meanwhile, and costs that address's own bytes alone.
+#[test]
+fn a_record_that_comes_again_before_it_is_durable_is_acknowledged_where_it_came_from() {
+    let mut world = World::new();
+    let mut device = world.opened();
+    let [home, moved]: [SocketAddr; 2] =
+        ["192.0.2.1:4000", "192.0.2.1:4001"].map(|text| text.parse().unwrap());
+    device.send_reading(world.now.mono_us, 1, b"one", true).unwrap();
+    let record = next(&world, &mut device);
+    world.shard.handle_datagram(world.now, home, &record);
+    sent(&mut world);
+    for _ in 0..3 {
+        world.shard.handle_datagram(world.now, moved, &record);
+        assert_eq!(sent(&mut world), []);
+    }
+    durable(&mut world, 0);
+    let mut acks = sent(&mut world);
+    let to: Vec<_> = acks.iter().map(|(to, _)| *to).collect();
+    assert_eq!(to, [home, moved].map(|to| Path::Datagram(to.into())));
+    assert!(acks[1].1.len() <= record.len(), "no more bytes than came from there");
+    let told = device.handle_message(world.now.mono_us, &mut acks[1].1);
+    assert_eq!(told, Ok(Event::Confirmed));
+    assert_eq!(sent(&mut world), []);
+    // What could not be stored is not acknowledged anywhere, and is taken when it comes again.
+    device.send_reading(world.now.mono_us, 1, b"two", true).unwrap();
+    let record = next(&world, &mut device);
+    for from in [home, moved] {
+        world.shard.handle_datagram(world.now, from, &record);
+        sent(&mut world);
+    }
+    let reading = world.stored.0.borrow()[1].clone();
+    world.shard.handle_mail(world.now, Mail::NotStored(vec![(reading.session, reading.sequence)]));
+    assert_eq!(sent(&mut world), []);
+    world.shard.handle_datagram(world.now, moved, &record);
+    sent(&mut world);
+    durable(&mut world, 2);
+    let to: Vec<_> = sent(&mut world).iter().map(|(to, _)| *to).collect();
+    assert_eq!(to, [home, moved].map(|to| Path::Datagram(to.into())));
+}
+
+/// R118: whoever lost his connection sends over the next one what he waits with. That one is answered, and closed once it was,
+/// if the peer has said all.
+#[test]
+fn a_record_that_comes_again_over_the_next_stream_is_acknowledged_there() {
+    let mut world = World::new();
+    let mut device = connected(&mut world);
+    device.send_reading(world.now.mono_us, 1, b"one", true).unwrap();
+    let record = next(&world, &mut device);
+    world.stream_message(STREAM, &record);
+    sent(&mut world);
+    world.shard.handle_stream_closed(world.now, STREAM);
+    let again = StreamId(6);
+    world.stream_message(again, &record);
+    world.shard.handle_stream_ended(world.now, again);
+    assert_eq!(sent(&mut world), []);
+    assert_eq!(world.shard.poll_close(), None, "it is owed its acknowledgement");
+    durable(&mut world, 0);
+    let mut acks = sent(&mut world);
+    let (to, ack) = acks.last_mut().unwrap();
+    assert_eq!(*to, Path::Stream(again));
+    assert_eq!(device.handle_message(world.now.mono_us, ack), Ok(Event::Confirmed));
+    assert_eq!(world.shard.poll_close(), Some((again, Close::WhenFlushed)));
+}
+
+/// Of a HELLO that waits for its batch, too.
+#[test]
+fn a_hello_that_comes_again_while_it_waits_is_answered_where_it_came_from() {
+    let mut world = World::new();
+    let mut device = world.device(1, PROFILE, Transport::Stream);
+    device.open(world.now.mono_us);
+    let hello = next(&world, &mut device);
+    let (again, never) = (StreamId(6), StreamId(7));
+    for stream in [STREAM, again] {
+        world.stream_message(stream, &hello);
+    }
+    world.shard.handle_stream_closed(world.now, STREAM);
+    world.shard.handle_stream_ended(world.now, again);
+    assert_eq!(world.shard.poll_close(), None, "it is owed its ACCEPT");
+    let mut accepts = sent(&mut world);
+    let (to, accept) = accepts.last_mut().unwrap();
+    assert_eq!((*to, Kind::of(accept)), (Path::Stream(again), Ok(Kind::Accept)));
+    device.handle_message(world.now.mono_us, accept).unwrap();
+    assert_eq!(world.shard.poll_close(), Some((again, Close::WhenFlushed)));
+    assert_eq!(world.shard.counts.accepts, 1);
+    // One that is worth nothing is met like any other, wherever it comes again.
+    let mut bad = hello.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    for stream in [never, StreamId(8)] {
+        world.stream_message(stream, &bad);
+    }
+    assert_eq!(sent(&mut world), []);
+    world.pass(1_000_000);
+    sent(&mut world);
+    assert_eq!(world.take_closed(), [never, StreamId(8)]);
+    let drops = world.shard.counts.drops;
+    assert_eq!(drops[DropReason::HelloOpen as usize] + drops[DropReason::Repeated as usize], 2);
+}
+
 #[test]
 fn a_drain_acknowledges_what_is_on_its_way_before_it_says_goodbye() {
     let mut world = World::new();
