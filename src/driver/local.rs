@@ -30,7 +30,7 @@ const fn space(len: usize) -> usize {
 }
 
 /// One address of this machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LocalAddress {
     /// An IPv4 address is mapped.
     ip: Ipv6Addr,

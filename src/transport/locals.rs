@@ -1,36 +1,55 @@
 //! The addresses of this machine that datagrams were sent to, each with a small number: a session keeps the number of the
 //! one that its device speaks with.
 
+use std::collections::HashMap;
+
 use super::Via;
 use crate::driver::LocalAddress;
 
-/// The most that are told apart. Datagrams come only to addresses that this machine has, so that it is for those who run
-/// it to make more; from then on answers leave from the address that the kernel prefers.
-const LOCALS_MAX: usize = 256;
+/// How many are told apart. Where a machine takes whole networks for its own, whoever sends to more of them lets the oldest
+/// number stand for another address: who is answered at once is still answered from the one that he asked.
+const LOCALS_MAX: usize = u16::MAX as usize;
 
 #[derive(Debug, Default)]
 pub(super) struct Locals {
-    /// In the order in which they were first seen; the first one's number is 1.
+    /// The address of number 1, and so on.
     seen: Vec<LocalAddress>,
-    /// The place of the last one: nearly always that of the next.
-    last: usize,
+    numbers: HashMap<LocalAddress, Via>,
+    /// The place in `seen` that is taken next, once all are.
+    oldest: usize,
+    /// The last one: nearly always the next.
+    last: Option<(LocalAddress, Via)>,
 }
 
 impl Locals {
-    /// The number of an address, a new one if it was never seen.
+    /// The number of an address, a new one if it has none.
     pub(super) fn via(&mut self, local: Option<LocalAddress>) -> Via {
         let Some(local) = local else { return Via::default() };
-        if self.seen.get(self.last) != Some(&local) {
-            self.last = match self.seen.iter().position(|seen| *seen == local) {
-                Some(place) => place,
-                None if self.seen.len() >= LOCALS_MAX => return Via::default(),
-                None => {
-                    self.seen.push(local);
-                    self.seen.len() - 1
-                }
-            };
+        match self.last {
+            Some((last, via)) if last == local => via,
+            _ => {
+                let via = self.numbers.get(&local).copied().unwrap_or_else(|| self.number(local));
+                self.last = Some((local, via));
+                via
+            }
         }
-        u16::try_from(self.last + 1).map(Via).unwrap_or_default()
+    }
+
+    /// Gives a number to an address that has none.
+    fn number(&mut self, local: LocalAddress) -> Via {
+        let place = if self.seen.len() < LOCALS_MAX {
+            self.seen.push(local);
+            self.seen.len() - 1
+        } else {
+            let place = self.oldest;
+            self.oldest = (place + 1) % LOCALS_MAX;
+            let before = std::mem::replace(&mut self.seen[place], local);
+            self.numbers.remove(&before);
+            place
+        };
+        let via = u16::try_from(place + 1).map(Via).unwrap_or_default();
+        self.numbers.insert(local, via);
+        via
     }
 
     /// The address of a number.
@@ -43,12 +62,13 @@ impl Locals {
 mod tests {
     use super::*;
 
+    fn address(number: usize) -> Option<LocalAddress> {
+        let [.., a, b, c] = number.to_be_bytes();
+        LocalAddress::from_ip([10, a, b, c].into())
+    }
+
     #[test]
-    fn each_address_keeps_its_number_and_too_many_have_none() {
-        let address = |number: usize| {
-            let [.., high, low] = number.to_be_bytes();
-            LocalAddress::from_ip([10, 7, high, low].into())
-        };
+    fn each_address_keeps_its_number() {
         let mut locals = Locals::default();
         assert_eq!(locals.via(None), Via(0));
         assert_eq!(locals.address(Via(0)), None);
@@ -59,7 +79,16 @@ mod tests {
                 assert_eq!(locals.address(via), address(number));
             }
         }
-        assert_eq!(locals.via(address(LOCALS_MAX + 1)), Via(0));
-        assert_eq!(locals.address(Via(u16::MAX)), None);
+    }
+
+    #[test]
+    fn however_many_there_are_the_one_that_was_asked_answers() {
+        let mut locals = Locals::default();
+        for number in 1..3 * LOCALS_MAX {
+            let via = locals.via(address(number));
+            assert_eq!(locals.address(via), address(number));
+            assert!(via != Via(0) && locals.numbers.len() == locals.seen.len());
+        }
+        assert_eq!(locals.seen.len(), LOCALS_MAX);
     }
 }

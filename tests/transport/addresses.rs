@@ -47,6 +47,13 @@ fn mapped_answers_leave_from_the_address_that_was_asked() {
     answers_from("[::]:0", &["127.0.0.1", "127.0.0.2", "127.9.8.7", "::1"]);
 }
 
+/// More than are told apart at first sight: an address that whoever may send datagrams has asked at costs no other one its answers.
+#[test]
+fn answers_of_many_addresses_leave_from_the_one_that_was_asked() {
+    let addresses: Vec<_> = (0..300).map(|n| format!("127.1.{}.{}", n / 250, 1 + n % 250)).collect();
+    answers_from("0.0.0.0:0", &addresses.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
 #[test]
 fn a_gateway_with_one_address_answers_from_it() {
     answers_from("127.0.0.5:0", &["127.0.0.5"]);

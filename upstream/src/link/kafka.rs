@@ -20,6 +20,9 @@ use crate::text;
 
 /// What the client may hold: more than the window ever gives it.
 const QUEUE: &str = "131072";
+/// The longest answer that is read, bytes: enough for what a cluster says of a topic with three hundred partitions. The
+/// client starts a thread and opens two files for each broker that it is told of, so that it must not be told of many.
+const ANSWER_MAX: &str = "16384";
 
 /// What the client complains of beside its answers.
 #[derive(Clone, Default)]
@@ -53,6 +56,14 @@ impl Why {
         match last {
             Some((last, said)) if is_vague(code) => {
                 Failure::new(cause(last), format!("{}: {said}", self.at))
+            }
+            _ if code == RDKafkaErrorCode::BadMessage => {
+                let text = format!(
+                    "{}: {error}: this is no answer of Kafka's, or one of more than {ANSWER_MAX} bytes, as of a topic with \
+                     many hundred partitions",
+                    self.at
+                );
+                Failure::new(Cause::Setting, text)
             }
             _ => Failure::new(cause(code), format!("{}: {error}", self.at)),
         }
@@ -137,6 +148,7 @@ fn config(upstream: &Upstream, brokers: &str) -> Result<ClientConfig, Failure> {
         .set("request.timeout.ms", &wait_ms)
         .set("linger.ms", "2")
         .set("queue.buffering.max.messages", QUEUE)
+        .set("receive.message.max.bytes", ANSWER_MAX)
         // As Kafka's own clients do, so that others find a device's partition.
         .set("partitioner", "murmur2_random")
         .set("log_level", "0");

@@ -1,6 +1,8 @@
 //! Kafka: brokers in this process that fail as they are told to, and a foreign one.
 
 use std::collections::{HashMap, HashSet};
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -135,7 +137,7 @@ fn what_brokers_answer_is_believed_and_nothing_is_lost() {
 fn each_setting_that_is_wrong_gives_a_clear_message_and_the_backlog_waits() {
     let cluster = cluster();
     let brokers = cluster.bootstrap_servers();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let good = settings(&brokers, "answer_timeout_ms = 2000");
     cluster.topic_error("none", RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).unwrap();
     for (settings, expected) in [
@@ -151,6 +153,69 @@ fn each_setting_that_is_wrong_gives_a_clear_message_and_the_backlog_waits() {
         assert!(problem.contains(expected), "{expected}: {problem}");
         assert_eq!((world.report().backlog, world.report().parked), (10, 0));
     }
+}
+
+/// A broker that says of itself that it is one of so many; its address.
+fn one_of(count: i32) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = move |mut stream: std::net::TcpStream| -> std::io::Result<()> {
+        loop {
+            let (mut length, mut request) = ([0; 4], Vec::new());
+            stream.read_exact(&mut length)?;
+            request.resize(usize::try_from(i32::from_be_bytes(length)).unwrap(), 0);
+            stream.read_exact(&mut request)?;
+            let mut answer = request[4..8].to_vec();
+            let mut put = |bytes: &[u8]| answer.extend_from_slice(bytes);
+            match request[..4] {
+                // Which requests it knows, in the oldest form that tells.
+                [0, 18, 0, version] => {
+                    let known = [(18_i16, 0_i16), (3, 4), (0, 7), (22, 1)];
+                    let flexible = version >= 3;
+                    put(&0_i16.to_be_bytes());
+                    put(if flexible { &[5] } else { &[0, 0, 0, 4] });
+                    for (key, newest) in known {
+                        [key, 0, newest].iter().for_each(|number| put(&number.to_be_bytes()));
+                        put(if flexible { &[0] } else { &[] });
+                    }
+                    put(if flexible { &[0; 5] } else { &[] });
+                }
+                // Who there is: nobody listens at any of them.
+                [0, 3, ..] => {
+                    put(&[0; 4]);
+                    put(&count.to_be_bytes());
+                    for id in 0..count {
+                        put(&id.to_be_bytes());
+                        put(b"\x00\x09127.0.0.1\0\0\0\x01\xff\xff");
+                    }
+                    put(b"\xff\xff\0\0\0\0\0\0\0\0");
+                }
+                _ => return Ok(()),
+            }
+            stream.write_all(&u32::try_from(answer.len()).unwrap().to_be_bytes())?;
+            stream.write_all(&answer)?;
+        }
+    };
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || serve(stream.unwrap()));
+        }
+    });
+    address.to_string()
+}
+
+/// The client has a thread and two files for each.
+#[test]
+fn a_broker_that_names_thousands_of_others_takes_neither_threads_nor_files() {
+    let brokers = one_of(9_000);
+    let mut world = World::new(10, &settings(&brokers, "answer_timeout_ms = 2000"));
+    world.start();
+    let report = world.until("a problem", |report| report.problem.is_some());
+    let problem = report.problem.unwrap();
+    assert!(problem.contains("16384"), "{problem}");
+    let count = |what: &str| std::fs::read_dir(format!("/proc/self/{what}")).unwrap().count();
+    let (threads, files) = (count("task"), count("fd"));
+    assert!(threads < 1_000 && files < 1_000, "{threads} threads, {files} files");
 }
 
 #[test]
