@@ -50,7 +50,8 @@ fn mapped_answers_leave_from_the_address_that_was_asked() {
 /// More than are told apart at first sight: an address that whoever may send datagrams has asked at costs no other one its answers.
 #[test]
 fn answers_of_many_addresses_leave_from_the_one_that_was_asked() {
-    let addresses: Vec<_> = (0..300).map(|n| format!("127.1.{}.{}", n / 250, 1 + n % 250)).collect();
+    let addresses: Vec<_> =
+        (0..300).map(|n| format!("127.1.{}.{}", n / 250, 1 + n % 250)).collect();
     answers_from("0.0.0.0:0", &addresses.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
