@@ -175,7 +175,7 @@ impl World {
                 self.tell(from, number, &retry);
             }
         }
-        let Taken { batch, refused } = self.queue.take(now, 64, POLICY);
+        let Taken { batch, refused, .. } = self.queue.take(now, 64, POLICY);
         spent_ns += WORK_NS * batch.len() as u64;
         for (origin, refusal) in refused {
             let Path::Datagram(from) = origin.path else { continue };
