@@ -24,6 +24,7 @@
 //! disk again and nobody hears of what was lost with it, as after a crash.
 
 mod book;
+mod clock;
 mod entry;
 mod inbox;
 mod info;
@@ -104,7 +105,7 @@ pub struct Order {
     pub payload: Vec<u8>,
     /// How long it may wait for its result, milliseconds; the setting's where nothing is said.
     pub ttl_ms: Option<u64>,
-    /// A command with the same key that was queued before for the device is meant, and this is not queued again.
+    /// A command with the same key that was queued before for the registration is meant, and this is not queued again.
     pub key: Option<String>,
     /// Commands with the same collapse key that wait for the device are superseded by this one.
     pub collapse: Option<String>,
@@ -139,6 +140,11 @@ pub enum QueueError {
     /// It is over, so there is nothing to cancel.
     #[error("command {0} is over: {1}")]
     Over(u64, CommandState),
+    /// It is for a registration that is over.
+    #[error(
+        "{0} was removed, revoked or registered anew while this was asked; nothing was queued, ask again"
+    )]
+    Unregistered(String),
     /// All numbers have been given.
     #[error(
         "the device has had all the numbers that commands can have; register it anew under another id"
@@ -261,6 +267,9 @@ impl Teller {
     }
 }
 
+/// The registration of a device that may connect.
+pub type Registrations = Box<dyn Fn(&DeviceId) -> Option<u64> + Send>;
+
 /// The running queue.
 pub struct Commands {
     inbox: SyncSender<Input>,
@@ -292,21 +301,21 @@ pub fn look(path: &std::path::Path) -> Result<String, StoreError> {
 }
 
 impl Opened {
-    /// Opens the file, or makes an empty one, and reads it.
+    /// Opens the file, or makes an empty one, and reads it. Commands of registrations that are over are cancelled, and
+    /// none is taken for them from now on. The file is written when the thread runs.
     ///
     /// # Errors
     /// [`StoreError`] when it is damaged, in use, or refused by the system.
-    pub fn open(path: PathBuf, limits: Limits) -> Result<Self, StoreError> {
+    pub fn open(
+        path: PathBuf,
+        limits: Limits,
+        registrations: Registrations,
+    ) -> Result<Self, StoreError> {
         let (inbox, waiting) = std::sync::mpsc::sync_channel(INBOX);
         let failed = Arc::new(AtomicBool::new(false));
-        let worker = Worker::open(Disk::open(path)?, limits, waiting, Arc::clone(&failed))?;
+        let disk = Disk::open(path)?;
+        let worker = Worker::open(disk, limits, registrations, waiting, Arc::clone(&failed))?;
         Ok(Self { worker, inbox, failed })
-    }
-
-    /// Cancels the commands of registrations that are over. `registration` gives the one of a device that may connect.
-    /// The file is written when the thread runs.
-    pub fn cancel_unless(&mut self, registration: impl Fn(&DeviceId) -> Option<u64>) {
-        self.worker.cancel_unless(registration);
     }
 
     /// For shards and for the spool.

@@ -205,7 +205,12 @@ impl Server {
             ttl_ms: u64::from(config.commands.ttl_s) * 1_000,
             ..Limits::default()
         };
-        let mut commands = Opened::open(config.state.join(crate::commands::FILE), limits)?;
+        let view = &registry.view()?;
+        let known = Arc::clone(view);
+        let registrations =
+            move |device: &DeviceId| known.lookup(device).map(|device| device.registration());
+        let path = config.state.join(crate::commands::FILE);
+        let commands = Opened::open(path, limits, Box::new(registrations))?;
         let spool = Spool::start(SpoolConfig {
             dir: config.spool.dir.clone(),
             segment_bytes: config.spool.segment_bytes,
@@ -219,8 +224,6 @@ impl Server {
                 when_full: config.spool.when_full,
             },
         })?;
-        let view = &registry.view()?;
-        commands.cancel_unless(|device| view.lookup(device).map(|device| device.registration()));
         // R101: before the first HELLO is answered.
         let marks = Marks::restore(&config.spool.dir, Arc::clone(registry), spool.source())?;
         let desk = Arc::new(Desk::new());
@@ -334,6 +337,7 @@ impl Server {
             format!("the service manager does not keep the sockets over a restart: {error}")
         }));
         warnings.extend(spool.recovery.told(&config.spool.dir));
+        warnings.extend(marks.told.clone());
         let (stop_marks, stopped) = mpsc::channel();
         let marks = std::thread::Builder::new()
             .name("marks".into())

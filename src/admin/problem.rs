@@ -135,9 +135,10 @@ impl Problem {
             QueueError::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             QueueError::BadKey | QueueError::BadTtl => StatusCode::BAD_REQUEST,
             QueueError::Unknown(_) => StatusCode::NOT_FOUND,
-            QueueError::KeyTaken | QueueError::Over(..) | QueueError::Numbers => {
-                StatusCode::CONFLICT
-            }
+            QueueError::KeyTaken
+            | QueueError::Over(..)
+            | QueueError::Unregistered(_)
+            | QueueError::Numbers => StatusCode::CONFLICT,
             QueueError::DeviceFull(_)
             | QueueError::Full
             | QueueError::Unwritten

@@ -122,7 +122,10 @@ fn running_with(api: Option<(SocketAddr, watch::Receiver<TlsAcceptor>)>) -> Runn
         pending: 0,
         upstreams: Vec::new(),
     });
-    let queue = Opened::open(dir.path().join(crate::commands::FILE), Limits::default()).unwrap();
+    let view = registry.view().unwrap();
+    let registrations = move |device: &DeviceId| view.lookup(device).map(|one| one.registration());
+    let queue = dir.path().join(crate::commands::FILE);
+    let queue = Opened::open(queue, Limits::default(), Box::new(registrations)).unwrap();
     let ways = Box::new(Reverse(queue.teller()));
     let commands = queue.run(ways).unwrap();
     let gateway =

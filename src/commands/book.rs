@@ -22,7 +22,7 @@ struct Line {
     open: VecDeque<u64>,
     /// All of them, by their numbers.
     numbers: BTreeMap<u32, u64>,
-    /// All of them that have one, by their idempotency keys.
+    /// The newest of each idempotency key.
     keys: HashMap<Box<str>, u64>,
 }
 
@@ -157,9 +157,11 @@ impl Book {
             return Err(QueueError::BadTtl);
         }
         let line = self.lines.entry(device).or_default();
-        if let Some(id) = key.as_deref().and_then(|key| line.keys.get(key)) {
-            let same = self.all.get(id).is_some_and(|entry| entry.payload == payload);
-            return if same { Ok((*id, true)) } else { Err(QueueError::KeyTaken) };
+        // What was said to an earlier registration says nothing to this one.
+        let keyed = key.as_deref().and_then(|key| self.all.get(line.keys.get(key)?));
+        if let Some(entry) = keyed.filter(|entry| entry.registration == registration) {
+            let same = entry.payload == payload;
+            return if same { Ok((entry.id, true)) } else { Err(QueueError::KeyTaken) };
         }
         let collapses = |id: &u64| {
             let entry = self.all.get(id);
@@ -234,11 +236,6 @@ impl Book {
         }
         self.end(id, How::Cancelled, now_ms);
         Ok(())
-    }
-
-    /// Ends all commands of a device.
-    pub(super) fn cancel_all(&mut self, device: &DeviceId, now_ms: u64) {
-        self.cancel_unless(device, None, now_ms);
     }
 
     /// Ends all commands of a device that were for another registration than this one.
@@ -353,7 +350,9 @@ impl Book {
         self.lazy.insert(id);
         if let Some(line) = self.lines.get_mut(&entry.device) {
             line.numbers.remove(&entry.number);
-            if let Some(key) = &entry.key {
+            if let Some(key) = &entry.key
+                && line.keys.get(key) == Some(&id)
+            {
                 line.keys.remove(key);
             }
             if line.numbers.is_empty() {
@@ -371,6 +370,49 @@ impl Book {
         });
         let old = old.map(|(at_ms, _)| at_ms.saturating_add(self.limits.keep_ms));
         expires.into_iter().chain(old).min()
+    }
+
+    /// The latest time that stands in it, milliseconds since 1970; zero in one without commands.
+    pub(super) fn newest_ms(&self) -> u64 {
+        let stamps = |entry: &Entry| {
+            let end = entry.end.as_ref().map_or(0, |(at_ms, _)| *at_ms);
+            let late = entry.late.as_ref().map_or(0, |(at_ms, _)| *at_ms);
+            entry.queued_ms.max(end).max(late)
+        };
+        self.all.values().map(stamps).max().unwrap_or(0)
+    }
+
+    /// The clock has gone on by so much at once, and those times from `since_ms` on were taken by it before.
+    pub(super) fn shift(&mut self, since_ms: u64, by_ms: u64) {
+        for (id, entry) in &mut self.all {
+            let mut moved = false;
+            let mut shift = |at_ms: &mut u64| {
+                if *at_ms >= since_ms {
+                    *at_ms = at_ms.saturating_add(by_ms);
+                    moved = true;
+                }
+            };
+            let (expires_ms, ended_ms) = (entry.expires_ms, entry.end.as_ref().map(|end| end.0));
+            let before_ms = entry.queued_ms;
+            shift(&mut entry.queued_ms);
+            entry.end.iter_mut().for_each(|end| shift(&mut end.0));
+            entry.late.iter_mut().for_each(|late| shift(&mut late.0));
+            if !moved {
+                continue;
+            }
+            entry.expires_ms = expires_ms.saturating_add(entry.queued_ms - before_ms);
+            match (ended_ms, &entry.end) {
+                (Some(ended_ms), Some((at_ms, _))) => {
+                    self.over.remove(&(ended_ms, *id));
+                    self.over.insert((*at_ms, *id));
+                }
+                _ => {
+                    self.expiry.remove(&(expires_ms, *id));
+                    self.expiry.insert((entry.expires_ms, *id));
+                }
+            }
+            self.rows.insert(*id);
+        }
     }
 
     // ---- what follows from it

@@ -102,6 +102,8 @@ struct World {
     shelf: Shelf,
     told: Ears,
     worker: Worker<Shelf>,
+    /// The registrations of devices, where they are not 0.
+    registered: Arc<Mutex<HashMap<DeviceId, Option<u64>>>>,
     /// What shards hold: token, number and payload for each device.
     open: HashMap<DeviceId, (u64, u32, Vec<u8>)>,
     devices: HashMap<DeviceId, Device>,
@@ -112,8 +114,17 @@ struct World {
 }
 
 fn worker(shelf: &Shelf, limits: Limits) -> Worker<Shelf> {
+    worker_with(shelf, limits, |_| Some(0))
+}
+
+fn worker_with(
+    shelf: &Shelf,
+    limits: Limits,
+    registration: impl Fn(&DeviceId) -> Option<u64> + Send + 'static,
+) -> Worker<Shelf> {
     let (_, inbox) = sync_channel(1);
-    Worker::open(shelf.clone(), limits, inbox, Arc::default()).unwrap()
+    let registrations = Box::new(registration);
+    Worker::open(shelf.clone(), limits, registrations, inbox, Arc::default()).unwrap()
 }
 
 fn device(n: u64) -> DeviceId {
@@ -138,6 +149,7 @@ impl World {
         let (shelf, told) = (Shelf::default(), Ears::default());
         let mut world = Self {
             worker: worker(&shelf, Limits::default()),
+            registered: Arc::default(),
             shelf,
             told,
             open: HashMap::new(),
@@ -146,8 +158,27 @@ impl World {
             waiting: HashMap::new(),
             inputs: Vec::new(),
         };
+        world.worker = world.worker();
         world.worker.begin(&mut world.told.clone());
         world
+    }
+
+    fn worker(&self) -> Worker<Shelf> {
+        let registered = Arc::clone(&self.registered);
+        let registration = move |device: &DeviceId| {
+            registered.lock().unwrap().get(device).copied().unwrap_or(Some(0))
+        };
+        worker_with(&self.shelf, Limits::default(), registration)
+    }
+
+    /// A device is registered anew, or not any more.
+    fn register(&self, device: DeviceId, registration: Option<u64>) {
+        self.registered.lock().unwrap().insert(device, registration);
+    }
+
+    fn revoke(&mut self, device: DeviceId) {
+        self.register(device, None);
+        self.inputs.push(Input::Revoked(device));
     }
 
     /// The process ends, and another one begins.
@@ -156,7 +187,7 @@ impl World {
         self.open.clear();
         self.waiting.clear();
         self.inputs.clear();
-        self.worker = worker(&self.shelf, Limits::default());
+        self.worker = self.worker();
         self.worker.begin(&mut self.told.clone());
     }
 
@@ -338,6 +369,10 @@ impl<S: Store> Worker<S> {
     fn check(&self) {
         self.book().check();
     }
+
+    fn shift(&mut self, since_ms: u64, by_ms: u64) {
+        self.book_mut().shift(since_ms, by_ms);
+    }
 }
 
 fn queued(world: &mut World, order: Order) -> Result<Queued, QueueError> {
@@ -440,7 +475,7 @@ fn what_is_cancelled_is_withdrawn_and_a_removed_device_has_no_commands() {
     let over = QueueError::Over(ids[0], CommandState::Cancelled);
     assert_eq!(cancel(&mut world, ids[0]).unwrap_err(), over);
     assert_eq!(cancel(&mut world, 99).unwrap_err(), QueueError::Unknown(99));
-    world.inputs.push(Input::Revoked(device(1)));
+    world.revoke(device(1));
     world.turn();
     world.read_mail(usize::MAX);
     assert!(world.open.is_empty());
@@ -461,7 +496,7 @@ fn a_revocation_outlives_a_file_that_cannot_be_written_and_an_end_of_the_process
             drop(world.queue(order(2, b"c")));
             world.turn();
         }
-        world.inputs.push(Input::Revoked(device(1)));
+        world.revoke(device(1));
         world.turn();
         let began = std::time::Instant::now();
         while !world.worker.is_well() {
@@ -475,19 +510,90 @@ fn a_revocation_outlives_a_file_that_cannot_be_written_and_an_end_of_the_process
     let mut world = World::new();
     queued(&mut world, order(1, b"a")).unwrap();
     queued(&mut world, order(2, b"b")).unwrap();
-    world.worker = worker(&world.shelf, Limits::default());
-    world.worker.cancel_unless(|one| (*one != device(1)).then_some(0));
+    world.worker =
+        worker_with(&world.shelf, Limits::default(), |one| (*one != device(1)).then_some(0));
     world.worker.begin(&mut world.told.clone());
     assert_eq!(states(&mut world), [CommandState::Cancelled, CommandState::Queued]);
     world.restart();
     assert_eq!(states(&mut world), [CommandState::Cancelled, CommandState::Queued], "on disk");
     // Removed by a command, and registered again under the same id.
+    world.worker = worker_with(&world.shelf, Limits::default(), |_| Some(7));
     queued(&mut world, Order { registration: 7, ..order(2, b"c") }).unwrap();
-    world.worker = worker(&world.shelf, Limits::default());
-    world.worker.cancel_unless(|_| Some(7));
     world.worker.begin(&mut world.told.clone());
     let expected = [CommandState::Cancelled, CommandState::Cancelled, CommandState::Queued];
     assert_eq!(states(&mut world), expected);
+}
+
+/// A device that is registered anew is another one, whatever its id: it gets neither the commands of the one before nor the
+/// answers to them, in whatever order the queue hears of it.
+#[test]
+fn a_command_and_its_key_are_for_one_registration() {
+    let mut world = World::new();
+    let keyed = |registration| {
+        let key = Some("job-1".to_owned());
+        Order { registration, key, ..order(1, b"open") }
+    };
+    let first = queued(&mut world, keyed(0)).unwrap();
+    world.read_mail(usize::MAX);
+    assert_eq!(world.open[&device(1)].0, first.info.id);
+    // Asked before the device was removed, and heard after that.
+    let mut late = world.queue(order(1, b"close"));
+    world.register(device(1), None);
+    world.inputs.insert(0, Input::Revoked(device(1)));
+    world.turn();
+    let unregistered = QueueError::Unregistered("d1".into());
+    assert_eq!(late.try_recv().unwrap().unwrap_err(), unregistered);
+    world.read_mail(usize::MAX);
+    assert!(world.open.is_empty());
+    // Registered anew, with the removal still on its way from another one who asks.
+    world.register(device(1), Some(7));
+    let mut old = world.queue(keyed(0));
+    let mut new = world.queue(keyed(7));
+    world.inputs.push(Input::Revoked(device(1)));
+    world.turn();
+    assert_eq!(old.try_recv().unwrap().unwrap_err(), unregistered);
+    let new = new.try_recv().unwrap().unwrap();
+    assert!(!new.known && new.info.id != first.info.id, "its key has not been used");
+    assert_eq!(queued(&mut world, keyed(7)).unwrap().info.id, new.info.id, "now it has");
+    let states = |world: &mut World| world.all().iter().map(|info| info.state).collect::<Vec<_>>();
+    assert_eq!(states(&mut world), [CommandState::Cancelled, CommandState::Queued]);
+    world.restart();
+    assert!(queued(&mut world, keyed(7)).unwrap().known, "from disk, too");
+    // A removal of which nobody told the queue.
+    world.register(device(1), Some(8));
+    assert!(!queued(&mut world, keyed(8)).unwrap().known);
+    let expected = [CommandState::Cancelled, CommandState::Cancelled, CommandState::Queued];
+    assert_eq!(states(&mut world), expected);
+    world.read_mail(usize::MAX);
+    let newest = world.all()[2].id;
+    assert_eq!(world.open[&device(1)].0, newest);
+}
+
+#[test]
+fn what_is_queued_before_the_clock_is_set_lives_as_long_as_it_may() {
+    let mut world = World::new();
+    let (mut told, hour) = (world.told.clone(), 3_600_000);
+    let mut queue = |world: &mut World, payload: &[u8], at_ms| {
+        let (reply, mut answer) = oneshot::channel();
+        let order = Order { ttl_ms: Some(hour), ..order(1, payload) };
+        world.worker.turn(&mut told, vec![Input::Request(Request::Queue(order, reply))], at_ms);
+        answer.try_recv().unwrap().unwrap().info.id
+    };
+    let today = now_ms();
+    let old = queue(&mut world, b"old", today - 25 * hour);
+    let new = queue(&mut world, b"new", today - 24 * hour);
+    // The clock that said so is set.
+    world.worker.shift(today - 24 * hour, 24 * hour);
+    world.worker.turn(&mut world.told.clone(), Vec::new(), today + hour / 2);
+    world.worker.check();
+    let state = |world: &World, id| world.worker.book().find(id).unwrap().state();
+    assert_eq!(state(&world, old), CommandState::Expired);
+    assert_eq!(state(&world, new), CommandState::Queued);
+    world.worker.turn(&mut world.told.clone(), Vec::new(), today + hour);
+    assert_eq!(state(&world, new), CommandState::Expired);
+    // A start with a clock that is behind goes on where the file has come to.
+    world.restart();
+    assert!(world.worker.now_ms() >= today + hour);
 }
 
 #[test]
@@ -551,7 +657,7 @@ fn a_hundred_thousand_commands_are_open_again() {
     disk.save(&Change { rows, numbers: Vec::new(), next_id: devices * each }).unwrap();
     drop(disk);
     let began = std::time::Instant::now();
-    let opened = Opened::open(path, Limits::default()).unwrap();
+    let opened = Opened::open(path, Limits::default(), Box::new(|_| Some(0))).unwrap();
     let mut told = Ears::default();
     let mut worker = opened.worker;
     worker.begin(&mut told);
@@ -576,7 +682,9 @@ fn a_hundred_thousand_commands_are_open_again() {
 fn a_file_that_is_none_is_refused_with_what_to_do_and_a_mode_that_lets_others_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE);
-    let open = |path: &std::path::Path| Opened::open(path.to_owned(), Limits::default());
+    let open = |path: &std::path::Path| {
+        Opened::open(path.to_owned(), Limits::default(), Box::new(|_| Some(0)))
+    };
     let text = |path: &std::path::Path| match open(path) {
         Ok(_) => panic!("it opened"),
         Err(error) => error.to_string(),

@@ -13,11 +13,11 @@ use duet_telemetry::catalogue::{COMMANDS_ENDED, COMMANDS_LATE, COMMANDS_OPEN, CO
 use tokio::sync::oneshot;
 
 use super::book::Book;
+use super::clock::Clock;
 use super::entry::{Entry, How};
 use super::inbox::{Input, Reply, Request};
 use super::store::{Store, StoreError};
-use super::{CommandInfo, Limits, Order, Outcome, QueueError, Queued, Ways};
-use crate::identity::now_ms;
+use super::{CommandInfo, Limits, Order, Outcome, QueueError, Queued, Registrations, Ways};
 
 /// The most that is applied at once: a transaction is the longer, and the cheaper for each.
 const AT_ONCE: usize = 4_096;
@@ -27,7 +27,7 @@ const LAZY: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(1);
 /// How soon a mailbox that was full is tried again.
 const FULL: Duration = Duration::from_millis(2);
-/// The longest sleep: the clock may be set meanwhile.
+/// The longest sleep: a clock that was not set at the start may be set meanwhile.
 const SLEEP: Duration = Duration::from_secs(10);
 /// What a shard waits beyond a command's time, which ends here.
 const SLACK: Duration = Duration::from_secs(60);
@@ -44,6 +44,8 @@ pub(super) struct Worker<S: Store> {
     store: S,
     book: Book,
     limits: Limits,
+    clock: Clock,
+    registrations: Registrations,
     inbox: Receiver<Input>,
     failed: Arc<AtomicBool>,
     /// Which command, under which number, each device's shard has.
@@ -70,14 +72,22 @@ impl<S: Store> Worker<S> {
     pub(super) fn open(
         mut store: S,
         limits: Limits,
+        registrations: Registrations,
         inbox: Receiver<Input>,
         failed: Arc<AtomicBool>,
     ) -> Result<Self, StoreError> {
-        let book = Book::new(store.load()?, limits);
+        let mut book = Book::new(store.load()?, limits);
+        let clock = Clock::start(book.newest_ms());
+        // Some devices may have been revoked or removed while nobody listened, and registered again.
+        for device in book.devices() {
+            book.cancel_unless(&device, registrations(&device), clock.now_ms());
+        }
         Ok(Self {
             store,
             book,
             limits,
+            clock,
+            registrations,
             inbox,
             failed,
             fed: HashMap::new(),
@@ -94,14 +104,6 @@ impl<S: Store> Worker<S> {
         })
     }
 
-    /// Cancels the commands of registrations that are over: some devices may have been revoked or removed while nobody
-    /// listened, and registered again. `registration` gives the one of a device that may connect.
-    pub(super) fn cancel_unless(&mut self, registration: impl Fn(&DeviceId) -> Option<u64>) {
-        for device in self.book.devices() {
-            self.book.cancel_unless(&device, registration(&device), now_ms());
-        }
-    }
-
     /// Works until it is told to stop, or nobody is there any more.
     pub(super) fn run(mut self, mut ways: Box<dyn Ways>) {
         self.begin(&mut *ways);
@@ -114,7 +116,8 @@ impl<S: Store> Worker<S> {
             }
             inputs.extend(self.inbox.try_iter().take(AT_ONCE));
             let stop = inputs.iter().any(|input| matches!(input, Input::Stop));
-            self.turn(&mut *ways, inputs, now_ms());
+            let now_ms = self.tick();
+            self.turn(&mut *ways, inputs, now_ms);
             if stop {
                 return self.finish(&mut *ways);
             }
@@ -125,11 +128,19 @@ impl<S: Store> Worker<S> {
     pub(super) fn begin(&mut self, ways: &mut dyn Ways) {
         self.posts = (0..ways.shards()).map(|_| VecDeque::new()).collect();
         COMMANDS_OPEN.one().set_count(self.book.open() as u64);
-        self.feed();
+        self.feed(self.clock.now_ms());
         self.tell_all(false);
         self.post(ways);
         let untold = self.book.take_untold();
         self.untold.extend(untold);
+    }
+
+    /// The time; where the clock was not set at the start and is by now, what was queued meanwhile lives as long all the same.
+    fn tick(&mut self) -> u64 {
+        if let Some((since_ms, by_ms)) = self.clock.catch_up() {
+            self.book.shift(since_ms, by_ms);
+        }
+        self.clock.now_ms()
     }
 
     /// Takes inputs; returns when what follows from them is on its way, as far as there is room.
@@ -175,7 +186,7 @@ impl<S: Store> Worker<S> {
             }
         }
         // A device's next command goes before the acknowledgement of its result, and so along with it.
-        self.feed();
+        self.feed(now_ms);
         for (shard, record) in recorded {
             if let Some(posts) = self.posts.get_mut(shard) {
                 posts.push_back(Mail::Durable(vec![record]));
@@ -228,7 +239,7 @@ impl<S: Store> Worker<S> {
                 }
             }
             Input::Revoked(device) => {
-                self.book.cancel_all(&device, now_ms);
+                self.book.cancel_unless(&device, (self.registrations)(&device), now_ms);
                 self.revoked.push(device);
             }
             Input::Stop => {}
@@ -249,7 +260,15 @@ impl<S: Store> Worker<S> {
     }
 
     fn queue(&mut self, order: Order, reply: Reply<Queued>, now_ms: u64, after: &mut Vec<After>) {
-        let queued = self.book.queue(order, now_ms).and_then(|(id, known)| {
+        // Whoever asked looked the device up before. If it goes after this, that is heard after this, too.
+        let queued = if (self.registrations)(&order.device) == Some(order.registration) {
+            // Of one before, of whose end nobody has heard here.
+            self.book.cancel_unless(&order.device, Some(order.registration), now_ms);
+            self.book.queue(order, now_ms)
+        } else {
+            Err(QueueError::Unregistered(order.name))
+        };
+        let queued = queued.and_then(|(id, known)| {
             let (sender, outcome_of) = oneshot::channel();
             match self.book.find(id) {
                 // It was there, and is over: what became of it is told at once.
@@ -279,8 +298,7 @@ impl<S: Store> Worker<S> {
     // ---- shards
 
     /// Brings what shards have in step with the book.
-    fn feed(&mut self) {
-        let now_ms = now_ms();
+    fn feed(&mut self, now_ms: u64) {
         for device in self.book.take_touched() {
             let head = self.book.head(&device);
             let next = head.map(|entry| (entry.id, entry.number));
@@ -375,7 +393,9 @@ impl<S: Store> Worker<S> {
         let loaded = self.store.load();
         let book = loaded.and_then(|loaded| {
             let mut book = Book::new(loaded, self.limits);
-            self.revoked.iter().for_each(|device| book.cancel_all(device, now_ms()));
+            for device in &self.revoked {
+                book.cancel_unless(device, (self.registrations)(device), self.clock.now_ms());
+            }
             self.store.save(&book.take_change()).map(|()| book)
         });
         let Ok(book) = book else {
@@ -399,7 +419,7 @@ impl<S: Store> Worker<S> {
         // A shard may have commands that are over, and others have come to their heads.
         let fed: Vec<_> = self.fed.keys().copied().collect();
         self.book.touch(fed);
-        self.feed();
+        self.feed(self.clock.now_ms());
         self.tell_all(false);
     }
 
@@ -415,12 +435,24 @@ impl<S: Store> Worker<S> {
         &self.book
     }
 
+    /// The same, to be changed.
+    #[cfg(test)]
+    pub(super) fn book_mut(&mut self) -> &mut Book {
+        &mut self.book
+    }
+
+    /// The time, for tests.
+    #[cfg(test)]
+    pub(super) fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+
     // ---- time
 
     fn pause(&self) -> Duration {
         let mut pause = SLEEP;
         if let Some(next_ms) = self.book.next_ms() {
-            pause = pause.min(Duration::from_millis(next_ms.saturating_sub(now_ms())));
+            pause = pause.min(Duration::from_millis(next_ms.saturating_sub(self.clock.now_ms())));
         }
         if let Some(since) = self.lazy_since {
             pause = pause.min(LAZY.saturating_sub(since.elapsed()));
@@ -441,12 +473,14 @@ impl<S: Store> Worker<S> {
 
     /// Hands on what can be, and writes what is not written.
     fn finish(&mut self, ways: &mut dyn Ways) {
-        self.turn(ways, Vec::new(), now_ms());
+        let now_ms = self.tick();
+        self.turn(ways, Vec::new(), now_ms);
         let until = Instant::now() + LAST;
         while self.telling > 0 {
             let left = until.saturating_duration_since(Instant::now());
             let Ok(input) = self.inbox.recv_timeout(left) else { break };
-            self.turn(ways, vec![input], now_ms());
+            let now_ms = self.tick();
+            self.turn(ways, vec![input], now_ms);
         }
         if self.reload_at.is_none() && self.book.is_dirty() {
             let change = self.book.take_change();
@@ -475,6 +509,7 @@ fn command(entry: &Entry, now_ms: u64) -> Command {
     Command {
         token: entry.id,
         device: entry.device,
+        registration: entry.registration,
         number: entry.number,
         payload: entry.payload.clone(),
         timeout: left.saturating_add(SLACK),

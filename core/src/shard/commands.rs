@@ -33,6 +33,8 @@ pub struct Command {
     pub token: u64,
     /// To whom.
     pub device: DeviceId,
+    /// To which registration of the device: it goes out in no session of another one.
+    pub registration: u64,
     /// Its number, given once, when it was queued: higher than that of any command before for this device (R116).
     pub number: u32,
     /// What to do, at most [`PAYLOAD_MAX`] bytes.
@@ -185,7 +187,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let open = self.commands.open.get(&command.device);
         let failure = if command.payload.len() > PAYLOAD_MAX {
             Some(CommandFailure::TooLong)
-        } else if !command.patient && self.sessions.live_of(&command.device).is_none() {
+        } else if !command.patient && !self.is_there(&command) {
             // R48: nothing is sent in a session that no record has confirmed.
             Some(CommandFailure::NotConnected)
         } else if open.is_some_and(|open| open.command.token != command.token)
@@ -203,6 +205,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let times = open.map_or(0, |open| open.times);
         let send_us = Some(now.mono_us);
         self.commands.insert(OpenCommand { command, until_us, send_us, times });
+    }
+
+    /// Whether the registration that a command is for has a session.
+    fn is_there(&self, command: &Command) -> bool {
+        let live = self.sessions.live_of(&command.device).and_then(|id| self.sessions.find(id));
+        live.is_some_and(|session| session.device.registration() == command.registration)
     }
 
     /// Gives the device another command in place of one that is over.
@@ -265,10 +273,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 continue;
             }
             // The session may be another one than when the command was given. Without one, or where the path may not
-            // get it yet, it waits for the device's next record.
+            // get it yet, it waits for the device's next record. One of another registration never gets it: the device was
+            // registered anew, and that this command is over is on its way here.
             open.send_us = None;
             if let Some(id) = self.sessions.live_of(&device)
                 && let Some(session) = self.sessions.find_mut(id)
+                && session.device.registration() == open.command.registration
                 && !session.holds_back(OVERHEAD + open.command.payload.len())
             {
                 let Command { number, payload, .. } = &open.command;

@@ -57,6 +57,7 @@ fn command() -> Mail {
     Mail::Command(Command {
         token: 1,
         device: ID,
+        registration: 0,
         number: 1,
         payload: vec![7; COMMAND],
         timeout: Duration::from_secs(3_600),

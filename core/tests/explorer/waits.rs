@@ -257,6 +257,7 @@ impl System for World {
                 let command = Command {
                     token: u64::from(self.queued),
                     device: ID,
+                    registration: 0,
                     number: self.queued,
                     payload: b"open".to_vec(),
                     timeout: WORTH,

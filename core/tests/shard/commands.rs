@@ -1,6 +1,6 @@
 //! What a shard says of commands to a device that wants to sleep, and when.
 
-use duet_core::{Command, Event as ShardEvent, Handler, Mail};
+use duet_core::{Command, CommandFailure, Event as ShardEvent, Handler, Mail};
 use duet_device::{Device, Event, Software};
 use duet_protocol::identity::DeviceId;
 use duet_protocol::wire::{MESSAGE_MAX, SessionId};
@@ -11,6 +11,7 @@ fn command(token: u64) -> Command {
     Command {
         token,
         device: DeviceId([1; 8]),
+        registration: 0,
         number: u32::try_from(token).unwrap(),
         payload: b"do".to_vec(),
         timeout: std::time::Duration::from_secs(60),
@@ -105,4 +106,28 @@ fn a_command_takes_the_place_of_one_that_is_over() {
     device.rest(world.now.mono_us);
     settle(&mut world, &mut device);
     assert!(device.may_sleep(world.now.mono_us));
+}
+
+/// A device that is registered anew under the same id is another one: what was queued for the one before is not for it.
+#[test]
+fn a_command_goes_to_the_registration_that_it_is_for_and_to_no_other() {
+    let mut world = World::new();
+    let mut device = world.opened();
+    settle(&mut world, &mut device);
+    let former = Command { registration: 7, ..command(1) };
+    world.shard.handle_mail(world.now, Mail::Command(former.clone()));
+    for _ in 0..3 {
+        world.now.mono_us += 2_000_000;
+        device.send_reading(world.now.mono_us, 1, b"here", true).unwrap();
+        assert_eq!(settle(&mut world, &mut device), [0; 0]);
+    }
+    let by = command(2);
+    world.shard.handle_mail(world.now, Mail::ReplaceCommand { over: 1, by });
+    assert_eq!(settle(&mut world, &mut device), [2]);
+    // Nor is it there for whoever does not wait.
+    std::iter::from_fn(|| world.shard.poll_event()).for_each(drop);
+    let now = Command { patient: false, token: 3, number: 3, ..former };
+    world.shard.handle_mail(world.now, Mail::Command(now));
+    let ended = world.command_result();
+    assert_eq!(ended, Some((3, Err(CommandFailure::NotConnected))));
 }

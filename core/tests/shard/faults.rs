@@ -148,6 +148,7 @@ impl<'f> Run<'f> {
         let command = Command {
             token: 7,
             device: DeviceId([1; 8]),
+            registration: 0,
             number: 7,
             payload: b"do".to_vec(),
             timeout: std::time::Duration::from_secs(250),

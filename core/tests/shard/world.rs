@@ -122,6 +122,7 @@ impl World {
         let command = Command {
             token,
             device: DeviceId([1; 8]),
+            registration: 0,
             number: u32::try_from(token).unwrap(),
             payload: payload.to_vec(),
             timeout,

@@ -54,7 +54,7 @@ pub(crate) struct NewCommand {
     /// How long it may wait for its result, milliseconds; without it, what the settings say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ttl_ms: Option<u64>,
-    /// An idempotency key: where the device has had a command with the same one within a day, that one is meant.
+    /// An idempotency key: where the device, as it is registered now, has had a command with the same one within a day, that one is meant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) key: Option<String>,
     /// A collapse key: commands of the device with the same one that are not over are superseded.
