@@ -123,6 +123,18 @@ impl Registry {
         Self { store, view: Mutex::new(None), unscrubbed: Mutex::new(Vec::new()) }
     }
 
+    /// What an operator should know of how it was opened.
+    #[must_use]
+    pub fn told(&self) -> Option<String> {
+        let seen = self.store.unseen()?.display();
+        Some(format!(
+            "{seen}: it was gone or damaged, which says how far the registry has come, and is made anew: nobody can say whether {} \
+             is an older copy. If it is, devices that were revoked since are let in: revoke them again (`duet audit show` has \
+             them)",
+            self.path().display()
+        ))
+    }
+
     /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -41,6 +41,9 @@ impl Control {
             }
             match open_registry(state) {
                 Ok(registry) => {
+                    if let Some(told) = registry.told() {
+                        let _ = writeln!(io::stderr(), "warning: {told}");
+                    }
                     forget_copy(&registry);
                     return Ok(Self::Direct(Box::new(registry), state.to_owned()));
                 }

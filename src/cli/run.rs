@@ -92,6 +92,7 @@ fn prepare(config: &Config, stop: &mut Stop) -> Result<Prepared> {
     let Some(identities) = loaded else { bail!("ended by a signal, before it had started") };
     identities.warnings.iter().for_each(|text| warn(text));
     let registry = Arc::new(open_patiently(&config.state)?);
+    registry.told().iter().for_each(|text| warn(text));
     registry.view()?;
     Ok(Prepared { registry, identities })
 }

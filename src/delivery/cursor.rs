@@ -49,6 +49,8 @@ pub enum Hold {
 pub struct Position {
     /// The cursor's name.
     pub name: String,
+    /// In which spool that is.
+    pub spool: SpoolId,
     /// The index of the reading that comes next.
     pub index: u64,
     /// What it keeps.
@@ -336,8 +338,8 @@ fn each(dir: &Path) -> Result<Each, SpoolError> {
             opened => opened.map_err(SpoolError::io("opening", &path)),
         };
         found.push(file.and_then(|file| {
-            let Slot { index, hold, .. } = read(&file, &path)?;
-            Ok((Position { name: name.to_owned(), index, hold }, file))
+            let Slot { spool, index, hold, .. } = read(&file, &path)?;
+            Ok((Position { name: name.to_owned(), spool, index, hold }, file))
         }));
     }
     Ok(found)
@@ -470,7 +472,8 @@ mod tests {
         assert!(matches!(open(dir.path()), Err(SpoolError::CursorTaken(_))));
         drop(cursor);
         assert_eq!(open(dir.path()).unwrap().index(), 9);
-        let position = Position { name: "nats".into(), index: 9, hold: Hold::Required };
+        let position =
+            Position { name: "nats".into(), spool: SPOOL, index: 9, hold: Hold::Required };
         assert_eq!(cursors(dir.path()).unwrap(), [position]);
         let other = Cursor::open(dir.path(), "nats", SpoolId([4; 16]), 0, Hold::Nothing);
         assert!(matches!(other, Err(SpoolError::CursorElsewhere(_))));

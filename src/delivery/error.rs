@@ -33,14 +33,14 @@ pub enum SpoolError {
     },
     /// There are no segments where there were some.
     #[error(
-        "{} has no segment left, although {durable} readings were stored there: bring the files back, or move \
-         `spool.durable` away to begin a new spool", dir.display()
+        "{} has no segment left, although {} stored there: bring the files back, or move `spool.durable` away to begin a \
+         new spool", dir.display(), Stored(*durable)
     )]
     Emptied {
         /// The spool's directory.
         dir: PathBuf,
-        /// One past the last index that was durable.
-        durable: u64,
+        /// One past the last index that was durable, where `spool.durable` can be read.
+        durable: Option<u64>,
     },
     /// The directory does not hold the spool that was there at the last start.
     #[error(
@@ -254,6 +254,18 @@ impl std::fmt::Display for Found {
         match self.0 {
             Some(id) => write!(f, "spool {id}"),
             None => f.write_str("no spool"),
+        }
+    }
+}
+
+/// How much was stored, as far as that is known.
+struct Stored(Option<u64>);
+
+impl std::fmt::Display for Stored {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(durable) => write!(f, "{durable} readings were"),
+            None => f.write_str("`spool.durable`, which is damaged, says that readings were"),
         }
     }
 }

@@ -2,8 +2,8 @@
 //! removed or damaged, removes what may go, and looks for what an operator has to see. It touches no reading that is kept.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use tokio::sync::watch;
 use super::cursor;
 use super::cut::cuts;
 use super::error::SpoolError;
+use super::marker::MarkerFile;
 use super::retention::{Retention, trim_by_itself};
-use super::segment;
+use super::segment::{self, Lock};
 use crate::identity::Steady;
 
 /// How often it looks.
@@ -42,6 +43,24 @@ fn measure(dir: &Path) {
     }
 }
 
+/// What stands beside the segments and is the writer's.
+pub(super) struct SmallFiles {
+    pub(super) marker: MarkerFile,
+    /// Gone with the writer.
+    pub(super) lock: Weak<Mutex<Lock>>,
+}
+
+impl SmallFiles {
+    /// Has them be what they should, whatever somebody did to them.
+    fn look_after(&self, dir: &Path) -> Result<(), SpoolError> {
+        let lock = self
+            .lock
+            .upgrade()
+            .map_or(Ok(()), |lock| lock.lock().unwrap_or_else(PoisonError::into_inner).look(dir));
+        lock.and(self.marker.look()).and(cursor::look_after(dir))
+    }
+}
+
 /// Says what stands in the way of the small files, once for each cause.
 #[derive(Default)]
 struct Complaint(Option<String>);
@@ -66,6 +85,7 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn begin(
         dir: &Path,
+        small: SmallFiles,
         retention: Retention,
         care: watch::Sender<Care>,
     ) -> Result<Self, SpoolError> {
@@ -76,14 +96,18 @@ impl Keeper {
             .name("spool-keeper".into())
             .spawn(move || {
                 let clock = Steady::start();
-                let mut cursors = Complaint::default();
+                let mut complaint = Complaint::default();
                 while !flag.load(Ordering::Relaxed) {
-                    cursors.about(cursor::look_after(&own));
-                    let trimmed = match may_remove.load(Ordering::Acquire) {
-                        true => trim_by_itself(&own, &retention, &clock),
-                        false => Ok(()),
+                    let looked = small.look_after(&own);
+                    let trimmed = match (&looked, may_remove.load(Ordering::Acquire)) {
+                        // Two write here, and the other one does not know what this one's cursors hold.
+                        (Err(taken @ SpoolError::Locked { .. }), _) => Err(taken.to_string()),
+                        (_, true) => trim_by_itself(&own, &retention, &clock)
+                            .map_err(|error| error.to_string()),
+                        (_, false) => Ok(()),
                     };
-                    let untrimmed = trimmed.err().map(|error| error.to_string());
+                    let untrimmed = trimmed.err();
+                    complaint.about(looked);
                     measure(&own);
                     let now = Care { cuts: cuts(&own).map_or(0, |cuts| cuts.len()), untrimmed };
                     care.send_if_modified(|before| {

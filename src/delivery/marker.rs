@@ -3,7 +3,8 @@
 //!
 //! The writer tells after each sync. It does not sync this file with each commit: what is in it is at most old, and
 //! the page cache shows other processes the newest. It syncs it when a moment passes without readings, with each new
-//! segment and at the end, so that what is confirmed and then damaged is known to have been confirmed.
+//! segment and at the end, so that what is confirmed and then damaged is known to have been confirmed. Where somebody
+//! removes, replaces or damages it meanwhile, whoever looks after the spool has it made again.
 //!
 //! ```text
 //! 0   magic "duetdura"        24  one past the last durable index u64
@@ -14,14 +15,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use duet_telemetry::catalogue::FILES_RENEWED;
 
 use super::error::SpoolError;
 use super::id::SpoolId;
-use super::segment::PRIVATE;
+use super::segment::{self, PRIVATE};
 
-const NAME: &str = "spool.durable";
+pub(super) const NAME: &str = "spool.durable";
 const MAGIC: [u8; 8] = *b"duetdura";
 const LEN: usize = 64;
 /// How often a reader looks again when the writer wrote while it read.
@@ -36,6 +40,27 @@ pub(super) struct Marker {
     boot: [u8; 16],
 }
 
+/// What stands in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// A marker.
+    Whole(Marker),
+    /// Something that cannot be believed.
+    Damaged,
+    /// Nothing.
+    Absent,
+}
+
+impl Found {
+    /// What can be believed.
+    pub(super) fn whole(self) -> Option<Marker> {
+        match self {
+            Self::Whole(marker) => Some(marker),
+            Self::Damaged | Self::Absent => None,
+        }
+    }
+}
+
 impl Marker {
     pub(super) fn new(spool: SpoolId, durable: u64) -> Self {
         Self { spool, durable, boot: boot() }
@@ -47,25 +72,29 @@ impl Marker {
         self.boot != [0; 16] && self.boot == boot()
     }
 
-    /// Reads it. `None`: there is none that can be believed.
-    pub(super) fn read(dir: &Path) -> Result<Option<Self>, SpoolError> {
+    /// Reads it.
+    pub(super) fn read(dir: &Path) -> Result<Found, SpoolError> {
         let path = dir.join(NAME);
         let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Absent),
             opened => opened.map_err(SpoolError::io("opening", &path))?,
         };
         for _ in 0..TRIES {
-            let mut bytes = [0; LEN];
-            match file.read_exact_at(&mut bytes, 0) {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-                read => read.map_err(SpoolError::io("reading", &path))?,
-            }
-            if let Some(marker) = Self::decode(&bytes) {
-                return Ok(Some(marker));
+            let read = Self::read_from(&file).map_err(SpoolError::io("reading", &path))?;
+            if let Some(marker) = read {
+                return Ok(Found::Whole(marker));
             }
             std::thread::yield_now();
         }
-        Ok(None)
+        Ok(Found::Damaged)
+    }
+
+    fn read_from(file: &File) -> io::Result<Option<Self>> {
+        let mut bytes = [0; LEN];
+        match file.read_exact_at(&mut bytes, 0) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            read => read.map(|()| Self::decode(&bytes)),
+        }
     }
 
     fn encode(&self) -> [u8; LEN] {
@@ -94,9 +123,13 @@ impl Marker {
     }
 }
 
-/// The writer's hand on the file.
+/// The writer's hand on the file; clones are of the same.
+#[derive(Clone, Debug)]
+pub(super) struct MarkerFile(Arc<Mutex<Open>>);
+
 #[derive(Debug)]
-pub(super) struct MarkerFile {
+struct Open {
+    path: PathBuf,
     file: File,
     marker: Marker,
 }
@@ -105,28 +138,56 @@ impl MarkerFile {
     /// Writes it anew, durably; the caller syncs the directory.
     pub(super) fn create(dir: &Path, marker: Marker) -> Result<Self, SpoolError> {
         let path = dir.join(NAME);
-        let write = || {
-            let mut options = OpenOptions::new();
-            let file =
-                options.write(true).create(true).truncate(false).mode(PRIVATE).open(&path)?;
-            file.write_all_at(&marker.encode(), 0)?;
-            file.sync_all()?;
-            Ok(file)
-        };
-        let file = write().map_err(SpoolError::io("writing", &path))?;
-        Ok(Self { file, marker })
+        let file = write(&path, &marker).map_err(SpoolError::io("writing", &path))?;
+        Ok(Self(Arc::new(Mutex::new(Open { path, file, marker }))))
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells that everything before `durable` is.
-    pub(super) fn tell(&mut self, durable: u64) -> io::Result<()> {
-        self.marker.durable = durable;
-        self.file.write_all_at(&self.marker.encode(), 0)
+    pub(super) fn tell(&self, durable: u64) -> io::Result<()> {
+        let mut open = self.open();
+        open.marker.durable = durable;
+        open.file.write_all_at(&open.marker.encode(), 0)
     }
 
     /// Makes what was told last survive a power cut.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.open().file.sync_data()
     }
+
+    /// Makes it again, if somebody has removed, replaced or damaged it.
+    pub(super) fn look(&self) -> Result<(), SpoolError> {
+        let mut open = self.open();
+        let own = open.file.metadata().map(|file| (file.dev(), file.ino()));
+        let is_named =
+            own.is_ok_and(|own| segment::identity(&open.path).is_ok_and(|named| named == own));
+        let says = Marker::read_from(&open.file).ok().flatten();
+        if is_named && says == Some(open.marker) {
+            return Ok(());
+        }
+        let path = &open.path;
+        let file = write(path, &open.marker).map_err(SpoolError::io("writing", path))?;
+        path.parent().map_or(Ok(()), segment::sync_dir)?;
+        FILES_RENEWED.with(["durable"]).add(1);
+        tracing::warn!(
+            "{}: it was removed, replaced or damaged under the gateway, and says again how far readings are durable",
+            path.display()
+        );
+        open.file = file;
+        Ok(())
+    }
+}
+
+fn write(path: &Path, marker: &Marker) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let file =
+        options.read(true).write(true).create(true).truncate(false).mode(PRIVATE).open(path)?;
+    file.write_all_at(&marker.encode(), 0)?;
+    file.sync_all()?;
+    Ok(file)
 }
 
 /// Names the time since the system started; zeros where it does not say.
@@ -142,11 +203,11 @@ mod tests {
     #[test]
     fn it_comes_back_and_every_flipped_bit_makes_it_none() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Marker::read(dir.path()).unwrap(), None);
+        assert_eq!(Marker::read(dir.path()).unwrap(), Found::Absent);
         let spool = SpoolId([7; 16]);
-        let mut file = MarkerFile::create(dir.path(), Marker::new(spool, 5)).unwrap();
+        let file = MarkerFile::create(dir.path(), Marker::new(spool, 5)).unwrap();
         file.tell(0x1_0000_0001).unwrap();
-        let marker = Marker::read(dir.path()).unwrap().unwrap();
+        let marker = Marker::read(dir.path()).unwrap().whole().unwrap();
         assert_eq!((marker.spool, marker.durable), (spool, 0x1_0000_0001));
         assert!(marker.is_of_this_boot());
         let whole = std::fs::read(dir.path().join(NAME)).unwrap();
@@ -154,10 +215,10 @@ mod tests {
             let mut flipped = whole.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             std::fs::write(dir.path().join(NAME), flipped).unwrap();
-            assert_eq!(Marker::read(dir.path()).unwrap(), None, "bit {bit}");
+            assert_eq!(Marker::read(dir.path()).unwrap(), Found::Damaged, "bit {bit}");
         }
         std::fs::write(dir.path().join(NAME), &whole[..63]).unwrap();
-        assert_eq!(Marker::read(dir.path()).unwrap(), None);
+        assert_eq!(Marker::read(dir.path()).unwrap(), Found::Damaged);
     }
 
     #[test]

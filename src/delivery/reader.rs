@@ -189,7 +189,7 @@ impl Reader {
     fn ask(&mut self) -> Result<(), SpoolError> {
         self.durable = match &self.limit {
             Limit::Gateway(durable) => *durable.borrow(),
-            Limit::File => match Marker::read(&self.dir)? {
+            Limit::File => match Marker::read(&self.dir)?.whole() {
                 Some(marker) if marker.spool == self.spool => marker.durable.max(self.durable),
                 Some(_) => return Err(SpoolError::Mixed(self.dir.clone())),
                 None => return Err(SpoolError::Unmarked(self.dir.clone())),

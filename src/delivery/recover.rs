@@ -7,11 +7,14 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use duet_telemetry::catalogue::FILES_RENEWED;
+
+use super::cursor::{self, Position};
 use super::cut;
 use super::error::SpoolError;
 use super::format::{DATA_START, Header, RECORD_HEAD};
 use super::id::SpoolId;
-use super::marker::Marker;
+use super::marker::{self, Found, Marker};
 use super::scan::{Scan, Step};
 use super::segment::{self, PRIVATE};
 use super::spool::SpoolConfig;
@@ -32,12 +35,54 @@ pub struct Recovery {
     pub kept_aside: Option<PathBuf>,
     /// How many confirmed readings are known to be missing at the end.
     pub missing: u64,
+    /// Why nothing said how far readings had been confirmed, where something should have.
+    pub unmarked: Option<Unmarked>,
+    /// The file that remembers which spool is here, where there was none beside a spool that was there.
+    pub unnamed: Option<PathBuf>,
+}
+
+/// What was wrong with `spool.durable` at a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmarked {
+    /// It was there and could not be read.
+    Damaged,
+    /// It was not there, although readings were.
+    Gone,
 }
 
 impl Recovery {
     /// What an operator should know of it.
     #[must_use]
-    pub fn told(&self, dir: &Path) -> Option<String> {
+    pub fn told(&self, dir: &Path) -> Vec<String> {
+        [self.of_the_name(dir), self.of_the_marker(dir), self.of_the_tail(dir)]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    fn of_the_name(&self, dir: &Path) -> Option<String> {
+        let file = self.unnamed.as_ref()?.display();
+        Some(format!(
+            "{file}: it was gone, which remembers the spool that was here at the last start, so the one that is in {} was not \
+             compared with it; that one is remembered from now on",
+            dir.display()
+        ))
+    }
+
+    fn of_the_marker(&self, dir: &Path) -> Option<String> {
+        let was = match self.unmarked? {
+            Unmarked::Damaged => "was damaged",
+            Unmarked::Gone => "was gone",
+        };
+        Some(format!(
+            "{}: it {was}, which said how far readings had been confirmed, and is made anew: whether confirmed readings are \
+             missing at the end, only cursors can tell. If something was done to this directory, stop the gateway and bring \
+             all of its files back",
+            dir.join(marker::NAME).display()
+        ))
+    }
+
+    fn of_the_tail(&self, dir: &Path) -> Option<String> {
         let (dir, bytes) = (dir.display(), self.cut_bytes);
         match (&self.kept_aside, self.missing) {
             (None, _) if bytes == 0 => None,
@@ -75,15 +120,17 @@ pub(super) struct Tail {
 pub(super) fn recover(config: &SpoolConfig) -> Result<(Tail, Recovery), SpoolError> {
     let dir = &config.dir;
     let mut entries = segment::list(dir)?;
-    let marker = Marker::read(dir)?;
+    let found = Marker::read(dir)?;
+    let marker = found.whole();
     let known = Known::read(config.known.as_deref())?;
     let mut recovery = Recovery { segments: entries.len() as u64, ..Recovery::default() };
     let Some(last) = entries.pop() else {
         if let Some(known) = known.id {
             return Err(known_error(config, known, None));
         }
-        if let Some(marker) = marker {
-            return Err(SpoolError::Emptied { dir: dir.clone(), durable: marker.durable });
+        if found != Found::Absent {
+            let durable = marker.map(|marker| marker.durable);
+            return Err(SpoolError::Emptied { dir: dir.clone(), durable });
         }
         segment::remove_spare(dir)?;
         recovery.segments = 1;
@@ -113,7 +160,21 @@ pub(super) fn recover(config: &SpoolConfig) -> Result<(Tail, Recovery), SpoolErr
     let end = scan.next_index;
     let leftover = scan.leftover()?;
     recovery.cut_bytes = leftover;
-    recovery.missing = marker.map_or(0, |marker| marker.durable.saturating_sub(end));
+    // A start that was killed at the very first has left no reading and no marker.
+    let has_stored = scan.header.first_index > 0 || recovery.tail_records > 0 || leftover > 0;
+    recovery.unmarked = match found {
+        Found::Whole(_) => None,
+        Found::Damaged => Some(Unmarked::Damaged),
+        Found::Absent => has_stored.then_some(Unmarked::Gone),
+    };
+    FILES_RENEWED.with(["durable"]).add(u64::from(recovery.unmarked.is_some()));
+    recovery.unnamed = config.known.clone().filter(|_| has_stored && known.id.is_none());
+    FILES_RENEWED.with(["spool-id"]).add(u64::from(recovery.unnamed.is_some()));
+    // What somebody has read was durable, too.
+    let own = |position: &Position| position.spool == spool;
+    let read = cursor::readable_cursors(dir)?.into_iter().filter(own).map(|one| one.index).max();
+    let durable = marker.map(|marker| marker.durable).max(read);
+    recovery.missing = durable.map_or(0, |durable| durable.saturating_sub(end));
     // A marker of this boot is exact: what lies beyond was never confirmed. One from before may be old.
     let exact = marker.is_some_and(|marker| marker.is_of_this_boot());
     let damaged = recovery.missing > 0 || (leftover > 0 && !exact && !scan.is_unfinished()?);

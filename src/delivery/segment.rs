@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use duet_telemetry::catalogue::FILES_RENEWED;
+
 use super::error::{Damage, SpoolError, is_no_space};
 use super::format::{HEADER_LEN, Header};
 
@@ -213,9 +215,7 @@ pub(super) fn create_dir(dir: &Path) -> Result<(), SpoolError> {
 
 /// The right to write to a directory, for as long as it lives.
 #[derive(Debug)]
-pub(super) struct Lock {
-    _file: File,
-}
+pub(super) struct Lock(File);
 
 impl Lock {
     pub(super) fn take(dir: &Path) -> Result<Self, SpoolError> {
@@ -252,7 +252,23 @@ impl Lock {
             writeln!(file, "{}", std::process::id())
         };
         write(&mut file).map_err(SpoolError::io("writing", &path))?;
-        Ok(Self { _file: file })
+        Ok(Self(file))
+    }
+
+    /// Takes it again, if somebody has removed or replaced its file: another gateway would find the directory free.
+    pub(super) fn look(&mut self, dir: &Path) -> Result<(), SpoolError> {
+        let path = dir.join(LOCK);
+        let own = self.0.metadata().map(|file| (file.dev(), file.ino()));
+        if own.is_ok_and(|own| identity(&path).is_ok_and(|named| named == own)) {
+            return Ok(());
+        }
+        *self = Self::take(dir)?;
+        FILES_RENEWED.with(["lock"]).add(1);
+        tracing::warn!(
+            "{}: it was removed or replaced under the gateway, and keeps others away again",
+            path.display()
+        );
+        Ok(())
     }
 }
 

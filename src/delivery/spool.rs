@@ -2,8 +2,8 @@
 //! its threads; what they do stands in `writer` and `check`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use duet_telemetry::catalogue::SPOOL_MAX;
@@ -18,7 +18,7 @@ use super::file::Runtime;
 use super::format::{DATA_START, MAX_SEGMENT_BYTES};
 use super::health::{Health, Teller};
 use super::id::SpoolId;
-use super::keeper::{Care, Keeper};
+use super::keeper::{Care, Keeper, SmallFiles};
 use super::marker::{Marker, MarkerFile};
 use super::recover::{Recovery, recover};
 use super::retention::Retention;
@@ -141,7 +141,9 @@ impl Spool {
             .transpose()?;
         let first_care = Care { cuts: cuts(&config.dir)?.len(), untrimmed: None };
         let (care_teller, care) = watch::channel(first_care);
-        let keeper = Keeper::begin(&config.dir, config.retention, care_teller)?;
+        let lock = Arc::new(Mutex::new(lock));
+        let small = SmallFiles { marker: marker.clone(), lock: Arc::downgrade(&lock) };
+        let keeper = Keeper::begin(&config.dir, small, config.retention, care_teller)?;
         let (scarce, commits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let shared = Shared {
             durable: durable_end,

@@ -81,7 +81,7 @@ fn end(dir: &Path, durable: u64) -> Result<End, SpoolError> {
     let records = scan.next_index.saturating_sub(durable);
     let torn = scan.leftover()? > 0;
     // A gateway may have started since the durable end was read.
-    let Some(marker) = Marker::read(dir)?.filter(|marker| marker.durable == durable) else {
+    let Some(marker) = Marker::read(dir)?.whole().filter(|marker| marker.durable == durable) else {
         return Ok(End::Clean);
     };
     let records = if marker.is_of_this_boot() { 0 } else { records };

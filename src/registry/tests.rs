@@ -567,3 +567,26 @@ fn a_file_that_lost_its_name_takes_no_change_until_it_has_it_again() {
     let registry = Registry::open(&path).unwrap();
     assert!(registry.show(&name("a")).unwrap().revoked_s.is_some());
 }
+
+/// Without it nobody could tell an older copy, which knows nothing of what was revoked since.
+#[test]
+fn what_says_how_far_a_registry_has_come_is_told_when_it_is_gone_or_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, seen) = (dir.path().join(FILE), dir.path().join("registry.seen"));
+    let told = || Registry::open(&path).unwrap().told();
+    assert_eq!(Registry::create(&path).unwrap().told(), None);
+    std::fs::remove_file(&seen).unwrap();
+    assert_eq!(told(), None, "nothing has been revoked in a new one");
+    Registry::open(&path).unwrap().add(keyed("a", 1), NOW_S).unwrap();
+    let whole = std::fs::read(&seen).unwrap();
+    for harm in [None, Some(&b""[..]), Some(&whole[..40]), Some(&[7; 64][..])] {
+        match harm {
+            None => std::fs::remove_file(&seen).unwrap(),
+            Some(bytes) => std::fs::write(&seen, bytes).unwrap(),
+        }
+        let said = told().unwrap();
+        assert!(said.contains("registry.seen: it was gone or damaged"), "{said}");
+        assert_eq!(std::fs::read(&seen).unwrap(), whole, "it was made anew");
+        assert_eq!(told(), None);
+    }
+}

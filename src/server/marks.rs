@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use crate::delivery::{Cursor, Hold, Source, SpoolError, SpoolSource};
+use crate::delivery::{Cursor, Hold, Source, SpoolError, SpoolId, SpoolSource};
 use crate::registry::{CommitMark, Registry, RegistryError, SpoolCursor};
 
 /// How often marks are copied.
@@ -38,6 +38,8 @@ pub(super) struct Marks {
     cursor: Cursor,
     /// Up to where the registry says it has come.
     saved: u64,
+    /// That this is another spool than the registry knows, for people.
+    pub(super) told: Option<String>,
 }
 
 impl Marks {
@@ -49,12 +51,26 @@ impl Marks {
         source: SpoolSource,
     ) -> Result<Self, MarksError> {
         let spool = source.spool_id();
-        let saved = registry.spool_cursor()?.filter(|saved| saved.spool == spool.0);
+        let known = registry.spool_cursor()?;
+        let another = known.filter(|known| known.spool != spool.0);
+        let saved = known.filter(|saved| saved.spool == spool.0);
         let (first, end) = (source.first(), source.durable());
         // The registry's word counts: what the cursor's file says is there for the one who trims.
         let from = saved.map_or(first, |saved| saved.index).clamp(first, end);
         let cursor = Cursor::open_or_renew(dir, NAME, spool, from, Hold::Always)?;
-        let mut marks = Self { registry, source, cursor, saved: from };
+        let told = another.map(|known| {
+            format!(
+                "{}: this is spool {spool}, and the registry last knew spool {}: what is stored there and was not passed on is not \
+                 here. If its disk is not mounted, stop the gateway and mount it",
+                dir.display(),
+                SpoolId(known.spool),
+            )
+        });
+        if told.is_some() {
+            // Said once.
+            registry.merge_marks(SpoolCursor { spool: spool.0, index: from }, Vec::new())?;
+        }
+        let mut marks = Self { registry, source, cursor, saved: from, told };
         let mut at = from;
         while at < end {
             let (next, found) = marks.read(at)?;
@@ -225,7 +241,9 @@ mod tests {
         std::fs::remove_dir_all(dir.path().join("spool")).unwrap();
         let registry = Arc::new(Registry::open(&path).unwrap());
         let spool = start(dir.path());
-        restore(dir.path(), &spool, &registry);
+        let told = restore(dir.path(), &spool, &registry).told.unwrap();
+        assert!(told.contains(&spool.id().to_string()), "{told}");
+        assert_eq!(restore(dir.path(), &spool, &registry).told, None, "once");
         assert_eq!(state(&registry), (50, Some(ReadingId { hello: [1; 12], sequence: 4 })));
         spool.shutdown().unwrap();
     }

@@ -2,9 +2,14 @@
 
 use std::fs;
 
-use duet::delivery::{Durability, End, Spool, SpoolError, acknowledge_cuts, cuts, trim, verify};
+use duet::delivery::{
+    Durability, End, Hold, Reader, Source as _, Spool, SpoolError, Unmarked, acknowledge_cuts,
+    cuts, trim, verify,
+};
 
-use crate::world::{all, config, first_segment, marker, of_another_boot, store};
+use crate::world::{
+    all, config, eventually, first_segment, grow, log_files, marker, of_another_boot, store,
+};
 
 #[test]
 fn a_tail_cut_anywhere_leaves_whole_groups_and_takes_new_ones() {
@@ -132,7 +137,7 @@ fn a_damaged_last_commit_is_kept_aside_and_told_until_somebody_has_looked() {
         let damaged = &bytes[4096 + 3 * record..4096 + 5 * record];
         assert_eq!(fs::read(&aside).unwrap(), damaged);
         assert_eq!(spool.recovery.missing, if boot == "this" { 2 } else { 0 });
-        let told = spool.recovery.told(&path).unwrap();
+        let told = spool.recovery.told(&path).join("\n");
         assert!(told.contains(aside.to_str().unwrap()) && told.contains("ack-cut"), "{told}");
         // The readings' place is not given to others, whoever has seen them there.
         assert_eq!((store(&spool, 3, 1), spool.id()), (Durability::Durable, id));
@@ -201,4 +206,102 @@ fn a_newest_segment_that_is_missing_at_the_start_is_told() {
     }
     let refused = Spool::start(config(dir.path())).err().unwrap().to_string();
     assert!(refused.contains("no segment left, although 5001 readings"), "{refused}");
+}
+
+/// Without it nobody would know that confirmed readings are missing.
+#[test]
+fn a_marker_that_is_gone_or_damaged_at_the_start_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let start = || Spool::start(config(dir.path())).unwrap();
+    start().shutdown().unwrap();
+    // A start that was killed at the very first leaves none.
+    fs::remove_file(marker(dir.path())).unwrap();
+    let spool = start();
+    assert_eq!((spool.recovery.unmarked, spool.recovery.told(&path)), (None, Vec::new()));
+    store(&spool, 1, 3);
+    spool.shutdown().unwrap();
+    let whole = fs::read(marker(dir.path())).unwrap();
+    let mut flipped = whole.clone();
+    flipped[24] ^= 1;
+    for (harm, expected) in [
+        (None, Unmarked::Gone),
+        (Some(&[][..]), Unmarked::Damaged),
+        (Some(&whole[..40]), Unmarked::Damaged),
+        (Some(&flipped[..]), Unmarked::Damaged),
+    ] {
+        match harm {
+            None => fs::remove_file(marker(dir.path())).unwrap(),
+            Some(bytes) => fs::write(marker(dir.path()), bytes).unwrap(),
+        }
+        let spool = start();
+        assert_eq!(spool.recovery.unmarked, Some(expected));
+        let told = spool.recovery.told(&path).join("\n");
+        assert!(told.contains("spool.durable: it was") && told.contains("bring"), "{told}");
+        spool.shutdown().unwrap();
+        let spool = start();
+        assert_eq!(spool.recovery.unmarked, None, "it was made anew");
+        spool.shutdown().unwrap();
+    }
+    // With the segments gone, too, nothing begins anew by itself.
+    fs::remove_file(first_segment(dir.path())).unwrap();
+    fs::write(marker(dir.path()), flipped).unwrap();
+    let refused = Spool::start(config(dir.path())).err().unwrap().to_string();
+    assert!(
+        refused.contains("no segment left, although `spool.durable`, which is damaged"),
+        "{refused}"
+    );
+}
+
+/// An index that somebody has read must not name another reading.
+#[test]
+fn what_a_cursor_has_passed_was_durable_though_the_marker_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    let end = grow(&spool, &path, 2);
+    let mut cursor = spool.source().cursor("nats", Hold::Required).unwrap();
+    cursor.set(end).unwrap();
+    drop(cursor);
+    spool.shutdown().unwrap();
+    let newest = log_files(&path).pop().unwrap();
+    fs::remove_file(newest).unwrap();
+    fs::remove_file(marker(dir.path())).unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    assert!(spool.recovery.missing > 0 && spool.recovery.kept_aside.is_some());
+    assert_eq!(spool.recovery.told(&path).len(), 2);
+    assert!(spool.source().durable() >= end);
+    spool.shutdown().unwrap();
+}
+
+#[test]
+fn small_files_that_are_removed_or_damaged_under_a_gateway_are_there_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    store(&spool, 1, 3);
+    let file = marker(dir.path());
+    let harms: [&dyn Fn(); 4] = [
+        &|| fs::remove_file(&file).unwrap(),
+        &|| fs::write(&file, b"").unwrap(),
+        &|| fs::write(&file, [7; 64]).unwrap(),
+        &|| {
+            fs::rename(&file, dir.path().join("elsewhere")).unwrap();
+            fs::write(&file, b"another").unwrap();
+        },
+    ];
+    for (harm, count) in harms.iter().zip(4..) {
+        harm();
+        eventually("readers can read again", || Reader::open(&path).is_ok());
+        store(&spool, 2, 1);
+        assert_eq!(all(&path).len(), count);
+    }
+    fs::remove_file(path.join("spool.lock")).unwrap();
+    eventually("the lock is there again", || {
+        fs::read(path.join("spool.lock")).is_ok_and(|pid| !pid.is_empty())
+    });
+    let second = Spool::start(config(dir.path())).err().unwrap();
+    assert!(matches!(second, SpoolError::Locked { .. }), "{second}");
+    spool.shutdown().unwrap();
+    assert_eq!(verify(&path).unwrap().end, End::Clean);
 }

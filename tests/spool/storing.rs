@@ -170,3 +170,24 @@ fn a_disk_that_is_not_mounted_makes_no_second_spool() {
     assert_eq!((spool.id(), spool.recovery.tail_records), (id, 3));
     spool.shutdown().unwrap();
 }
+
+/// Without it another spool, or none, would not be noticed.
+#[test]
+fn what_remembers_the_spool_is_told_when_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let known = dir.path().join("spool.id");
+    let config = || SpoolConfig { known: Some(known.clone()), ..config(dir.path()) };
+    let spool = Spool::start(config()).unwrap();
+    assert_eq!(spool.recovery.unnamed, None, "nothing was there before");
+    store(&spool, 1, 1);
+    spool.shutdown().unwrap();
+    std::fs::remove_file(&known).unwrap();
+    let spool = Spool::start(config()).unwrap();
+    assert_eq!(spool.recovery.unnamed.as_ref(), Some(&known));
+    let told = spool.recovery.told(&config().dir).join("\n");
+    assert!(told.contains("spool.id: it was gone"), "{told}");
+    spool.shutdown().unwrap();
+    let spool = Spool::start(config()).unwrap();
+    assert_eq!(spool.recovery.unnamed, None);
+    spool.shutdown().unwrap();
+}
