@@ -136,7 +136,7 @@ impl<E: Engine, S: Sink> Host<E, S> {
     }
 
     fn publish(&mut self) {
-        self.notices.iter().for_each(Notices::live);
+        self.notices.iter_mut().for_each(Notices::live);
         let pending = self.shard.pending();
         let live = self.shard.sessions() - pending;
         self.gauges.pending.store(pending as u64, Ordering::Relaxed);

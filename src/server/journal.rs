@@ -9,15 +9,17 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use duet_telemetry::catalogue::FILES_RENEWED;
+
 use crate::delivery::{Batch, Durability, Notice, Reason, Submitter, Urgency};
-use crate::identity::now_ms;
+use crate::identity::{self, now_ms};
 
 /// The folder in the state directory.
 const DIR: &str = "presence";
@@ -143,9 +145,29 @@ impl Journal {
         }
     }
 
-    /// A sign of life: the file's time says when the gateway was last alive.
-    pub(super) fn live(&self) {
+    /// A sign of life: the file's time says when the gateway was last alive. A file that somebody removed or replaced is
+    /// made again, and holds who comes from now on.
+    pub(super) fn live(&mut self) {
         let _ = self.file.set_modified(SystemTime::now());
+        let own = self.file.metadata().map(|file| (file.dev(), file.ino()));
+        if own.is_ok_and(|own| identity::is_at(&self.path, own).unwrap_or(true)) {
+            return;
+        }
+        // What stands there instead is nobody's: the folder is this run's.
+        let _ = fs::remove_file(&self.path);
+        let made = self
+            .path
+            .parent()
+            .map_or(Ok(()), |dir| DirBuilder::new().recursive(true).mode(0o700).create(dir));
+        // Where it cannot be made it is tried again in a second.
+        let Ok(file) = made.and_then(|()| create(&self.path)) else { return };
+        (self.file, self.written, self.long) = (file, 0, LONG);
+        FILES_RENEWED.with(["presence"]).add(1);
+        tracing::warn!(
+            "{}: it was removed or replaced under the gateway, and is made again; if this gateway is killed, upstreams will not hear \
+             that devices left which came before",
+            self.path.display()
+        );
     }
 
     /// Goes on in a new file, and has the old one written anew with a line for each device. An old one that could not be
@@ -340,6 +362,34 @@ mod tests {
             fs::write(run.join("0"), &whole[..cut]).unwrap();
             assert!(online(dir.path()).contains_key("meter"), "{cut}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_removed_under_the_gateway_is_there_again_for_whoever_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("7");
+        fs::create_dir(&run).unwrap();
+        let mut journal = Journals { dir: run.clone() }.shard(0).unwrap();
+        let found = |at: &Path| {
+            let ended = ended(at).unwrap().remove(0);
+            here(&ended.online).map(|(device, _)| device.to_owned()).collect::<Vec<_>>()
+        };
+        let mut come = |harm: &dyn Fn(), device: &str, expected: &[&str]| {
+            harm();
+            journal.live();
+            journal.online(device, 5);
+            journal.flush();
+            assert_eq!(found(dir.path()), expected);
+        };
+        come(&|| (), "meter", &["meter"]);
+        come(&|| fs::remove_dir_all(&run).unwrap(), "pump", &["pump"]);
+        come(&|| fs::remove_file(run.join("0")).unwrap(), "valve", &["valve"]);
+        let replaced = || {
+            fs::rename(run.join("0"), dir.path().join("elsewhere")).unwrap();
+            fs::write(run.join("0"), b"-").unwrap();
+        };
+        come(&replaced, "lamp", &["lamp"]);
+        come(&|| (), "meter", &["lamp", "meter"]);
     }
 
     /// Sessions are handed over by the run before, whatever the clock said when it began.

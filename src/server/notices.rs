@@ -23,8 +23,8 @@ impl Notices {
     }
 
     /// A second has passed.
-    pub(super) fn live(&self) {
-        self.journal.iter().for_each(Journal::live);
+    pub(super) fn live(&mut self) {
+        self.journal.iter_mut().for_each(Journal::live);
     }
 
     pub(super) fn online(
