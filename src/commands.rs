@@ -228,7 +228,7 @@ pub trait Ways: Send {
 }
 
 /// How shards, and others that must not wait, tell the queue something. What it has no room for is dropped: devices repeat
-/// their results, and the queue asks again for the rest.
+/// their results, which their shards take again, and the queue asks again for the rest.
 #[derive(Clone)]
 pub struct Teller(SyncSender<Input>);
 
@@ -238,18 +238,21 @@ impl Teller {
         let _ = self.0.try_send(Input::Sent(id));
     }
 
-    /// A shard is done with a command. The shard is to be told when that is on disk, if there is a record.
+    /// A shard is done with a command. The shard is told whether that is on disk, if there is a record. False if it was
+    /// dropped.
+    #[must_use]
     pub fn ended(
         &self,
         shard: usize,
         id: u64,
         result: Result<CommandAnswer, CommandFailure>,
         record: Option<(SessionId, u32)>,
-    ) {
-        let _ = self.0.try_send(Input::Ended { shard, id, result, record });
+    ) -> bool {
+        self.0.try_send(Input::Ended { shard, id, result, record }).is_ok()
     }
 
-    /// A device answered something that its shard had not asked.
+    /// A device answered something that its shard had not asked. The rest is as with [`ended`](Self::ended).
+    #[must_use]
     pub fn unexpected(
         &self,
         shard: usize,
@@ -257,8 +260,8 @@ impl Teller {
         number: u32,
         answer: CommandAnswer,
         record: (SessionId, u32),
-    ) {
-        let _ = self.0.try_send(Input::Unexpected { shard, device, number, answer, record });
+    ) -> bool {
+        self.0.try_send(Input::Unexpected { shard, device, number, answer, record }).is_ok()
     }
 
     /// These ends are stored for the upstreams, or could not be: then they are handed on again.

@@ -51,6 +51,7 @@ pub use self::marks::MarksError;
 use self::notices::Notices;
 pub use self::probe::{Probe, probe};
 use self::quota::{Allowance, Quotas};
+use self::refusals::Telling;
 use self::upstreams::Forwarding;
 pub use self::upstreams::{UpstreamError, expected_cursors, forget};
 use crate::admin::{Activity, Dropped, Fault, Gateway, Phase, Status};
@@ -123,6 +124,7 @@ pub struct Server {
     spool: Spool,
     /// The thread that copies marks from the spool, and what stops it.
     marks: (mpsc::Sender<()>, JoinHandle<()>),
+    refusals: Telling,
     control: Arc<Control>,
 }
 
@@ -249,6 +251,8 @@ impl Server {
         let (mut threads, ended) = (Vec::new(), Arc::new(Notify::new()));
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
         let presence = Arc::new(Watch::new(config.shards));
+        let (notes, refusals) = Telling::begin(Arc::clone(&presence))
+            .map_err(|_| ServerError::System("a thread"))?;
         let most = config.limits.max_sessions as usize;
         let handed = handed_over(inherited, &node_key, keys, most).map(Arc::new);
         let (tell_taken, taken) = mpsc::channel::<TakenOver>();
@@ -274,6 +278,7 @@ impl Server {
             let sink =
                 sink::SpoolSink::new(spool.submitter(), own, quotas, presence.values(io.index()));
             let (gauges, teller) = (Arc::clone(&gauges[io.index()]), commands.teller());
+            let notes = notes.clone();
             let watch = Arc::clone(&presence);
             let journal = journals.as_ref().and_then(|all| all.shard(io.index()).ok());
             let notices = config.notices.presence.then(|| Notices::new(spool.submitter(), journal));
@@ -289,7 +294,7 @@ impl Server {
                     let mut shard = Shard::new(settings, directory, engine, sink, random);
                     // R113: what is queued comes by mail.
                     shard.handle_mail(transport::now(), Mail::CommandsBehind(true));
-                    let mut host = Host::new(shard, gauges, teller, watch, notices);
+                    let mut host = Host::new(shard, gauges, teller, watch, notices, notes);
                     if let Some((handed, tell)) = handed {
                         let via = |local| io.via(LocalAddress::from_parts(local));
                         // Whoever starts the shards waits for it.
@@ -355,6 +360,7 @@ impl Server {
             ended,
             spool,
             marks,
+            refusals,
             control,
         })
     }
@@ -417,6 +423,7 @@ impl Server {
         }
         // What devices said last is recorded before the spool, to which it goes on, ends.
         self.control.commands.shutdown();
+        self.refusals.end();
         let (stop, marks) = self.marks;
         // Dropped, it tells the thread to copy once more and end.
         drop(stop);

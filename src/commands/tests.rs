@@ -439,6 +439,49 @@ fn a_result_that_comes_late_is_recorded_and_acknowledged() {
     );
 }
 
+/// A device repeats its result in the same record, which its shard takes again only if it is told that the first one was not
+/// kept. Otherwise the device would be silent for half a minute and shake hands anew.
+#[test]
+fn a_result_that_is_not_recorded_is_given_back_to_its_shard() {
+    let refused = |world: &mut World| {
+        let mail = std::mem::take(&mut *world.told.mail.lock().unwrap());
+        mail.into_iter().filter_map(|(shard, mail)| match mail {
+            Mail::NotStored(records) => Some((shard, records)),
+            Mail::Durable(_) => panic!("it is not on disk"),
+            _ => None,
+        })
+    };
+    let shard = usize::from(device(1).slot()) % 2;
+    // In the turn whose write fails, and while the file is tried again; also where nobody asked.
+    for late in [false, true] {
+        let mut world = World::new();
+        world.devices.insert(device(1), Device::default());
+        queued(&mut world, order(1, b"ab")).unwrap();
+        world.read_mail(usize::MAX);
+        world.shelf.0.lock().unwrap().fails_after = Some(0);
+        if late {
+            drop(world.queue(order(2, b"c")));
+            world.turn();
+        }
+        world.wake(device(1), true);
+        world.turn();
+        let given: Vec<_> = refused(&mut world).collect();
+        assert_eq!(given, [(shard, vec![(SessionId(1), 1)])]);
+        assert!(!world.worker.is_well());
+        world.wake(device(1), false);
+        world.turn();
+        assert_eq!(refused(&mut world).collect::<Vec<_>>(), [(shard, vec![(SessionId(1), 2)])]);
+    }
+    // What found the inbox full.
+    let (inbox, _waiting) = sync_channel(1);
+    let teller = Teller(inbox);
+    let answer = || CommandAnswer { status: 0, output: Vec::new() };
+    let record = (SessionId(1), 3);
+    assert!(teller.ended(0, 1, Ok(answer()), Some(record)));
+    assert!(!teller.ended(0, 1, Ok(answer()), Some(record)));
+    assert!(!teller.unexpected(0, device(1), 1, answer(), record));
+}
+
 /// R116: a device that has had a higher number would take none of ours.
 #[test]
 fn a_number_above_ours_renumbers_what_waits() {

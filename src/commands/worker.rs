@@ -167,6 +167,7 @@ impl<S: Store> Worker<S> {
             self.lazy_since = None;
             if let Err(error) = self.store.save(&change) {
                 after.into_iter().for_each(|after| after(false));
+                recorded.into_iter().for_each(|(shard, record)| self.give_back(shard, record));
                 self.fail(&error);
                 return self.post(ways);
             }
@@ -383,8 +384,17 @@ impl<S: Store> Worker<S> {
                 Input::Request(request) => request.refuse(&QueueError::Unwritten),
                 Input::Told { .. } => self.telling = self.telling.saturating_sub(1),
                 Input::Revoked(device) => self.revoked.push(device),
-                _ => {}
+                Input::Ended { shard, record: Some(record), .. }
+                | Input::Unexpected { shard, record, .. } => self.give_back(shard, record),
+                Input::Ended { record: None, .. } | Input::Sent(_) | Input::Stop => {}
             }
+        }
+    }
+
+    /// A result is not recorded: when the device repeats it, its shard is to take it.
+    fn give_back(&mut self, shard: usize, record: (SessionId, u32)) {
+        if let Some(posts) = self.posts.get_mut(shard) {
+            posts.push_back(Mail::NotStored(vec![record]));
         }
     }
 

@@ -17,7 +17,7 @@ use duet_telemetry::{Histogram, catalogue as metrics};
 use super::handover::Left;
 use super::notices::Notices;
 use super::publish::{Look, Published};
-use super::refusals::Refusals;
+use super::refusals::Notes;
 use crate::commands::Teller;
 use crate::presence::Watch;
 
@@ -47,7 +47,7 @@ pub(super) struct Host<E: Engine, S: Sink> {
     notices: Option<Notices>,
     publish_at_us: u64,
     published: Published,
-    refusals: Refusals,
+    refusals: Notes,
     hello_batch: Histogram,
     hello_wait: Histogram,
     hello_batch_seconds: Histogram,
@@ -60,6 +60,7 @@ impl<E: Engine, S: Sink> Host<E, S> {
         commands: Teller,
         presence: Arc<Watch>,
         notices: Option<Notices>,
+        refusals: Notes,
     ) -> Self {
         let Settings { keys, index, .. } = shard.settings();
         let published = Published::new(*index, keys);
@@ -71,7 +72,7 @@ impl<E: Engine, S: Sink> Host<E, S> {
             notices,
             publish_at_us: 0,
             published,
-            refusals: Refusals::default(),
+            refusals,
             hello_batch: metrics::HELLO_BATCH.one(),
             hello_wait: metrics::HELLO_WAIT.one(),
             hello_batch_seconds: metrics::HELLO_BATCH_SECONDS.one(),
@@ -84,15 +85,16 @@ impl<E: Engine, S: Sink> Host<E, S> {
             match event {
                 Event::CommandSent { token, .. } => self.commands.sent(token),
                 Event::CommandResult { token, result, record } => {
-                    self.commands.ended(index, token, result, record);
+                    if !self.commands.ended(index, token, result, record) {
+                        self.shard.handle_mail(now, Mail::NotStored(Vec::from_iter(record)));
+                    }
                 }
                 Event::UnexpectedResult { device, number, answer, record } => {
-                    self.commands.unexpected(index, device, number, answer, record);
+                    if !self.commands.unexpected(index, device, number, answer, record) {
+                        self.shard.handle_mail(now, Mail::NotStored(vec![record]));
+                    }
                 }
-                Event::Refused(refused) => {
-                    self.refusals.tell(now.mono_us, &refused);
-                    self.presence.refused(index, now.unix_ms, &refused);
-                }
+                Event::Refused(refused) => self.refusals.leave(index, now.unix_ms, refused),
                 Event::Online { name, carrier, address, profile, replaced: false, .. } => {
                     if let Some(notices) = &mut self.notices {
                         notices.online(&name, now.unix_ms, carrier, profile, address);

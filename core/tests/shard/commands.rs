@@ -81,6 +81,32 @@ fn until_a_result_is_recorded_more_may_wait() {
     assert!(device.may_sleep(world.now.mono_us), "told with the acknowledgement");
 }
 
+/// A result that could not be recorded is told of again when its record comes again, and acknowledged once it is.
+#[test]
+fn a_result_that_was_not_recorded_is_taken_when_it_comes_again() {
+    let mut world = World::new();
+    let mut device = world.opened();
+    world.shard.handle_mail(world.now, Mail::Command(command(1)));
+    assert_eq!(settle(&mut world, &mut device), [1]);
+    let first = record(&mut world).unwrap();
+    world.shard.handle_mail(world.now, Mail::NotStored(vec![first]));
+    device.rest(world.now.mono_us);
+    settle(&mut world, &mut device);
+    assert!(!device.may_sleep(world.now.mono_us));
+    world.pass(1_000_000);
+    settle(&mut world, &mut device);
+    assert_eq!(record(&mut world), Some(first), "the same record");
+    world.shard.handle_mail(world.now, Mail::Durable(vec![first]));
+    settle(&mut world, &mut device);
+    device.rest(world.now.mono_us);
+    settle(&mut world, &mut device);
+    assert!(device.may_sleep(world.now.mono_us));
+    // A drain waits for nothing.
+    world.shard.handle_mail(world.now, Mail::HandOver);
+    world.shard.handle_turn(world.now);
+    assert!(world.shard.is_finished());
+}
+
 /// R80: the next command goes out when the one before is over, and in no moment between does nothing wait.
 #[test]
 fn a_command_takes_the_place_of_one_that_is_over() {
