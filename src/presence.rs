@@ -305,7 +305,12 @@ impl Looking {
 }
 
 impl Watch {
-    pub(crate) fn presence(&self, device: DeviceId, contact: Option<Contact>, now_ms: u64) -> Presence {
+    pub(crate) fn presence(
+        &self,
+        device: DeviceId,
+        contact: Option<Contact>,
+        now_ms: u64,
+    ) -> Presence {
         let ago = |us: u64| now_ms.saturating_sub(us / 1_000);
         let shard = usize::from(device.slot()) % self.traces.len().max(1);
         let trace = self.traces.get(shard).and_then(|all| lock(all).devices.get(&device).cloned());

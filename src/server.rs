@@ -251,8 +251,8 @@ impl Server {
         let (mut threads, ended) = (Vec::new(), Arc::new(Notify::new()));
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
         let presence = Arc::new(Watch::new(config.shards));
-        let (notes, refusals) = Telling::begin(Arc::clone(&presence))
-            .map_err(|_| ServerError::System("a thread"))?;
+        let (notes, refusals) =
+            Telling::begin(Arc::clone(&presence)).map_err(|_| ServerError::System("a thread"))?;
         let most = config.limits.max_sessions as usize;
         let handed = handed_over(inherited, &node_key, keys, most).map(Arc::new);
         let (tell_taken, taken) = mpsc::channel::<TakenOver>();
