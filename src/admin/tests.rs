@@ -43,7 +43,7 @@ impl Ways for Reverse {
             _ => Ok(CommandAnswer { status, output }),
         };
         if !patient {
-            self.0.ended(0, token, result, None);
+            assert!(self.0.ended(0, token, result, None));
         }
         Ok(())
     }
