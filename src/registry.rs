@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 
 use crate::identity::Validity;
 
+mod backend;
 mod change;
 mod enrol;
 mod error;

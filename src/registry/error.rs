@@ -183,13 +183,18 @@ impl RegistryError {
             },
             _ => return false,
         };
-        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        is_no_room(error)
     }
 
     /// Whether the engine has given the file up: it does nothing more until the file is opened anew.
     pub(super) fn is_given_up(&self) -> bool {
         matches!(self, Self::Storage(error) if matches!(**error, redb::Error::Io(_) | redb::Error::PreviousIo))
     }
+}
+
+/// Whether the disk has no room, or none for this user.
+pub(super) fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// What it means that the engine does not open the file.

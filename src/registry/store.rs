@@ -1,7 +1,8 @@
 //! The registry's file: its tables, its transactions, and what becomes of it when the disk fails.
 //!
 //! After an error of the disk the engine does nothing more with the file until it is opened anew, and nobody
-//! knows whether the change that failed is in it. So it is let go then and opened again by the next request.
+//! knows whether the change that failed is in it. So it is let go then and opened again by the next request,
+//! where the disk may lack what the kernel shows of it as a [copy](backend::renew).
 //!
 //! The engine keeps two commits and falls back to the older one, without a word, when a page of the newer one
 //! does not match its checksum. A single flipped bit would so undo the last change: a revoked device would be
@@ -12,12 +13,17 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use duet_telemetry::catalogue::FILES_RENEWED;
-use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
+use redb::{
+    Database, ReadableDatabase, ReadableTable, RepairSession, Table, TableDefinition,
+    WriteTransaction,
+};
 
-use super::error::{Damage, RegistryError, opening};
+use super::backend::{self, Backend};
+use super::error::{Damage, RegistryError, is_no_room, opening};
 use super::record::key_digest;
 use super::reserve::Reserve;
 use super::scrub::{self, OldRow};
@@ -60,7 +66,9 @@ const CACHE_BYTES: usize = 4 * 1024 * 1024;
 pub(super) struct Store {
     path: PathBuf,
     /// Which file that was when it was opened.
-    place: (u64, u64),
+    place: Mutex<(u64, u64)>,
+    /// Whether the disk may lack something of the file, which is then not to be built on.
+    in_doubt: Arc<AtomicBool>,
     reserve: Reserve,
     seen: Seen,
     /// Whether nothing said how far the registry had come when it was opened.
@@ -111,11 +119,10 @@ impl Store {
 
     /// Opens an existing file and verifies all of it.
     pub(super) fn open(path: &Path) -> Result<Self, RegistryError> {
-        let reserve = Reserve::beside(path);
-        let database = open_with_room(path, &reserve)?;
+        let (reserve, in_doubt) = (Reserve::beside(path), Arc::default());
+        let (database, place) = open_with_room(path, &reserve, &in_doubt)?;
         reserve.keep();
-        let place = identity::file_at(path)
-            .map_err(|error| RegistryError::Io { path: path.to_owned(), error })?;
+        let place = Mutex::new(place);
         let (seen, found) = (Seen::beside(path), state(&database)?);
         let last = seen.read();
         let unseen = last.is_none() && found.change > MADE;
@@ -130,7 +137,17 @@ impl Store {
         }
         let (path, id) = (path.to_owned(), found.id);
         let database = Mutex::new(Some(Arc::new(database)));
-        Ok(Self { path, place, reserve, seen, unseen, id, database, pages: RwLock::new(()) })
+        Ok(Self {
+            path,
+            place,
+            in_doubt,
+            reserve,
+            seen,
+            unseen,
+            id,
+            database,
+            pages: RwLock::new(()),
+        })
     }
 
     /// Forgets which registry was in this place: another one is to come there.
@@ -155,7 +172,9 @@ impl Store {
             return Ok((Arc::clone(database), false));
         }
         self.in_place()?;
-        let database = Arc::new(open_with_room(&self.path, &self.reserve)?);
+        let (database, place) = open_with_room(&self.path, &self.reserve, &self.in_doubt)?;
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
+        let database = Arc::new(database);
         *slot = Some(Arc::clone(&database));
         Ok((database, true))
     }
@@ -163,7 +182,8 @@ impl Store {
     /// Whether the file still has its name: a change to one without is lost, and another one in its place knows
     /// nothing of what was revoked here.
     pub(super) fn in_place(&self) -> Result<(), RegistryError> {
-        match identity::is_at(&self.path, self.place) {
+        let place = *self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        match identity::is_at(&self.path, place) {
             Ok(true) => Ok(()),
             Ok(false) => Err(RegistryError::Replaced(self.path.clone())),
             Err(error) => Err(RegistryError::Io { path: self.path.clone(), error }),
@@ -242,7 +262,7 @@ impl Store {
             self.in_place()?;
             // What was committed is in the file, and nobody writes to it while this transaction is open.
             let held = database.begin_write()?;
-            let copied = copy_file(&self.path, to);
+            let copied = backend::copy(&self.path, to);
             held.abort()?;
             copied.map_err(|error| RegistryError::Io { path: to.to_owned(), error })
         };
@@ -274,14 +294,6 @@ impl Store {
         };
         self.noted(scrubbed())
     }
-}
-
-fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
-    let mut from = std::fs::File::open(from)?;
-    identity::write_new(to, &[], 0o600)?;
-    let mut file = std::fs::OpenOptions::new().write(true).open(to)?;
-    io::copy(&mut from, &mut file)?;
-    file.sync_all()
 }
 
 fn change<T>(
@@ -350,15 +362,42 @@ fn is_single(database: &Database) -> Result<bool, RegistryError> {
     }
 }
 
-/// On a disk without room the engine cannot even recover a file, so it gets the room that was kept back.
-fn open_with_room(path: &Path, reserve: &Reserve) -> Result<Database, RegistryError> {
-    match open(path) {
-        Err(error) if error.is_no_room() && reserve.give() => open(path),
+/// On a disk without room the engine cannot even recover a file, so it gets the room that was kept back. Returns with
+/// the database which file it is.
+fn open_with_room(
+    path: &Path,
+    reserve: &Reserve,
+    in_doubt: &Arc<AtomicBool>,
+) -> Result<(Database, (u64, u64)), RegistryError> {
+    match open(path, in_doubt) {
+        Err(error) if error.is_no_room() && reserve.give() => open(path, in_doubt),
         opened => opened,
     }
 }
 
-fn open(path: &Path) -> Result<Database, RegistryError> {
+fn open(path: &Path, in_doubt: &Arc<AtomicBool>) -> Result<(Database, (u64, u64)), RegistryError> {
+    let failed = |error| RegistryError::Io { path: path.to_owned(), error };
+    let mut renew = true;
+    loop {
+        let before = identity::file_at(path).ok();
+        let Some(database) = open_once(path, renew, in_doubt)? else {
+            renew = false;
+            continue;
+        };
+        // Somebody may have renewed it in between.
+        let place = identity::file_at(path).map_err(failed)?;
+        if before == Some(place) {
+            return Ok((database, place));
+        }
+    }
+}
+
+/// Opens the file, or has it renewed first: then there is no database yet.
+fn open_once(
+    path: &Path,
+    renew: bool,
+    in_doubt: &Arc<AtomicBool>,
+) -> Result<Option<Database>, RegistryError> {
     match identity::mode_for_others(path) {
         Ok(None) => {}
         Ok(Some(mode)) => return Err(RegistryError::OpenToOthers { path: path.to_owned(), mode }),
@@ -367,22 +406,61 @@ fn open(path: &Path) -> Result<Database, RegistryError> {
         }
         Err(error) => return Err(RegistryError::Io { path: path.to_owned(), error }),
     }
+    let renewed = Arc::new(Mutex::new(None));
+    let renew_first = {
+        let (path, in_doubt, renewed) =
+            (path.to_owned(), Arc::clone(in_doubt), Arc::clone(&renewed));
+        // The engine has locked the file and written nothing to it yet.
+        move |session: &mut RepairSession| {
+            if renew && let Some(done) = renew_if_unclosed(&path, &in_doubt) {
+                *renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+                session.abort();
+            }
+        }
+    };
     // The engine's own checks miss some damage to the first bytes of a file, over which it panics.
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            // Otherwise the engine trusts a file that was closed cleanly, and panics later.
-            .set_check_integrity_on_open(true)
-            .open(path)
-            .map_err(|error| opening(path, error))?;
+        let opened = Backend::open(path, in_doubt).and_then(|file| {
+            Database::builder()
+                .set_cache_size(CACHE_BYTES)
+                // Otherwise the engine trusts a file that was closed cleanly, and panics later.
+                .set_check_integrity_on_open(true)
+                .set_repair_callback(renew_first)
+                .create_with_backend(file)
+        });
+        let renewed = renewed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let database = match (renewed, opened) {
+            (Some(Ok(())), _) => return Ok(None),
+            (Some(Err(error)), _) => {
+                return Err(RegistryError::Io { path: path.to_owned(), error });
+            }
+            (None, opened) => opened.map_err(|error| opening(path, error))?,
+        };
         if is_single(&database)? {
             pair(&database)?;
         }
-        Ok(database)
+        Ok(Some(database))
     }));
     opened.unwrap_or_else(|_| {
         Err(RegistryError::Damaged { path: path.to_owned(), detail: Damage::Structure })
     })
+}
+
+/// Renews the file if it was not closed, for then nobody knows whether a sync failed before; `None` if there is nothing to
+/// do. Where there is no room for a copy, it stays as it is unless a sync is known to have failed.
+fn renew_if_unclosed(path: &Path, in_doubt: &AtomicBool) -> Option<io::Result<()>> {
+    match backend::is_unclosed(path) {
+        Ok(false) => return None,
+        Ok(true) => {}
+        Err(error) => return Some(Err(error)),
+    }
+    let renewed = backend::renew(path);
+    match &renewed {
+        Ok(()) => in_doubt.store(false, Ordering::Relaxed),
+        Err(error) if is_no_room(error) && !in_doubt.load(Ordering::Relaxed) => return None,
+        Err(_) => {}
+    }
+    Some(renewed)
 }
 
 /// The tables of one write transaction.

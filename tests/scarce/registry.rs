@@ -87,3 +87,78 @@ fn a_limit_below_the_number_of_shards_still_lets_a_device_in() {
         gateway.stop().unwrap();
     }
 }
+
+/// Mounts a file system in a file on this disk; whether that is possible here. Without a journal, for with one ext4 lets
+/// nobody write any more once its disk has failed, and the kernel's copy of what it lost does no harm.
+fn mount_without_journal(image: &Path, at: &Path) -> bool {
+    let made = ["-q", "-F", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=0"];
+    let commands = [
+        Command::new("mkfs.ext4").args(made).arg(image).output(),
+        Command::new("mount").args(["-o", "loop"]).arg(image).arg(at).output(),
+    ];
+    let refused = commands.into_iter().find_map(|done| match done {
+        Ok(done) if done.status.success() => None,
+        Ok(done) => Some(String::from_utf8_lossy(&done.stderr).into_owned()),
+        Err(error) => Some(error.to_string()),
+    });
+    if let Some(said) = &refused {
+        eprintln!(
+            "SKIPPED: no disk that loses what it was given, no file system in a file: {said}"
+        );
+    }
+    refused.is_none()
+}
+
+/// A disk that fails at the sync, as one that is only promised its blocks does when there are none: the kernel forgets
+/// that it still had to write, and goes on showing what was never written.
+#[test]
+fn what_a_failed_sync_has_lost_is_written_again_before_anything_is_built_on_it() {
+    on_a_disk_of(48 << 20, |below| {
+        let (image, disk) = (below.join("image"), below.join("disk"));
+        fs::create_dir(&disk).unwrap();
+        fs::File::create(&image).unwrap().set_len(256 << 20).unwrap();
+        if !mount_without_journal(&image, &disk) {
+            return;
+        }
+        let (state, elsewhere) = (disk.join("state"), tempfile::tempdir().unwrap());
+        good(&state, &["init"]);
+        fs::write(state.join("duet.toml"), "[spool]\nsegment_bytes = 1048576\n").unwrap();
+        let add = |name: &str| {
+            let out = elsewhere.path().join(name);
+            duet(
+                &state,
+                &["device", "add", name, "--registered-id", "--out", out.to_str().unwrap()],
+            )
+        };
+        let gateway = run(&state);
+        assert!(add("before").status.success());
+        sync(&disk);
+        fill(below);
+        let refused = (0..60).filter(|n| !add(&format!("n{n}")).status.success()).count();
+        assert!(refused > 0, "the disk took everything");
+        fs::remove_file(below.join("filler")).unwrap();
+        assert!(add("after").status.success());
+        good(&state, &["device", "revoke", "before"]);
+        // Killed, and then what the kernel only shows goes away.
+        kill(gateway);
+        let listed = good(&state, &["device", "list", "--format", "json"]);
+        sync(&disk);
+        fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+        assert_eq!(good(&state, &["device", "list", "--format", "json"]), listed);
+        good(&state, &["audit", "verify"]);
+        let gateway = run(&state);
+        let named = |name: &str| {
+            let shown = good(&state, &["device", "show", name, "--format", "json"]);
+            serde_json::from_str::<serde_json::Value>(&shown).unwrap()
+        };
+        assert!(named("after")["revoked_s"].is_null() && !named("before")["revoked_s"].is_null());
+        kill(gateway);
+        assert!(Command::new("umount").arg(&disk).status().unwrap().success());
+    });
+}
+
+/// Has the kernel write what it means to write.
+fn sync(disk: &Path) {
+    // It says here what has failed before; that is known.
+    let _ = Command::new("sync").arg("-f").arg(disk).status();
+}
