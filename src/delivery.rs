@@ -17,8 +17,9 @@
 //!
 //! `spool-<first index, 16 hex digits>.log` is a segment: a fixed size, written full of zeros
 //! before its first use, so that a commit changes data and no metadata. `spool-spare.tmp` is the
-//! next segment in preparation; it means nothing after a restart. `spool.durable` says how far the
-//! spool is durable, for readers in other processes and for the next start. `spool.lock` is held
+//! next segment in preparation; it means nothing after a restart, and where it goes before, it is
+//! prepared again. `spool.durable` says how far the spool is durable, for readers in other
+//! processes and for the next start. `spool.lock` is held
 //! (`flock`) by the gateway that owns the directory. `spool-….cut` is what a start has cut off and
 //! somebody has to look at. All integers are little-endian.
 //!

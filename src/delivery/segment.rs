@@ -137,6 +137,11 @@ pub(super) fn prepare(
     }
 }
 
+/// Whether what was prepared there is there still.
+pub(super) fn is_prepared(path: &Path, size: u64) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == size)
+}
+
 /// Asks for all the room at once, so that a disk without it is not filled to the brim first. Where the
 /// file system knows no such thing, the writes find out.
 fn reserve(file: &File, size: u64) -> io::Result<()> {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use duet_telemetry::catalogue::FILES_RENEWED;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::batch::Group;
@@ -360,8 +361,17 @@ impl Writer {
         let dir = &self.config.dir;
         let size = self.config.segment_bytes;
         let prepared = match self.spare.take().map(Spare::finish).transpose()?.flatten() {
-            Some(prepared) => Some(prepared),
-            None => segment::prepare(dir, size, &AtomicBool::new(false))?,
+            Some(prepared) if segment::is_prepared(&prepared, size) => Some(prepared),
+            spare => {
+                if let Some(spare) = spare {
+                    FILES_RENEWED.with(["spare"]).add(1);
+                    tracing::warn!(
+                        "{}: it was removed or cut under the gateway, and is prepared again",
+                        spare.display()
+                    );
+                }
+                segment::prepare(dir, size, &AtomicBool::new(false))?
+            }
         };
         let prepared = prepared.ok_or(SpoolError::ThreadEnded)?;
         let (first_index, salt) = (self.next_index, segment::salt(&prepared)?);

@@ -72,7 +72,7 @@ labels! {
     COMMAND = "state": words!["done" "expired" "cancelled" "superseded"];
     ENROLMENT = "outcome": words!["enrolled" "again" "refused" "limited"];
     RELOAD = "outcome": words!["done" "refused"];
-    FILE = "file": words!["durable" "cursor" "upstream" "lock" "spool-id" "seen" "presence"];
+    FILE = "file": words!["durable" "cursor" "upstream" "lock" "spool-id" "seen" "presence" "spare"];
 }
 
 const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0];

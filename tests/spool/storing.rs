@@ -4,9 +4,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use duet::delivery::{Durability, Health, Reader, Spool, SpoolConfig, SpoolError, trim, verify};
+use duet::delivery::{
+    Durability, Health, Reader, Source as _, Spool, SpoolConfig, SpoolError, trim, verify,
+};
 
-use crate::world::{config, first_segment, id, store};
+use crate::world::{config, eventually, first_segment, id, log_files, store};
 
 #[test]
 fn readings_come_back_in_order_over_restarts_and_segments() {
@@ -190,4 +192,36 @@ fn what_remembers_the_spool_is_told_when_it_is_gone() {
     let spool = Spool::start(config()).unwrap();
     assert_eq!(spool.recovery.unnamed, None);
     spool.shutdown().unwrap();
+}
+
+/// The next segment is made beforehand, under a name that means nothing: it may go without harm.
+#[test]
+fn a_prepared_segment_that_is_removed_or_cut_is_prepared_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    let path = config(dir.path()).dir;
+    let spare = path.join("spool-spare.tmp");
+    let harms: [&dyn Fn(); 3] =
+        [&|| fs::remove_file(&spare).unwrap(), &|| fs::write(&spare, b"").unwrap(), &|| {
+            fs::write(&spare, [7; 5_000]).unwrap()
+        }];
+    for (harm, segments) in harms.iter().zip(2..) {
+        // More than half of the segment is used.
+        while !spare.exists() {
+            assert_eq!(store(&spool, 1, 1_000), Durability::Durable);
+        }
+        eventually("it is whole", || {
+            fs::metadata(&spare).is_ok_and(|found| found.len() == config(dir.path()).segment_bytes)
+        });
+        harm();
+        while log_files(&path).len() < segments {
+            assert_eq!(store(&spool, 1, 1_000), Durability::Durable);
+        }
+    }
+    let stored = spool.source().durable();
+    spool.shutdown().unwrap();
+    let spool = Spool::start(config(dir.path())).unwrap();
+    assert_eq!(spool.source().durable(), stored);
+    spool.shutdown().unwrap();
+    assert_eq!(verify(&path).unwrap().records, stored);
 }
