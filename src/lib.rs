@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod commands;
 pub mod config;
+mod database;
 pub mod delivery;
 pub mod driver;
 pub mod hex;

@@ -26,7 +26,6 @@ use sha2::{Digest, Sha256};
 
 use crate::identity::Validity;
 
-mod backend;
 mod change;
 mod enrol;
 mod error;

@@ -223,8 +223,9 @@ const BELOW: &[(&str, &[&str])] = &[
     ("identity", &["hex"]),
     ("transport", &["driver", "mailbox"]),
     ("delivery", &["hex", "identity", "printable"]),
-    ("registry", &["hex", "identity"]),
-    ("commands", &["hex", "identity"]),
+    ("database", &["identity"]),
+    ("registry", &["database", "hex", "identity"]),
+    ("commands", &["database", "hex", "identity"]),
     ("presence", &["hex"]),
     (
         "admin",

@@ -7,6 +7,8 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use duet_protocol::identity::DeviceId;
 use redb::{
@@ -15,6 +17,7 @@ use redb::{
 use thiserror::Error;
 
 use super::entry::Entry;
+use crate::database;
 use crate::identity::{self, now_ms};
 
 /// Commands by their ids.
@@ -123,8 +126,10 @@ pub(super) trait Store: Send {
 /// The file.
 pub(super) struct Disk {
     path: PathBuf,
-    /// Which file that was when it was opened first.
+    /// Which file that was when it was opened.
     place: (u64, u64),
+    /// Whether the disk may lack something of it.
+    in_doubt: Arc<AtomicBool>,
     /// After an error the engine does nothing more until the file is opened anew.
     database: Option<Database>,
 }
@@ -135,11 +140,7 @@ impl Disk {
         if path.symlink_metadata().is_err() {
             create(&path)?;
         }
-        let place = match identity::file_at(&path) {
-            Ok(place) => place,
-            Err(error) => return Err(StoreError::Io { path, error }),
-        };
-        let mut disk = Self { path, place, database: None };
+        let mut disk = Self { path, place: (0, 0), in_doubt: Arc::default(), database: None };
         disk.reopen()?;
         Ok(disk)
     }
@@ -148,14 +149,15 @@ impl Disk {
     fn reopen(&mut self) -> Result<(), StoreError> {
         // The engine panics over some kinds of damage.
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let database = open(&self.path)?;
+            let (database, place) = open(&self.path, &self.in_doubt)?;
             let paired = is_single(&database)
                 .and_then(|single| if single { pair(&database) } else { Ok(()) });
-            paired.map(|()| database).map_err(|error| failed(&self.path, error))
+            paired.map(|()| (database, place)).map_err(|error| failed(&self.path, error))
         }));
         let damaged =
             |_| Err(StoreError::Damaged { path: self.path.clone(), detail: Flaw::Structure });
-        self.database = Some(opened.unwrap_or_else(damaged)?);
+        let (database, place) = opened.unwrap_or_else(damaged)?;
+        (self.database, self.place) = (Some(database), place);
         Ok(())
     }
 
@@ -368,18 +370,12 @@ fn refused(path: &Path, error: DatabaseError) -> StoreError {
     }
 }
 
-fn open(path: &Path) -> Result<Database, StoreError> {
+fn open(path: &Path, in_doubt: &Arc<AtomicBool>) -> Result<(Database, (u64, u64)), StoreError> {
     allowed(path)?;
     // The engine's own checks miss some damage to the first bytes of a file, over which it panics.
-    let opened = catch_unwind(AssertUnwindSafe(|| {
-        Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            // Otherwise the engine trusts a file that was closed cleanly, and panics later.
-            .set_check_integrity_on_open(true)
-            .open(path)
-    }));
+    let opened = catch_unwind(AssertUnwindSafe(|| database::open(path, CACHE_BYTES, in_doubt)));
     match opened {
-        Ok(Ok(database)) => Ok(database),
+        Ok(Ok(opened)) => Ok(opened),
         Ok(Err(error)) => Err(refused(path, error)),
         Err(_) => Err(StoreError::Damaged { path: path.to_owned(), detail: Flaw::Structure }),
     }

@@ -8,6 +8,7 @@ use redb::{DatabaseError, StorageError};
 use thiserror::Error;
 
 use super::{BadLabel, Name, Refusal};
+use crate::database;
 use crate::identity::{Reason, Utc};
 
 /// Why the registry did not do what it was asked. Nothing was changed then.
@@ -183,18 +184,13 @@ impl RegistryError {
             },
             _ => return false,
         };
-        is_no_room(error)
+        database::is_no_room(error)
     }
 
     /// Whether the engine has given the file up: it does nothing more until the file is opened anew.
     pub(super) fn is_given_up(&self) -> bool {
         matches!(self, Self::Storage(error) if matches!(**error, redb::Error::Io(_) | redb::Error::PreviousIo))
     }
-}
-
-/// Whether the disk has no room, or none for this user.
-pub(super) fn is_no_room(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// What it means that the engine does not open the file.

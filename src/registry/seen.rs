@@ -1,8 +1,8 @@
 //! What the registry was like when it was last in use, in a file beside it: so that an older copy in its place, or
 //! another gateway's, is told from it. Such a one knows nothing of what was revoked since.
 //!
-//! It is written after each change is on disk and not synced: after a power cut it may name an older change, never one
-//! that the registry does not have. One that is damaged or missing says nothing.
+//! It is written after each change is on disk, and synced only when it is made: after a power cut it may name an older
+//! change, never one that the registry does not have. One that is damaged or missing says nothing.
 //!
 //! ```text
 //! 0   magic "duetseen"        24  number of the last change u64    60  CRC-32C of bytes 0..60
@@ -13,6 +13,8 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use crate::identity;
 
 const MAGIC: [u8; 8] = *b"duetseen";
 const LEN: usize = 64;
@@ -59,7 +61,15 @@ impl Seen {
         bytes[60..].copy_from_slice(&crc.to_le_bytes());
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
-        let _ = options.open(&self.0).and_then(|file| file.write_all_at(&bytes, 0));
+        let _ = options.open(&self.0).and_then(|file| {
+            let is_made = file.metadata()?.len() != LEN as u64;
+            file.write_all_at(&bytes, 0)?;
+            if is_made {
+                file.sync_all()?;
+                identity::sync_dir_of(&self.0)?;
+            }
+            Ok(())
+        });
     }
 
     /// Removes it: the registry beside it is to be another one.

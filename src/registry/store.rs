@@ -2,7 +2,7 @@
 //!
 //! After an error of the disk the engine does nothing more with the file until it is opened anew, and nobody
 //! knows whether the change that failed is in it. So it is let go then and opened again by the next request,
-//! where the disk may lack what the kernel shows of it as a [copy](backend::renew).
+//! where the disk may lack what the kernel shows of it as a [copy](database).
 //!
 //! The engine keeps two commits and falls back to the older one, without a word, when a page of the newer one
 //! does not match its checksum. A single flipped bit would so undo the last change: a revoked device would be
@@ -13,22 +13,18 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use duet_telemetry::catalogue::FILES_RENEWED;
-use redb::{
-    Database, ReadableDatabase, ReadableTable, RepairSession, Table, TableDefinition,
-    WriteTransaction,
-};
+use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
 
-use super::backend::{self, Backend};
-use super::error::{Damage, RegistryError, is_no_room, opening};
+use super::error::{Damage, RegistryError, opening};
 use super::record::key_digest;
 use super::reserve::Reserve;
 use super::scrub::{self, OldRow};
 use super::seen::{Seen, State};
-use crate::identity;
+use crate::{database, identity};
 
 pub(super) const DEVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("devices");
 pub(super) const IDS: TableDefinition<'_, [u8; 8], &str> = TableDefinition::new("ids");
@@ -262,7 +258,7 @@ impl Store {
             self.in_place()?;
             // What was committed is in the file, and nobody writes to it while this transaction is open.
             let held = database.begin_write()?;
-            let copied = backend::copy(&self.path, to);
+            let copied = database::copy(&self.path, to);
             held.abort()?;
             copied.map_err(|error| RegistryError::Io { path: to.to_owned(), error })
         };
@@ -376,28 +372,6 @@ fn open_with_room(
 }
 
 fn open(path: &Path, in_doubt: &Arc<AtomicBool>) -> Result<(Database, (u64, u64)), RegistryError> {
-    let failed = |error| RegistryError::Io { path: path.to_owned(), error };
-    let mut renew = true;
-    loop {
-        let before = identity::file_at(path).ok();
-        let Some(database) = open_once(path, renew, in_doubt)? else {
-            renew = false;
-            continue;
-        };
-        // Somebody may have renewed it in between.
-        let place = identity::file_at(path).map_err(failed)?;
-        if before == Some(place) {
-            return Ok((database, place));
-        }
-    }
-}
-
-/// Opens the file, or has it renewed first: then there is no database yet.
-fn open_once(
-    path: &Path,
-    renew: bool,
-    in_doubt: &Arc<AtomicBool>,
-) -> Result<Option<Database>, RegistryError> {
     match identity::mode_for_others(path) {
         Ok(None) => {}
         Ok(Some(mode)) => return Err(RegistryError::OpenToOthers { path: path.to_owned(), mode }),
@@ -406,61 +380,18 @@ fn open_once(
         }
         Err(error) => return Err(RegistryError::Io { path: path.to_owned(), error }),
     }
-    let renewed = Arc::new(Mutex::new(None));
-    let renew_first = {
-        let (path, in_doubt, renewed) =
-            (path.to_owned(), Arc::clone(in_doubt), Arc::clone(&renewed));
-        // The engine has locked the file and written nothing to it yet.
-        move |session: &mut RepairSession| {
-            if renew && let Some(done) = renew_if_unclosed(&path, &in_doubt) {
-                *renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
-                session.abort();
-            }
-        }
-    };
     // The engine's own checks miss some damage to the first bytes of a file, over which it panics.
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let opened = Backend::open(path, in_doubt).and_then(|file| {
-            Database::builder()
-                .set_cache_size(CACHE_BYTES)
-                // Otherwise the engine trusts a file that was closed cleanly, and panics later.
-                .set_check_integrity_on_open(true)
-                .set_repair_callback(renew_first)
-                .create_with_backend(file)
-        });
-        let renewed = renewed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let database = match (renewed, opened) {
-            (Some(Ok(())), _) => return Ok(None),
-            (Some(Err(error)), _) => {
-                return Err(RegistryError::Io { path: path.to_owned(), error });
-            }
-            (None, opened) => opened.map_err(|error| opening(path, error))?,
-        };
+        let opened = database::open(path, CACHE_BYTES, in_doubt);
+        let (database, place) = opened.map_err(|error| opening(path, error))?;
         if is_single(&database)? {
             pair(&database)?;
         }
-        Ok(Some(database))
+        Ok((database, place))
     }));
     opened.unwrap_or_else(|_| {
         Err(RegistryError::Damaged { path: path.to_owned(), detail: Damage::Structure })
     })
-}
-
-/// Renews the file if it was not closed, for then nobody knows whether a sync failed before; `None` if there is nothing to
-/// do. Where there is no room for a copy, it stays as it is unless a sync is known to have failed.
-fn renew_if_unclosed(path: &Path, in_doubt: &AtomicBool) -> Option<io::Result<()>> {
-    match backend::is_unclosed(path) {
-        Ok(false) => return None,
-        Ok(true) => {}
-        Err(error) => return Some(Err(error)),
-    }
-    let renewed = backend::renew(path);
-    match &renewed {
-        Ok(()) => in_doubt.store(false, Ordering::Relaxed),
-        Err(error) if is_no_room(error) && !in_doubt.load(Ordering::Relaxed) => return None,
-        Err(_) => {}
-    }
-    Some(renewed)
 }
 
 /// The tables of one write transaction.
