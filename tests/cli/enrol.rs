@@ -255,3 +255,35 @@ fn a_renewed_device_uses_either_credential_until_it_has_used_the_new_one() {
     let said = scratch.bad(&["device", "renew", "nobody", "--out", "x.json"]);
     assert!(said.contains("nobody: no device of this name"), "{said}");
 }
+
+/// The certificate that the documents have somebody make vouches for itself; one that openssl makes without being told
+/// what it is for is a CA's, and that is said.
+#[test]
+fn the_documents_certificate_of_the_api_is_taken_by_ca() {
+    let (scratch, api) = prepared();
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating.md");
+    let docs = fs::read_to_string(docs).unwrap();
+    let line = docs.split("\nopenssl ").nth(1).unwrap().split("\nchmod").next().unwrap();
+    let line = line.replace('\\', " ").replace("DNS:gateway", "IP:127.0.0.1");
+    let lines = [
+        (line.clone(), None),
+        (line.replace("-addext basicConstraints=critical,CA:FALSE", ""), Some("CA:FALSE")),
+    ];
+    for (number, (line, refusal)) in lines.into_iter().enumerate() {
+        scratch.openssl(&line);
+        for file in ["api.key", "api.pem"] {
+            fs::rename(scratch.path(file), scratch.state().join(file)).unwrap();
+        }
+        let gateway = scratch.run();
+        let (name, out) = (format!("pump-{number}"), format!("pump-{number}.json"));
+        let (secret, _) = token(&scratch, &["--name", &name]);
+        let enrol = ["device", "enrol", "--gateway", &api, "--ca", "state/api.pem"];
+        let done = scratch.duet(&[&enrol[..], &["--token", &secret, "--out", &out]].concat());
+        let said = text(&done.stderr);
+        match refusal {
+            None => assert!(done.status.success(), "{said}"),
+            Some(why) => assert!(!done.status.success() && said.contains(why), "{said}"),
+        }
+        stopped(gateway);
+    }
+}

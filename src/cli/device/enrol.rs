@@ -244,6 +244,13 @@ fn refused(error: &io::Error) -> anyhow::Error {
     let said = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
     match said {
         Some(rustls::Error::General(text)) => anyhow::anyhow!("{text}"),
+        // What `openssl req -x509` makes where nothing else is said.
+        Some(rustls::Error::InvalidCertificate(why)) if why.to_string().contains("CaUsedAs") => {
+            anyhow::anyhow!(
+                "it shows a certificate of a CA (basicConstraints CA:TRUE) as its own, which TLS does not take: make its \
+                 api.certificate with CA:FALSE; or --pin with its SHA-256, as `duet enrol token` tells it, takes it as it is"
+            )
+        }
         Some(rustls::Error::InvalidCertificate(why)) => anyhow::anyhow!(
             "it shows a certificate that --ca does not vouch for ({why}); --pin with its SHA-256, as `duet enrol token` \
              tells it, takes it as it is"
