@@ -356,6 +356,28 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A clock before this was never set: no version of this program is older (2025-01-01).
+const CLOCK_BEGINS_S: i64 = 1_735_689_600;
+
+/// Now, where something is made that is to be valid from now on: with a clock that was not set yet, as on a machine
+/// without one that has just started, it would be over as soon as somebody sets it.
+///
+/// # Errors
+/// [`ClockNotSet`].
+pub fn set_now_s() -> Result<i64, ClockNotSet> {
+    let now_s = now_s();
+    if now_s < CLOCK_BEGINS_S { Err(ClockNotSet(now_s)) } else { Ok(now_s) }
+}
+
+/// This machine's clock cannot be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error(
+    "this machine's clock says {}, so a certificate that is made now would be over once it is set: set the clock \
+     (`timedatectl`), then do this again; nothing was changed",
+    Utc(self.0)
+)]
+pub struct ClockNotSet(i64);
+
 /// Shows Unix seconds as `2031-02-28T12:00:00Z`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Utc(pub i64);

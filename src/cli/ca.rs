@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use duet::config::{Enrol, Overrides};
-use duet::identity::{self, Authority, Utc, fingerprint_text, now_s};
+use duet::identity::{self, Authority, Utc, fingerprint_text, now_s, set_now_s};
 
 use super::control::audited;
 use super::{Format, Place, output};
@@ -78,7 +78,7 @@ fn make(enrol: &Enrol, name: &str, days: u32) -> Result<()> {
             );
         }
     } else {
-        let created = identity::create_authority(name, days, now_s())?;
+        let created = identity::create_authority(name, days, set_now_s()?)?;
         let key_draft = key.with_extension("key-draft");
         super::init::remove(&draft)?;
         super::init::remove(&key_draft)?;

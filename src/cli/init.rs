@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use duet::identity::{self, now_s};
+use duet::identity::{self, set_now_s};
 use duet::registry::Registry;
 use duet::{config, registry};
 
@@ -44,8 +44,9 @@ impl Init {
         let (begun, certificate) = (place(BEGUN), place("gateway.pem"));
         let others = [place("gateway.key"), place(config::FILE), place(registry::FILE)];
         look(state, &begun, &certificate, &others)?;
+        let now_s = set_now_s()?;
         make_private(state)?;
-        let created = identity::create(&self.name, self.days, now_s())
+        let created = identity::create(&self.name, self.days, now_s)
             .context("cannot make the certificate")?;
         let made = make(state, &created, &begun, &certificate, &others);
         if let Err(error) = made {

@@ -88,6 +88,28 @@ fn movable_clock(scratch: &Scratch) -> String {
     library.display().to_string()
 }
 
+/// As on the first start of a machine whose clock begins in 1970, where the unit calls `duet init`: a certificate of then
+/// would be over for ever, and devices know it by its fingerprint.
+#[test]
+fn nothing_that_is_valid_from_now_on_is_made_before_the_clock_is_set() {
+    let scratch = Scratch::empty();
+    let (library, moved) = (movable_clock(&scratch), scratch.path("moved"));
+    let clock = [("LD_PRELOAD", library.as_str()), ("CLOCK_MOVED", moved.to_str().unwrap())];
+    let duet = |words: &[&str]| scratch.command(words).envs(clock).output().unwrap();
+    let unset = |words: &[&str]| {
+        fs::write(&moved, (60 - duet::identity::now_s()).to_string()).unwrap();
+        let output = duet(words);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("clock says 1970-01-01T00:01:0") && said.contains("set the clock"));
+        fs::write(&moved, "0").unwrap();
+        assert!(duet(words).status.success());
+    };
+    unset(&["init"]);
+    unset(&["ca", "init"]);
+    scratch.run().stop("-TERM");
+}
+
 #[test]
 fn a_clock_at_either_end_of_what_linux_allows_stops_nothing() {
     let scratch = Scratch::initialised();
