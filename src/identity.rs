@@ -21,6 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use duet_protocol::identity::{Fingerprint, PublicKey};
 use duet_upstream::secret_file;
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -274,6 +275,15 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Reason> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_LEN + 1));
     File::open(path)?.take(MAX_FILE_LEN as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > MAX_FILE_LEN { Err(Reason::TooLarge) } else { Ok(bytes) }
+}
+
+/// SHA-256 of something secret behind a prefix. No part of it stays on the stack: a hash that is moved leaves its last
+/// block behind.
+#[must_use]
+pub fn digest_of_secret(prefix: &[u8], secret: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new_with_prefix(prefix);
+    hash.update(secret);
+    hash.finalize_reset().into()
 }
 
 /// Writes a file that must not exist yet, with exactly this mode, and syncs it.

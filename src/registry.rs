@@ -6,8 +6,8 @@
 //! for ever, even after its device was removed: by its fingerprint and by its key, so
 //! that neither a new certificate over the stolen key nor another id with it brings it back.
 //!
-//! A registration key lies in the file in clear, for the handshake needs it; nobody but its owner may read the
-//! file, and a key that is revoked or removed is overwritten in it.
+//! A registration key lies in a [file of its own](keys) in clear, for the handshake needs it; nobody but its owner may
+//! read it, and a key that is revoked or removed is overwritten there.
 //!
 //! Freshness marks belong to an (id, credential) pair and are never deleted or lowered. They are
 //! saved some seconds late: after a crash a mark may be old, which only means that replays of
@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use duet_core::Device;
-use duet_protocol::identity::{DeviceId, Fingerprint};
+use duet_protocol::identity::{DeviceId, Fingerprint, RegistrationKey};
 use redb::{
     Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
     ReadableTableMetadata, TableError,
@@ -29,12 +29,12 @@ use crate::identity::Validity;
 mod change;
 mod enrol;
 mod error;
+mod keys;
 mod labels;
 mod marks;
 mod record;
 mod renew;
 mod reserve;
-mod scrub;
 mod seen;
 mod snapshot;
 mod store;
@@ -43,6 +43,7 @@ mod view;
 pub use duet_core::{SourceSet, UnknownSource};
 pub use enrol::{Claim, Enrolled, Refusal, Terms, TokenId};
 pub use error::{Damage, NotAdded, RegistryError};
+pub use keys::FILE as KEYS_FILE;
 pub use labels::{BadLabel, Labels, MAX_TAGS, Relabel, Tags, Word, matches};
 pub use marks::{CommitMark, Kept, SpoolCursor, short};
 pub use record::{BadName, Enrolment, Name, NewDevice};
@@ -89,8 +90,6 @@ pub struct Registry {
     store: Store,
     /// Taken for the whole of each change, so that the view sees changes in the order of the disk.
     view: Mutex<Option<Arc<View>>>,
-    /// Rows with keys that are to be overwritten in the file, and are not yet.
-    unscrubbed: Mutex<Vec<scrub::OldRow>>,
 }
 
 impl Registry {
@@ -120,7 +119,7 @@ impl Registry {
     }
 
     fn of(store: Store) -> Self {
-        Self { store, view: Mutex::new(None), unscrubbed: Mutex::new(Vec::new()) }
+        Self { store, view: Mutex::new(None) }
     }
 
     /// What an operator should know of how it was opened.
@@ -224,7 +223,10 @@ impl Registry {
             for row in devices.range::<&str>((from, Unbounded))?.take(limit) {
                 let (name, bytes) = row?;
                 let (name, record) = self.decode(name.value(), bytes.value())?;
-                let enrolment = record.enrolment().filter(|_| record.revoked_s.is_none());
+                let enrolment = match record.revoked_s {
+                    None => record.enrolment(self.key(&name, &record)?),
+                    Some(_) => None,
+                };
                 if let Some(enrolment) = enrolment {
                     let labels = self.labels(all_labels.as_ref(), &name)?;
                     let (name, sources) = (name.clone(), record.sources);
@@ -289,8 +291,11 @@ impl Registry {
         read: impl FnOnce(&Database) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         let database = self.ready()?;
-        let _pages_stay = self.store.reading();
-        self.store.noted(read(&database))
+        let done = {
+            let _keys_stay = self.store.reading();
+            read(&database)
+        };
+        self.store.noted(done)
     }
 
     /// Every device that may connect.
@@ -299,7 +304,7 @@ impl Registry {
         database: &Database,
         mut each: impl FnMut(Device, Option<(DeviceId, Renewing)>),
     ) -> Result<(), RegistryError> {
-        let _pages_stay = self.store.reading();
+        let _keys_stay = self.store.reading();
         let read = database.begin_read()?;
         let (marks, last) = (read.open_table(MARKS)?, read.open_table(LAST)?);
         let all_labels = labels(&read)?;
@@ -308,7 +313,7 @@ impl Registry {
             let (name, record) = self.decode(name.value(), bytes.value())?;
             if record.revoked_s.is_none() {
                 let kept = Self::kept(&record, &marks, &last)?;
-                let device = kept.put_in(self.device(&name, &record)?);
+                let device = kept.put_in(self.device(&name, &record, self.key(&name, &record)?)?);
                 device.set_expiry(self.labels(all_labels.as_ref(), &name)?.expires_s);
                 each(device, None);
             }
@@ -317,7 +322,8 @@ impl Registry {
             let devices = read.open_table(DEVICES)?;
             let new = self.existing(&devices, &name)?.id;
             let kept = Self::kept(&left.record, &marks, &last)?;
-            let device = kept.put_in(self.device(&name, &left.record)?);
+            let key = self.key(&name, &left.record)?;
+            let device = kept.put_in(self.device(&name, &left.record, key)?);
             let expires_s = self.labels(all_labels.as_ref(), &name)?.expires_s;
             let until_s = left.until_s;
             device.set_expiry(Some(expires_s.map_or(until_s, |end| end.min(until_s))));
@@ -385,8 +391,24 @@ impl Registry {
         Labels::decode(bytes.value()).ok_or_else(|| self.damaged(Damage::Record(name.clone())))
     }
 
-    fn device(&self, name: &Name, record: &Record) -> Result<Device, RegistryError> {
-        record.device(name).map_err(|_| self.damaged(Damage::Record(name.clone())))
+    fn device(
+        &self,
+        name: &Name,
+        record: &Record,
+        key: Option<RegistrationKey>,
+    ) -> Result<Device, RegistryError> {
+        record.device(name, key).map_err(|_| self.damaged(Damage::Record(name.clone())))
+    }
+
+    /// A device's registration key, if it has one.
+    fn key(&self, name: &Name, record: &Record) -> Result<Option<RegistrationKey>, RegistryError> {
+        let (Some(cell), Some(digest)) = (record.cell(), record.registration_key_digest()) else {
+            return Ok(None);
+        };
+        match self.store.keys.get(cell, &digest)? {
+            None => Err(self.damaged(Damage::Key(name.clone()))),
+            key => Ok(key),
+        }
     }
 
     fn decode(&self, name: &str, bytes: &[u8]) -> Result<(Name, Record), RegistryError> {

@@ -59,8 +59,11 @@ impl Backup {
 
 /// Writes the file, whole or not at all. Returns how many files and devices are in it.
 fn write(config: &Config, settings: &Path, copy: &Path, file: &Path) -> Result<(usize, u64)> {
-    // Opening it verifies it: a backup that cannot be read is none.
-    let devices = Registry::open(copy)?.len()?;
+    // This verifies it: a backup that cannot be read is none.
+    let registry = Registry::open(copy)?;
+    registry.view()?;
+    let devices = registry.len()?;
+    drop(registry);
     let mut draft = file.as_os_str().to_owned();
     draft.push(".draft");
     let draft = PathBuf::from(draft);
@@ -101,6 +104,8 @@ fn fill(writer: &mut Writer, config: &Config, settings: &Path, copy: &Path) -> R
             opened => add_open(name, path, opened.with_context(|| path.display().to_string())?),
         }
     };
+    // The keys come first: whoever opens the registry needs them.
+    add(registry::KEYS_FILE, &copy.with_file_name(registry::KEYS_FILE), Need::Always)?;
     add(registry::FILE, copy, Need::Always)?;
     add("node.key", &config.state.join("node.key"), Need::IfThere)?;
     for (path, need) in named(config, settings) {

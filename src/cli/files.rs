@@ -19,10 +19,9 @@ const HAS_RUN: &str = "spool.id";
 /// Looks at the files of a state directory that every gateway has.
 pub(super) fn check_state(state: &Path) -> Result<()> {
     let is_ours = |name: &str| {
-        let names = [config::FILE, registry::FILE, commands::FILE, tokens::FILE, NODE_KEY, HAS_RUN];
-        names.contains(&name)
-            || ["registry.reserve", "registry.seen"].contains(&name)
-            || audit::is_log(name)
+        let names = [config::FILE, commands::FILE, tokens::FILE, NODE_KEY, HAS_RUN];
+        let registry = [registry::FILE, registry::KEYS_FILE, "registry.reserve", "registry.seen"];
+        names.contains(&name) || registry.contains(&name) || audit::is_log(name)
     };
     check_those(state, is_ours)?;
     let is_cursor = |name: &str| name.ends_with(".cursor") || name.ends_with(".ndjson");

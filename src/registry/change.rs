@@ -71,7 +71,7 @@ impl Registry {
                 let (name, labels) = (device.name.clone(), device.labels.clone());
                 let inserted = Record::new(device, 0, now_s)
                     .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })
-                    .and_then(|record| self.insert(tables, &name, &record.without_key(), &labels));
+                    .and_then(|(record, _)| self.insert(tables, &name, &record, &labels));
                 match inserted {
                     Err(error) if error.is_refusal() => refused.push((index, error)),
                     inserted => inserted?,
@@ -146,7 +146,8 @@ impl Registry {
             let record = self.existing(&tables.devices, name)?;
             let left = self.end_predecessor(tables, name, now_s())?;
             self.forget(tables, name, &record)?;
-            Ok([Some(Ended { id: record.id, row: record.with_key() }), left])
+            tables.free_key(&record);
+            Ok([Some(record.id), left])
         })
     }
 
@@ -177,14 +178,10 @@ impl Registry {
         let ended = self.store.change(&database, |tables| {
             names.iter().map(|name| end(tables, name)).collect::<Result<Vec<_>, _>>()
         })?;
-        let ended: Vec<_> = ended.into_iter().flatten().flatten().collect();
-        let ids: Vec<_> = ended.iter().map(|ended| ended.id).collect();
+        let ids: Vec<_> = ended.into_iter().flatten().flatten().collect();
         if let Some(view) = &*slot {
             ids.iter().for_each(|id| view.remove(id));
         }
-        // They are refused from now on, which the caller must learn even if the disk fails here: what cannot be
-        // overwritten now is with the next change.
-        self.scrub_rows(&database, ended.into_iter().filter_map(|ended| ended.row));
         Ok(ids)
     }
 
@@ -201,10 +198,11 @@ impl Registry {
         for credential in self.credentials(name, &record)? {
             tables.refused.insert(credential, now_s)?;
         }
-        let row = record.revoke(now_s);
+        tables.free_key(&record);
+        record.revoke(now_s);
         tables.devices.insert(name.as_str(), record.encode().as_slice())?;
         let left = self.end_predecessor(tables, name, now_s)?;
-        Ok([Some(Ended { id: record.id, row }), left])
+        Ok([Some(record.id), left])
     }
 
     /// Writes a new device with everything that belongs to it.
@@ -220,15 +218,18 @@ impl Registry {
             error: std::io::Error::other("no randomness"),
         })?;
         // Three bytes, and not zero.
-        let record = Record::new(device, random % 0xff_ffff + 1, now_s)
+        let (mut record, key) = Record::new(device, random % 0xff_ffff + 1, now_s)
             .map_err(|reason| RegistryError::Certificate { name: name.clone(), reason })?;
+        if let Some(key) = &key {
+            record.put_cell(tables.keys.put(key)?);
+        }
         self.insert(tables, &name, &record, &labels)?;
         if made {
             Self::meet(tables, &record)?;
         }
         // A credential that was removed and comes back resumes its mark.
         let kept = Self::kept(&record, &tables.marks, &tables.last)?;
-        let device = kept.put_in(self.device(&name, &record)?);
+        let device = kept.put_in(self.device(&name, &record, key)?);
         device.set_expiry(labels.expires_s);
         Ok(Arc::new(device))
     }
@@ -335,12 +336,5 @@ impl Registry {
     }
 }
 
-/// A device that may not connect any more.
-pub(super) struct Ended {
-    pub(super) id: DeviceId,
-    /// Its row, with a key that nobody needs any more.
-    pub(super) row: Option<super::scrub::OldRow>,
-}
-
-/// A device's credential that may not connect any more, and the one before it, if a renewal has left one.
-type Both = [Option<Ended>; 2];
+/// The id of a credential that may not connect any more, and that of the one before it, if a renewal has left one.
+type Both = [Option<DeviceId>; 2];

@@ -17,6 +17,15 @@ pub enum RegistryError {
     /// No file.
     #[error("{}: no registry here; `duet init` makes one in a new directory, a lost one comes from a backup", .0.display())]
     Missing(PathBuf),
+    /// The file of registration keys is missing.
+    #[error("{}: missing, and it holds the registration keys of devices; bring it back from where the registry came from, or restore both from a backup", .0.display())]
+    NoKeys(PathBuf),
+    /// Written by an earlier version.
+    #[error(
+        "{}: this registry is of an earlier version, which kept registration keys in it; export the devices with that \
+         version (`duet device export --with-keys`), and import them into a new state directory", .0.display()
+    )]
+    Earlier(PathBuf),
     /// A file exists where a new one was to be made.
     #[error("{}: a registry exists already", .0.display())]
     Exists(PathBuf),
@@ -153,6 +162,18 @@ pub enum Damage {
     /// A record that this version cannot read.
     #[error("the record of {0} cannot be read")]
     Record(Name),
+    /// Its key is not where its record says.
+    #[error(
+        "the key of {0} is not in registry.keys, which belongs to this registry at another time or is damaged; put back \
+         the one that lay beside it, or revoke the device"
+    )]
+    Key(Name),
+    /// The file of keys belongs to another registry.
+    #[error("it belongs to another registry; put back the one that lay beside this one")]
+    OthersKeys,
+    /// The file of keys makes no sense.
+    #[error("it is cut short, or its beginning is damaged")]
+    KeyFile,
     /// A token that this version cannot read.
     #[error("an enrolment token cannot be read")]
     Token,

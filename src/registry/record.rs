@@ -4,8 +4,8 @@
 //! version 1 │ mode 1 │ sources 1 │ revoked? 1 │ id 8 │ registration 3 │ created 5 │ revoked 8 │ window 16 │ credential …
 //! ```
 //! Integers are big-endian. The window is the certificate's, both ends, or zeros. The credential is the
-//! certificate (DER), or 32 bytes of registration key; once that key is revoked, 32 bytes of its digest: what is
-//! refused for ever need not be kept. The registration is drawn when the device is registered: whoever is registered
+//! certificate (DER), or 32 bytes of a registration key's digest and, until it is revoked, 4 bytes that say in which
+//! cell of the [file of keys](super::keys) it lies: no secret is in a row. The registration is drawn when the device is registered: whoever is registered
 //! again, even with the same id and credential, has another one. It is zero in rows from before there were any.
 
 use std::fmt;
@@ -14,15 +14,15 @@ use std::sync::Arc;
 
 use duet_protocol::identity::{Credential, DeviceId, Fingerprint, RegistrationKey};
 use duet_protocol::profile::Mode;
-use sha2::{Digest, Sha256};
 use thiserror::Error;
-use zeroize::Zeroizing;
 
-use super::scrub::OldRow;
+use super::keys::KeyCell;
 use super::{Device, Labels, SourceSet};
-use crate::identity::{Certificate, Reason, Validity};
+use crate::identity::{self, Certificate, Reason, Validity};
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// That of rows with registration keys in them.
+pub(super) const EARLIER: u8 = 2;
 const HEAD_LEN: usize = 44;
 /// How many bits the second of the registration has: enough until the year 36812.
 const CREATED_BITS: u32 = 40;
@@ -104,7 +104,7 @@ pub struct NewDevice {
     pub labels: Labels,
 }
 
-/// What is stored under a device's name.
+/// What is stored under a device's name: nothing secret.
 pub(super) struct Record {
     pub(super) id: DeviceId,
     pub(super) sources: SourceSet,
@@ -114,125 +114,130 @@ pub(super) struct Record {
     pub(super) revoked_s: Option<i64>,
     /// Its certificate's window; `None` without a certificate.
     pub(super) validity: Option<Validity>,
-    secret: Stored,
+    credential: Stored,
 }
 
 enum Stored {
     Certificate(Vec<u8>),
     RegisteredCertificate(Vec<u8>),
-    RegisteredId(RegistrationKey),
-    /// By the digest of the key that was revoked.
-    RevokedId([u8; 32]),
+    /// By its key's digest, and where the key lies.
+    RegisteredId([u8; 32], Option<KeyCell>),
 }
 
 impl Record {
-    /// The record of a device registered now. A certificate is checked as a device's.
-    pub(super) fn new(device: NewDevice, registration: u32, now_s: i64) -> Result<Self, Reason> {
+    /// The record of a device registered now, and the key that is to be put into a [cell](Self::put_cell). A certificate
+    /// is checked as a device's.
+    pub(super) fn new(
+        device: NewDevice,
+        registration: u32,
+        now_s: i64,
+    ) -> Result<(Self, Option<RegistrationKey>), Reason> {
         let checked = |der: &[u8]| {
             let certificate = Certificate::from_der(der)?;
             certificate.check(now_s)?;
             Ok::<_, Reason>(certificate)
         };
-        let (id, validity, secret) = match device.enrolment {
+        let (id, validity, credential, key) = match device.enrolment {
             Enrolment::Certificate { der } => {
                 let certificate = checked(&der)?;
                 let id = DeviceId::of_certificate(&certificate.fingerprint);
-                (id, Some(certificate.validity), Stored::Certificate(der))
+                (id, Some(certificate.validity), Stored::Certificate(der), None)
             }
             Enrolment::RegisteredCertificate { id, der } => {
                 let validity = checked(&der)?.validity;
-                (id, Some(validity), Stored::RegisteredCertificate(der))
+                (id, Some(validity), Stored::RegisteredCertificate(der), None)
             }
-            Enrolment::RegisteredId { id, key } => (id, None, Stored::RegisteredId(key)),
+            Enrolment::RegisteredId { id, key } => {
+                (id, None, Stored::RegisteredId(key_digest(&key.0), None), Some(key))
+            }
         };
         let (sources, created_s, revoked_s) = (device.sources, now_s, None);
-        Ok(Self { id, sources, registration, created_s, revoked_s, validity, secret })
+        Ok((Self { id, sources, registration, created_s, revoked_s, validity, credential }, key))
     }
 
-    /// Marks the device as revoked. The row as it was is returned if it holds a registration key, which is to be
-    /// scrubbed: it is kept no longer.
-    pub(super) fn revoke(&mut self, now_s: i64) -> Option<OldRow> {
-        let gone = self.with_key();
-        self.revoked_s = Some(now_s);
-        if let Some(digest) = self.registration_key_digest() {
-            self.secret = Stored::RevokedId(digest);
+    /// Says where the registration key lies.
+    pub(super) fn put_cell(&mut self, at: KeyCell) {
+        if let Stored::RegisteredId(_, cell) = &mut self.credential {
+            *cell = Some(at);
         }
-        gone
     }
 
-    /// What the device is known by, to be registered elsewhere; nothing of a key that was revoked.
-    pub(super) fn enrolment(&self) -> Option<Enrolment> {
+    /// Where the registration key lies, if it is kept.
+    pub(super) fn cell(&self) -> Option<KeyCell> {
+        match self.credential {
+            Stored::RegisteredId(_, cell) => cell,
+            _ => None,
+        }
+    }
+
+    /// Marks the device as revoked. Returns where the registration key lies that is kept no longer, if there is one.
+    pub(super) fn revoke(&mut self, now_s: i64) -> Option<KeyCell> {
+        self.revoked_s = Some(now_s);
+        match &mut self.credential {
+            Stored::RegisteredId(_, cell) => cell.take(),
+            _ => None,
+        }
+    }
+
+    /// What the device is known by, to be registered elsewhere; nothing of a key that is not kept.
+    pub(super) fn enrolment(&self, key: Option<RegistrationKey>) -> Option<Enrolment> {
         let id = self.id;
-        Some(match &self.secret {
+        Some(match &self.credential {
             Stored::Certificate(der) => Enrolment::Certificate { der: der.clone() },
             Stored::RegisteredCertificate(der) => {
                 Enrolment::RegisteredCertificate { id, der: der.clone() }
             }
-            Stored::RegisteredId(key) => Enrolment::RegisteredId { id, key: key.clone() },
-            Stored::RevokedId(_) => return None,
+            Stored::RegisteredId(..) => Enrolment::RegisteredId { id, key: key? },
         })
     }
 
-    /// The same device with its key's digest in the place of the key, to find out what would become of it: what is
-    /// undone leaves its pages behind.
-    pub(super) fn without_key(self) -> Self {
-        match self.registration_key_digest() {
-            Some(digest) => Self { secret: Stored::RevokedId(digest), ..self },
-            None => self,
-        }
-    }
-
-    /// The row on disk, if it holds a registration key.
-    pub(super) fn with_key(&self) -> Option<OldRow> {
-        matches!(self.secret, Stored::RegisteredId(_)).then(|| self.encode())
-    }
-
     pub(super) fn mode(&self) -> Mode {
-        match self.secret {
+        match self.credential {
             Stored::Certificate(_) => Mode::Certificate,
             Stored::RegisteredCertificate(_) => Mode::RegisteredCertificate,
-            Stored::RegisteredId(_) | Stored::RevokedId(_) => Mode::RegisteredId,
+            Stored::RegisteredId(..) => Mode::RegisteredId,
         }
     }
 
     pub(super) fn fingerprint(&self) -> Fingerprint {
-        match &self.secret {
+        match &self.credential {
             Stored::Certificate(der) | Stored::RegisteredCertificate(der) => {
                 Fingerprint::of_certificate(der)
             }
-            Stored::RegisteredId(_) | Stored::RevokedId(_) => {
-                Fingerprint::of_registered_id(&self.id)
-            }
+            Stored::RegisteredId(..) => Fingerprint::of_registered_id(&self.id),
         }
     }
 
     /// What a registration key is refused by; nothing in the certificate modes.
     pub(super) fn registration_key_digest(&self) -> Option<[u8; 32]> {
-        match &self.secret {
+        match &self.credential {
             Stored::Certificate(_) | Stored::RegisteredCertificate(_) => None,
-            Stored::RegisteredId(key) => Some(key_digest(&key.0)),
-            Stored::RevokedId(digest) => Some(*digest),
+            Stored::RegisteredId(digest, _) => Some(*digest),
         }
     }
 
     pub(super) fn certificate(&self) -> Result<Option<Certificate>, Reason> {
-        match &self.secret {
+        match &self.credential {
             Stored::Certificate(der) | Stored::RegisteredCertificate(der) => {
                 Certificate::from_der(der).map(Some)
             }
-            Stored::RegisteredId(_) | Stored::RevokedId(_) => Ok(None),
+            Stored::RegisteredId(..) => Ok(None),
         }
     }
 
-    /// The device as shards see it. An expired certificate is no fault here: the handshake
+    /// The device as shards see it, with its key if it has one. An expired certificate is no fault here: the handshake
     /// refuses it.
-    pub(super) fn device(&self, name: &Name) -> Result<Device, Reason> {
+    pub(super) fn device(
+        &self,
+        name: &Name,
+        key: Option<RegistrationKey>,
+    ) -> Result<Device, Reason> {
         let certificate = self.certificate()?;
-        let credential = match (&self.secret, &certificate) {
-            (Stored::RegisteredId(key), _) => Credential::registered_id(self.id, key.clone()),
-            (Stored::Certificate(_), Some(c)) => Credential::certificate(&c.der, c.key),
-            (_, Some(c)) => Credential::registered_certificate(self.id, &c.der, c.key),
-            (_, None) => return Err(Reason::NotACertificate),
+        let credential = match (&self.credential, &certificate, key) {
+            (Stored::Certificate(_), Some(c), _) => Credential::certificate(&c.der, c.key),
+            (_, Some(c), _) => Credential::registered_certificate(self.id, &c.der, c.key),
+            (_, None, Some(key)) => Credential::registered_id(self.id, key),
+            (_, None, None) => return Err(Reason::NotACertificate),
         };
         let valid_s = certificate.map(|certificate| {
             certificate.validity.not_before_s..=certificate.validity.not_after_s
@@ -241,16 +246,11 @@ impl Record {
         Ok(device.with_registration(self.registration.into()))
     }
 
-    /// The bytes on disk, wiped when dropped.
-    pub(super) fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let credential: &[u8] = match &self.secret {
-            Stored::Certificate(der) | Stored::RegisteredCertificate(der) => der,
-            Stored::RegisteredId(key) => &key.0,
-            Stored::RevokedId(digest) => digest,
-        };
+    /// The bytes on disk.
+    pub(super) fn encode(&self) -> Vec<u8> {
         let (not_before_s, not_after_s) =
             self.validity.map_or((0, 0), |window| (window.not_before_s, window.not_after_s));
-        let mut bytes = Zeroizing::new(Vec::with_capacity(HEAD_LEN + credential.len()));
+        let mut bytes = Vec::with_capacity(HEAD_LEN);
         let revoked = u8::from(self.revoked_s.is_some());
         bytes.extend([VERSION, self.mode() as u8, self.sources.bits(), revoked]);
         bytes.extend(self.id.0);
@@ -259,7 +259,13 @@ impl Record {
         bytes.extend(self.revoked_s.unwrap_or(0).to_be_bytes());
         bytes.extend(not_before_s.to_be_bytes());
         bytes.extend(not_after_s.to_be_bytes());
-        bytes.extend(credential);
+        match &self.credential {
+            Stored::Certificate(der) | Stored::RegisteredCertificate(der) => bytes.extend(der),
+            Stored::RegisteredId(digest, cell) => {
+                bytes.extend(digest);
+                bytes.extend(cell.iter().flat_map(|cell| cell.0.to_be_bytes()));
+            }
+        }
         bytes
     }
 
@@ -278,11 +284,20 @@ impl Record {
             (1, at) => Some(at),
             _ => return None,
         };
-        let secret = match (mode, revoked_s) {
-            (0, _) => Stored::Certificate(credential.to_vec()),
-            (1, _) => Stored::RegisteredCertificate(credential.to_vec()),
-            (2, None) => Stored::RegisteredId(RegistrationKey(credential.try_into().ok()?)),
-            (2, Some(_)) => Stored::RevokedId(credential.try_into().ok()?),
+        let credential = match mode {
+            0 => Stored::Certificate(credential.to_vec()),
+            1 => Stored::RegisteredCertificate(credential.to_vec()),
+            2 => {
+                let (digest, cell) = credential.split_first_chunk()?;
+                let cell = match cell {
+                    [] => None,
+                    cell if revoked_s.is_none() => {
+                        Some(KeyCell(u32::from_be_bytes(cell.try_into().ok()?)))
+                    }
+                    _ => return None,
+                };
+                Stored::RegisteredId(*digest, cell)
+            }
             _ => return None,
         };
         let validity = (mode != 2).then(|| Validity {
@@ -296,14 +311,14 @@ impl Record {
             created_s: i64::try_from(created % (1 << CREATED_BITS)).ok()?,
             revoked_s,
             validity,
-            secret,
+            credential,
         })
     }
 }
 
 /// What stands for a registration key where the key itself need not be known.
 pub(super) fn key_digest(key: &[u8; 32]) -> [u8; 32] {
-    Sha256::new_with_prefix(b"duet registration key").chain_update(key).finalize().into()
+    identity::digest_of_secret(b"duet registration key", key)
 }
 
 #[cfg(test)]
@@ -332,20 +347,28 @@ mod tests {
             made: false,
             labels: Labels::default(),
         };
-        let mut record = Record::new(device, 66, 55).ok().unwrap();
-        let before = record.encode();
-        assert!(*record.revoke(0).unwrap() == *before && record.with_key().is_none());
-        assert!(!record.encode().ends_with(&[7; 32]));
+        let (mut record, key) = Record::new(device, 66, 55).ok().unwrap();
+        assert_eq!((key.unwrap().0, record.cell()), ([7; 32], None));
+        record.put_cell(KeyCell(0x0102_0304));
+        let bytes = record.encode();
+        assert_eq!(Record::decode(&bytes).unwrap().cell(), Some(KeyCell(0x0102_0304)));
+        for end in (0..bytes.len()).filter(|end| *end != bytes.len() - 4) {
+            assert!(Record::decode(&bytes[..end]).is_none(), "{end} bytes");
+        }
+        assert_eq!((record.revoke(0), record.cell()), (Some(KeyCell(0x0102_0304)), None));
+        let mut kept = bytes;
+        kept[3] = 1;
+        assert!(Record::decode(&kept).is_none(), "revoked, and with a key");
         let bytes = record.encode();
         let read = Record::decode(&bytes).unwrap();
         assert_eq!((read.id, read.sources), (DeviceId([3; 8]), SourceSet::ALL));
         assert_eq!((read.created_s, read.revoked_s, read.registration), (55, Some(0), 66));
-        assert_eq!(*read.encode(), *bytes);
+        assert_eq!(read.encode(), bytes);
         let mut unnumbered = bytes.clone();
         unnumbered[12..15].fill(0);
         let read = Record::decode(&unnumbered).unwrap();
         assert_eq!((read.id, read.created_s, read.registration), (DeviceId([3; 8]), 55, 0));
-        assert_eq!(*read.encode(), *unnumbered);
+        assert_eq!(read.encode(), unnumbered);
         for end in 0..bytes.len() {
             assert!(Record::decode(&bytes[..end]).is_none());
         }

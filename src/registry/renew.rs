@@ -6,13 +6,9 @@
 //! ```
 //! The old credential has an id of its own, under which shards know it as another device of the same name.
 
-use std::sync::PoisonError;
-
 use duet_protocol::identity::DeviceId;
 use redb::{ReadTransaction, ReadableTable, TableError};
-use zeroize::Zeroizing;
 
-use super::change::Ended;
 use super::record::Record;
 use super::store::{PREDECESSORS, Tables};
 use super::{Damage, Name, NewDevice, Registry, RegistryError};
@@ -38,16 +34,16 @@ pub(super) struct Renewing {
 }
 
 impl Predecessor {
-    fn encode(&self) -> Zeroizing<Vec<u8>> {
+    fn encode(&self) -> Vec<u8> {
         let record = self.record.encode();
-        let mut bytes = Zeroizing::new(Vec::with_capacity(16 + record.len()));
+        let mut bytes = Vec::with_capacity(16 + record.len());
         bytes.extend(self.until_s.to_be_bytes());
         bytes.extend(self.first_mark.to_be_bytes());
         bytes.extend_from_slice(&record);
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (until, rest) = bytes.split_first_chunk::<8>()?;
         let (first, record) = rest.split_first_chunk::<8>()?;
         Some(Self {
@@ -109,13 +105,10 @@ impl Registry {
             }
             view.note_renewing(new, Renewing { name, old, until_s, first_mark });
         }
-        let id = ended.as_ref().map(|ended| ended.id);
-        if let (Some(view), Some(id)) = (&*slot, &id) {
+        if let (Some(view), Some(id)) = (&*slot, &ended) {
             view.remove(id);
         }
-        drop(slot);
-        self.scrub_rows(&database, ended.into_iter().filter_map(|ended| ended.row));
-        Ok(id)
+        Ok(ended)
     }
 
     /// Refuses the old credentials of renewed devices for ever whose new ones were used, or whose time is over. Returns
@@ -130,7 +123,7 @@ impl Registry {
         }
         let database = self.ready()?;
         let slot = self.lock();
-        let ended = self.store.change(&database, |tables| {
+        let ids = self.store.change(&database, |tables| {
             let mut all = Vec::new();
             for (_, renewing) in &due {
                 // The device may have been removed or renewed once more meanwhile.
@@ -143,36 +136,20 @@ impl Registry {
             }
             Ok(all)
         })?;
-        let ids: Vec<_> = ended.iter().map(|ended| ended.id).collect();
         if let Some(view) = &*slot {
             due.iter().for_each(|(new, renewing)| view.forget_renewing(new, renewing));
             ids.iter().for_each(|id| view.remove(id));
         }
-        drop(slot);
-        self.scrub_rows(&database, ended.into_iter().filter_map(|ended| ended.row));
         Ok(ids)
     }
 
-    /// Overwrites keys that nobody needs any more; what cannot be overwritten now is with the next change.
-    pub(super) fn scrub_rows(
-        &self,
-        database: &redb::Database,
-        gone: impl IntoIterator<Item = super::scrub::OldRow>,
-    ) {
-        let mut rows = self.unscrubbed.lock().unwrap_or_else(PoisonError::into_inner);
-        rows.extend(gone);
-        if self.store.scrub(database, &rows).is_ok() {
-            rows.clear();
-        }
-    }
-
-    /// Refuses the credential for ever that a renewal has left, if it has.
+    /// Refuses the credential for ever that a renewal has left, if it has. Returns its id.
     pub(super) fn end_predecessor(
         &self,
         tables: &mut Tables<'_>,
         name: &Name,
         now_s: i64,
-    ) -> Result<Option<Ended>, RegistryError> {
+    ) -> Result<Option<DeviceId>, RegistryError> {
         let Some(left) = self.predecessor(&tables.predecessors, name)? else { return Ok(None) };
         let Predecessor { record, .. } = left;
         for credential in self.credentials(name, &record)? {
@@ -181,7 +158,8 @@ impl Registry {
         }
         tables.ids.remove(record.id.0)?;
         tables.predecessors.remove(name.as_str())?;
-        Ok(Some(Ended { id: record.id, row: record.with_key() }))
+        tables.free_key(&record);
+        Ok(Some(record.id))
     }
 
     pub(super) fn predecessor(

@@ -5,8 +5,8 @@ use std::path::Path;
 use super::{Registry, RegistryError};
 
 impl Registry {
-    /// Copies the file, as it is after the last change, to a new one that only its owner may read. Changes wait
-    /// meanwhile; lookups do not.
+    /// Copies the file, as it is after the last change, and that of the keys to new ones that only their owner may read.
+    /// Changes wait meanwhile; lookups do not.
     ///
     /// # Errors
     /// Those of the storage engine and of both files.

@@ -19,10 +19,12 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use duet_telemetry::catalogue::FILES_RENEWED;
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
 
+use super::Name;
 use super::error::{Damage, RegistryError, opening};
-use super::record::key_digest;
+use super::keys::{KeyCell, KeyChanges, KeyFile};
+use super::record::{self, Record};
+use super::renew::Predecessor;
 use super::reserve::Reserve;
-use super::scrub::{self, OldRow};
 use super::seen::{Seen, State};
 use crate::{database, identity};
 
@@ -71,8 +73,10 @@ pub(super) struct Store {
     unseen: bool,
     id: [u8; 16],
     database: Mutex<Option<Arc<Database>>>,
-    /// Held for reading by whoever reads the tables: what is scrubbed may be in a page that such a one still sees.
-    pages: RwLock<()>,
+    pub(super) keys: Arc<KeyFile>,
+    /// Held for reading by whoever reads the tables: a key that is to be overwritten may be of a row that such a one
+    /// still sees.
+    readers: RwLock<()>,
 }
 
 impl Store {
@@ -98,7 +102,9 @@ impl Store {
                 let mut id = [0; 16];
                 getrandom::fill(&mut id).map_err(|_| failed(io::Error::other("no randomness")))?;
                 name(&database, id)?;
-                change(&database, true, |_| Ok(())).and_then(|()| pair(&database))
+                KeyFile::create(path, id)?;
+                let keys = Arc::new(KeyFile::open(path, id, &[])?);
+                change(&database, &keys, true, |_| Ok(())).and_then(|_| pair(&database))
             });
         // The engine has closed it.
         let seen = Seen::beside(path);
@@ -131,6 +137,7 @@ impl Store {
             Some(last) if last == found => {}
             _ => seen.tell(found),
         }
+        let keys = Arc::new(KeyFile::open(path, found.id, &cells(path, &database)?)?);
         let (path, id) = (path.to_owned(), found.id);
         let database = Mutex::new(Some(Arc::new(database)));
         Ok(Self {
@@ -142,7 +149,8 @@ impl Store {
             unseen,
             id,
             database,
-            pages: RwLock::new(()),
+            keys,
+            readers: RwLock::new(()),
         })
     }
 
@@ -171,6 +179,8 @@ impl Store {
         let (database, place) = open_with_room(&self.path, &self.reserve, &self.in_doubt)?;
         *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
         let database = Arc::new(database);
+        let _nobody_reads = self.readers.write().unwrap_or_else(PoisonError::into_inner);
+        self.keys.settle(&cells(&self.path, &database)?)?;
         *slot = Some(Arc::clone(&database));
         Ok((database, true))
     }
@@ -180,7 +190,7 @@ impl Store {
     pub(super) fn in_place(&self) -> Result<(), RegistryError> {
         let place = *self.place.lock().unwrap_or_else(PoisonError::into_inner);
         match identity::is_at(&self.path, place) {
-            Ok(true) => Ok(()),
+            Ok(true) => self.keys.in_place(),
             Ok(false) => Err(RegistryError::Replaced(self.path.clone())),
             Err(error) => Err(RegistryError::Io { path: self.path.clone(), error }),
         }
@@ -196,9 +206,9 @@ impl Store {
         self.reserve.keep();
     }
 
-    /// While this is held nothing is scrubbed.
+    /// While this is held no key is overwritten.
     pub(super) fn reading(&self) -> RwLockReadGuard<'_, ()> {
-        self.pages.read().unwrap_or_else(PoisonError::into_inner)
+        self.readers.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Passes a result on; the file is let go where the engine has given it up.
@@ -210,18 +220,23 @@ impl Store {
     }
 
     /// Runs a change in a transaction that is durable when this returns, or has not happened; after an error of the
-    /// disk it may have. No single damage to the file undoes it later.
+    /// disk it may have. No single damage to the file undoes it later. Keys that it has freed are overwritten.
     pub(super) fn change<T>(
         &self,
         database: &Database,
         run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         self.in_place()?;
-        let changed = self.noted(change(database, true, run))?;
+        let (changed, freed) = self.noted(change(database, &self.keys, true, run))?;
         // The change is on disk, so it is no failure if this is not: the file is let go, and who opens it next
         // makes up for it.
         if let Ok(change) = self.noted(pair(database)) {
             self.seen.tell(State { id: self.id, change });
+            // Now neither of the commits that the engine keeps refers to them.
+            if !freed.is_empty() {
+                let _nobody_reads = self.readers.write().unwrap_or_else(PoisonError::into_inner);
+                self.keys.wipe(freed);
+            }
         }
         Ok(changed)
     }
@@ -234,7 +249,7 @@ impl Store {
         run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         self.in_place()?;
-        self.noted(change(database, false, run))
+        self.noted(change(database, &self.keys, false, run)).map(|(changed, _)| changed)
     }
 
     /// Runs a change and undoes it.
@@ -245,68 +260,52 @@ impl Store {
     ) -> Result<T, RegistryError> {
         let attempted = || {
             let write = database.begin_write()?;
-            let value = Tables::open(&write).and_then(|mut tables| run(&mut tables));
+            let mut keys = KeyChanges::new(&self.keys);
+            let value = Tables::open(&write, &mut keys).and_then(|mut tables| run(&mut tables));
             write.abort()?;
             value
         };
         self.noted(attempted())
     }
 
-    /// Copies the file to a new one while no change is under way.
+    /// Copies the file and that of the keys to new ones while no change is under way.
     pub(super) fn copy(&self, database: &Database, to: &Path) -> Result<(), RegistryError> {
         let copied = || {
             self.in_place()?;
             // What was committed is in the file, and nobody writes to it while this transaction is open.
             let held = database.begin_write()?;
-            let copied = database::copy(&self.path, to);
+            let copied = database::copy(&self.path, to)
+                .map_err(|error| RegistryError::Io { path: to.to_owned(), error })
+                .and_then(|()| self.keys.copy(to, &cells(&self.path, database)?));
             held.abort()?;
-            copied.map_err(|error| RegistryError::Io { path: to.to_owned(), error })
+            copied
         };
         self.noted(copied())
-    }
-
-    /// Overwrites what is left in the file of the keys in rows that no table holds any more. Call it after
-    /// [`change`](Self::change) has removed them: then neither of the commits that the engine keeps refers to a
-    /// page with them. They must not come back meanwhile.
-    pub(super) fn scrub(&self, database: &Database, gone: &[OldRow]) -> Result<(), RegistryError> {
-        if gone.is_empty() {
-            return Ok(());
-        }
-        let scrubbed = || {
-            self.in_place()?;
-            let _nobody_reads = self.pages.write().unwrap_or_else(PoisonError::into_inner);
-            // Nobody writes a page either while this transaction is open.
-            let held = database.begin_write()?;
-            let scrubbed = {
-                let credentials = held.open_table(CREDENTIALS)?;
-                // Where the table cannot be read, nothing is overwritten.
-                let in_use = |key: &[u8; 32]| {
-                    credentials.get(key_digest(key)).map_or(true, |owner| owner.is_some())
-                };
-                scrub::overwrite(&self.path, gone, in_use)
-            };
-            held.abort()?;
-            scrubbed.map_err(|error| RegistryError::Io { path: self.path.clone(), error })
-        };
-        self.noted(scrubbed())
     }
 }
 
 fn change<T>(
     database: &Database,
+    keys: &Arc<KeyFile>,
     pairs: bool,
     run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
-) -> Result<T, RegistryError> {
+) -> Result<(T, Vec<KeyCell>), RegistryError> {
     let write = database.begin_write()?;
-    let changed = Tables::open(&write).and_then(|mut tables| {
+    let mut keys = KeyChanges::new(keys);
+    let changed = Tables::open(&write, &mut keys).and_then(|mut tables| {
         let value = run(&mut tables)?;
         if pairs {
-            tables.count_pair(1)?;
+            count_pair(&mut tables.pairs, 1)?;
         }
         Ok(value)
     });
-    match changed {
-        Ok(value) => write.commit().map(|()| value).map_err(Into::into),
+    match changed.and_then(|value| keys.sync().map(|()| value)) {
+        Ok(value) => {
+            // Where this fails nobody knows which keys the file needs; who opens it next does.
+            let freed = keys.kept();
+            write.commit()?;
+            Ok((value, freed))
+        }
         Err(error) => {
             // What went wrong first is what is told.
             let _ = write.abort();
@@ -318,7 +317,7 @@ fn change<T>(
 /// The second commit of a pair: its number, which this returns, is even.
 fn pair(database: &Database) -> Result<u64, RegistryError> {
     let write = database.begin_write()?;
-    let number = Tables::open(&write)?.count_pair(0)?;
+    let number = count_pair(&mut write.open_table(PAIRS)?, 0)?;
     write.commit()?;
     Ok(number)
 }
@@ -347,6 +346,37 @@ fn state(database: &Database) -> Result<State, RegistryError> {
         Err(error) => return Err(error.into()),
     };
     Ok(State { id, change })
+}
+
+/// The cells of all keys that rows refer to.
+fn cells(path: &Path, database: &Database) -> Result<Vec<KeyCell>, RegistryError> {
+    let damaged = |name: &str| {
+        let detail = name.parse::<Name>().map_or(Damage::Name, Damage::Record);
+        RegistryError::Damaged { path: path.to_owned(), detail }
+    };
+    let mut cells = Vec::new();
+    let read = database.begin_read()?;
+    for (table, is_devices) in [(DEVICES, true), (PREDECESSORS, false)] {
+        let rows = match read.open_table(table) {
+            Ok(rows) => rows,
+            Err(redb::TableError::TableDoesNotExist(_)) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        for row in rows.iter()? {
+            let (name, bytes) = row?;
+            let record = match is_devices {
+                true => Record::decode(bytes.value()),
+                false => Predecessor::decode(bytes.value()).map(|left| left.record),
+            };
+            let is_earlier = is_devices && bytes.value().first() == Some(&record::EARLIER);
+            match record {
+                Some(record) => cells.extend(record.cell()),
+                None if is_earlier => return Err(RegistryError::Earlier(path.to_owned())),
+                None => return Err(damaged(name.value())),
+            }
+        }
+    }
+    Ok(cells)
 }
 
 /// Whether a change was the last thing that was committed, without its second commit.
@@ -408,11 +438,15 @@ pub(super) struct Tables<'txn> {
     pub(super) predecessors: Table<'txn, &'static str, &'static [u8]>,
     pub(super) tokens: Table<'txn, [u8; 8], &'static [u8]>,
     pub(super) enrolled: Table<'txn, [u8; 40], &'static str>,
-    pairs: Table<'txn, (), u64>,
+    pub(super) pairs: Table<'txn, (), u64>,
+    pub(super) keys: &'txn mut KeyChanges,
 }
 
 impl<'txn> Tables<'txn> {
-    fn open(write: &'txn WriteTransaction) -> Result<Self, RegistryError> {
+    fn open(
+        write: &'txn WriteTransaction,
+        keys: &'txn mut KeyChanges,
+    ) -> Result<Self, RegistryError> {
         Ok(Self {
             devices: write.open_table(DEVICES)?,
             ids: write.open_table(IDS)?,
@@ -427,14 +461,25 @@ impl<'txn> Tables<'txn> {
             tokens: write.open_table(TOKENS)?,
             enrolled: write.open_table(ENROLLED)?,
             pairs: write.open_table(PAIRS)?,
+            keys,
         })
     }
 
-    /// Counts on to the next number that is odd (`remainder` 1) or even (0).
-    pub(super) fn count_pair(&mut self, remainder: u64) -> Result<u64, RegistryError> {
-        let count = self.pairs.get(())?.map_or(0, |count| count.value()).wrapping_add(1);
-        let count = if count % 2 == remainder { count } else { count.wrapping_add(1) };
-        self.pairs.insert((), count)?;
-        Ok(count)
+    /// Says that a device's key is kept no longer, if it has one.
+    pub(super) fn free_key(&mut self, record: &Record) {
+        if let Some(cell) = record.cell() {
+            self.keys.free(cell);
+        }
     }
+}
+
+/// Counts on to the next number that is odd (`remainder` 1) or even (0).
+pub(super) fn count_pair(
+    pairs: &mut Table<'_, (), u64>,
+    remainder: u64,
+) -> Result<u64, RegistryError> {
+    let count = pairs.get(())?.map_or(0, |count| count.value()).wrapping_add(1);
+    let count = if count % 2 == remainder { count } else { count.wrapping_add(1) };
+    pairs.insert((), count)?;
+    Ok(count)
 }

@@ -238,6 +238,7 @@ fn a_damaged_file_is_reported_and_left_alone() {
     drop(registry);
     let good = std::fs::read(&path).unwrap();
     let hurt = dir.path().join("hurt.redb");
+    std::fs::copy(dir.path().join(KEYS_FILE), dir.path().join("hurt.keys")).unwrap();
     let reopen = |bytes: &[u8]| {
         let _ = std::fs::remove_file(&hurt);
         crate::identity::write_new(&hurt, bytes, 0o600).unwrap();
@@ -267,10 +268,17 @@ fn a_damaged_file_is_reported_and_left_alone() {
     assert!(matches!(missing, Err(RegistryError::Missing(_))));
 }
 
-/// What a registry of these bytes says: whether the device of this id may connect, or why it does not open.
-fn may_connect(path: &std::path::Path, bytes: &[u8], id: DeviceId) -> Result<bool, RegistryError> {
-    let _ = std::fs::remove_file(path);
-    crate::identity::write_new(path, bytes, 0o600).unwrap();
+/// What a registry of these bytes and keys says: whether the device of this id may connect, or why it does not open.
+fn may_connect(
+    path: &std::path::Path,
+    bytes: &[u8],
+    keys: &[u8],
+    id: DeviceId,
+) -> Result<bool, RegistryError> {
+    for (path, bytes) in [(path.to_owned(), bytes), (path.with_extension("keys"), keys)] {
+        let _ = std::fs::remove_file(&path);
+        crate::identity::write_new(&path, bytes, 0o600).unwrap();
+    }
     Ok(Registry::open(path)?.view()?.lookup(&id).is_some())
 }
 
@@ -280,6 +288,8 @@ fn no_flipped_bit_brings_a_revoked_device_back() {
     let registry = Registry::open(&path).unwrap();
     registry.add_all((0..40).map(|i| keyed(&format!("d{i}"), i)), NOW_S).unwrap();
     let before = std::fs::read(&path).unwrap();
+    // The key as well, as if it could not be overwritten.
+    let keys = std::fs::read(path.with_file_name(KEYS_FILE)).unwrap();
     registry.revoke(&name("d7"), NOW_S).unwrap();
     // As it lies there when the process is killed now.
     let after = std::fs::read(&path).unwrap();
@@ -287,8 +297,8 @@ fn no_flipped_bit_brings_a_revoked_device_back() {
     // In memory where that is possible: each of hundreds of starts syncs several times.
     let memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let hurt = memory.path().join("hurt.redb");
-    assert!(may_connect(&hurt, &before, id).unwrap());
-    assert!(!may_connect(&hurt, &after, id).unwrap());
+    assert!(may_connect(&hurt, &before, &keys, id).unwrap());
+    assert!(!may_connect(&hurt, &after, &keys, id).unwrap());
 
     // All bits of what says which commit counts, one of each other byte that the engine reads first, and some of
     // what the change has written.
@@ -302,7 +312,7 @@ fn no_flipped_bit_brings_a_revoked_device_back() {
         let mut bytes = after.clone();
         bytes[place] ^= 1 << bit;
         tried += 1;
-        match may_connect(&hurt, &bytes, id) {
+        match may_connect(&hurt, &bytes, &keys, id) {
             Ok(connects) => assert!(!connects, "bit {bit} of byte {place} brings it back"),
             Err(RegistryError::Damaged { .. } | RegistryError::Storage(_)) => refused += 1,
             Err(error) => panic!("bit {bit} of byte {place}: {error}"),
@@ -326,7 +336,9 @@ fn a_change_without_its_second_commit_gets_it_at_the_next_start() {
     assert_eq!(complete % 2, 0);
     registry
         .store
-        .change_once(&registry.store.get().unwrap().0, |tables| tables.count_pair(1))
+        .change_once(&registry.store.get().unwrap().0, |tables| {
+            store::count_pair(&mut tables.pairs, 1)
+        })
         .unwrap();
     assert_eq!(pairs(), complete + 1);
     drop(registry);
@@ -338,56 +350,262 @@ fn a_change_without_its_second_commit_gets_it_at_the_next_start() {
 }
 
 #[test]
-fn a_key_that_was_revoked_or_removed_is_in_the_file_no_more() {
+fn what_was_revoked_is_known_by_its_key_that_is_gone_and_what_was_removed_may_come_back() {
     let (_dir, path) = scratch();
     let registry = Registry::open(&path).unwrap();
-    let key = |i: u8| -> [u8; 32] { std::array::from_fn(|at| i ^ u8::try_from(at * 7).unwrap()) };
-    let device = |i: u8| {
-        let (id, key) = (DeviceId([i; 8]), RegistrationKey(key(i)));
-        let enrolment = Enrolment::RegisteredId { id, key };
-        NewDevice {
-            name: name(&format!("d{i}")),
-            enrolment,
-            sources: SourceSet::default(),
-            made: false,
-            labels: Labels::default(),
-        }
-    };
-    // One by one, so that the pages move.
-    (0..120).for_each(|i| registry.add(device(i), NOW_S).unwrap());
-    let there = |i: u8| {
-        let bytes = std::fs::read(&path).unwrap();
-        let key = key(i);
-        let pieces = key.as_chunks::<8>().0;
-        pieces.iter().any(|piece| memchr::memmem::find(&bytes, piece).is_some())
-    };
-    assert!((0..120).all(there));
-    let names: Vec<_> = (0..60).map(|i| name(&format!("d{i}"))).collect();
-    registry.revoke_all(&names[..30], NOW_S).unwrap();
-    registry.remove_all(&names[30..]).unwrap();
-    assert_eq!((0..120).filter(|i| there(*i)).collect::<Vec<_>>(), (60..120).collect::<Vec<_>>());
-    for i in 60..90 {
-        registry.revoke(&name(&format!("d{i}")), NOW_S).unwrap();
-    }
+    registry.add_all((0..3).map(|i| keyed(&format!("d{i}"), i)), NOW_S).unwrap();
+    registry.revoke(&name("d0"), NOW_S).unwrap();
+    registry.remove(&name("d1")).unwrap();
     drop(registry);
-    assert_eq!((0..120).filter(|i| there(*i)).collect::<Vec<_>>(), (90..120).collect::<Vec<_>>());
-    // What was revoked is still known by its key, and what was removed may come back.
     let registry = Registry::open(&path).unwrap();
-    assert_eq!(registry.view().unwrap().len(), 30);
-    assert!(matches!(registry.add(device(5), NOW_S), Err(RegistryError::Refused { .. })));
-    registry.remove(&name("d5")).unwrap();
-    assert!(matches!(registry.add(device(5), NOW_S), Err(RegistryError::Refused { .. })));
-    registry.add(device(45), NOW_S).unwrap();
+    assert_eq!(registry.view().unwrap().len(), 1);
+    assert!(matches!(registry.add(keyed("d0", 0), NOW_S), Err(RegistryError::Refused { .. })));
+    registry.remove(&name("d0")).unwrap();
+    assert!(matches!(registry.add(keyed("d0", 0), NOW_S), Err(RegistryError::Refused { .. })));
+    registry.add(keyed("d1", 1), NOW_S).unwrap();
+    assert_eq!(registry.export(None, 9).unwrap().0.len(), 2);
+}
+
+#[test]
+fn a_key_that_a_killed_process_left_behind_goes_at_the_next_start() {
+    let (_dir, path) = scratch();
+    let keys = path.with_file_name(KEYS_FILE);
+    let registry = Registry::open(&path).unwrap();
+    registry.add_all((0..9).map(|i| keyed(&format!("d{i}"), i)), NOW_S).unwrap();
+    let before = std::fs::read(&keys).unwrap();
+    registry.remove(&name("d4")).unwrap();
+    drop(registry);
+    // The row is gone, and its key was not overwritten; another has a key that was written and no row.
+    let mut left = before.clone();
+    left.extend([7; 32]);
+    std::fs::write(&keys, left).unwrap();
+    let registry = Registry::open(&path).unwrap();
+    let after = std::fs::read(&keys).unwrap();
+    let is_clean = |cell: usize| after[32 * (cell + 1)..][..32] == [0; 32];
+    assert_eq!((0..10).filter(|cell| is_clean(*cell)).collect::<Vec<_>>(), [4, 9]);
+    assert_eq!(registry.view().unwrap().len(), 8);
+}
+
+#[test]
+fn what_is_refused_leaves_no_key() {
+    let (_dir, path) = scratch();
+    let registry = Registry::open(&path).unwrap();
+    registry.add(keyed("a", 1), NOW_S).unwrap();
+    registry.add_all([keyed("b", 2), keyed("c", 3), keyed("d", 1)], NOW_S).unwrap_err();
+    registry.check_all([keyed("b", 2), keyed("b", 3)], NOW_S).unwrap();
+    let bytes = std::fs::read(path.with_file_name(KEYS_FILE)).unwrap();
+    assert!(bytes[32..64] != [0; 32] && bytes[64..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_key_that_is_not_its_devices_is_told_and_the_device_can_be_revoked() {
+    let (_dir, path) = scratch();
+    let keys = path.with_file_name(KEYS_FILE);
+    let registry = Registry::open(&path).unwrap();
+    registry.add_all((0..3).map(|i| keyed(&format!("d{i}"), i)), NOW_S).unwrap();
+    drop(registry);
+    let mut bytes = std::fs::read(&keys).unwrap();
+    bytes[32 * 2 + 9] ^= 1;
+    std::fs::write(&keys, &bytes).unwrap();
+    let registry = Registry::open(&path).unwrap();
+    let error = registry.view().err().unwrap().to_string();
+    assert!(error.contains("the key of d1 is not in registry.keys"), "{error}");
+    assert!(registry.export(None, 9).is_err() && registry.list(None, 9).unwrap().len() == 3);
+    registry.revoke(&name("d1"), NOW_S).unwrap();
+    assert_eq!(registry.view().unwrap().len(), 2);
+    drop(registry);
+
+    let aside = path.with_file_name("aside");
+    std::fs::rename(&keys, &aside).unwrap();
+    let error = Registry::open(&path).err().unwrap().to_string();
+    assert!(error.contains("registry.keys: missing") && !keys.exists(), "{error}");
+    let other = tempfile::tempdir().unwrap();
+    drop(Registry::create(&other.path().join(FILE)).unwrap());
+    std::fs::copy(other.path().join(KEYS_FILE), &keys).unwrap();
+    let error = Registry::open(&path).err().unwrap().to_string();
+    assert!(error.contains("another registry"), "{error}");
+    std::fs::rename(&aside, &keys).unwrap();
+    let registry = Registry::open(&path).unwrap();
+    std::fs::rename(&keys, &aside).unwrap();
+    let error = registry.add(keyed("e", 8), NOW_S).unwrap_err();
+    assert!(matches!(error, RegistryError::Replaced(_)), "{error}");
+}
+
+#[test]
+fn a_registry_with_keys_in_its_rows_is_refused_with_what_to_do() {
+    let (_dir, path) = scratch();
+    Registry::open(&path).unwrap().add(keyed("a", 1), NOW_S).unwrap();
+    let database = redb::Database::open(&path).unwrap();
+    let write = database.begin_write().unwrap();
+    {
+        let mut devices = write.open_table(DEVICES).unwrap();
+        let mut row = devices.get("a").unwrap().unwrap().value().to_vec();
+        row[0] = 2;
+        row.truncate(76);
+        devices.insert("a", &*row).unwrap();
+    }
+    write.commit().unwrap();
+    drop(database);
+    let error = Registry::open(&path).err().unwrap().to_string();
+    assert!(error.contains("earlier version") && error.contains("export"), "{error}");
+}
+
+/// Numbers that look like any, and are the same in each run (SplitMix64).
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> usize {
+        usize::try_from(self.next() % end).unwrap()
+    }
+}
+
+/// A registry whose devices have names, labels and keys of many kinds, and who of them is registered.
+struct Layout {
+    numbers: Numbers,
+    dir: tempfile::TempDir,
+    registry: Option<Registry>,
+    living: Vec<(Name, [u8; 32])>,
+    gone: Vec<[u8; 32]>,
+}
+
+impl Layout {
+    fn new(seed: u64) -> Self {
+        let (dir, path) = scratch();
+        let registry = Some(Registry::open(&path).unwrap());
+        Self { numbers: Numbers(seed), dir, registry, living: Vec::new(), gone: Vec::new() }
+    }
+
+    fn registry(&self) -> &Registry {
+        self.registry.as_ref().unwrap()
+    }
+
+    fn add(&mut self, count: usize, longest: u64) {
+        let mut devices = Vec::new();
+        for _ in 0..count {
+            let mut key = [0; 32];
+            key.as_chunks_mut()
+                .0
+                .iter_mut()
+                .for_each(|part| *part = self.numbers.next().to_be_bytes());
+            let id = DeviceId(self.numbers.next().to_be_bytes());
+            let length = 17 + self.numbers.below(longest);
+            let name = name(&format!("{id}-{}", "n".repeat(length)).as_str()[..length]);
+            let enrolment = Enrolment::RegisteredId { id, key: RegistrationKey(key) };
+            let tags = "t".repeat(1 + self.numbers.below(30));
+            let labels = Labels { tags: tags.parse().unwrap(), ..Labels::default() };
+            self.living.push((name.clone(), key));
+            devices.push(NewDevice {
+                name,
+                enrolment,
+                sources: SourceSet::default(),
+                made: false,
+                labels,
+            });
+        }
+        self.registry().add_all(devices, NOW_S).unwrap();
+    }
+
+    /// Ends those whose number among the living is such a one, some at a time.
+    fn end(&mut self, is_one: impl Fn(usize) -> bool, at_once: usize) {
+        let living = std::mem::take(&mut self.living).into_iter().enumerate();
+        let (ended, stay): (Vec<_>, Vec<_>) = living.partition(|(number, _)| is_one(*number));
+        self.living = stay.into_iter().map(|(_, device)| device).collect();
+        for some in ended.chunks(at_once) {
+            let names: Vec<_> = some.iter().map(|(_, (name, _))| name.clone()).collect();
+            if self.numbers.below(2) == 0 {
+                self.registry().revoke_all(&names, NOW_S).unwrap();
+            } else {
+                self.registry().remove_all(&names).unwrap();
+            }
+            self.gone.extend(some.iter().map(|(_, (_, key))| key));
+            self.check();
+        }
+    }
+
+    fn compact(&mut self) {
+        self.registry = None;
+        let path = self.dir.path().join(FILE);
+        redb::Database::open(&path).unwrap().compact().unwrap();
+        self.registry = Some(Registry::open(&path).unwrap());
+    }
+
+    /// Searches every file of the directory for eight bytes of a key, wherever they lie in it.
+    fn check(&self) {
+        let mut there = std::collections::HashSet::new();
+        let wanted: std::collections::HashSet<[u8; 8]> = self
+            .gone
+            .iter()
+            .chain(self.living.iter().map(|(_, key)| key))
+            .flat_map(|key| key.windows(8).map(|piece| piece.try_into().unwrap()))
+            .collect();
+        for file in std::fs::read_dir(self.dir.path()).unwrap() {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            let pieces = bytes.windows(8).map(|piece| piece.try_into().unwrap());
+            there.extend(pieces.filter(|piece: &[u8; 8]| wanted.contains(piece)));
+        }
+        let found = |key: &[u8; 32]| {
+            key.windows(8)
+                .filter(|piece| there.contains(&<[u8; 8]>::try_from(*piece).unwrap()))
+                .count()
+        };
+        let left = self.gone.iter().filter(|key| found(key) > 0).count();
+        assert_eq!(left, 0, "of {} keys that are gone", self.gone.len());
+        assert!(self.living.iter().all(|(_, key)| found(key) == 25));
+    }
+}
+
+#[test]
+fn no_layout_of_the_file_leaves_a_key_that_is_gone() {
+    for (seed, count) in (0..).zip([1, 2, 3, 7, 20, 51, 120, 333, 1_000, 5_000]) {
+        // Each length of a name for few devices, one for many.
+        for longest in [48, 1, 9].into_iter().take(if count > 200 { 1 } else { 3 }) {
+            let mut layout = Layout::new(seed * 100 + longest);
+            // Some one by one, so that the pages move.
+            let single = count.min(20);
+            (0..single).for_each(|_| layout.add(1, longest));
+            layout.add(count - single, longest);
+            layout.check();
+            let at_once = 1 + count / 8;
+            layout.end(|number| number == 0, 1);
+            let last = layout.living.len().saturating_sub(1);
+            layout.end(|number| number == last, 1);
+            layout.end(|number| number % 2 == 0, at_once);
+            layout.compact();
+            layout.check();
+            layout.add(count / 3, longest);
+            layout.check();
+            layout.end(|number| number % 5 == 1, at_once);
+            layout.compact();
+            layout.end(|_| true, at_once);
+            layout.add(2, longest);
+            layout.check();
+        }
+    }
 }
 
 #[test]
 fn a_registry_that_others_can_read_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let (_dir, path) = scratch();
-    for mode in [0o604, 0o640, 0o620] {
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        let error = Registry::open(&path).err().unwrap().to_string();
-        assert!(error.contains("chmod 600") && error.contains("registry.redb"), "{error}");
+    for file in [FILE, KEYS_FILE] {
+        let path = path.with_file_name(file);
+        let set = |mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for mode in [0o604, 0o640, 0o620] {
+            set(mode);
+            let error = Registry::open(&path.with_file_name(FILE)).err().unwrap().to_string();
+            assert!(error.contains("chmod 600") && error.contains(file), "{error}");
+        }
+        set(0o600);
     }
 }
 

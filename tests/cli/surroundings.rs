@@ -174,7 +174,7 @@ fn a_clock_at_either_end_of_what_linux_allows_stops_nothing() {
 fn every_secret_that_others_can_read_is_refused_with_its_remedy() {
     let scratch = Scratch::initialised();
     scratch.run().stop("-TERM");
-    for name in ["gateway.key", "registry.redb", "node.key"] {
+    for name in ["gateway.key", "registry.redb", "registry.keys", "node.key"] {
         let path = scratch.state().join(name);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let said = scratch.bad(&["run", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
@@ -293,6 +293,7 @@ fn what_is_no_file_in_a_files_place_is_told_before_anything_waits_for_it() {
     let names = [
         "duet.toml",
         "registry.redb",
+        "registry.keys",
         "registry.reserve",
         "commands.redb",
         "tokens.json",
