@@ -18,3 +18,4 @@ pub mod printable;
 pub mod registry;
 pub mod server;
 pub mod transport;
+pub mod wipe;

@@ -6,9 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use duet::printable::Printable;
+use duet::wipe::Allocator;
 use rustix::process::DumpableBehavior;
 
 mod cli;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     keep_memory_private();

@@ -65,6 +65,7 @@ use crate::registry::{Registry, RegistryError, View};
 use crate::transport::{
     self, Bound, KeptSockets, MailSender, TransportError, is_socket_name, run_shard,
 };
+use crate::wipe;
 
 /// A burst of hellos that is answered within this time waits, µs. A device asks again after a second (R83).
 const BURST_US: u64 = 600_000;
@@ -290,6 +291,7 @@ impl Server {
                 .name(format!("shard-{}", io.index()))
                 .spawn(move || {
                     let _ending = ending;
+                    wipe::nothing_on_this_thread();
                     let engine = Batched::new(curve, tables, &random.bytes());
                     let mut shard = Shard::new(settings, directory, engine, sink, random);
                     // R113: what is queued comes by mail.

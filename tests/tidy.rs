@@ -222,7 +222,7 @@ const BELOW: &[(&str, &[&str])] = &[
     ("manager", &["driver"]),
     ("identity", &["hex"]),
     ("transport", &["driver", "mailbox"]),
-    ("delivery", &["hex", "identity", "printable"]),
+    ("delivery", &["hex", "identity", "printable", "wipe"]),
     ("database", &["identity"]),
     ("registry", &["database", "hex", "identity"]),
     ("commands", &["database", "hex", "identity"]),
@@ -239,8 +239,10 @@ const BELOW: &[(&str, &[&str])] = &[
             "presence",
             "printable",
             "registry",
+            "wipe",
         ],
     ),
+    ("wipe", &[]),
 ];
 
 /// Words that no code of the registry contains: it is a file, and has no business with sockets or time.

@@ -37,6 +37,7 @@ use super::tokens::Tokens;
 use super::{Gateway, GatewayFacts, Problem, Reload, Telemetry, door};
 use crate::config::Enrol;
 use crate::registry::{Registry, View};
+use crate::wipe;
 
 pub(crate) use commands::{CommandRequest, CommandResult, NewCommand, QueuedCommand};
 pub(crate) use control::Copied;
@@ -134,7 +135,9 @@ impl Plane {
         work: impl FnOnce(&Registry, &dyn Gateway) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
         let (registry, gateway) = (Arc::clone(&self.registry), Arc::clone(&self.gateway));
-        let done = tokio::task::spawn_blocking(move || work(&registry, &*gateway)).await;
+        // It may be about keys or tokens.
+        let work = move || wipe::stack_after(|| work(&registry, &*gateway));
+        let done = tokio::task::spawn_blocking(work).await;
         done.unwrap_or_else(|_| {
             let text =
                 "the request failed inside the gateway; this is a bug in duet, please report it";

@@ -13,7 +13,6 @@ use axum::http::StatusCode;
 use duet_core::source;
 use duet_protocol::identity::PublicKey;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 use zeroize::{Zeroize, Zeroizing};
@@ -177,7 +176,7 @@ pub(super) fn read_token(text: &str) -> Option<(TokenId, [u8; 32])> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
     let id = hex::decode_array::<8>(id)?;
     Zeroizing::new(hex::decode_array::<32>(secret)?);
-    Some((TokenId(id), Sha256::digest(text.as_bytes()).into()))
+    Some((TokenId(id), identity::digest_of_secret(b"", text.as_bytes())))
 }
 
 /// Makes a token. It is returned and kept nowhere.
@@ -239,7 +238,7 @@ pub fn made_token(
         labels,
     };
     let made = MadeToken { id: id.to_string(), token, ends_s };
-    registry.add_token(id, &Sha256::digest(made.token.as_bytes()).into(), &terms)?;
+    registry.add_token(id, &identity::digest_of_secret(b"", made.token.as_bytes()), &terms)?;
     Ok(made)
 }
 
@@ -448,6 +447,8 @@ pub fn check(settings: &Enrol, now_s: i64) -> Result<Option<Utc>, identity::Auth
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use sha2::{Digest as _, Sha256};
 
     use super::*;
 

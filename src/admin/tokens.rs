@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 use utoipa::ToSchema;
@@ -154,7 +153,7 @@ impl Tokens {
         getrandom::fill(&mut *secret).map_err(|_| TokenError::Randomness)?;
         let token =
             Zeroizing::new(format!("{PREFIX}{}", *Zeroizing::new(Hex(&*secret).to_string())));
-        let sha256 = Hex(&Sha256::digest(token.as_bytes())).to_string();
+        let sha256 = Hex(&identity::digest_of_secret(b"", token.as_bytes())).to_string();
         self.change(|kept| {
             if kept.iter().any(|token| token.name == name.as_str()) {
                 return Err(TokenError::Taken(name));
@@ -188,7 +187,7 @@ impl Tokens {
 
     /// Whose token this is.
     pub(super) fn find(&self, token: &str, now_s: i64) -> Result<(String, Role), Denied> {
-        let sha256: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        let sha256 = identity::digest_of_secret(b"", token.as_bytes());
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
         let found = kept.iter().find(|kept| {
             hex::decode_array::<32>(&kept.sha256)

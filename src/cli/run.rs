@@ -17,6 +17,7 @@ use duet::log;
 use duet::manager::Inherited;
 use duet::registry::Registry;
 use duet::server::{Control, Server};
+use duet::wipe;
 use duet_core::{GatewayKey, TakenOver};
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::Gateway;
@@ -45,7 +46,7 @@ pub(super) fn run(place: Place, flags: Overrides, forget: &[String]) -> Result<E
         tracing::warn!("LISTEN_FDS: {error}; what a service manager passes is not used");
         Inherited::default()
     });
-    let prepared = prepare(&loaded.config, &mut stop)?;
+    let prepared = wipe::stack_after(|| prepare(&loaded.config, &mut stop))?;
     give_up(&loaded.config, forget)?;
     serve(prepared, stop, Start { place, flags, loaded }, inherited)?;
     Ok(ExitCode::SUCCESS)
@@ -265,7 +266,8 @@ async fn reload_at(hangup: &mut tokio::signal::unix::Signal, reloader: &Arc<Relo
         let reloader = Arc::clone(reloader);
         life::reloading();
         // It reads files, and shards may take a moment to hear of it.
-        let done = tokio::task::spawn_blocking(move || reloader.reload()).await;
+        let done =
+            tokio::task::spawn_blocking(move || wipe::stack_after(|| reloader.reload())).await;
         life::ready();
         // What became of it, it has logged itself.
         if done.is_err() {

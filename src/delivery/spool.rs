@@ -25,6 +25,7 @@ use super::retention::Retention;
 use super::source::SpoolSource;
 use super::writer::{Shared, Writer};
 use super::{MAX_BATCH_BYTES, meters, segment};
+use crate::wipe;
 
 /// The most batches that wait for the next group.
 pub(super) const QUEUE: usize = 1_024;
@@ -160,6 +161,7 @@ impl Spool {
             .name("spool".into())
             .spawn(move || {
                 let _lock = lock;
+                wipe::nothing_on_this_thread();
                 let run = || {
                     let runtime = Runtime::new(&config.dir)?;
                     let storage = runtime.storage();

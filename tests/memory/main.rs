@@ -1,4 +1,5 @@
-//! After CLOSE neither process holds the session's keys any more: both memories are searched.
+//! What is over is in no process's memory: after CLOSE neither holds the session's keys any more, and a gateway
+//! nothing of what was removed.
 #![allow(clippy::unwrap_used, reason = "a test's helpers may")]
 
 use std::fs::File;
@@ -18,6 +19,7 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+mod removed;
 mod secrets;
 
 use secrets::{Key, Sides};
@@ -262,12 +264,18 @@ struct Running {
 }
 
 fn start(state: &std::path::Path) -> Running {
+    start_with(state, |_| ())
+}
+
+/// Starts a gateway in a state directory that is made and prepared for it.
+fn start_with(state: &std::path::Path, prepare: impl FnOnce(&std::path::Path)) -> Running {
     let duet = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_duet"));
         command.arg("--state").arg(state);
         command
     };
     assert!(duet().arg("init").output().unwrap().status.success());
+    prepare(state);
     let now_s = duet::identity::now_s();
     let mut devices = Vec::new();
     {
