@@ -9,6 +9,9 @@
 //! A device's row says which cell, and has the key's digest. A key is on disk before the row that refers to it, and is
 //! overwritten after no row does: after a crash a cell may hold a key without a row, which the next start overwrites.
 //!
+//! After a failed sync nobody knows what the disk has of the file, and to write it again in the same place does not help:
+//! like the [registry](super::backend) it is copied before anything is built on it.
+//!
 //! A file system that writes elsewhere what is overwritten (a copy-on-write one, or flash below it) may keep the old
 //! blocks: only the file can be promised to be clean.
 
@@ -16,12 +19,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use duet_protocol::identity::RegistrationKey;
 use zeroize::Zeroizing;
 
-use super::error::{Damage, RegistryError};
+use super::error::{Damage, RegistryError, is_no_room};
 use super::record::key_digest;
 use crate::identity;
 
@@ -47,9 +51,22 @@ impl KeyCell {
 /// The open file.
 pub(super) struct KeyFile {
     path: PathBuf,
-    place: (u64, u64),
-    file: File,
+    open: RwLock<Open>,
     cells: Mutex<Cells>,
+    /// Whether the disk may lack something of the file.
+    in_doubt: AtomicBool,
+}
+
+struct Open {
+    file: File,
+    place: (u64, u64),
+}
+
+impl Open {
+    fn of(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Self { file, place: identity::file_at(path)? })
+    }
 }
 
 /// Which cells hold no key that a row refers to.
@@ -67,23 +84,21 @@ impl KeyFile {
     pub(super) fn create(registry: &Path, id: [u8; 16]) -> Result<(), RegistryError> {
         let path = beside(registry);
         let failed = |error| RegistryError::Io { path: path.clone(), error };
-        let draft = path.with_extension("keys-draft");
-        match std::fs::remove_file(&draft) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        identity::write_new(&draft, &header(id), 0o600)
+        let draft = draft(&path);
+        remove(&draft)
+            .and_then(|()| identity::write_new(&draft, &header(id), 0o600))
             .and_then(|()| std::fs::rename(&draft, &path))
             .and_then(|()| identity::sync_dir_of(&path))
             .map_err(failed)
     }
 
     /// Opens the file of the registry of this path and id, whose rows refer to these cells, and overwrites all others.
-    /// One that is missing is made where no row needs it.
+    /// One that is missing is made where no row needs it. `unclosed` says that whoever had it open did not close it.
     pub(super) fn open(
         registry: &Path,
         id: [u8; 16],
         used: &[KeyCell],
+        unclosed: bool,
     ) -> Result<Self, RegistryError> {
         let path = beside(registry);
         let failed = |error| RegistryError::Io { path: path.clone(), error };
@@ -98,10 +113,9 @@ impl KeyFile {
             }
             Err(error) => return Err(failed(error)),
         }
-        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
-        let place = identity::file_at(&path).map_err(failed)?;
+        let open = Open::of(&path).map_err(failed)?;
         let mut found = [0; HEADER];
-        match file.read_exact_at(&mut found, 0) {
+        match open.file.read_exact_at(&mut found, 0) {
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
                 return Err(failed(error));
             }
@@ -114,8 +128,16 @@ impl KeyFile {
             }
             _ => {}
         }
-        let keys = Self { path, place, file, cells: Mutex::default() };
+        let (open, in_doubt) = (RwLock::new(open), AtomicBool::new(false));
+        let keys = Self { path, open, cells: Mutex::default(), in_doubt };
         keys.settle(used)?;
+        if unclosed {
+            match keys.renew(&mut keys.lock()) {
+                // Nothing says that a sync has failed.
+                Err(error) if is_no_room(&error) => {}
+                renewed => renewed.map_err(|error| keys.failed(error))?,
+            }
+        }
         Ok(keys)
     }
 
@@ -145,7 +167,7 @@ impl KeyFile {
 
     /// For each cell of the file whether it is one of these, all of which it must have.
     fn is_used(&self, used: &[KeyCell]) -> Result<Vec<bool>, RegistryError> {
-        let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
+        let length = self.current().file.metadata().map_err(|error| self.failed(error))?.len();
         let count = length.saturating_sub(HEADER as u64).div_ceil(CELL as u64);
         let mut is_used = vec![false; usize::try_from(count).unwrap_or(usize::MAX)];
         for cell in used {
@@ -160,12 +182,13 @@ impl KeyFile {
 
     /// Hands on all cells, some at a time, with the number of the first.
     fn each_chunk(&self, mut each: impl FnMut(u32, &mut [u8]) -> io::Result<()>) -> io::Result<()> {
+        let open = self.current();
         let mut chunk = Zeroizing::new(vec![0; CHUNK]);
         let mut first = KeyCell(0);
         loop {
             let mut filled = 0;
             while filled < CHUNK {
-                match self.file.read_at(&mut chunk[filled..], first.offset() + filled as u64) {
+                match open.file.read_at(&mut chunk[filled..], first.offset() + filled as u64) {
                     Ok(0) => break,
                     Ok(read) => filled += read,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -189,7 +212,7 @@ impl KeyFile {
         digest: &[u8; 32],
     ) -> Result<Option<RegistrationKey>, RegistryError> {
         let mut key = RegistrationKey([0; CELL]);
-        match self.file.read_exact_at(&mut key.0, cell.offset()) {
+        match self.current().file.read_exact_at(&mut key.0, cell.offset()) {
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(self.failed(error)),
             read => Ok((read.is_ok() && key_digest(&key.0) == *digest).then_some(key)),
         }
@@ -197,7 +220,7 @@ impl KeyFile {
 
     /// Whether the file that is open still has its name.
     pub(super) fn in_place(&self) -> Result<(), RegistryError> {
-        match identity::is_at(&self.path, self.place) {
+        match identity::is_at(&self.path, self.current().place) {
             Ok(true) => Ok(()),
             Ok(false) => Err(RegistryError::Replaced(self.path.clone())),
             Err(error) => Err(self.failed(error)),
@@ -213,37 +236,80 @@ impl KeyFile {
     }
 
     fn overwrite(&self, cells: &mut Cells) -> io::Result<()> {
+        if self.in_doubt.load(Ordering::Relaxed) {
+            return self.renew(cells);
+        }
         if cells.stale.is_empty() {
             return Ok(());
         }
+        let open = self.current();
         for cell in &cells.stale {
-            self.file.write_all_at(&[0; CELL], cell.offset())?;
+            self.noted(open.file.write_all_at(&[0; CELL], cell.offset()))?;
         }
-        self.file.sync_data()?;
+        self.noted_sync(open.file.sync_data())?;
         cells.free.append(&mut cells.stale);
+        Ok(())
+    }
+
+    /// Puts a copy into the place of the file, durably, and overwrites the file that was there.
+    fn renew(&self, cells: &mut Cells) -> io::Result<()> {
+        let mut is_kept = vec![true; cells.end as usize];
+        for cell in cells.free.iter().chain(&cells.stale) {
+            is_kept[cell.0 as usize] = false;
+        }
+        let draft = draft(&self.path);
+        remove(&draft)?;
+        self.copy_to(&draft, &is_kept)?;
+        std::fs::rename(&draft, &self.path)?;
+        identity::sync_dir_of(&self.path)?;
+        let new = Open::of(&self.path)?;
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *open, new);
+        self.in_doubt.store(false, Ordering::Relaxed);
+        cells.free.append(&mut cells.stale);
+        // It has no name any more, and its blocks would keep the keys of devices that are removed later.
+        let zeros = vec![0; cells.end as usize * CELL];
+        let _ = old.file.write_all_at(&zeros, HEADER as u64).and_then(|()| old.file.sync_data());
         Ok(())
     }
 
     /// Copies the file to one beside another registry, with the keys in these cells alone.
     pub(super) fn copy(&self, registry: &Path, used: &[KeyCell]) -> Result<(), RegistryError> {
-        let is_used = self.is_used(used)?;
-        let path = beside(registry);
-        let copied = || {
-            let mut head = [0; HEADER];
-            self.file.read_exact_at(&mut head, 0)?;
-            identity::write_new(&path, &head, 0o600)?;
-            let to = OpenOptions::new().write(true).open(&path)?;
-            self.each_chunk(|first, chunk| {
-                for (number, cell) in (first..).zip(chunk.chunks_mut(CELL)) {
-                    if !is_used.get(number as usize).is_some_and(|is_used| *is_used) {
-                        cell.fill(0);
-                    }
+        let (is_used, path) = (self.is_used(used)?, beside(registry));
+        self.copy_to(&path, &is_used).map_err(|error| RegistryError::Io { path, error })
+    }
+
+    fn copy_to(&self, path: &Path, is_kept: &[bool]) -> io::Result<()> {
+        let mut head = [0; HEADER];
+        self.current().file.read_exact_at(&mut head, 0)?;
+        identity::write_new(path, &head, 0o600)?;
+        let to = OpenOptions::new().write(true).open(path)?;
+        self.each_chunk(|first, chunk| {
+            for (number, cell) in (first..).zip(chunk.chunks_mut(CELL)) {
+                if !is_kept.get(number as usize).is_some_and(|is_kept| *is_kept) {
+                    cell.fill(0);
                 }
-                to.write_all_at(chunk, KeyCell(first).offset())
-            })?;
-            to.sync_all()
-        };
-        copied().map_err(|error| RegistryError::Io { path: path.clone(), error })
+            }
+            to.write_all_at(chunk, KeyCell(first).offset())
+        })?;
+        to.sync_all()
+    }
+
+    /// A write that finds no room has lost nothing. So much is not known of any other.
+    fn noted(&self, done: io::Result<()>) -> io::Result<()> {
+        done.inspect_err(|error| {
+            if !is_no_room(error) {
+                self.in_doubt.store(true, Ordering::Relaxed);
+            }
+        })
+    }
+
+    fn noted_sync(&self, done: io::Result<()>) -> io::Result<()> {
+        done.inspect_err(|_| self.in_doubt.store(true, Ordering::Relaxed))
+    }
+
+    fn current(&self) -> RwLockReadGuard<'_, Open> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Cells> {
@@ -271,6 +337,9 @@ impl KeyChanges {
     pub(super) fn put(&mut self, key: &RegistrationKey) -> Result<KeyCell, RegistryError> {
         let cell = {
             let mut cells = self.keys.lock();
+            if self.keys.in_doubt.load(Ordering::Relaxed) {
+                self.keys.renew(&mut cells).map_err(|error| self.keys.failed(error))?;
+            }
             match cells.free.pop() {
                 Some(cell) => cell,
                 None => {
@@ -284,8 +353,8 @@ impl KeyChanges {
             }
         };
         self.put.push(cell);
-        let written = self.keys.file.write_all_at(&key.0, cell.offset());
-        written.map(|()| cell).map_err(|error| self.keys.failed(error))
+        let written = self.keys.current().file.write_all_at(&key.0, cell.offset());
+        self.keys.noted(written).map(|()| cell).map_err(|error| self.keys.failed(error))
     }
 
     /// Says that no row refers to this cell any more.
@@ -298,7 +367,8 @@ impl KeyChanges {
         if self.put.is_empty() {
             return Ok(());
         }
-        self.keys.file.sync_data().map_err(|error| self.keys.failed(error))
+        let synced = self.keys.current().file.sync_data();
+        self.keys.noted_sync(synced).map_err(|error| self.keys.failed(error))
     }
 
     /// Leaves the new keys where they are. Returns the cells that are to be overwritten once the transaction is durable.
@@ -318,6 +388,18 @@ impl Drop for KeyChanges {
 
 fn beside(registry: &Path) -> PathBuf {
     registry.with_extension("keys")
+}
+
+fn draft(path: &Path) -> PathBuf {
+    path.with_extension("keys-draft")
+}
+
+/// Removes a draft that an earlier attempt may have left.
+fn remove(draft: &Path) -> io::Result<()> {
+    match std::fs::remove_file(draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn header(id: [u8; 16]) -> [u8; HEADER] {
@@ -345,7 +427,7 @@ mod tests {
     fn what_no_row_refers_to_is_overwritten_and_its_cell_used_again() {
         let dir = tempfile::tempdir().unwrap();
         let registry = dir.path().join("registry.redb");
-        let keys = Arc::new(KeyFile::open(&registry, ID, &[]).unwrap());
+        let keys = Arc::new(KeyFile::open(&registry, ID, &[], false).unwrap());
         let mut changes = KeyChanges::new(&keys);
         let cells = [1, 2, 3].map(|byte| changes.put(&key(byte)).unwrap());
         changes.sync().unwrap();
@@ -366,7 +448,7 @@ mod tests {
         let path = dir.path().join(FILE);
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.write_all_at(&[6; 20], KeyCell(9).offset()).unwrap();
-        let keys = Arc::new(KeyFile::open(&registry, ID, &[cells[2]]).unwrap());
+        let keys = Arc::new(KeyFile::open(&registry, ID, &[cells[2]], false).unwrap());
         assert!(holds(&keys, cells[2], 3));
         let bytes = std::fs::read(&path).unwrap();
         assert!(bytes[HEADER..].iter().all(|byte| [0, 3].contains(byte)));
@@ -375,11 +457,48 @@ mod tests {
     }
 
     #[test]
+    fn a_file_in_doubt_is_copied_before_a_key_is_put_into_it_and_overwritten_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = dir.path().join("registry.redb");
+        let path = dir.path().join(FILE);
+        let keys = Arc::new(KeyFile::open(&registry, ID, &[], false).unwrap());
+        let mut changes = KeyChanges::new(&keys);
+        let cells = [1, 2].map(|byte| changes.put(&key(byte)).unwrap());
+        changes.sync().unwrap();
+        changes.kept();
+        let old = File::open(&path).unwrap();
+        keys.noted(Err(io::ErrorKind::StorageFull.into())).unwrap_err();
+        assert!(!keys.in_doubt.load(Ordering::Relaxed));
+        keys.noted_sync(Err(io::Error::other("lost"))).unwrap_err();
+        // One that cannot be copied takes no key.
+        std::fs::create_dir(draft(&path)).unwrap();
+        KeyChanges::new(&keys).put(&key(3)).unwrap_err();
+        std::fs::remove_dir(draft(&path)).unwrap();
+        keys.wipe(vec![cells[0]]);
+        assert!(!keys.in_doubt.load(Ordering::Relaxed));
+        keys.in_place().unwrap();
+        let mut changes = KeyChanges::new(&keys);
+        assert_eq!(changes.put(&key(3)).unwrap(), cells[0]);
+        changes.kept();
+        assert!(holds(&keys, cells[0], 3) && holds(&keys, cells[1], 2));
+        assert_eq!(std::fs::read(&path).unwrap().len(), HEADER + 2 * CELL);
+        let mut left = [9; 2 * CELL];
+        old.read_exact_at(&mut left, HEADER as u64).unwrap();
+        assert_eq!(left, [0; 2 * CELL]);
+        // And so is one that was not closed.
+        let used = cells;
+        let place = keys.current().place;
+        drop(keys);
+        let keys = KeyFile::open(&registry, ID, &used, true).unwrap();
+        assert!(keys.current().place != place && holds(&keys, cells[1], 2));
+    }
+
+    #[test]
     fn another_registrys_file_and_a_damaged_one_are_refused_as_they_are() {
         let dir = tempfile::tempdir().unwrap();
         let registry = dir.path().join("registry.redb");
         assert!(matches!(
-            KeyFile::open(&registry, ID, &[KeyCell(0)]),
+            KeyFile::open(&registry, ID, &[KeyCell(0)], false),
             Err(RegistryError::NoKeys(_))
         ));
         KeyFile::create(&registry, ID).unwrap();
@@ -388,7 +507,7 @@ mod tests {
         bytes.extend([8; 3 * CELL]);
         let refused = |bytes: &[u8], id, used: &[KeyCell]| {
             std::fs::write(&path, bytes).unwrap();
-            let error = KeyFile::open(&registry, id, used).err().unwrap().to_string();
+            let error = KeyFile::open(&registry, id, used, false).err().unwrap().to_string();
             assert!(std::fs::read(&path).unwrap() == bytes, "{error}");
             error
         };

@@ -103,7 +103,7 @@ impl Store {
                 getrandom::fill(&mut id).map_err(|_| failed(io::Error::other("no randomness")))?;
                 name(&database, id)?;
                 KeyFile::create(path, id)?;
-                let keys = Arc::new(KeyFile::open(path, id, &[])?);
+                let keys = Arc::new(KeyFile::open(path, id, &[], false)?);
                 change(&database, &keys, true, |_| Ok(())).and_then(|_| pair(&database))
             });
         // The engine has closed it.
@@ -122,6 +122,8 @@ impl Store {
     /// Opens an existing file and verifies all of it.
     pub(super) fn open(path: &Path) -> Result<Self, RegistryError> {
         let (reserve, in_doubt) = (Reserve::beside(path), Arc::default());
+        // What is wrong with it is said below.
+        let unclosed = backend::is_unclosed(path).unwrap_or(false);
         let (database, place) = open_with_room(path, &reserve, &in_doubt)?;
         reserve.keep();
         let place = Mutex::new(place);
@@ -137,7 +139,8 @@ impl Store {
             Some(last) if last == found => {}
             _ => seen.tell(found),
         }
-        let keys = Arc::new(KeyFile::open(path, found.id, &cells(path, &database)?)?);
+        let used = cells(path, &database)?;
+        let keys = Arc::new(KeyFile::open(path, found.id, &used, unclosed)?);
         let (path, id) = (path.to_owned(), found.id);
         let database = Mutex::new(Some(Arc::new(database)));
         Ok(Self {
