@@ -185,7 +185,7 @@ impl StorageBackend for Backend {
 }
 
 /// Whether the engine has not closed this file.
-fn is_unclosed(path: &Path) -> io::Result<bool> {
+pub(crate) fn is_unclosed(path: &Path) -> io::Result<bool> {
     let mut byte = [0];
     match File::open(path)?.read_exact_at(&mut byte, IS_OPEN.0) {
         // Too short for a header, which the engine says.

@@ -10,7 +10,7 @@
 //! overwritten after no row does: after a crash a cell may hold a key without a row, which the next start overwrites.
 //!
 //! After a failed sync nobody knows what the disk has of the file, and to write it again in the same place does not help:
-//! like the [registry](super::backend) it is copied before anything is built on it.
+//! like the [registry](crate::database) it is copied before anything is built on it.
 //!
 //! A file system that writes elsewhere what is overwritten (a copy-on-write one, or flash below it) may keep the old
 //! blocks: only the file can be promised to be clean.
@@ -25,8 +25,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use duet_protocol::identity::RegistrationKey;
 use zeroize::Zeroizing;
 
-use super::error::{Damage, RegistryError, is_no_room};
+use super::error::{Damage, RegistryError};
 use super::record::key_digest;
+use crate::database::is_no_room;
 use crate::identity;
 
 /// The file's name, beside the registry's.

@@ -123,7 +123,7 @@ impl Store {
     pub(super) fn open(path: &Path) -> Result<Self, RegistryError> {
         let (reserve, in_doubt) = (Reserve::beside(path), Arc::default());
         // What is wrong with it is said below.
-        let unclosed = backend::is_unclosed(path).unwrap_or(false);
+        let unclosed = database::is_unclosed(path).unwrap_or(false);
         let (database, place) = open_with_room(path, &reserve, &in_doubt)?;
         reserve.keep();
         let place = Mutex::new(place);
