@@ -37,7 +37,8 @@ const MAGIC: [u8; 8] = *b"duetkeys";
 const CELL: usize = 32;
 /// The header takes as much as a cell, so that no cell lies in two sectors.
 const HEADER: usize = CELL;
-const CHUNK: usize = 1 << 20;
+/// How many cells are read at once.
+const CHUNK: u32 = 1 << 15;
 
 /// The number of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,11 +185,11 @@ impl KeyFile {
     /// Hands on all cells, some at a time, with the number of the first.
     fn each_chunk(&self, mut each: impl FnMut(u32, &mut [u8]) -> io::Result<()>) -> io::Result<()> {
         let open = self.current();
-        let mut chunk = Zeroizing::new(vec![0; CHUNK]);
+        let mut chunk = Zeroizing::new(vec![0; CHUNK as usize * CELL]);
         let mut first = KeyCell(0);
         loop {
             let mut filled = 0;
-            while filled < CHUNK {
+            while filled < chunk.len() {
                 match open.file.read_at(&mut chunk[filled..], first.offset() + filled as u64) {
                     Ok(0) => break,
                     Ok(read) => filled += read,
@@ -199,10 +200,10 @@ impl KeyFile {
             if filled > 0 {
                 each(first.0, &mut chunk[..filled])?;
             }
-            if filled < CHUNK {
+            if filled < chunk.len() {
                 return Ok(());
             }
-            first.0 += (CHUNK / CELL) as u32;
+            first.0 += CHUNK;
         }
     }
 
