@@ -149,7 +149,15 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(cause: Cause, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { cause, text: text.into(), retry_after: None }
+        let mut text = text.into();
+        // What `openssl req -x509` makes where nothing else is said; the TLS library names its own constant.
+        if text.contains("CaUsedAsEndEntity") {
+            text.to_mut().push_str(
+                "; it shows a certificate of a CA (basicConstraints CA:TRUE) as its own, which TLS does not take: make \
+                 the server's with CA:FALSE",
+            );
+        }
+        Self { cause, text, retry_after: None }
     }
 }
 

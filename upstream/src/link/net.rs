@@ -145,3 +145,52 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
 pub(crate) fn broken(at: &str, error: &io::Error) -> Failure {
     Failure::new(Cause::Connection, format!("{at}: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+
+    use super::*;
+
+    /// What a client is told of a server with such a certificate, which the client believes.
+    fn told(is_ca: IsCa) -> Result<(), Failure> {
+        let (key, mut params) = (
+            KeyPair::generate().unwrap(),
+            CertificateParams::new(vec!["localhost".to_owned()]).unwrap(),
+        );
+        params.is_ca = is_ca;
+        let certificate = params.self_signed(&key).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let ca = dir.path().join("ca.pem");
+        std::fs::write(&ca, certificate.pem()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let secret = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], secret)
+            .unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut connection = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+            while connection.is_handshaking() && connection.complete_io(&mut stream).is_ok() {}
+        });
+        let (host, path) = ("localhost".to_owned(), "/".to_owned());
+        let address = Address { secure: true, host, port, path };
+        let tls = Tls { ca: Some(ca), identity: None };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let connected = runtime.block_on(connect(&address, &tls)).map(drop);
+        server.join().unwrap();
+        connected
+    }
+
+    #[test]
+    fn a_certificate_of_a_ca_in_a_servers_place_is_named_as_that() {
+        told(IsCa::ExplicitNoCa).unwrap();
+        let refused = told(IsCa::Ca(BasicConstraints::Unconstrained)).unwrap_err();
+        assert!(refused.text.contains("with CA:FALSE"), "{}", refused.text);
+    }
+}
