@@ -368,11 +368,12 @@ fn serve(
         };
         // The receiver waits for exactly this.
         let _ = ready.send(());
-        let ((), (), served, saved) = tokio::join!(
+        let ((), (), served, saved, ()) = tokio::join!(
             door::socket(control, router.clone(), stopping.clone()),
             door::plain(http, api::plain(plane), stopping.clone()),
             over_tls,
             marks::keep(plane, every, stopping.clone()),
+            access::mend_audit(plane, every, stopping.clone()),
         );
         saved.and(served)
     });

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::api::Plane;
 use super::audit::Event;
-use super::door::Door;
+use super::door::{Door, Stopping, stopped};
 use super::tokens::{Denied, Tokens};
 use super::{Fault, Problem};
 use crate::identity::now_s;
@@ -244,22 +244,43 @@ pub(super) async fn note(plane: &Arc<Plane>, noted: Noted) {
     let write = move || {
         log.audit.write(Event { who: &who, from: &from, action: &action, outcome: &outcome })
     };
+    let before = plane.audit.missed();
     let written = tokio::task::spawn_blocking(write).await;
-    let failed = !matches!(written, Ok(Ok(())));
-    let before = plane.audit_failed.swap(failed, std::sync::atomic::Ordering::Relaxed);
     match written {
-        Ok(Err(error)) if !before => {
+        Ok(Err(error)) if before == 0 => {
             tracing::error!("a change is not in the audit log, and others may miss there: {error}");
         }
-        Ok(Ok(())) if before => tracing::info!("the audit log is written again"),
+        Ok(Ok(())) if before > 0 => tell_mended(before),
         _ => {}
+    }
+}
+
+fn tell_mended(missed: u64) {
+    tracing::info!("the audit log is written again; entries missing, as it says itself: {missed}");
+}
+
+/// Tries whether a log that could not be written can be again: its fault must not last until the next change. It runs until
+/// the control plane stops.
+pub(super) async fn mend_audit(plane: &Arc<Plane>, every: Duration, stopping: Stopping) {
+    loop {
+        let stop = tokio::time::timeout(every, stopped(stopping.clone())).await.is_ok();
+        let missed = plane.audit.missed();
+        if missed > 0 {
+            let log = Arc::clone(plane);
+            let mended = tokio::task::spawn_blocking(move || log.audit.mend()).await;
+            if matches!(mended, Ok(Ok(()))) {
+                tell_mended(missed);
+            }
+        }
+        if stop {
+            return;
+        }
     }
 }
 
 /// The fault of a log that cannot be written.
 pub(super) fn audit_fault(plane: &Plane) -> Option<Fault> {
-    let failed = plane.audit_failed.load(std::sync::atomic::Ordering::Relaxed);
-    failed.then_some(Fault::AuditUnwritten)
+    (plane.audit.missed() > 0).then_some(Fault::AuditUnwritten)
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! A handler never waits for the disk on the control plane's own thread: what does goes through [`Plane::blocking`].
 //! The probes (status, health, ready, metrics) are answered from memory alone, whatever else goes on.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -65,7 +64,6 @@ pub(super) struct Plane {
     pub(super) facts: watch::Receiver<Option<GatewayFacts>>,
     pub(super) tokens: Arc<Tokens>,
     pub(super) audit: Audit,
-    pub(super) audit_failed: AtomicBool,
     pub(super) unchanged: Mutex<Unchanged>,
     /// Where devices enrol.
     pub(super) desk: Arc<Desk>,
@@ -122,7 +120,6 @@ impl Plane {
             facts,
             tokens: Arc::new(tokens),
             audit,
-            audit_failed: AtomicBool::new(false),
             unchanged: Mutex::new(Unchanged::new(Instant::now())),
             desk: Arc::new(Desk::new(enrol)),
             reload: Arc::new(reload),

@@ -13,7 +13,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -123,6 +124,8 @@ pub struct Audit {
     /// How long a file may become before the next one is begun.
     file_bytes: u64,
     end: Mutex<End>,
+    /// How many events are not in it that nothing in it says of yet. It changes with the end locked.
+    missed: AtomicU64,
     /// Locked.
     _dir: File,
 }
@@ -195,7 +198,8 @@ impl Audit {
         let first = first_number(&path).map_err(failed)?.unwrap_or(number + 1);
         let file_bytes = max_bytes.map_or(u64::MAX, |bytes| bytes / FILES);
         let end = Mutex::new(End { file, first, number, hash, is_growth_told: false });
-        let audit = Self { state: state.to_owned(), path, file_bytes, end, _dir: dir };
+        let missed = AtomicU64::new(0);
+        let audit = Self { state: state.to_owned(), path, file_bytes, end, missed, _dir: dir };
         if set_aside {
             let kept = aside(&audit.path);
             let action =
@@ -211,20 +215,58 @@ impl Audit {
         Ok(audit)
     }
 
-    /// Writes an entry and waits until it is on disk.
+    /// Writes an entry and waits until it is on disk. Before it stands how many could not be written since the last one.
     ///
     /// # Errors
-    /// [`AuditError::Io`]; the entry is not there then.
+    /// [`AuditError::Io`]; the entry is not there then, and counts as missed.
     pub fn write(&self, event: Event<'_>) -> Result<(), AuditError> {
+        let mut end = self.end();
+        let written = self.say_missed(&mut end).and_then(|()| self.write_at(&mut end, event));
+        if written.is_err() {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+        }
+        written
+    }
+
+    /// How many events are missing at its end.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
+    }
+
+    /// Writes how many entries are missing, if some are: so it is known that the log can be written again, also where nothing
+    /// more happens.
+    ///
+    /// # Errors
+    /// [`AuditError::Io`]; they are missing still.
+    pub fn mend(&self) -> Result<(), AuditError> {
+        self.say_missed(&mut self.end())
+    }
+
+    fn end(&self) -> MutexGuard<'_, End> {
         // An entry is either counted or not: a panic elsewhere leaves the end sound.
-        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = self.growth_to_tell(&mut end) {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say_missed(&self, end: &mut End) -> Result<(), AuditError> {
+        let missed = self.missed();
+        if missed > 0 {
+            let action = format!("entries missing here, which could not be written: {missed}");
+            let event = Event { who: "gateway", from: "audit", action: &action, outcome: "missing" };
+            self.write_at(end, event)?;
+            self.missed.store(0, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, end: &mut End, event: Event<'_>) -> Result<(), AuditError> {
+        if let Some(error) = self.growth_to_tell(end) {
             tracing::warn!(
                 "{}: it grows, for no next file can be begun: {error}",
                 self.path.display()
             );
         }
-        self.append(&mut end, event, None)
+        self.append(end, event, None)
             .map_err(|error| AuditError::Io { path: self.path.clone(), error })
     }
 

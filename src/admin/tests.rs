@@ -181,6 +181,36 @@ fn get(address: SocketAddr, path: &str) -> String {
     text
 }
 
+/// It does not last until somebody happens to change something.
+#[test]
+fn the_fault_of_an_audit_log_ends_when_it_can_be_written_and_the_log_says_what_it_misses() {
+    let running = running();
+    let [log, aside] = ["audit.ndjson", "away"].map(|name| running.dir.path().join(name));
+    let mut client = running.client();
+    client.add(&[line("a", 1)]).unwrap();
+    fs::rename(&log, &aside).unwrap();
+    for (name, id) in [("b", 2), ("c", 3)] {
+        client.add(&[line(name, id)]).unwrap();
+    }
+    let faults = |client: &mut Client| client.status().unwrap().faults;
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(faults(&mut client), [Fault::AuditUnwritten]);
+    fs::rename(&aside, &log).unwrap();
+    let began = std::time::Instant::now();
+    while !faults(&mut client).is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    client.add(&[line("d", 4)]).unwrap();
+    let mut told = Vec::new();
+    audit::verify(running.dir.path(), |entry| told.push((entry.action.clone(), entry.outcome.clone())))
+        .unwrap();
+    let told: Vec<_> = told.iter().map(|(action, outcome)| (&**action, &**outcome)).collect();
+    let added = ("POST /v1/devices", "done");
+    let missing = ("entries missing here, which could not be written: 2", "missing");
+    assert_eq!(told, [added, missing, added]);
+}
+
 #[test]
 fn requests_change_the_registry_and_reach_the_gateway() {
     let running = running();
