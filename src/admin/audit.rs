@@ -252,7 +252,8 @@ impl Audit {
         let missed = self.missed();
         if missed > 0 {
             let action = format!("entries missing here, which could not be written: {missed}");
-            let event = Event { who: "gateway", from: "audit", action: &action, outcome: "missing" };
+            let event =
+                Event { who: "gateway", from: "audit", action: &action, outcome: "missing" };
             self.write_at(end, event)?;
             self.missed.store(0, Ordering::Relaxed);
         }

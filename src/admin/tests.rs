@@ -203,8 +203,10 @@ fn the_fault_of_an_audit_log_ends_when_it_can_be_written_and_the_log_says_what_i
     }
     client.add(&[line("d", 4)]).unwrap();
     let mut told = Vec::new();
-    audit::verify(running.dir.path(), |entry| told.push((entry.action.clone(), entry.outcome.clone())))
-        .unwrap();
+    audit::verify(running.dir.path(), |entry| {
+        told.push((entry.action.clone(), entry.outcome.clone()))
+    })
+    .unwrap();
     let told: Vec<_> = told.iter().map(|(action, outcome)| (&**action, &**outcome)).collect();
     let added = ("POST /v1/devices", "done");
     let missing = ("entries missing here, which could not be written: 2", "missing");
