@@ -157,10 +157,12 @@ impl Registry {
         names: &[Name],
         mut end: impl FnMut(&mut Tables<'_>, &Name) -> Result<Both, RegistryError>,
     ) -> Result<Vec<DeviceId>, RegistryError> {
-        let ended = match self.end_now(names, &mut end) {
+        let mut begun = None;
+        let ended = match self.end_now(names, &mut end, &mut begun) {
             Err(error) if error.is_no_room() && self.store.give_room() => {
                 // The disk failed under the first attempt, so nobody knows what became of it.
-                self.end_now(names, &mut end)
+                let again = self.end_now(names, &mut end, &mut None);
+                unless_done(begun, again)
             }
             ended => ended,
         };
@@ -172,13 +174,16 @@ impl Registry {
         &self,
         names: &[Name],
         end: &mut impl FnMut(&mut Tables<'_>, &Name) -> Result<Both, RegistryError>,
+        begun: &mut Option<Vec<DeviceId>>,
     ) -> Result<Vec<DeviceId>, RegistryError> {
         let database = self.ready()?;
         let slot = self.lock();
-        let ended = self.store.change(&database, |tables| {
-            names.iter().map(|name| end(tables, name)).collect::<Result<Vec<_>, _>>()
+        let ids = self.store.change(&database, |tables| {
+            let ended: Result<Vec<_>, _> = names.iter().map(|name| end(tables, name)).collect();
+            let ids: Vec<_> = ended?.into_iter().flatten().flatten().collect();
+            *begun = Some(ids.clone());
+            Ok(ids)
         })?;
-        let ids: Vec<_> = ended.into_iter().flatten().flatten().collect();
         if let Some(view) = &*slot {
             ids.iter().for_each(|id| view.remove(id));
         }
@@ -338,3 +343,33 @@ impl Registry {
 
 /// The id of a credential that may not connect any more, and that of the one before it, if a renewal has left one.
 type Both = [Option<DeviceId>; 2];
+
+/// What comes of a second attempt: that there is nothing left to end means that the first is on the disk.
+fn unless_done(
+    begun: Option<Vec<DeviceId>>,
+    again: Result<Vec<DeviceId>, RegistryError>,
+) -> Result<Vec<DeviceId>, RegistryError> {
+    match (begun, again) {
+        (Some(ids), Err(RegistryError::Unknown(_) | RegistryError::RevokedAlready(..))) => Ok(ids),
+        (_, again) => again,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_attempt_that_is_on_the_disk_is_not_denied() {
+        let (name, ids) = ("pump".parse::<Name>().unwrap(), vec![DeviceId([7; 8])]);
+        let unknown = || Err(RegistryError::Unknown(name.clone()));
+        assert_eq!(unless_done(Some(ids.clone()), unknown()).unwrap(), ids);
+        let revoked = Err(RegistryError::RevokedAlready(name.clone(), Utc(0)));
+        assert_eq!(unless_done(Some(ids.clone()), revoked).unwrap(), ids);
+        // Where it did not get so far, or the second one failed in another way.
+        assert!(unless_done(None, unknown()).is_err());
+        let other = Err(RegistryError::NameTaken(name.clone()));
+        assert!(unless_done(Some(ids.clone()), other).is_err());
+        assert_eq!(unless_done(None, Ok(ids.clone())).unwrap(), ids);
+    }
+}
