@@ -29,12 +29,14 @@ mod authority;
 mod certificate;
 mod create;
 mod request;
+mod seen;
 mod steady;
 
 pub use authority::{Authority, AuthorityError, Trusted, create_authority};
 pub use certificate::{Certificate, MAX_CERTIFICATE_LEN, Role, pem};
 pub use create::{Created, create};
 pub use request::{key_digest, key_of_proof, key_of_request, proof_of};
+pub(crate) use seen::{Seen, State};
 pub use steady::Steady;
 
 /// No certificate or key file is larger.

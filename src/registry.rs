@@ -35,7 +35,6 @@ mod marks;
 mod record;
 mod renew;
 mod reserve;
-mod seen;
 mod snapshot;
 mod store;
 mod view;

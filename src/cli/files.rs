@@ -20,8 +20,12 @@ const HAS_RUN: &str = "spool.id";
 pub(super) fn check_state(state: &Path) -> Result<()> {
     let is_ours = |name: &str| {
         let names = [config::FILE, commands::FILE, tokens::FILE, NODE_KEY, HAS_RUN];
-        let registry = [registry::FILE, registry::KEYS_FILE, "registry.reserve", "registry.seen"];
-        names.contains(&name) || registry.contains(&name) || audit::is_log(name)
+        let registry = [registry::FILE, registry::KEYS_FILE, "registry.reserve"];
+        let seen = ["registry.seen", "commands.seen"];
+        names.contains(&name)
+            || registry.contains(&name)
+            || seen.contains(&name)
+            || audit::is_log(name)
     };
     check_those(state, is_ours)?;
     let is_cursor = |name: &str| name.ends_with(".cursor") || name.ends_with(".ndjson");

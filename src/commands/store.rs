@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use duet_protocol::identity::DeviceId;
+use duet_telemetry::catalogue::FILES_RENEWED;
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition,
 };
@@ -18,7 +19,7 @@ use thiserror::Error;
 
 use super::entry::Entry;
 use crate::database;
-use crate::identity::{self, now_ms};
+use crate::identity::{self, Seen, State, now_ms};
 
 /// Commands by their ids.
 const COMMANDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("commands");
@@ -30,6 +31,8 @@ const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters"
 const NEXT: &str = "next";
 /// Above it lie the numbers of every device.
 const FLOOR: &str = "floor";
+/// Which queue this is, made at random with it; there is none in one from before there were any.
+const ID: &str = "id";
 /// Counts commits: odd after a change, even after the commit that follows it.
 const PAIRS: &str = "pairs";
 
@@ -53,6 +56,14 @@ pub enum StoreError {
     /// The file that is open has lost its name.
     #[error("{}: this file was removed or replaced while it was in use, and what is queued now would be lost; put it back under its name", .0.display())]
     Replaced(PathBuf),
+    /// Not the file that was here.
+    #[error("{}: an older copy of the queue of commands, or another gateway's ({} tells): devices have had the numbers of what was queued since, and would take the result of the one command for another's. Put the newer file back, or move this one away and queue the commands anew", path.display(), seen.display())]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Where it is kept which one was here.
+        seen: PathBuf,
+    },
     /// It is no queue, or not whole.
     #[error("{}: the queue of commands is damaged and was left as it is; restore it from a backup, or move it away and queue the commands anew ({detail})", path.display())]
     Damaged {
@@ -130,6 +141,8 @@ pub(super) struct Disk {
     place: (u64, u64),
     /// Whether the disk may lack something of it.
     in_doubt: Arc<AtomicBool>,
+    seen: Seen,
+    id: [u8; 16],
     /// After an error the engine does nothing more until the file is opened anew.
     database: Option<Database>,
 }
@@ -140,8 +153,26 @@ impl Disk {
         if path.symlink_metadata().is_err() {
             create(&path)?;
         }
-        let mut disk = Self { path, place: (0, 0), in_doubt: Arc::default(), database: None };
+        let (place, in_doubt, seen) = ((0, 0), Arc::default(), Seen::beside(&path));
+        let mut disk = Self { path, place, in_doubt, seen, id: [0; 16], database: None };
         disk.reopen()?;
+        if let Some(database) = &disk.database {
+            let found = state(database).map_err(|error| failed(&disk.path, error))?;
+            let last = compare(&disk.path, found)?;
+            if last.is_none() && found.change > 0 {
+                FILES_RENEWED.with(["seen"]).add(1);
+                tracing::warn!(
+                    "{}: it was gone or damaged, which says how far the queue of commands has come, and is made anew: nobody can \
+                     say whether {} is an older copy",
+                    disk.seen.path().display(),
+                    disk.path.display()
+                );
+            }
+            if last != Some(found) {
+                disk.seen.tell(found);
+            }
+            disk.id = found.id;
+        }
         Ok(disk)
     }
 
@@ -151,7 +182,7 @@ impl Disk {
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let (database, place) = open(&self.path, &self.in_doubt)?;
             let paired = is_single(&database)
-                .and_then(|single| if single { pair(&database) } else { Ok(()) });
+                .and_then(|single| if single { pair(&database).map(drop) } else { Ok(()) });
             paired.map(|()| (database, place)).map_err(|error| failed(&self.path, error))
         }));
         let damaged =
@@ -185,6 +216,26 @@ fn failed(path: &Path, error: redb::Error) -> StoreError {
     match error {
         redb::Error::Io(error) => StoreError::Io { path, error },
         error => StoreError::Storage { path, error: Box::new(error) },
+    }
+}
+
+/// Which queue it is, and how far.
+fn state(database: &impl ReadableDatabase) -> Result<State, redb::Error> {
+    let counters = database.begin_read()?.open_table(COUNTERS)?;
+    let counter = |name| Ok::<_, redb::Error>(counters.get(name)?.map_or(0, |row| row.value()));
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&counter(ID)?.to_le_bytes());
+    Ok(State { id, change: counter(PAIRS)? })
+}
+
+/// What is known of the file that was here, unless this one is older or another one.
+fn compare(path: &Path, found: State) -> Result<Option<State>, StoreError> {
+    let seen = Seen::beside(path);
+    match seen.read() {
+        Some(last) if last.id != found.id || last.change > found.change => {
+            Err(StoreError::Older { path: path.to_owned(), seen: seen.path().to_owned() })
+        }
+        last => Ok(last),
     }
 }
 
@@ -229,6 +280,7 @@ pub(super) fn look(path: &Path) -> Result<Option<Loaded>, StoreError> {
             Err(DatabaseError::RepairAborted) => return Ok(None),
             found => found.map_err(|error| refused(path, error))?,
         };
+        compare(path, state(&found).map_err(|error| failed(path, error))?)?;
         read(&found, path).map(Some)
     }));
     opened.unwrap_or_else(|_| {
@@ -252,10 +304,16 @@ impl Store for Disk {
         }
         let Some(database) = &self.database else { return Ok(()) };
         let written = write(database, change).and_then(|()| pair(database));
-        written.map_err(|error| {
-            self.database = None;
-            failed(&self.path, error)
-        })
+        match written {
+            Ok(change) => {
+                self.seen.tell(State { id: self.id, change });
+                Ok(())
+            }
+            Err(error) => {
+                self.database = None;
+                Err(failed(&self.path, error))
+            }
+        }
     }
 }
 
@@ -280,22 +338,23 @@ fn write(database: &Database, change: &Change) -> Result<(), redb::Error> {
     Ok(write.commit()?)
 }
 
-/// The second commit of a pair.
-fn pair(database: &Database) -> Result<(), redb::Error> {
+/// The second commit of a pair: its number, which this returns, is even.
+fn pair(database: &Database) -> Result<u64, redb::Error> {
     let write = database.begin_write()?;
-    count_pair(&mut write.open_table(COUNTERS)?, 0)?;
-    Ok(write.commit()?)
+    let number = count_pair(&mut write.open_table(COUNTERS)?, 0)?;
+    write.commit()?;
+    Ok(number)
 }
 
-/// Counts on to the next number that is odd (`remainder` 1) or even (0).
+/// Counts on to the next number that is odd (`remainder` 1) or even (0), and returns it.
 fn count_pair(
     counters: &mut Table<'_, &'static str, u64>,
     remainder: u64,
-) -> Result<(), StorageError> {
+) -> Result<u64, StorageError> {
     let last = counters.get(PAIRS)?.map_or(0, |count| count.value());
-    let step = if last % 2 == remainder { 2 } else { 1 };
-    counters.insert(PAIRS, last.wrapping_add(step))?;
-    Ok(())
+    let next = last.wrapping_add(if last % 2 == remainder { 2 } else { 1 });
+    counters.insert(PAIRS, next)?;
+    Ok(next)
 }
 
 /// Whether a change was the last thing that was committed.
@@ -314,6 +373,7 @@ fn create(path: &Path) -> Result<(), StoreError> {
     }
     // The file is made first, with its mode: the engine would make it readable by all.
     identity::write_new(&draft, &[], 0o600).map_err(failed)?;
+    let id = getrandom::u64().map_err(|error| failed(error.into()))?;
     let make = || -> Result<(), redb::Error> {
         let database = Database::builder().set_cache_size(CACHE_BYTES).create(&draft)?;
         let write = database.begin_write()?;
@@ -321,6 +381,7 @@ fn create(path: &Path) -> Result<(), StoreError> {
         write.open_table(NUMBERS)?;
         let mut counters = write.open_table(COUNTERS)?;
         counters.insert(NEXT, 1)?;
+        counters.insert(ID, id)?;
         counters.insert(FLOOR, u64::from(first_number()))?;
         drop(counters);
         Ok(write.commit()?)
@@ -328,6 +389,7 @@ fn create(path: &Path) -> Result<(), StoreError> {
     // The engine has closed it by then.
     let placed = make()
         .map_err(|error| StoreError::Storage { path: draft.clone(), error: Box::new(error) })
+        .and_then(|()| Seen::beside(path).forget().map_err(failed))
         .and_then(|()| identity::rename_new(&draft, path).map_err(failed));
     if let Err(error) = placed {
         let _ = std::fs::remove_file(&draft);
@@ -390,6 +452,7 @@ mod tests {
         if path.exists() {
             std::fs::remove_file(path).unwrap();
         }
+        Seen::beside(path).forget().unwrap();
         identity::write_new(path, bytes, 0o600).unwrap();
         Disk::open(path.to_owned())?.load()
     }
@@ -426,6 +489,48 @@ mod tests {
             }
         }
         assert!(tried > 300 && refused > 20, "{refused} of {tried} refused");
+    }
+
+    /// A device has had the numbers of what was queued since, and would answer a new command with the result of an old one.
+    #[test]
+    fn an_older_copy_and_another_queue_are_refused_and_a_new_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("commands.redb");
+        let seen = dir.path().join("commands.seen");
+        let change = |next_id| Change { next_id, ..Change::default() };
+        let open = || Disk::open(path.clone()).and_then(|mut disk| disk.load());
+        let put = |bytes: &[u8]| {
+            std::fs::remove_file(&path).unwrap();
+            identity::write_new(&path, bytes, 0o600).unwrap();
+        };
+        Disk::open(path.clone()).unwrap().save(&change(2)).unwrap();
+        let older = std::fs::read(&path).unwrap();
+        Disk::open(path.clone()).unwrap().save(&change(3)).unwrap();
+        let newest = std::fs::read(&path).unwrap();
+        put(&older);
+        let refused = open().unwrap_err();
+        assert!(matches!(refused, StoreError::Older { .. }), "{refused}");
+        assert!(matches!(look(&path), Err(StoreError::Older { .. })));
+        put(&newest);
+        assert_eq!(open().unwrap().next_id, 3);
+        // Another gateway's.
+        let other = dir.path().join("other.redb");
+        (4..9).for_each(|id| Disk::open(other.clone()).unwrap().save(&change(id)).unwrap());
+        put(&std::fs::read(&other).unwrap());
+        assert!(matches!(open(), Err(StoreError::Older { .. })));
+        // Lost, or moved away: a new one begins.
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(open().unwrap().next_id, 1);
+        // What says it is made again, also where it is damaged.
+        put(&newest);
+        for bytes in [None, Some(&[7; 64][..])] {
+            std::fs::remove_file(&seen).unwrap();
+            bytes.iter().for_each(|bytes| std::fs::write(&seen, bytes).unwrap());
+            assert_eq!(open().unwrap().next_id, 3);
+            assert_eq!(Seen::beside(&path).read().unwrap().change, 4);
+        }
+        put(&older);
+        assert!(matches!(open(), Err(StoreError::Older { .. })));
     }
 
     #[test]

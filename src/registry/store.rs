@@ -25,8 +25,8 @@ use super::keys::{KeyCell, KeyChanges, KeyFile};
 use super::record::{self, Record};
 use super::renew::Predecessor;
 use super::reserve::Reserve;
-use super::seen::{Seen, State};
-use crate::{database, identity};
+use crate::database;
+use crate::identity::{self, Seen, State};
 
 pub(super) const DEVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("devices");
 pub(super) const IDS: TableDefinition<'_, [u8; 8], &str> = TableDefinition::new("ids");

@@ -1,12 +1,13 @@
-//! What the registry was like when it was last in use, in a file beside it: so that an older copy in its place, or
-//! another gateway's, is told from it. Such a one knows nothing of what was revoked since.
+//! What a file was like when it was last in use, in a file beside it: so that an older copy in its place, or another
+//! gateway's, is told from it. Such a registry knows nothing of what was revoked since, such a queue of commands not of
+//! what was carried out.
 //!
 //! It is written after each change is on disk, and synced only when it is made: after a power cut it may name an older
-//! change, never one that the registry does not have. One that is damaged or missing says nothing.
+//! change, never one that the file does not have. One that is damaged or missing says nothing, which is told.
 //!
 //! ```text
 //! 0   magic "duetseen"        24  number of the last change u64    60  CRC-32C of bytes 0..60
-//! 8   the registry's id       32  zeros
+//! 8   the file's id           32  zeros
 //! ```
 
 use std::fs::{self, OpenOptions};
@@ -14,34 +15,34 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::identity;
+use super::sync_dir_of;
 
 const MAGIC: [u8; 8] = *b"duetseen";
 const LEN: usize = 64;
 
-/// Which registry, and how far it is.
+/// Which file, and how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct State {
-    /// Made once for each registry.
-    pub(super) id: [u8; 16],
+pub(crate) struct State {
+    /// Made once for each.
+    pub(crate) id: [u8; 16],
     /// The number of its last change.
-    pub(super) change: u64,
+    pub(crate) change: u64,
 }
 
-/// The file.
-pub(super) struct Seen(PathBuf);
+/// The file beside it.
+pub(crate) struct Seen(PathBuf);
 
 impl Seen {
-    pub(super) fn beside(registry: &Path) -> Self {
-        Self(registry.with_extension("seen"))
+    pub(crate) fn beside(file: &Path) -> Self {
+        Self(file.with_extension("seen"))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 
     /// What it says, if that can be believed.
-    pub(super) fn read(&self) -> Option<State> {
+    pub(crate) fn read(&self) -> Option<State> {
         let bytes: [u8; LEN] = fs::read(&self.0).ok()?.try_into().ok()?;
         let (covered, crc) = bytes.split_last_chunk::<4>()?;
         let (magic, rest) = covered.split_first_chunk::<8>()?;
@@ -52,7 +53,7 @@ impl Seen {
     }
 
     /// Writes it. Where that fails it names an older change, which tells less and nothing that is wrong.
-    pub(super) fn tell(&self, state: State) {
+    pub(crate) fn tell(&self, state: State) {
         let mut bytes = [0; LEN];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..24].copy_from_slice(&state.id);
@@ -66,14 +67,14 @@ impl Seen {
             file.write_all_at(&bytes, 0)?;
             if is_made {
                 file.sync_all()?;
-                identity::sync_dir_of(&self.0)?;
+                sync_dir_of(&self.0)?;
             }
             Ok(())
         });
     }
 
-    /// Removes it: the registry beside it is to be another one.
-    pub(super) fn forget(&self) -> io::Result<()> {
+    /// Removes it: the file beside it is to be another one.
+    pub(crate) fn forget(&self) -> io::Result<()> {
         match fs::remove_file(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
