@@ -7,6 +7,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use zeroize::zeroize_stack;
 use zeroizing_alloc::ZeroAlloc;
@@ -24,6 +25,19 @@ thread_local! {
 /// Has the allocator leave as it is what this thread gives up from now on.
 pub fn nothing_on_this_thread() {
     CARRIES_READINGS.set(true);
+}
+
+/// Whether the allocator leaves everything as it is, on all threads.
+static IS_OFF: AtomicBool = AtomicBool::new(false);
+
+/// Has the allocator leave as it is what this process gives up: where Duet and TLS are compared in it, both are to have the
+/// system's.
+pub fn nothing_in_this_process() {
+    IS_OFF.store(true, Ordering::Relaxed);
+}
+
+fn is_left() -> bool {
+    CARRIES_READINGS.get() || IS_OFF.load(Ordering::Relaxed)
 }
 
 /// How deep a stack is overwritten, bytes: several times as deep as work with secrets was seen to go.
@@ -61,7 +75,7 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         // SAFETY: the caller's promise is passed on.
         unsafe {
-            if CARRIES_READINGS.get() {
+            if is_left() {
                 System.dealloc(memory, layout);
             } else {
                 WIPING.dealloc(memory, layout);
@@ -73,7 +87,7 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller's promise is passed on.
         unsafe {
-            if CARRIES_READINGS.get() {
+            if is_left() {
                 System.realloc(memory, layout, size)
             } else {
                 WIPING.realloc(memory, layout, size)

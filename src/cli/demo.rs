@@ -15,6 +15,7 @@ use clap::Args;
 use duet::config::{Config, Overrides};
 use duet::delivery::Reader;
 use duet::hex::{self, Hex};
+use duet::wipe;
 use duet_protocol::profile::{Profile, Transport};
 use duet_protocol::reading::ReadingId;
 use loadgen::compare::{self, Place, Settings};
@@ -69,6 +70,7 @@ impl Demo {
             self.devices
         );
         let parent = std::env::temp_dir();
+        wipe::nothing_in_this_process();
         let dir = parent.join(format!("duet-demo-{}", std::process::id()));
         fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let program = std::env::current_exe()?;

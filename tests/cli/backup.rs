@@ -68,6 +68,20 @@ fn a_backup_makes_the_gateway_anew_and_asks_who_was_revoked_since() {
     let listed = other.good(&["device", "list", "--only", "registered", "--format", "names"]);
     assert_eq!(listed, "c\n");
     assert_eq!(fs::read(other.state().join("node.key")).unwrap(), node_key);
+    // Of the keys that the backup has, only that of the device is left which may connect.
+    let credential = |name: &str| -> serde_json::Value {
+        let text = fs::read(scratch.path(&format!("{name}.json"))).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    };
+    let has = |file: &Path, name: &str| {
+        let key = credential(name)["registration_key"].as_str().unwrap().to_owned();
+        let key = duet::hex::decode(&key).unwrap();
+        memchr::memmem::find(&fs::read(file).unwrap(), &key).is_some()
+    };
+    for (name, may_connect) in [("a", false), ("b", false), ("c", true)] {
+        assert!(has(Path::new(&backup), name));
+        assert_eq!(has(&other.state().join("registry.keys"), name), may_connect, "{name}");
+    }
     let log = other.good(&["audit", "show"]);
     assert!(log.contains("POST /v1/backup") && log.contains("restore of a backup of"), "{log}");
     other.good(&["audit", "verify"]);
@@ -158,7 +172,7 @@ fn a_backup_has_what_the_settings_name_and_says_what_it_has_not() {
     assert!(warned.contains("outside.ca is not in the backup"), "{warned}");
     let listed = Command::new("tar").arg("-tf").arg(scratch.path("one.tar")).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
-    for name in ["hook.token", "more.toml", "gateway.pem", "registry.redb"] {
+    for name in ["hook.token", "more.toml", "gateway.pem", "registry.redb", "registry.keys"] {
         assert!(listed.lines().any(|line| line == name), "{name}: {listed}");
     }
     fs::remove_file(state.join("gateway.key")).unwrap();
