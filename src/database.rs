@@ -4,19 +4,21 @@
 //! itself, and forgets them when it wants their memory. A commit that refers to them leaves a file behind in which
 //! nothing is whole. To write the same bytes in the same place does not help: ext4, where the new blocks of a file could
 //! not be written, then reports success and reads zeros afterwards. A new file holds what was read. So a copy is put in
-//! the file's place before it is opened again after a sync has failed, and where it was not closed, for then nobody
-//! knows.
+//! the file's place before it is opened again after a sync has failed. The same is done where it was not closed, for then
+//! nobody knows, but where there is no room for a copy.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::ops::Bound;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::backends::FileBackend;
 use redb::{BackendError, Database, DatabaseError, RepairSession, StorageBackend, StorageError};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 
 use crate::identity;
 
@@ -24,26 +26,54 @@ use crate::identity;
 /// `docs/design.md`: "god byte", recovery required).
 const IS_OPEN: (u64, u8) = (9, 2);
 
-/// Opens a file and verifies all of it. Returns with the database which file it is. `in_doubt` is what an earlier database
-/// of this process knew of it, and what the new one will know: whether the disk may lack something.
+/// What is copied at once.
+const BLOCK: usize = 1 << 20;
+
+/// What this process knows of a file, while it is open and between one opening and the next.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Device and inode.
+    file: Mutex<Option<(u64, u64)>>,
+    /// Whether the disk may lack something of it.
+    in_doubt: AtomicBool,
+}
+
+impl Known {
+    /// Whether the file that was opened still has its name.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(crate) fn is_in_place(&self, path: &Path) -> io::Result<bool> {
+        // Held meanwhile, so that nobody sees a renewed file and the number of the one before.
+        let known = self.file();
+        known.map_or(Ok(true), |file| identity::is_at(path, file))
+    }
+
+    fn file(&self) -> MutexGuard<'_, Option<(u64, u64)>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens a file and verifies all of it.
 ///
 /// # Errors
 /// Those of the engine; it may also panic over a damaged file.
 pub(crate) fn open(
     path: &Path,
     cache_bytes: usize,
-    in_doubt: &Arc<AtomicBool>,
-) -> Result<(Database, (u64, u64)), DatabaseError> {
+    known: &Arc<Known>,
+) -> Result<Database, DatabaseError> {
     let mut may_renew = true;
     loop {
         let before = identity::file_at(path)?;
-        let Some(database) = open_or_renew(path, cache_bytes, may_renew, in_doubt)? else {
+        let Some(database) = open_or_renew(path, cache_bytes, may_renew, known)? else {
             may_renew = false;
             continue;
         };
         // Another process may have renewed it in between.
         if identity::is_at(path, before)? {
-            return Ok((database, before));
+            *known.file() = Some(before);
+            return Ok(database);
         }
     }
 }
@@ -53,15 +83,16 @@ fn open_or_renew(
     path: &Path,
     cache_bytes: usize,
     may_renew: bool,
-    in_doubt: &Arc<AtomicBool>,
+    known: &Arc<Known>,
 ) -> Result<Option<Database>, DatabaseError> {
     let renewed = Arc::new(Mutex::new(None));
     let renew_first = {
-        let (path, in_doubt, renewed) =
-            (path.to_owned(), Arc::clone(in_doubt), Arc::clone(&renewed));
-        // The engine has locked the file and written nothing to it yet.
+        let (path, known, renewed) = (path.to_owned(), Arc::clone(known), Arc::clone(&renewed));
+        let may_renew = AtomicBool::new(may_renew);
+        // At the first call the engine has locked the file and written nothing to it yet.
         move |session: &mut RepairSession| {
-            if may_renew && let Some(done) = renew_if_unclosed(&path, &in_doubt) {
+            let is_first = may_renew.swap(false, Ordering::Relaxed);
+            if is_first && let Some(done) = renew_if_unclosed(&path, &known) {
                 *renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
                 session.abort();
             }
@@ -72,7 +103,7 @@ fn open_or_renew(
         // Otherwise the engine trusts a file that was closed cleanly, and panics later.
         .set_check_integrity_on_open(true)
         .set_repair_callback(renew_first)
-        .create_with_backend(Backend::open(path, in_doubt)?);
+        .create_with_backend(Backend::open(path, known)?);
     match renewed.lock().unwrap_or_else(PoisonError::into_inner).take() {
         None => opened.map(Some),
         Some(Ok(())) => Ok(None),
@@ -82,19 +113,16 @@ fn open_or_renew(
 
 /// Renews the file if it was not closed; `None` if there is nothing to do. Where there is no room for a copy, it stays as
 /// it is unless a sync is known to have failed.
-fn renew_if_unclosed(path: &Path, in_doubt: &AtomicBool) -> Option<io::Result<()>> {
+fn renew_if_unclosed(path: &Path, known: &Known) -> Option<io::Result<()>> {
     match is_unclosed(path) {
         Ok(false) => return None,
         Ok(true) => {}
         Err(error) => return Some(Err(error)),
     }
-    let renewed = renew(path);
-    match &renewed {
-        Ok(()) => in_doubt.store(false, Ordering::Relaxed),
-        Err(error) if is_no_room(error) && !in_doubt.load(Ordering::Relaxed) => return None,
-        Err(_) => {}
+    match renew(path, known) {
+        Err(error) if is_no_room(&error) && !known.in_doubt.load(Ordering::Relaxed) => None,
+        renewed => Some(renewed),
     }
-    Some(renewed)
 }
 
 /// Whether the disk has no room, or none for this user.
@@ -106,25 +134,25 @@ pub(crate) fn is_no_room(error: &io::Error) -> bool {
 #[derive(Debug)]
 struct Backend {
     inner: FileBackend,
-    in_doubt: Arc<AtomicBool>,
+    known: Arc<Known>,
 }
 
 impl Backend {
-    /// Opens an existing file. `in_doubt` is set as soon as the disk may lack something of it.
-    fn open(path: &Path, in_doubt: &Arc<AtomicBool>) -> Result<Self, DatabaseError> {
+    /// Opens an existing file.
+    fn open(path: &Path, known: &Arc<Known>) -> Result<Self, DatabaseError> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         // The engine would make a database of it.
         if file.metadata()?.len() == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        Ok(Self { inner: FileBackend::new(file)?, in_doubt: Arc::clone(in_doubt) })
+        Ok(Self { inner: FileBackend::new(file)?, known: Arc::clone(known) })
     }
 
     /// A write that finds no room has lost nothing: it did not take place. So much is not known of any other.
     fn noted(&self, done: io::Result<()>) -> io::Result<()> {
         done.inspect_err(|error| {
             if !is_no_room(error) {
-                self.in_doubt.store(true, Ordering::Relaxed);
+                self.known.in_doubt.store(true, Ordering::Relaxed);
             }
         })
     }
@@ -144,7 +172,7 @@ impl StorageBackend for Backend {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.inner.sync_data().inspect_err(|_| self.in_doubt.store(true, Ordering::Relaxed))
+        self.inner.sync_data().inspect_err(|_| self.known.in_doubt.store(true, Ordering::Relaxed))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -195,27 +223,48 @@ pub(crate) fn is_unclosed(path: &Path) -> io::Result<bool> {
 }
 
 /// Puts a copy of the file into its place, which is durable when this returns. The caller has locked the file.
-fn renew(path: &Path) -> io::Result<()> {
+fn renew(path: &Path, known: &Known) -> io::Result<()> {
     let draft = path.with_extension("renewed");
     match std::fs::remove_file(&draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let renewed = copy(path, &draft)
-        .and_then(|()| std::fs::rename(&draft, path))
-        .and_then(|()| identity::sync_dir_of(path));
-    renewed.inspect_err(|_| {
+    let place = || -> io::Result<()> {
+        copy(path, &draft)?;
+        let copied = identity::file_at(&draft)?;
+        let mut file = known.file();
+        std::fs::rename(&draft, path)?;
+        *file = Some(copied);
+        Ok(())
+    };
+    place().inspect_err(|_| {
         let _ = std::fs::remove_file(&draft);
-    })
+    })?;
+    identity::sync_dir_of(path)?;
+    known.in_doubt.store(false, Ordering::Relaxed);
+    Ok(())
 }
 
-/// Copies a file to a new one, durably.
+/// Copies what can be read of a file to a new one, durably. Byte by byte: some file systems would have the copy share the
+/// blocks of the disk, which may be others than the kernel shows. Where there is no room for it, none is taken.
 pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let mut from = File::open(from)?;
+    let from = File::open(from)?;
     identity::write_new(to, &[], 0o600)?;
     let mut file = OpenOptions::new().write(true).open(to)?;
-    io::copy(&mut from, &mut file)?;
-    file.sync_all()
+    match fallocate(&file, FallocateFlags::empty(), 0, from.metadata()?.len()) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+        allocated => allocated?,
+    }
+    let mut from = BufReader::with_capacity(BLOCK, from);
+    loop {
+        let block = from.fill_buf()?;
+        if block.is_empty() {
+            return file.sync_all();
+        }
+        file.write_all(block)?;
+        let length = block.len();
+        from.consume(length);
+    }
 }
 
 #[cfg(test)]
@@ -226,7 +275,11 @@ mod tests {
 
     /// Opens it; which file it is then.
     fn opened(path: &Path) -> (Database, (u64, u64)) {
-        open(path, CACHE, &Arc::default()).unwrap()
+        let known = Arc::default();
+        let database = open(path, CACHE, &known).unwrap();
+        let file = known.file().unwrap();
+        assert!(known.is_in_place(path).unwrap());
+        (database, file)
     }
 
     #[test]
@@ -249,6 +302,27 @@ mod tests {
         drop(open);
         assert!(!is_unclosed(&left).unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no draft is left");
+    }
+
+    /// Who looks afterwards is not told that somebody has replaced it.
+    #[test]
+    fn a_file_that_was_renewed_and_does_not_open_is_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("it.redb");
+        let made = Database::create(&path).unwrap();
+        made.begin_write().unwrap().commit().unwrap();
+        drop(made);
+        let known = Arc::default();
+        let open_file = open(&path, CACHE, &known).unwrap();
+        let before = known.file().unwrap();
+        // As after a kill, and with damage that the engine finds after it has asked whether to go on.
+        let mut bytes = std::fs::read(&path).unwrap();
+        drop(open_file);
+        bytes[4096..].fill(0x55);
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(open(&path, CACHE, &known).is_err());
+        assert_ne!(known.file().unwrap(), before, "it was renewed");
+        assert!(known.is_in_place(&path).unwrap());
     }
 
     #[test]

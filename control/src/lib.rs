@@ -4,6 +4,7 @@
 //! give it a path and read the body themselves. Every call blocks the calling thread, and none blocks it for longer
 //! than the limit that the caller chose: a gateway that was stopped must not stop those who ask how it is.
 
+use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -181,15 +182,16 @@ impl Client {
         let changes = !method.is_safe();
         let request = request(method, target, body)?;
         let Self { runtime, path, sender, .. } = self;
+        let given = Cell::new(false);
         let answer = runtime.block_on(within(path, limit, async {
-            let response = send(path, sender, request).await?;
+            let response = send(path, sender, request, &given).await?;
             let status = response.status();
             let body = whole(path, response.into_body()).await?;
             Ok(Answer { status, body })
         }));
-        // The request lies in the gateway's socket, or was read; nothing says what became of it.
+        // Once the request lies in the gateway's socket, or was read, nothing else says what became of it.
         answer.map_err(|error| match error {
-            Error::TimedOut { .. } | Error::Broken { .. } if changes => {
+            Error::TimedOut { .. } | Error::Broken { .. } if changes && given.get() => {
                 Error::Unknown(Box::new(error))
             }
             error => error,
@@ -211,7 +213,7 @@ impl Client {
         let request = request(method, target, Vec::new())?;
         let Self { runtime, path, sender, .. } = &mut self;
         let (status, line, _body) = runtime.block_on(within(path, limit, async {
-            let response = send(path, sender, request).await?;
+            let response = send(path, sender, request, &Cell::default()).await?;
             let status = response.status();
             let (mut body, mut line) = (response.into_body(), Vec::new());
             while !(status.is_success() && line.contains(&b'\n'))
@@ -243,7 +245,8 @@ impl Client {
     ) -> Result<Option<Answer>, E> {
         let request = request(Method::GET, target, Vec::new())?;
         let Self { runtime, path, sender, .. } = self;
-        let response = runtime.block_on(within(path, limit, send(path, sender, request)))?;
+        let response =
+            runtime.block_on(within(path, limit, send(path, sender, request, &Cell::default())))?;
         let status = response.status();
         let mut body = response.into_body();
         if !status.is_success() {
@@ -311,19 +314,24 @@ async fn open(path: &Path) -> Result<(SendRequest<Full<Bytes>>, Option<u32>), Er
 }
 
 /// Sends a request. If the gateway has closed the idle connection, which it may at any time, a new one is made; a
-/// request that was begun is never sent twice.
+/// request that was begun is never sent twice. `given` is set while the gateway may have the request.
 async fn send(
     path: &Path,
     sender: &mut SendRequest<Full<Bytes>>,
     request: Request<Full<Bytes>>,
+    given: &Cell<bool>,
 ) -> Result<Response<Incoming>, Error> {
     if sender.ready().await.is_err() {
         (*sender, _) = open(path).await?;
     }
+    given.set(true);
     let request = match sender.try_send_request(request).await {
         Ok(response) => return Ok(response),
         Err(mut failed) => match failed.take_message() {
-            Some(request) => request,
+            Some(request) => {
+                given.set(false);
+                request
+            }
             None => {
                 let error = failed.into_error();
                 return Err(Error::Broken { path: path.to_owned(), error });
@@ -331,6 +339,7 @@ async fn send(
         },
     };
     (*sender, _) = open(path).await?;
+    given.set(true);
     let sent = sender.send_request(request).await;
     sent.map_err(|error| Error::Broken { path: path.to_owned(), error })
 }
@@ -404,6 +413,7 @@ mod tests {
         let silent = client.call(Method::GET, "/v1/status", Vec::new(), limit);
         assert!(matches!(silent, Err(Error::TimedOut { .. })), "{silent:?}");
         // The request lies in the socket, and a gateway that goes on reads it.
+        let mut client = Client::connect(dir.path()).unwrap().unwrap();
         let change = client.call(Method::DELETE, "/v1/devices/pump", Vec::new(), limit);
         assert!(matches!(&change, Err(Error::Unknown(_))), "{change:?}");
         let said = change.unwrap_err().to_string();

@@ -8,7 +8,6 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use duet_protocol::identity::DeviceId;
 use duet_telemetry::catalogue::FILES_RENEWED;
@@ -18,7 +17,7 @@ use redb::{
 use thiserror::Error;
 
 use super::entry::Entry;
-use crate::database;
+use crate::database::{self, Known};
 use crate::identity::{self, Seen, State, now_ms};
 
 /// Commands by their ids.
@@ -137,10 +136,7 @@ pub(super) trait Store: Send {
 /// The file.
 pub(super) struct Disk {
     path: PathBuf,
-    /// Which file that was when it was opened.
-    place: (u64, u64),
-    /// Whether the disk may lack something of it.
-    in_doubt: Arc<AtomicBool>,
+    known: Arc<Known>,
     seen: Seen,
     id: [u8; 16],
     /// After an error the engine does nothing more until the file is opened anew.
@@ -153,8 +149,8 @@ impl Disk {
         if path.symlink_metadata().is_err() {
             create(&path)?;
         }
-        let (place, in_doubt, seen) = ((0, 0), Arc::default(), Seen::beside(&path));
-        let mut disk = Self { path, place, in_doubt, seen, id: [0; 16], database: None };
+        let (known, seen) = (Arc::default(), Seen::beside(&path));
+        let mut disk = Self { path, known, seen, id: [0; 16], database: None };
         disk.reopen()?;
         if let Some(database) = &disk.database {
             let found = state(database).map_err(|error| failed(&disk.path, error))?;
@@ -180,21 +176,20 @@ impl Disk {
     fn reopen(&mut self) -> Result<(), StoreError> {
         // The engine panics over some kinds of damage.
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let (database, place) = open(&self.path, &self.in_doubt)?;
+            let database = open(&self.path, &self.known)?;
             let paired = is_single(&database)
                 .and_then(|single| if single { pair(&database).map(drop) } else { Ok(()) });
-            paired.map(|()| (database, place)).map_err(|error| failed(&self.path, error))
+            paired.map(|()| database).map_err(|error| failed(&self.path, error))
         }));
         let damaged =
             |_| Err(StoreError::Damaged { path: self.path.clone(), detail: Flaw::Structure });
-        let (database, place) = opened.unwrap_or_else(damaged)?;
-        (self.database, self.place) = (Some(database), place);
+        self.database = Some(opened.unwrap_or_else(damaged)?);
         Ok(())
     }
 
     /// Whether the file still has its name.
     fn in_place(&self) -> Result<(), StoreError> {
-        match identity::is_at(&self.path, self.place) {
+        match self.known.is_in_place(&self.path) {
             Ok(true) => Ok(()),
             Ok(false) => Err(StoreError::Replaced(self.path.clone())),
             Err(error) => Err(StoreError::Io { path: self.path.clone(), error }),
@@ -432,10 +427,10 @@ fn refused(path: &Path, error: DatabaseError) -> StoreError {
     }
 }
 
-fn open(path: &Path, in_doubt: &Arc<AtomicBool>) -> Result<(Database, (u64, u64)), StoreError> {
+fn open(path: &Path, known: &Arc<Known>) -> Result<Database, StoreError> {
     allowed(path)?;
     // The engine's own checks miss some damage to the first bytes of a file, over which it panics.
-    let opened = catch_unwind(AssertUnwindSafe(|| database::open(path, CACHE_BYTES, in_doubt)));
+    let opened = catch_unwind(AssertUnwindSafe(|| database::open(path, CACHE_BYTES, known)));
     match opened {
         Ok(Ok(opened)) => Ok(opened),
         Ok(Err(error)) => Err(refused(path, error)),

@@ -13,7 +13,6 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use duet_telemetry::catalogue::FILES_RENEWED;
@@ -25,7 +24,7 @@ use super::keys::{KeyCell, KeyChanges, KeyFile};
 use super::record::{self, Record};
 use super::renew::Predecessor;
 use super::reserve::Reserve;
-use crate::database;
+use crate::database::{self, Known};
 use crate::identity::{self, Seen, State};
 
 pub(super) const DEVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("devices");
@@ -63,10 +62,7 @@ const CACHE_BYTES: usize = 4 * 1024 * 1024;
 /// The file, open or let go.
 pub(super) struct Store {
     path: PathBuf,
-    /// Which file that was when it was opened.
-    place: Mutex<(u64, u64)>,
-    /// Whether the disk may lack something of the file, which is then not to be built on.
-    in_doubt: Arc<AtomicBool>,
+    known: Arc<Known>,
     reserve: Reserve,
     seen: Seen,
     /// Whether nothing said how far the registry had come when it was opened.
@@ -121,12 +117,11 @@ impl Store {
 
     /// Opens an existing file and verifies all of it.
     pub(super) fn open(path: &Path) -> Result<Self, RegistryError> {
-        let (reserve, in_doubt) = (Reserve::beside(path), Arc::default());
+        let (reserve, known) = (Reserve::beside(path), Arc::default());
         // What is wrong with it is said below.
         let unclosed = database::is_unclosed(path).unwrap_or(false);
-        let (database, place) = open_with_room(path, &reserve, &in_doubt)?;
+        let database = open_with_room(path, &reserve, &known)?;
         reserve.keep();
-        let place = Mutex::new(place);
         let (seen, found) = (Seen::beside(path), state(&database)?);
         let last = seen.read();
         let unseen = last.is_none() && found.change > MADE;
@@ -145,8 +140,7 @@ impl Store {
         let database = Mutex::new(Some(Arc::new(database)));
         Ok(Self {
             path,
-            place,
-            in_doubt,
+            known,
             reserve,
             seen,
             unseen,
@@ -179,9 +173,7 @@ impl Store {
             return Ok((Arc::clone(database), false));
         }
         self.in_place()?;
-        let (database, place) = open_with_room(&self.path, &self.reserve, &self.in_doubt)?;
-        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
-        let database = Arc::new(database);
+        let database = Arc::new(open_with_room(&self.path, &self.reserve, &self.known)?);
         let _nobody_reads = self.readers.write().unwrap_or_else(PoisonError::into_inner);
         self.keys.settle(&cells(&self.path, &database)?)?;
         *slot = Some(Arc::clone(&database));
@@ -191,8 +183,7 @@ impl Store {
     /// Whether the file still has its name: a change to one without is lost, and another one in its place knows
     /// nothing of what was revoked here.
     pub(super) fn in_place(&self) -> Result<(), RegistryError> {
-        let place = *self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        match identity::is_at(&self.path, place) {
+        match self.known.is_in_place(&self.path) {
             Ok(true) => self.keys.in_place(),
             Ok(false) => Err(RegistryError::Replaced(self.path.clone())),
             Err(error) => Err(RegistryError::Io { path: self.path.clone(), error }),
@@ -391,20 +382,19 @@ fn is_single(database: &Database) -> Result<bool, RegistryError> {
     }
 }
 
-/// On a disk without room the engine cannot even recover a file, so it gets the room that was kept back. Returns with
-/// the database which file it is.
+/// On a disk without room the engine cannot even recover a file, so it gets the room that was kept back.
 fn open_with_room(
     path: &Path,
     reserve: &Reserve,
-    in_doubt: &Arc<AtomicBool>,
-) -> Result<(Database, (u64, u64)), RegistryError> {
-    match open(path, in_doubt) {
-        Err(error) if error.is_no_room() && reserve.give() => open(path, in_doubt),
+    known: &Arc<Known>,
+) -> Result<Database, RegistryError> {
+    match open(path, known) {
+        Err(error) if error.is_no_room() && reserve.give() => open(path, known),
         opened => opened,
     }
 }
 
-fn open(path: &Path, in_doubt: &Arc<AtomicBool>) -> Result<(Database, (u64, u64)), RegistryError> {
+fn open(path: &Path, known: &Arc<Known>) -> Result<Database, RegistryError> {
     match identity::mode_for_others(path) {
         Ok(None) => {}
         Ok(Some(mode)) => return Err(RegistryError::OpenToOthers { path: path.to_owned(), mode }),
@@ -415,12 +405,12 @@ fn open(path: &Path, in_doubt: &Arc<AtomicBool>) -> Result<(Database, (u64, u64)
     }
     // The engine's own checks miss some damage to the first bytes of a file, over which it panics.
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let opened = database::open(path, CACHE_BYTES, in_doubt);
-        let (database, place) = opened.map_err(|error| opening(path, error))?;
+        let opened = database::open(path, CACHE_BYTES, known);
+        let database = opened.map_err(|error| opening(path, error))?;
         if is_single(&database)? {
             pair(&database)?;
         }
-        Ok((database, place))
+        Ok(database)
     }));
     opened.unwrap_or_else(|_| {
         Err(RegistryError::Damaged { path: path.to_owned(), detail: Damage::Structure })
