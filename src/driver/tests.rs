@@ -22,6 +22,8 @@ const A_MOMENT: Duration = Duration::from_millis(50);
 
 struct World {
     driver: Box<dyn Driver>,
+    /// The socket that it receives from and sends by.
+    own: UnixDatagram,
     /// The other ends of the datagram sockets.
     peer: UnixDatagram,
     hellos_peer: UnixDatagram,
@@ -55,7 +57,14 @@ impl World {
         };
         let mut driver = make(&sizes, &sockets)?;
         driver.enable()?;
-        Ok(Self { driver, peer, hellos_peer, listen: listener.local_addr().unwrap(), wake })
+        Ok(Self {
+            driver,
+            own: datagrams,
+            peer,
+            hellos_peer,
+            listen: listener.local_addr().unwrap(),
+            wake,
+        })
     }
 
     /// Waits until `count` completions are there.
@@ -339,5 +348,32 @@ fn a_driver_takes_no_handle_of_another() {
         assert!(refused(|| ours.driver.send_datagram(foreign, 1, &Route::connected())));
         let foreign = theirs.driver.send_slot().unwrap();
         assert!(refused(|| ours.driver.release_slot(foreign)));
+    }
+}
+
+/// It is for whoever has the socket next: the process that takes this one's place.
+#[test]
+fn what_comes_when_a_driver_is_drained_stays_where_it_is() {
+    for mut world in both() {
+        world.driver.receive_datagrams(Inbox::Datagrams, 7);
+        world.driver.receive_datagrams(Inbox::Hellos, 8);
+        world.driver.accept_streams(9);
+        assert!(world.poll().is_empty(), "armed");
+        for number in 0..2 {
+            world.peer.send(&[number]).unwrap();
+            world.hellos_peer.send(&[number]).unwrap();
+        }
+        let _waiting = TcpStream::connect(world.listen).unwrap();
+        let mut taken = 0;
+        let drained = world.driver.drain(PROMPT, &mut |completion| {
+            taken += i32::from(!matches!(completion.payload, Payload::None));
+        });
+        assert!(drained && taken == 0, "{:?}: {taken}", world.driver.kind());
+        world.own.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 8];
+        for number in 0..2 {
+            assert_eq!(world.own.recv(&mut buffer).unwrap(), 1);
+            assert_eq!(buffer[0], number);
+        }
     }
 }

@@ -6,7 +6,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use io_uring::{opcode, types};
+use io_uring::{opcode, squeue, types};
 
 use super::super::address::Route;
 use super::super::buffers::{BufferSet, Lease};
@@ -27,6 +27,14 @@ pub(super) enum Registered {
 impl Registered {
     const fn fixed(self) -> types::Fixed {
         types::Fixed(self as u32)
+    }
+}
+
+impl Ring {
+    /// Queues an operation that goes on until it is cancelled; there is one on each of these sockets.
+    fn push_lasting(&mut self, on: Registered, entry: squeue::Entry, user_data: u64) {
+        self.lasting[on as usize] = Some(user_data);
+        self.push(entry.user_data(user_data));
     }
 }
 
@@ -57,6 +65,11 @@ impl Driver for Ring {
     }
 
     fn drain(&mut self, patience: Duration, each: &mut dyn FnMut(&Completion)) -> bool {
+        // First of all: what comes from now on is for whoever has the sockets next.
+        for lasting in std::mem::take(&mut self.lasting).into_iter().flatten() {
+            let entry = opcode::AsyncCancel::new(lasting).build();
+            self.push(entry.user_data(LentMemory::Nothing.user_data(0)));
+        }
         self.cancel_and_wait(patience, each)
     }
 
@@ -90,9 +103,9 @@ impl Driver for Ring {
             Inbox::Datagrams => Registered::Datagrams,
             Inbox::Hellos => Registered::Hellos,
         };
-        let socket = socket.fixed();
-        let entry = opcode::RecvMsgMulti::new(socket, shape, BufferSet::Datagrams.id()).build();
-        self.push(entry.user_data(LentMemory::ReceiveDatagrams.user_data(tag)));
+        let entry =
+            opcode::RecvMsgMulti::new(socket.fixed(), shape, BufferSet::Datagrams.id()).build();
+        self.push_lasting(socket, entry, LentMemory::ReceiveDatagrams.user_data(tag));
     }
 
     fn receive_stream(&mut self, stream: BorrowedFd<'_>, tag: u64) {
@@ -106,14 +119,14 @@ impl Driver for Ring {
         let entry = opcode::Recv::new(fd, std::ptr::null_mut(), 0)
             .buf_group(BufferSet::Streams.id())
             .build()
-            .flags(io_uring::squeue::Flags::BUFFER_SELECT);
+            .flags(squeue::Flags::BUFFER_SELECT);
         self.push(entry.user_data(LentMemory::ReceiveStreams.user_data(tag)));
     }
 
     fn accept_streams(&mut self, tag: u64) {
-        let listener = Registered::Listener.fixed();
-        let entry = opcode::AcceptMulti::new(listener).flags(libc::SOCK_CLOEXEC).build();
-        self.push(entry.user_data(LentMemory::Accept.user_data(tag)));
+        let listener = Registered::Listener;
+        let entry = opcode::AcceptMulti::new(listener.fixed()).flags(libc::SOCK_CLOEXEC).build();
+        self.push_lasting(listener, entry, LentMemory::Accept.user_data(tag));
     }
 
     fn send_datagram(&mut self, slot: SendSlot, len: usize, route: &Route) {
@@ -144,7 +157,7 @@ impl Driver for Ring {
     fn watch_wake(&mut self, tag: u64) {
         let events = u32::from(libc::POLLIN.cast_unsigned());
         let entry = opcode::PollAdd::new(Registered::Wake.fixed(), events).multi(true).build();
-        self.push(entry.user_data(LentMemory::Nothing.user_data(tag)));
+        self.push_lasting(Registered::Wake, entry, LentMemory::Nothing.user_data(tag));
     }
 
     // The kernel finds an operation by its tag without a search. To cancel by descriptor would be one operation for both

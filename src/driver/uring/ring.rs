@@ -106,6 +106,8 @@ pub struct Ring {
     backlog: VecDeque<squeue::Entry>,
     /// Operations pushed whose last completion has not been reaped.
     in_flight: usize,
+    /// By what the kernel knows the operations on the registered sockets, which go on until they are cancelled.
+    pub(super) lasting: [Option<u64>; 4],
     /// The thread that enabled the ring: the only one the kernel serves.
     issuer: Option<ThreadId>,
     restricted: bool,
@@ -124,6 +126,7 @@ impl Ring {
             memory: ManuallyDrop::new(memory),
             backlog: VecDeque::new(),
             in_flight: 0,
+            lasting: [None; 4],
             issuer: None,
             restricted,
         }
