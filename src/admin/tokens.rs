@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::access::Role;
 use crate::hex::{self, Hex};
-use crate::identity;
+use crate::identity::{self, Seen, State};
 use crate::registry::Name;
 
 /// The file's name in the state directory.
@@ -49,6 +49,18 @@ pub enum TokenError {
     /// The file is none of ours.
     #[error("{}: not a file of tokens; remove it and make new tokens with `duet token add`", .0.display())]
     Damaged(PathBuf),
+    /// An older copy, or another gateway's: a token that was revoked since would open the API again.
+    #[error(
+        "{}: this is an older copy, or another gateway's, than the one that {} tells of: a token that was revoked since would \
+         be good again; bring the newest one back, or remove both files and make new tokens with `duet token add`",
+        path.display(), seen.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// What tells how far it was.
+        seen: PathBuf,
+    },
     /// The name is in use.
     #[error("{0}: a token of this name exists; revoke it first")]
     Taken(Name),
@@ -97,6 +109,41 @@ impl Kept {
     }
 }
 
+/// What the file has.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    /// Made at random with the file, hexadecimal.
+    id: String,
+    /// Counts changes.
+    change: u64,
+    tokens: Vec<Kept>,
+}
+
+impl Content {
+    /// None yet, in a file that is not there.
+    fn empty() -> Result<Self, TokenError> {
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|_| TokenError::Randomness)?;
+        Ok(Self { id: Hex(&id).to_string(), change: 0, tokens: Vec::new() })
+    }
+
+    /// As the file has it. One from before there were ids has tokens alone.
+    fn read(text: &[u8]) -> Option<Self> {
+        match serde_json::from_slice(text) {
+            Ok(content) => Some(content),
+            Err(_) => {
+                let (id, tokens) = (Hex(&[0; 16]).to_string(), serde_json::from_slice(text).ok()?);
+                Some(Self { id, change: 0, tokens })
+            }
+        }
+    }
+
+    fn state(&self) -> Option<State> {
+        Some(State { id: hex::decode_array(&self.id)?, change: self.change })
+    }
+}
+
 /// Why a token opens nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Denied {
@@ -109,19 +156,22 @@ pub(super) enum Denied {
 /// The tokens of a state directory.
 pub struct Tokens {
     path: PathBuf,
-    kept: RwLock<Vec<Kept>>,
+    seen: Seen,
+    kept: RwLock<Content>,
 }
 
 impl Tokens {
-    /// Reads the tokens of a state directory; without a file there are none.
+    /// Reads the tokens of a state directory; without a file there are none. An older file than the last one in this place,
+    /// or another one, is refused.
     ///
     /// # Errors
     /// [`TokenError`].
     pub fn open(state: &Path) -> Result<Self, TokenError> {
         let path = state.join(FILE);
+        let seen = Seen::beside(&path);
         let failed = |error| TokenError::Io { path: path.clone(), error };
         let kept = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Content::empty()?,
             Err(error) => return Err(failed(error)),
             Ok(text) => {
                 use std::os::unix::fs::MetadataExt as _;
@@ -129,10 +179,18 @@ impl Tokens {
                 if mode & 0o077 != 0 {
                     return Err(TokenError::Open { path, mode });
                 }
-                serde_json::from_slice(&text).map_err(|_| TokenError::Damaged(path.clone()))?
+                let content = Content::read(&text);
+                let found = content.and_then(|content| Some((content.state()?, content)));
+                let (state, content) = found.ok_or_else(|| TokenError::Damaged(path.clone()))?;
+                if seen.read().is_some_and(|last| last.id != state.id || last.change > state.change)
+                {
+                    let seen = seen.path().to_owned();
+                    return Err(TokenError::Older { path, seen });
+                }
+                content
             }
         };
-        Ok(Self { path, kept: RwLock::new(kept) })
+        Ok(Self { path, seen, kept: RwLock::new(kept) })
     }
 
     /// Makes a token. It is returned and kept nowhere.
@@ -182,14 +240,20 @@ impl Tokens {
     /// All tokens, those that have ended included.
     #[must_use]
     pub fn list(&self) -> Vec<TokenInfo> {
-        self.kept.read().unwrap_or_else(PoisonError::into_inner).iter().map(Kept::info).collect()
+        self.kept
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .tokens
+            .iter()
+            .map(Kept::info)
+            .collect()
     }
 
     /// Whose token this is.
     pub(super) fn find(&self, token: &str, now_s: i64) -> Result<(String, Role), Denied> {
         let sha256 = identity::digest_of_secret(b"", token.as_bytes());
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        let found = kept.iter().find(|kept| {
+        let found = kept.tokens.iter().find(|kept| {
             hex::decode_array::<32>(&kept.sha256)
                 .is_some_and(|known| bool::from(known.ct_eq(&sha256)))
         });
@@ -207,13 +271,17 @@ impl Tokens {
     ) -> Result<T, TokenError> {
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
         let mut next = kept.clone();
-        let done = change(&mut next)?;
+        let done = change(&mut next.tokens)?;
+        next.change += 1;
         self.write(&next).map_err(|error| TokenError::Io { path: self.path.clone(), error })?;
+        if let Some(state) = next.state() {
+            self.seen.tell(state);
+        }
         *kept = next;
         Ok(done)
     }
 
-    fn write(&self, kept: &[Kept]) -> io::Result<()> {
+    fn write(&self, kept: &Content) -> io::Result<()> {
         let mut text = serde_json::to_vec_pretty(kept)?;
         text.push(b'\n');
         let draft = self.path.with_extension("draft");
@@ -254,6 +322,41 @@ mod tests {
         tokens.revoke(&name).unwrap();
         assert_eq!(tokens.find(&token, 199), Err(Denied::Wrong));
         assert!(matches!(tokens.revoke(&name), Err(TokenError::Unknown(_))));
+        assert!(Tokens::open(dir.path()).unwrap().list().is_empty());
+    }
+
+    #[test]
+    fn a_token_that_was_revoked_does_not_come_back_with_an_older_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let (kept, lost) = ("kept".parse::<Name>().unwrap(), "lost".parse::<Name>().unwrap());
+        let tokens = Tokens::open(dir.path()).unwrap();
+        tokens.add(kept, Role::Viewer, 100, 200).unwrap();
+        tokens.add(lost.clone(), Role::Operator, 100, 200).unwrap();
+        let older = fs::read(&path).unwrap();
+        tokens.revoke(&lost).unwrap();
+        let newest = fs::read(&path).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        let others = Tokens::open(other.path()).unwrap();
+        (0..9).for_each(|n| {
+            others.add(format!("n{n}").parse().unwrap(), Role::Viewer, 100, 200).unwrap();
+        });
+        let others = fs::read(other.path().join(FILE)).unwrap();
+        for wrong in [&older, &others, &b"[]\n".to_vec()] {
+            fs::write(&path, wrong).unwrap();
+            let refused = Tokens::open(dir.path()).map(drop).unwrap_err();
+            assert!(matches!(refused, TokenError::Older { .. }), "{refused}");
+        }
+        fs::write(&path, &newest).unwrap();
+        assert_eq!(Tokens::open(dir.path()).unwrap().list().len(), 1);
+        // Begun anew, as the message says; and without it alone.
+        fs::remove_file(&path).unwrap();
+        let begun = Tokens::open(dir.path()).unwrap();
+        begun.add(lost, Role::Viewer, 100, 200).unwrap();
+        assert_eq!(Tokens::open(dir.path()).unwrap().list().len(), 1);
+        // A file from before there was anything beside it.
+        fs::remove_file(dir.path().join("tokens.seen")).unwrap();
+        fs::write(&path, "[]").unwrap();
         assert!(Tokens::open(dir.path()).unwrap().list().is_empty());
     }
 
