@@ -2,6 +2,8 @@
 //! whose address has changed meanwhile, or whose stream has ended, would wait for it in vain otherwise.
 
 use arrayvec::ArrayVec;
+#[cfg(any(test, feature = "testing"))]
+use duet_protocol::wire::SessionId;
 use rustc_hash::FxHashMap;
 
 use crate::Path;
@@ -40,6 +42,12 @@ impl Askers {
         if self.0.is_empty() { ArrayVec::new() } else { self.0.remove(&token).unwrap_or_default() }
     }
 
+    /// The session's readings that somebody waits for.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn of(&self, session: SessionId) -> impl Iterator<Item = Token> {
+        self.0.keys().copied().filter(move |token| token.0 == session)
+    }
+
     /// Tells states apart that behave differently.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn fingerprint(&self, out: &mut impl std::hash::Hasher) {
@@ -55,8 +63,6 @@ impl Askers {
 
 #[cfg(test)]
 mod tests {
-    use duet_protocol::wire::SessionId;
-
     use super::*;
     use crate::StreamId;
 

@@ -19,7 +19,7 @@ use crate::unsealed::Unsealed;
 use crate::{Device, Path, StreamId};
 
 /// The length of an acknowledgement of one record, bytes.
-const ACK_LEN: usize = DOWN_HEADER + 7 + TAG;
+pub(crate) const ACK_LEN: usize = DOWN_HEADER + 7 + TAG;
 
 /// What a session keeps until its first valid record.
 pub(crate) struct Pending {

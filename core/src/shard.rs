@@ -188,6 +188,10 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.sessions.check();
         self.early.check();
         self.streams.check();
+        for (id, session) in self.sessions.iter() {
+            let asked = self.askers.of(id).count();
+            assert!(asked <= session.unanswered as usize, "who asks again waits for an answer");
+        }
     }
 
     /// Tells states apart that behave differently, for tests that look at all of them.
@@ -334,7 +338,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 
     /// Acknowledges what has become durable, session by session, and then where it came again meanwhile.
-    fn prepare_acks(&mut self, now: Now) {
+    fn prepare_acks(&mut self) {
         self.acking.sort_unstable();
         self.acking.dedup();
         for durable in self.acking.chunk_by(|one, next| one.0 == next.0) {
@@ -346,9 +350,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
         }
         self.acking.clear();
-        for ((id, sequence), Asker { path, budget }) in std::mem::take(&mut self.acking_there) {
-            if self.sessions.find(id).is_some_and(|session| session.path != path) {
-                let _ = self.answer_there(now, id, path, budget, Some(sequence));
+        for (token, mut asker) in std::mem::take(&mut self.acking_there) {
+            if self.sessions.find(token.0).is_some_and(|session| session.path != asker.path) {
+                self.ack_there(token, &mut asker);
             }
         }
     }
@@ -432,7 +436,7 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         self.open_records(now);
         self.answer_hellos(now);
         self.sink.flush();
-        self.prepare_acks(now);
+        self.prepare_acks();
         self.send_commands(now);
         self.unsealed.seal(
             self.settings.gcm,

@@ -16,6 +16,7 @@ use crate::early::{InFlight, Token};
 use crate::engine::Engine;
 use crate::records::{Opened, Opener};
 use crate::rules::{Rule, in_force};
+use crate::session::ACK_LEN;
 use crate::sessions::Known;
 use crate::streams::source;
 use crate::{Now, Path};
@@ -62,6 +63,21 @@ fn is_path_challenge(
         let asked = path_challenge(node_key, now, *ago, session, address.address());
         found | bool::from(asked.ct_eq(&answer))
     })
+}
+
+/// When a record that came again, or late, is acknowledged where it came from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ack {
+    /// It asks for none.
+    Never,
+    /// It is durable.
+    Now(u32),
+    /// Once it is durable.
+    Later,
+}
+
+fn waits_for_ack(up: Option<&Up<'_>>) -> bool {
+    matches!(up, Some(Up::Reading { confirm: true, .. } | Up::Result { .. }))
 }
 
 impl<E: Engine, S: Sink> Shard<E, S> {
@@ -164,10 +180,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             Place::Repeated => {
                 // Its acknowledgement may have been lost: it is given again, the reading is not (R75).
                 let durable = session.stored.place(header.sequence) == Place::Repeated;
-                let waits = matches!(up, Ok(Up::Reading { confirm: true, .. } | Up::Result { .. }));
-                let acked = Some(header.sequence).filter(|_| durable && waits);
-                let asker = self.answer_there(now, id, path, len, acked);
-                if waits && !durable {
+                let ack = match waits_for_ack(up.as_ref().ok()) {
+                    true if durable => Ack::Now(header.sequence),
+                    true => Ack::Later,
+                    false => Ack::Never,
+                };
+                let asker = self.answer_there(now, id, path, len, ack);
+                if ack == Ack::Later {
                     self.answer_later((id, header.sequence), asker);
                 }
                 return Err(DropReason::Replay);
@@ -179,7 +198,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         if session.pending.is_some() {
             self.confirm(id);
         }
-        let asker = (!newest).then(|| self.answer_there(now, id, path, len, None)).flatten();
+        let asker = if newest {
+            None
+        } else {
+            let waits = waits_for_ack(up.as_ref().ok());
+            let ack = if waits { Ack::Later } else { Ack::Never };
+            self.answer_there(now, id, path, len, ack)
+        };
         let Some(session) = self.sessions.find_mut(id) else { return Err(DropReason::Proof) };
         if newest
             && let Path::Datagram(address) = path
@@ -194,6 +219,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 let (session, commit) = if let Some(first) = again {
                     // R100: a newer one was stored meanwhile.
                     if session.fresh < session.device.mark() && in_force(Rule::OlderSession) {
+                        // Storage never hears of it: whoever sends it again must not wait for that.
+                        session.window.give_back(header.sequence);
                         return Err(DropReason::Stale);
                     }
                     let owner = Arc::clone(&session.device);
@@ -263,41 +290,55 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         Ok(())
     }
 
-    /// Answers a record that came again, or late, where it came from and out of the bytes that it brought: with the
-    /// acknowledgement of `durable`, and with the question whether the device receives there, if a command has to wait for
-    /// that (R111). What may still be answered there, where that is not the session's path.
-    pub(super) fn answer_there(
+    /// Answers a record that came again, or late, where it came from and out of the bytes that it brought: with its
+    /// acknowledgement, for which the bytes are kept if it goes later, and with the question whether the device receives
+    /// there, if a command has to wait for that (R111). What may still be answered there, where that is not the session's
+    /// path.
+    fn answer_there(
         &mut self,
         now: Now,
         id: SessionId,
         path: Path,
         len: usize,
-        durable: Option<u32>,
+        ack: Ack,
     ) -> Option<Asker> {
-        let session = self.sessions.find_mut(id)?;
+        let session = self.sessions.find(id)?;
+        let device = session.device.credential.id;
         let is_path = session.path == path;
         if session.is_proven(path) && is_path {
-            self.acking.extend(durable.map(|sequence| (id, sequence)));
+            if let Ack::Now(sequence) = ack {
+                self.acking.push((id, sequence));
+            }
             return None;
         }
-        let device = session.device.credential.id;
         let free = matches!(path, Path::Stream(_)) || !in_force(Rule::OwnBytes);
-        let mut budget = if free { usize::MAX } else { len };
-        let path = if in_force(Rule::AnsweredThere) { path } else { session.path };
-        if let Some(first) = durable {
-            let nothing_waits = self.commands.nothing_waits(&device);
-            let (ranges, mut encoded) = ([Range { first, count: 1 }], [0; RANGES_MAX * 6]);
-            let ack = Down::ack(&ranges, nothing_waits, &mut encoded);
-            session.prepare_there(id, path, &mut budget, ack, &mut self.unsealed);
+        let mut asker = Asker { path, budget: if free { usize::MAX } else { len } };
+        if let Ack::Now(sequence) = ack {
+            self.ack_there((id, sequence), &mut asker);
         }
-        if let Path::Datagram(address) = path
+        let kept = if ack == Ack::Later && !is_path { ACK_LEN } else { 0 };
+        let session = self.sessions.find_mut(id)?;
+        let to = if in_force(Rule::AnsweredThere) { path } else { session.path };
+        if let Path::Datagram(address) = to
             && self.commands.record_len(&device).is_some()
+            && let Some(mut rest) = asker.budget.checked_sub(kept)
         {
             let challenge = path_challenge(&self.settings.node_key, now, 0, id, address.address());
             let prove = Down::Prove { challenge };
-            session.prepare_there(id, path, &mut budget, prove, &mut self.unsealed);
+            session.prepare_there(id, to, &mut rest, prove, &mut self.unsealed);
+            asker.budget = rest + kept;
         }
-        (!is_path).then_some(Asker { path, budget })
+        (!is_path).then_some(asker)
+    }
+
+    /// Acknowledges a record where it came again, or late, if the bytes that it brought suffice.
+    pub(super) fn ack_there(&mut self, (id, first): Token, asker: &mut Asker) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        let nothing_waits = self.commands.nothing_waits(&session.device.credential.id);
+        let (ranges, mut encoded) = ([Range { first, count: 1 }], [0; RANGES_MAX * 6]);
+        let ack = Down::ack(&ranges, nothing_waits, &mut encoded);
+        let to = if in_force(Rule::AnsweredThere) { asker.path } else { session.path };
+        session.prepare_there(id, to, &mut asker.budget, ack, &mut self.unsealed);
     }
 
     /// What this reading or result is answered goes there, too.

@@ -6,6 +6,7 @@ use duet_core::{Handler as _, Mail, Path};
 use duet_device::{Device, Early, Event, Software};
 use duet_protocol::profile::Transport;
 use duet_protocol::reading::EARLY_SEQUENCE;
+use duet_protocol::reason::DropReason;
 use duet_protocol::wire::{Kind, MESSAGE_MAX, SessionId};
 
 use crate::world::{PROFILE, World};
@@ -209,6 +210,35 @@ fn a_reading_that_is_said_again_in_the_next_session_is_not_stored_again() {
     assert!(device.poll_confirmed().is_some());
     assert_eq!(stored(&world), 1);
     assert_eq!(world.shard.counts.readings_known, 1);
+}
+
+/// R100: what a newer session has overtaken is not taken, and nobody waits for storage to say a word of it.
+#[test]
+fn a_reading_that_a_newer_one_has_overtaken_leaves_nobody_waiting() {
+    let mut world = World::new();
+    let mut device = met(&mut world);
+    let hello = wake(&world, &mut device);
+    arrive(&mut world, home(), &hello);
+    answer(&mut world, false);
+    let [(_, accept)] = &mut sent(&mut world)[..] else { panic!("ACCEPT") };
+    device.handle_message(world.now.mono_us, accept).unwrap();
+    let late = next(&world, &mut device).expect("the reading again");
+    device.send_reading(world.now.mono_us, 7, b"confirms the session", false).unwrap();
+    let record = next(&world, &mut device).expect("the next reading");
+    arrive(&mut world, home(), &record);
+    // Its next HELLO carries the reading, which is stored; that session is never confirmed, so the one before lives on.
+    device.open(world.now.mono_us);
+    let hello = next(&world, &mut device).expect("a HELLO");
+    arrive(&mut world, home(), &hello);
+    answer(&mut world, true);
+    assert_eq!(sent(&mut world).len(), 1, "ACCEPT, which is lost");
+    let elsewhere: SocketAddr = "198.51.100.7:7".parse().unwrap();
+    for from in [home(), elsewhere] {
+        arrive(&mut world, from, &late);
+        assert_eq!(sent(&mut world), []);
+    }
+    assert_eq!(stored(&world), 3);
+    assert_eq!(world.shard.counts.drops[DropReason::Stale as usize], 2);
 }
 
 /// Device 1, as it was on its first day.

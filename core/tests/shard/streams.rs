@@ -151,6 +151,46 @@ fn a_record_that_comes_again_before_it_is_durable_is_acknowledged_where_it_came_
     assert_eq!(to, [home, moved].map(|to| Path::Datagram(to.into())));
 }
 
+/// R111: while a command waits, too. The acknowledgement has its bytes before the question has any, and for one record there
+/// is one question.
+#[test]
+fn a_waiting_command_takes_no_acknowledgement_its_bytes_and_asks_once_for_a_record() {
+    const PROVE: usize = 26;
+    const ACK: usize = 28;
+    for comes_twice in [false, true] {
+        let mut world = World::new();
+        let mut device = world.opened();
+        let [home, moved]: [SocketAddr; 2] =
+            ["192.0.2.1:4000", "198.51.100.7:7"].map(|text| text.parse().unwrap());
+        world.command(1, &[7; 500], 60);
+        assert_eq!(sent(&mut world).len(), 1, "the command, which is lost");
+        for (number, payload, asked) in [(0, &b""[..], 0), (1, &[7; 40][..], 1)] {
+            device.send_reading(world.now.mono_us, 1, payload, true).unwrap();
+            let record = next(&world, &mut device);
+            // It comes late, or once more.
+            let newest = if comes_twice {
+                record.clone()
+            } else {
+                device.send_reading(world.now.mono_us, 1, b"newer", false).unwrap();
+                next(&world, &mut device)
+            };
+            world.shard.handle_datagram(world.now, home, &newest);
+            sent(&mut world);
+            world.shard.handle_datagram(world.now, moved, &record);
+            let questions: Vec<_> = sent(&mut world).iter().map(|(_, one)| one.len()).collect();
+            assert_eq!(questions, vec![PROVE; asked], "{} bytes came", record.len());
+            let place = world.stored.0.borrow().iter().rposition(|one| one.confirm).unwrap();
+            durable(&mut world, place);
+            let mut acks = sent(&mut world);
+            acks.retain(|(to, _)| *to == Path::Datagram(moved.into()));
+            let [(_, ack)] = &mut acks[..] else { panic!("reading {number}: {acks:?}") };
+            assert_eq!(ack.len(), ACK);
+            let told = device.handle_message(world.now.mono_us, ack);
+            assert_eq!(told, Ok(Event::Confirmed));
+        }
+    }
+}
+
 /// R118: whoever lost his connection sends over the next one what he waits with. That one is answered, and closed once it was,
 /// if the peer has said all.
 #[test]
