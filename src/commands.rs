@@ -208,7 +208,7 @@ pub struct Told {
     pub state: CommandState,
     /// Whether this is a result that came after the command was over.
     pub late: bool,
-    /// When, milliseconds since 1970.
+    /// When, by the wall clock, milliseconds since 1970.
     pub at_ms: u64,
     /// What the device answered, if it did.
     pub answer: Option<CommandAnswer>,

@@ -352,13 +352,26 @@ fn json(now: Moment, level: tracing::Level, target: &str, parts: &Parts) -> Stri
     format!("{}\n", serde_json::Value::Object(line))
 }
 
+/// Says what stands in the way of something that is tried each second, once for each cause.
+#[derive(Default)]
+pub(crate) struct Complaint(Option<String>);
+
+impl Complaint {
+    pub(crate) fn about<E: fmt::Display>(&mut self, tried: Result<(), E>) {
+        let now = tried.err().map(|error| error.to_string());
+        if let Some(cause) = now.as_ref().filter(|_| now != self.0) {
+            tracing::warn!("{cause}; it is tried again each second");
+        }
+        self.0 = now;
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
 
-    /// What both formats make of what is logged meanwhile.
     struct Kept(Arc<Mutex<Vec<[String; 3]>>>);
 
     impl<S: Subscriber> Layer<S> for Kept {
@@ -375,7 +388,8 @@ mod tests {
         }
     }
 
-    fn kept(log: impl FnOnce()) -> Vec<[String; 3]> {
+    /// What is logged meanwhile: each line for people, for journald and for programs.
+    pub(crate) fn kept(log: impl FnOnce()) -> Vec<[String; 3]> {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let subscriber = tracing_subscriber::registry().with(Kept(Arc::clone(&lines)));
         tracing::subscriber::with_default(subscriber, log);

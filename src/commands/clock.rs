@@ -1,11 +1,15 @@
 //! The time by which commands live: it only goes on, and nobody sets it.
 //!
-//! It begins with the wall clock, or with the latest time that stands in the file where that is later, and goes on with
-//! what has passed since. So a clock that is set forward ends no command, one that is set back lets none live on, and
-//! neither does a start with a clock that is behind.
+//! It begins with the wall clock, or just after the latest time that stands in the file where that is later, and goes on
+//! with what has passed since. So a clock that is set while the gateway runs, forward or back, ends no command and lets
+//! none live on, and neither does a start with a clock that is behind.
 //!
 //! A machine without a clock of its own may begin long before its time and have it set later. That is taken over once,
 //! when the wall clock has come up.
+//!
+//! A start with a clock that is ahead ends what was queued, and what is queued under it leaves its times in the file. From
+//! then on this clock is ahead of the wall clock; that is told. Commands live as long as they may all the same, and what
+//! upstreams are told has the wall clock's time.
 
 use std::time::Duration;
 
@@ -23,18 +27,22 @@ pub(super) struct Clock {
     ran_ms: u64,
     /// Whether the wall clock was behind then, and still is.
     is_behind: bool,
+    /// Whether that was told.
+    is_told: bool,
 }
 
 impl Clock {
-    /// Begins now, but not before the latest time in the file.
+    /// Begins now, but after the latest time in the file.
     pub(super) fn start(newest_ms: u64) -> Self {
         Self::begin(identity::now_ms(), ran_ms(), newest_ms)
     }
 
-    fn begin(wall_ms: u64, ran_ms: u64, newest_ms: u64) -> Self {
+    pub(super) fn begin(wall_ms: u64, ran_ms: u64, newest_ms: u64) -> Self {
         let is_set = Steady::is_set(Duration::from_millis(wall_ms));
         let is_behind = !is_set || wall_ms.saturating_add(BEHIND_MS) < newest_ms;
-        Self { began_ms: wall_ms.max(newest_ms), ran_ms, is_behind }
+        // Times from `began_ms` on are this run's, and those in the file are not.
+        let began_ms = wall_ms.max(newest_ms.saturating_add(1));
+        Self { began_ms, ran_ms, is_behind, is_told: false }
     }
 
     /// The time.
@@ -49,17 +57,42 @@ impl Clock {
     /// Takes the wall clock over, once, where it was behind at the start and has come up. From which time on this clock
     /// was wrong, and by how much it has gone on.
     pub(super) fn catch_up(&mut self) -> Option<(u64, u64)> {
-        if self.is_behind { self.come_up(identity::now_ms(), ran_ms()) } else { None }
+        if !self.is_behind {
+            return None;
+        }
+        let (wall_ms, ran_ms) = (identity::now_ms(), ran_ms());
+        self.tell(wall_ms, ran_ms);
+        self.come_up(wall_ms, ran_ms)
     }
 
-    fn come_up(&mut self, wall_ms: u64, ran_ms: u64) -> Option<(u64, u64)> {
+    /// Says once that the wall clock is far behind. One that was not set yet says nothing.
+    fn tell(&mut self, wall_ms: u64, ran_ms: u64) {
+        let lag_ms = self.at(ran_ms).saturating_sub(wall_ms);
+        let is_set = Steady::is_set(Duration::from_millis(wall_ms));
+        if self.is_told || !is_set || lag_ms <= BEHIND_MS {
+            return;
+        }
+        self.is_told = true;
+        tracing::warn!(
+            "the machine's clock is {} hours behind the latest time in the queue of commands: it is wrong, or was ahead when \
+             that was written; until it has come up, commands' times are ahead of it by so much, and each lives as long as it may",
+            lag_ms / 3_600_000
+        );
+    }
+
+    /// What the wall clock said, or would have said, at this time of this clock.
+    pub(super) fn wall_ms(&self, at_ms: u64) -> u64 {
+        identity::now_ms().saturating_sub(self.now_ms().saturating_sub(at_ms))
+    }
+
+    pub(super) fn come_up(&mut self, wall_ms: u64, ran_ms: u64) -> Option<(u64, u64)> {
         let now_ms = self.at(ran_ms);
         let is_set = Steady::is_set(Duration::from_millis(wall_ms));
         if !self.is_behind || !is_set || wall_ms < now_ms {
             return None;
         }
         let since_ms = self.began_ms;
-        *self = Self { began_ms: wall_ms, ran_ms, is_behind: false };
+        *self = Self { began_ms: wall_ms, ran_ms, is_behind: false, is_told: self.is_told };
         Some((since_ms, wall_ms - now_ms))
     }
 }
@@ -74,6 +107,7 @@ fn ran_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::tests::kept;
 
     const DAY: u64 = 86_400_000;
     /// A day in 2027.
@@ -89,7 +123,7 @@ mod tests {
         }
         // A little behind is not behind: it need not come up.
         let mut clock = Clock::begin(TODAY - 1_000, 0, TODAY);
-        assert_eq!((clock.at(5), clock.come_up(TODAY + 365 * DAY, 5)), (TODAY + 5, None));
+        assert_eq!((clock.at(5), clock.come_up(TODAY + 365 * DAY, 5)), (TODAY + 6, None));
     }
 
     #[test]
@@ -97,9 +131,9 @@ mod tests {
         for wall_ms in [0, 5_000, TODAY - 30 * DAY] {
             let newest_ms = TODAY - DAY;
             let mut clock = Clock::begin(wall_ms, 100, newest_ms);
-            assert_eq!(clock.at(400), newest_ms + 300, "not before what stands in the file");
+            assert_eq!(clock.at(400), newest_ms + 301, "after what stands in the file");
             assert_eq!(clock.come_up(newest_ms, 400), None, "still behind");
-            assert_eq!(clock.come_up(TODAY, 400), Some((newest_ms, DAY - 300)));
+            assert_eq!(clock.come_up(TODAY, 400), Some((newest_ms + 1, DAY - 301)));
             assert_eq!(clock.at(500), TODAY + 100);
             assert_eq!(clock.come_up(TODAY + 365 * DAY, 500), None, "only once");
         }
@@ -109,10 +143,23 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_has_run_for_a_while() {
-        let before = ran_ms();
-        assert!(before > 0);
-        let clock = Clock::start(0);
-        assert!(clock.now_ms() >= clock.began_ms && ran_ms() >= before);
+    fn it_begins_with_the_wall_clock() {
+        assert!(Clock::start(0).now_ms().abs_diff(identity::now_ms()) < 60_000);
+        assert!(ran_ms() > 0);
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_far_behind_is_told_once() {
+        let said = |ahead_ms| {
+            let mut clock = Clock::start(identity::now_ms() + ahead_ms);
+            kept(|| (0..3).for_each(|_| assert_eq!(clock.catch_up(), None)))
+        };
+        let lines = said(DAY + BEHIND_MS / 2);
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0][1].contains("24 hours behind"), "{}", lines[0][1]);
+        assert!(said(BEHIND_MS / 2).is_empty(), "two clocks never agree");
+        let mut clock = Clock::begin(5_000, 100, TODAY);
+        assert!(kept(|| clock.tell(6_000, 1_100)).is_empty(), "it was not set yet");
+        assert_eq!(kept(|| clock.tell(TODAY - DAY, 2_100)).len(), 1);
     }
 }

@@ -639,6 +639,45 @@ fn what_is_queued_before_the_clock_is_set_lives_as_long_as_it_may() {
     assert!(world.worker.now_ms() >= today + hour);
 }
 
+/// A machine without a clock of its own was off for two days, and is told the time later.
+#[test]
+fn the_newest_command_does_not_live_twice_when_the_clock_comes_up() {
+    let mut world = World::new();
+    let (hour, day) = (3_600_000, 86_400_000);
+    let queued_ms = now_ms() - 2 * day;
+    let (reply, mut answer) = oneshot::channel();
+    let order = Order { ttl_ms: Some(hour), ..order(1, b"old") };
+    let input = Input::Request(Request::Queue(order, reply));
+    world.worker.turn(&mut world.told.clone(), vec![input], queued_ms);
+    let id = answer.try_recv().unwrap().unwrap().info.id;
+    let newest_ms = world.worker.book().newest_ms();
+    assert_eq!(newest_ms, queued_ms);
+    let mut clock = clock::Clock::begin(5_000, 100, newest_ms);
+    let (since_ms, by_ms) = clock.come_up(queued_ms + 2 * day, 200).unwrap();
+    world.worker.shift(since_ms, by_ms);
+    world.worker.turn(&mut world.told.clone(), Vec::new(), queued_ms + 2 * day);
+    assert_eq!(world.worker.book().find(id).unwrap().state(), CommandState::Expired);
+}
+
+/// Otherwise a spool that keeps readings for so long would keep what a wrong clock once said.
+#[test]
+fn upstreams_are_told_by_the_wall_clock_whatever_time_the_queue_has_come_to() {
+    let mut world = World::new();
+    let ahead_ms = now_ms() + 365 * 86_400_000;
+    let (reply, _answer) = oneshot::channel();
+    let input = Input::Request(Request::Queue(order(1, b"x"), reply));
+    world.worker.turn(&mut world.told.clone(), vec![input], ahead_ms);
+    world.restart();
+    world.read_mail(usize::MAX);
+    world.wake(device(1), true);
+    let (inputs, at_ms) = (std::mem::take(&mut world.inputs), world.worker.now_ms());
+    world.worker.turn(&mut world.told.clone(), inputs, at_ms);
+    let ended_ms = world.all()[0].ended_ms.unwrap();
+    assert!(ended_ms >= ahead_ms);
+    let told = world.told.ends.lock().unwrap().clone();
+    assert!(told[0].at_ms.abs_diff(now_ms()) < 60_000, "{told:?}");
+}
+
 #[test]
 fn what_is_over_is_forgotten_in_time_and_number() {
     let shelf = Shelf::default();

@@ -17,7 +17,7 @@ use super::clock::Clock;
 use super::entry::{Entry, How};
 use super::inbox::{Input, Reply, Request};
 use super::store::{Store, StoreError};
-use super::{CommandInfo, Limits, Order, Outcome, QueueError, Queued, Registrations, Ways};
+use super::{CommandInfo, Limits, Order, Outcome, QueueError, Queued, Registrations, Told, Ways};
 
 /// The most that is applied at once: a transaction is the longer, and the cheaper for each.
 const AT_ONCE: usize = 4_096;
@@ -354,7 +354,10 @@ impl<S: Store> Worker<S> {
     fn tell(&mut self, ways: &mut dyn Ways) {
         while !self.untold.is_empty() && Instant::now() >= self.tell_at {
             let count = self.untold.len().min(TOLD_AT_ONCE);
-            let told = |(id, late): &(u64, bool)| self.book.find(*id)?.told(*late);
+            let told = |(id, late): &(u64, bool)| {
+                let told = self.book.find(*id)?.told(*late)?;
+                Some(Told { at_ms: self.clock.wall_ms(told.at_ms), ..told })
+            };
             let ends: Vec<_> = self.untold.iter().take(count).filter_map(told).collect();
             if !ends.is_empty() && !ways.tell(&ends) {
                 self.tell_at = Instant::now() + AGAIN;

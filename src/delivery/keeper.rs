@@ -17,6 +17,7 @@ use super::marker::MarkerFile;
 use super::retention::{Retention, trim_by_itself};
 use super::segment::{self, Lock};
 use crate::identity::Steady;
+use crate::log::Complaint;
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -58,20 +59,6 @@ impl SmallFiles {
             .upgrade()
             .map_or(Ok(()), |lock| lock.lock().unwrap_or_else(PoisonError::into_inner).look(dir));
         lock.and(self.marker.look()).and(cursor::look_after(dir))
-    }
-}
-
-/// Says what stands in the way of the small files, once for each cause.
-#[derive(Default)]
-struct Complaint(Option<String>);
-
-impl Complaint {
-    fn about(&mut self, looked: Result<(), SpoolError>) {
-        let now = looked.err().map(|error| error.to_string());
-        if let Some(cause) = now.as_ref().filter(|_| now != self.0) {
-            tracing::warn!("{cause}; it is tried again each second");
-        }
-        self.0 = now;
     }
 }
 

@@ -20,6 +20,7 @@ use duet_telemetry::catalogue::FILES_RENEWED;
 
 use crate::delivery::{Batch, Durability, Notice, Reason, Submitter, Urgency};
 use crate::identity::{self, now_ms};
+use crate::log::Complaint;
 
 /// The folder in the state directory.
 const DIR: &str = "presence";
@@ -43,6 +44,7 @@ pub(super) struct Journal {
     /// From which length on it is written anew.
     long: u64,
     work: Option<JoinHandle<()>>,
+    complaint: Complaint,
 }
 
 /// What was said last of each device: since when it is online, or that it left.
@@ -111,7 +113,8 @@ impl Journals {
     pub(super) fn shard(&self, shard: usize) -> io::Result<Journal> {
         let path = self.dir.join(shard.to_string());
         let file = create(&path)?;
-        Ok(Journal { path, file, lines: Vec::new(), written: 0, long: LONG, work: None })
+        let complaint = Complaint::default();
+        Ok(Journal { path, file, lines: Vec::new(), written: 0, long: LONG, work: None, complaint })
     }
 }
 
@@ -149,25 +152,36 @@ impl Journal {
     /// made again, and holds who comes from now on.
     pub(super) fn live(&mut self) {
         let _ = self.file.set_modified(SystemTime::now());
-        let own = self.file.metadata().map(|file| (file.dev(), file.ino()));
-        if own.is_ok_and(|own| identity::is_at(&self.path, own).unwrap_or(true)) {
-            return;
+        let looked = self.look().map_err(|error| {
+            format!(
+                "{}: {error}; while that is so, upstreams will not hear which devices left if this gateway is killed",
+                self.path.display()
+            )
+        });
+        self.complaint.about(looked);
+    }
+
+    fn look(&mut self) -> io::Result<()> {
+        let own = self.file.metadata().map(|file| (file.dev(), file.ino()))?;
+        if identity::is_at(&self.path, own)? {
+            return Ok(());
         }
         // What stands there instead is nobody's: the folder is this run's.
-        let _ = fs::remove_file(&self.path);
-        let made = self
-            .path
-            .parent()
-            .map_or(Ok(()), |dir| DirBuilder::new().recursive(true).mode(0o700).create(dir));
-        // Where it cannot be made it is tried again in a second.
-        let Ok(file) = made.and_then(|()| create(&self.path)) else { return };
-        (self.file, self.written, self.long) = (file, 0, LONG);
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => removed?,
+        }
+        if let Some(dir) = self.path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        (self.file, self.written, self.long) = (create(&self.path)?, 0, LONG);
         FILES_RENEWED.with(["presence"]).add(1);
         tracing::warn!(
             "{}: it was removed or replaced under the gateway, and is made again; if this gateway is killed, upstreams will not hear \
              that devices left which came before",
             self.path.display()
         );
+        Ok(())
     }
 
     /// Goes on in a new file, and has the old one written anew with a line for each device. An old one that could not be
@@ -321,6 +335,7 @@ fn announce(Ended { dir, at_ms, online, .. }: Ended, spool: &Submitter) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::tests::kept;
 
     #[test]
     fn who_came_and_did_not_go_is_online_whatever_is_cut() {
@@ -390,6 +405,35 @@ mod tests {
         };
         come(&replaced, "lamp", &["lamp"]);
         come(&|| (), "meter", &["lamp", "meter"]);
+    }
+
+    #[test]
+    fn what_stands_in_the_way_of_a_file_is_told_once_for_each_cause() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("7");
+        fs::create_dir(&run).unwrap();
+        let mut journal = Journals { dir: run.clone() }.shard(0).unwrap();
+        let mut said = || {
+            let lines = kept(|| (0..3).for_each(|_| journal.live()));
+            lines.into_iter().map(|[_, line, _]| line).collect::<Vec<_>>()
+        };
+        assert!(said().is_empty());
+        let (file, away) = (run.join("0"), dir.path().join("away"));
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        let lines = said();
+        assert!(lines.len() == 1 && lines[0].contains(&*file.to_string_lossy()), "{lines:?}");
+        // Another cause: the folder is none.
+        fs::rename(&run, &away).unwrap();
+        fs::write(&run, b"").unwrap();
+        let lines = said();
+        assert!(lines.len() == 1 && lines[0].contains("Not a directory"), "{lines:?}");
+        fs::remove_file(&run).unwrap();
+        let lines = said();
+        assert!(lines.len() == 1 && lines[0].contains("is made again"), "{lines:?}");
+        fs::remove_dir_all(&run).unwrap();
+        fs::write(&run, b"").unwrap();
+        assert_eq!(said().len(), 1, "what was well meanwhile is told anew");
     }
 
     /// Sessions are handed over by the run before, whatever the clock said when it began.

@@ -8,7 +8,7 @@ use duet::delivery::{
     WhenFull, cursors, overview, trim, trim_undelivered,
 };
 
-use crate::world::{config, eventually, grow, log_files, store, store_at};
+use crate::world::{after_a_round, config, eventually, grow, log_files, store, store_at};
 
 #[test]
 fn what_every_required_cursor_has_goes_by_itself_and_nothing_else() {
@@ -22,7 +22,7 @@ fn what_every_required_cursor_has_goes_by_itself_and_nothing_else() {
     let end = grow(&spool, &path, 4);
     let segments = log_files(&path);
     fast.set(end).unwrap();
-    std::thread::sleep(Duration::from_millis(1_500));
+    after_a_round(&path);
     assert_eq!(log_files(&path), segments, "one of them has nothing yet");
     slow.set(4_001).unwrap();
     eventually("the first goes", || log_files(&path) == segments[1..]);
@@ -81,7 +81,7 @@ fn readings_that_are_too_old_go_whoever_lacks_them_but_not_by_a_clock_that_was_n
         if goes {
             eventually("old ones go", || log_files(&path).len() == 1);
         } else {
-            std::thread::sleep(Duration::from_millis(1_500));
+            after_a_round(&path);
             assert_eq!(log_files(&path).len(), 4);
         }
         spool.shutdown().unwrap();
@@ -155,7 +155,7 @@ fn a_cursor_that_does_not_move_is_put_back_whatever_was_done_to_its_file() {
     }
     // Whoever forgets it means it.
     nats.remove().unwrap();
-    std::thread::sleep(Duration::from_millis(1_500));
+    after_a_round(&path);
     assert!(!file.exists());
     spool.shutdown().unwrap();
 }
@@ -195,11 +195,11 @@ fn nothing_goes_before_all_cursors_are_open() {
     fs::remove_file(path.join("cursor-slow.pos")).unwrap();
 
     let spool = Spool::start(config(dir.path())).unwrap();
-    std::thread::sleep(Duration::from_millis(1_500));
+    after_a_round(&path);
     assert_eq!(log_files(&path).len(), 3);
     let mut slow = spool.source().cursor("slow", Hold::Required).unwrap();
     spool.begin_removal();
-    std::thread::sleep(Duration::from_millis(1_500));
+    after_a_round(&path);
     assert_eq!((log_files(&path).len(), slow.index()), (3, 0));
     slow.set(end).unwrap();
     eventually("and then it does", || log_files(&path).len() == 1);

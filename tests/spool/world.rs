@@ -95,6 +95,16 @@ pub(crate) fn log_files(path: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Waits until the keeper has looked at everything that is there now: once in a round, and before it removes anything, it
+/// puts the lock's file back.
+pub(crate) fn after_a_round(path: &Path) {
+    let lock = path.join("spool.lock");
+    for round in ["the one that is under way", "and the next"] {
+        fs::remove_file(&lock).unwrap();
+        eventually(round, || lock.exists());
+    }
+}
+
 /// Waits for what another thread does by itself.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);

@@ -40,6 +40,8 @@ pub(crate) struct CursorFile {
     number: u64,
     /// What it says.
     said: Option<Kept>,
+    /// Whether the last write failed: it may say that all the same.
+    unsure: bool,
 }
 
 impl CursorFile {
@@ -53,33 +55,35 @@ impl CursorFile {
         if said.is_none() {
             sync_dir(path)?;
         }
-        Ok((Self { path: path.to_owned(), file, number, said }, said))
+        Ok((Self { path: path.to_owned(), file, number, said, unsure: false }, said))
     }
 
     /// Writes and syncs, unless it says so already. True where somebody had removed, replaced or damaged the file, and it
     /// was made again.
     pub(crate) fn save(&mut self, kept: &Kept) -> io::Result<bool> {
         let is_whole = self.said.is_none() || self.is_whole();
-        if is_whole && self.said == Some(*kept) {
+        if is_whole && !self.unsure && self.said == Some(*kept) {
             return Ok(false);
         }
         if !is_whole {
             self.path.parent().map_or(Ok(()), make_dir)?;
             self.file = open(&self.path)?;
+            sync_dir(&self.path)?;
             // Into both slots.
             self.write(kept)?;
         }
         self.write(kept)?;
-        if !is_whole {
-            sync_dir(&self.path)?;
-        }
         Ok(!is_whole)
     }
 
     /// Whether the file under its name says what it was told.
     fn is_whole(&self) -> bool {
         let said = self.said.map(|kept| (self.number, kept));
-        named::is_at(&self.file, &self.path) && read(&self.file).is_ok_and(|found| found == said)
+        let attempt = self.unsure.then_some(self.number + 1);
+        named::is_at(&self.file, &self.path)
+            && read(&self.file).is_ok_and(|found| {
+                found == said || attempt.is_some() && found.map(|(number, _)| number) == attempt
+            })
     }
 
     fn write(&mut self, kept: &Kept) -> io::Result<()> {
@@ -95,9 +99,10 @@ impl CursorFile {
         slot[48..56].copy_from_slice(&number.to_le_bytes());
         let crc = crc32c::crc32c(&slot[..60]);
         slot[60..].copy_from_slice(&crc.to_le_bytes());
+        self.unsure = true;
         self.file.write_all_at(&slot, (number % 2) * SLOT as u64)?;
         self.file.sync_data()?;
-        (self.number, self.said) = (number, Some(*kept));
+        (self.number, self.said, self.unsure) = (number, Some(*kept), false);
         Ok(())
     }
 }
@@ -234,6 +239,30 @@ mod tests {
         bytes[SLOT..].fill(0xff);
         fs::write(&path, &bytes).unwrap();
         assert_eq!(CursorFile::open(&path).unwrap().1, Some(kept(2)));
+    }
+
+    /// The disk may have taken what it did not say it has, or half of it.
+    #[test]
+    fn a_write_that_failed_is_nobodys_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = path(dir.path(), "cloud");
+        let (mut file, _) = CursorFile::open(&path).unwrap();
+        file.save(&kept(1)).unwrap();
+        let before = fs::read(&path).unwrap();
+        file.save(&kept(2)).unwrap();
+        let after = fs::read(&path).unwrap();
+        for (found, whole) in [(&after, &before), (&before, &before)] {
+            fs::write(&path, whole).unwrap();
+            let (mut file, _) = CursorFile::open(&path).unwrap();
+            let whole = std::mem::replace(&mut file.file, File::open(&path).unwrap());
+            assert!(file.save(&kept(2)).is_err(), "it was opened for reading");
+            file.file = whole;
+            fs::write(&path, found).unwrap();
+            assert!(!file.save(&kept(2)).unwrap(), "nobody damaged it");
+            assert_eq!(CursorFile::open(&path).unwrap().1, Some(kept(2)));
+            fs::write(&path, b"").unwrap();
+            assert!(file.save(&kept(2)).unwrap(), "somebody did");
+        }
     }
 
     #[test]
