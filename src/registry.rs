@@ -1,4 +1,5 @@
-//! The devices this gateway knows, kept on disk in one `redb` file.
+//! The devices this gateway knows, kept on disk in one `redb` file, with small ones beside it: the registration keys, how
+//! far it is, and room for a revocation on a full disk.
 //!
 //! One process owns the file at a time: the running gateway, or a command while none runs. Each
 //! change is one durable transaction, all or nothing, and reaches the in-memory [`View`] that
@@ -9,8 +10,8 @@
 //! A registration key lies in a [file of its own](keys) in clear, for the handshake needs it; nobody but its owner may
 //! read it, and a key that is revoked or removed is overwritten there.
 //!
-//! Freshness marks belong to an (id, credential) pair and are never deleted or lowered. They are
-//! saved some seconds late: after a crash a mark may be old, which only means that replays of
+//! Freshness marks belong to an (id, credential) pair and are never deleted or lowered but by a
+//! restore, after which devices are challenged. They are saved some seconds late: after a crash a mark may be old, which only means that replays of
 //! HELLOs from those seconds are recognised later (they never confirm a session).
 
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! Who may wait for elliptic-curve work. A HELLO costs the gateway some 30 µs and its sender
 //! next to nothing, so under load a datagram's address must prove itself first, no address holds
-//! more than its share of the queue, and whoever must come back is told when there will be room.
+//! more than its share of the queue, and whoever must come back is told when there will be room, unless his hellos were worth
+//! nothing so far or many are sent in his name.
 //!
 //! A burst of hellos that is answered before its devices would ask again is no load: it waits, and nobody is sent away.
 
@@ -23,10 +24,10 @@ const SOURCE_MAX: usize = WAITING_MAX / 4;
 /// From how many other places one HELLO may come again while it waits: whoever plays it back from everywhere is not answered
 /// everywhere.
 const AGAIN_MAX: usize = 3;
+/// The most hellos that wait of a sender whose hellos are worth nothing.
+const WORTHLESS_SOURCE_MAX: usize = 4;
 /// So many places are kept when the queue is empty again.
 const SPARE_MAX: usize = 512;
-/// The most of them from a sender whose hellos are worth nothing.
-const WORTHLESS_SOURCE_MAX: usize = 4;
 /// How long a cookie's epoch is, µs; the epoch before is valid too.
 const COOKIE_EPOCH_US: u64 = 30_000_000;
 /// The furthest ahead that anyone is asked to come back, µs; a device waits no longer than 30 s (R54).
@@ -226,6 +227,9 @@ impl HelloQueue {
         }
         if self.hellos.is_empty() {
             self.hellos.shrink_to(SPARE_MAX);
+            self.digests.shrink_to(SPARE_MAX);
+            self.again.shrink_to(SPARE_MAX);
+            self.shares.shrink_to(SPARE_MAX);
         }
         if self.hellos.len() < policy.retry_from {
             self.long_since_us = None;
@@ -441,6 +445,26 @@ mod tests {
         assert_eq!(waiting.take(now(0), WAITING_MAX, POLICY).batch.len(), WAITING_MAX);
         assert!(waiting.is_empty() && waiting.digests.is_empty() && waiting.shares.is_empty());
         assert!(admit(&mut waiting, 1, 0).is_ok());
+    }
+
+    /// What a storm needed is given back.
+    #[test]
+    fn a_queue_that_was_long_keeps_little_memory() {
+        let mut waiting = HelloQueue::default();
+        for number in 0..8_192_u16 {
+            let [high, low] = number.to_be_bytes();
+            for stream in [1, 2] {
+                let sender = IpAddr::from([10, 1, high, low]);
+                let path = Path::Stream(StreamId(2 * u64::from(number) + stream));
+                let queued = waiting.enqueue(now(0), path, sender, hello(number), POLICY);
+                assert!(queued.is_ok());
+            }
+        }
+        assert_eq!(waiting.take(now(0), WAITING_MAX, POLICY).again.len(), 8_192);
+        let HelloQueue { hellos, digests, again, shares, .. } = &waiting;
+        let kept = [hellos.capacity(), digests.capacity(), again.capacity(), shares.capacity()];
+        // A table has room in powers of two.
+        assert!(kept.iter().all(|places| *places <= 2 * SPARE_MAX), "{kept:?}");
     }
 
     #[test]

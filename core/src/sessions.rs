@@ -6,10 +6,11 @@
 //!
 //! - each session is its device's live one, and confirmed, or its device's pending one, and is found by its HELLO;
 //! - nothing else is in either index;
-//! - of a device's last session that ended, what is needed when it sends a reading *again* is kept, and its id not reused;
-//! - the count of pending sessions is right.
+//! - of a device's last session that ended, what is needed when it sends a reading *again* is kept, and its id not reused
+//!   as long.
 //!
-//! Nothing outside this file adds, removes or confirms a session. What a session says and hears is not its business.
+//! Nothing outside this file adds, removes or confirms a session: four verbs do, `grant`, `confirm`, `end` and `take_over`,
+//! the last for sessions of the process before. What a session says and hears is not its business.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

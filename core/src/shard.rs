@@ -3,13 +3,14 @@
 //! * *In* go datagrams, messages of streams, what happens to streams, mail from other threads, the time, and random bytes.
 //! * *Out* come messages and the streams to close, readings to the [`Sink`], [events](Event), and [counts](Counts).
 //! * *Never* does it wait, read a clock, touch a socket or a file, or take a lock for a record: its sessions are its own, and
-//!   with other threads it shares its directory of devices alone. A HELLO touches no session and no mark before its proof
-//!   (R40); a reading is acknowledged only once the sink has said that it is durable (R74).
+//!   with other threads it shares its directory of devices alone. A HELLO makes, ends and moves nothing before its proof
+//!   (R40), and one that comes again adds no more than where its ACCEPT went; a reading is acknowledged only once the sink has said that it is durable (R74).
 //!
-//! Most input is only queued. A *turn* ([`handle_turn`](Handler::handle_turn)) works on all of it: it opens the records as one
+//! Hellos and records are queued; mail acts at once, and a HELLO that has its ACCEPT and a record of no session are answered
+//! at once. A *turn* ([`handle_turn`](Handler::handle_turn)) works on all of it: it opens the records as one
 //! batch and acts on each, answers the oldest hellos as another, and hands the readings of both to the sink; then it
-//! acknowledges what has become durable, adds commands, and seals all that as a third. Once a second it ends the sessions
-//! whose time is over.
+//! acknowledges what has become durable, adds commands, and seals all that as a third. Once a second it ends the pending
+//! sessions whose time is over, and looks through the confirmed ones at most once a minute.
 //!
 //! In its folder lie the way of a HELLO (`handshakes`), of a record (`traffic`) and of a command (`commands`), who is there
 //! (`presence`), how sessions go on in another process (`handover`), and the types that go in and out (`interface`).

@@ -10,14 +10,14 @@
 //! first ─▶ unproven ─▶ proven ◀─▶ left        no whole message yet; nothing authentic yet; sessions speak over it; none
 //!   └──────────┴───┬──────┴────────┘          does any more
 //!                  ▼
-//!           failed or ended ─▶ flushing ─▶ closed
+//!           failed or ended ─▶ flushing ─▶ closed     whose time is over goes to flushing straight; from first, to closed
 //! ```
 //!
 //! *Failed* is a stream one of whose messages was discarded; *ended* one whose peer says no more, and may still be owed
 //! answers. Each state but *proven* and *closed* has one deadline, and there are no others. When it is over, the stream is
-//! flushed and then closed; one in *first* is closed at once.
+//! flushed and then closed; one in *first* or *flushing* is closed at once.
 //!
-//! Addresses have shares here. When half of the places are taken, no address gets more than a quarter of all. When all but
+//! Addresses, IPv4 ones and /64 networks of IPv6, have shares here. When half of the places are taken, no address gets more than a quarter of all. When all but
 //! a sixteenth are, a newcomer from an address that has fewer takes the place of a stream of the address that has most: of
 //! one over which no session speaks.
 

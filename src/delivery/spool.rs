@@ -1,5 +1,5 @@
 //! A running spool: how it is started and ended, and what shards, upstreams and the control plane hold of it. Owns
-//! its threads; what they do stands in `writer` and `check`.
+//! its threads; what they do stands in `writer`, `check` and `keeper`, which removes what may go.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};

@@ -7,12 +7,13 @@
 //! ```
 //!
 //! * *In* go HELLOs as they come, and what storage said of the readings inside them.
-//! * *Out* comes one answer to each, the oldest first: ACCEPT, with a pending session for it; CHALLENGE, to a device whose
-//!   HELLO may be played back; RETRY, to whoever is to come back ([`HelloQueue`](crate::hello_queue)); or nothing but a count
-//!   under a reason. The same bytes again get the same answer. A reading inside goes to the sink, and its handshake waits
-//!   in [`Early`](crate::early) until it is stored, or for half a second.
-//! * *Never* does what the registry says make a difference before the proof (R36), and never is a session made but in
-//!   `accept`. No step does arithmetic on the curve: each is one batch of the [`Engine`].
+//! * *Out* comes one answer to each: ACCEPT, with a pending session for it; CHALLENGE, to a device whose HELLO may be played
+//!   back; RETRY, to whoever is to come back ([`HelloQueue`](crate::hello_queue)); or nothing but a count under a reason. The
+//!   oldest comes first, but one with a reading inside waits in [`Early`](crate::early) until the sink has stored that, or for
+//!   half a second. The same bytes again get the same ACCEPT, as long as its session is pending.
+//! * *Never* is a sender answered otherwise, or later, before his proof because of what the registry says (R36): of a known
+//!   device that is refused an event is left, which another thread tells. And never is a session made but in `accept`.
+//!   No step does arithmetic on the curve: each is one batch of the [`Engine`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -44,6 +45,9 @@ const CHALLENGE_US: u64 = 30_000_000;
 
 /// Which of the gateway's keys a HELLO was sealed to, by its place in [`Settings::keys`](super::Settings::keys).
 type KeyIndex = usize;
+/// Where hellos of a batch came again while they waited, with their digests.
+type CameAgain = Vec<([u8; 32], Origin)>;
+
 /// Where in a batch the engine's table of a HELLO's point lies.
 type TableIndex = usize;
 
@@ -166,7 +170,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             return;
         }
         let mut authorised = self.go_on(now, due);
-        let mut came_again = Vec::new();
+        let mut came_again: CameAgain = Vec::new();
         if let Some(oldest_us) = self.hellos.oldest_us() {
             let waited_us = now.mono_us.saturating_sub(oldest_us);
             let Taken { batch: hellos, refused, again } =
@@ -179,7 +183,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let count = hellos.len();
             let owed: Vec<_> = hellos.iter().map(|(origin, _)| origin.path).collect();
             let (claims, tables) = self.open_hellos(now, hellos);
-            self.verify_proofs(now, claims, tables, &mut authorised);
+            self.verify_proofs(now, claims, tables, &mut came_again, &mut authorised);
             owed.into_iter().for_each(|path| self.settle_at(path));
             self.events.push_back(Event::HellosAnswered { count, waited_us });
         } else if authorised.is_empty() {
@@ -192,7 +196,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.scrub = true;
     }
 
-    /// Answers a HELLO that came again from here while it waited, as if it had come just now.
+    /// Answers a HELLO that came again from here while it waited, with the ACCEPT that it had or will have. One that was
+    /// refused gets nothing here; its device sends it again.
     fn answer_again(&mut self, digest: &[u8; 32], origin: Origin) {
         let Origin { path, arrived_us, .. } = origin;
         let answered = self.accept_again(digest, path) || self.wait_again(digest, path);
@@ -232,7 +237,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             if device.is_revoked() {
                 self.discard(origin.arrived_us, origin.path, DropReason::Proof);
             } else if self.is_overtaken(&proven) {
-                self.challenge(now, origin.path, &proven, device.mark());
+                self.challenge(now, &paths, &proven, device.mark());
             } else {
                 let (responding, granted) = self.grant(now, proven, &device, session, stored);
                 let one = Authorised { origin, paths, responding, granted, device, key, table };
@@ -314,6 +319,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         now: Now,
         claims: Wiped<Claimed>,
         tables: Vec<E::PointTable>,
+        came_again: &mut CameAgain,
         authorised: &mut Wiped<Authorised<E::PointTable>>,
     ) {
         let mut tables: Vec<_> = tables.into_iter().map(Some).collect();
@@ -336,7 +342,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let device = match self.authorise(now, &proven, device, &batch) {
                 Ok(Verdict::Grant(device)) => device,
                 Ok(Verdict::Challenge(device)) => {
-                    self.challenge(now, origin.path, &proven, device.mark());
+                    let mut paths = vec![origin.path];
+                    let digest = &proven.hello().digest;
+                    paths.extend(
+                        came_again.extract_if(.., |one| one.0 == *digest).map(|one| one.1.path),
+                    );
+                    self.challenge(now, &paths, &proven, device.mark());
                     continue;
                 }
                 Err(reason) => {
@@ -542,7 +553,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 
     /// Meets a HELLO with a challenge, which is given once and repeated (R57): whatever a stranger plays back, the device
     /// can answer it.
-    fn challenge(&mut self, now: Now, path: Path, proven: &Proven, mark: u64) {
+    fn challenge(&mut self, now: Now, paths: &[Path], proven: &Proven, mark: u64) {
         let node_key = &self.settings.node_key;
         let (id, digest) = (proven.id(), &proven.hello().digest);
         let challenge = self.sessions.challenge_or(now, id, || Challenge {
@@ -551,7 +562,10 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         });
         let message = proven.challenge_message(&challenge.value, mark, &self.random.bytes());
         self.counts.challenges += 1;
-        self.out.push(path, &message);
+        for path in paths {
+            self.settle_at(*path);
+            self.out.push(*path, &message);
+        }
     }
 
     /// Draws the secrets of an ACCEPT that opens this session.

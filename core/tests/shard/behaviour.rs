@@ -12,7 +12,7 @@ use duet_protocol::profile::{KeySource, Mode, Offer, Profile, Transfer, Transpor
 use duet_protocol::reason::DropReason;
 use duet_protocol::wire::{COOKIE, Kind, MESSAGE_MAX, Reset};
 
-use crate::world::{PROFILE, World};
+use crate::world::{PROFILE, World, next, sent};
 
 #[test]
 fn every_profile_opens_with_two_messages_and_every_reading_is_stored_once() {
@@ -56,6 +56,30 @@ fn a_lost_session_is_back_with_one_reset_and_one_handshake() {
     assert_eq!(world.seen.iter().filter(|seen| seen.1 == Kind::Reset).count(), 1);
     assert_eq!(world.seen.iter().filter(|seen| seen.1 == Kind::Hello).count(), 1);
     assert_eq!(world.stored.0.borrow().len(), 1);
+}
+
+/// R102: whoever proved himself never meets silence, and his address may have changed while his HELLO waited.
+#[test]
+fn a_challenge_goes_wherever_its_hello_came_from_while_it_waited() {
+    let mut world = World::new();
+    let mut device = world.device(1, PROFILE, Transport::Datagram);
+    device.open(world.now.mono_us);
+    let hello = next(&world, &mut device);
+    let [home, before, after] =
+        ["192.0.2.1:4000", "192.0.2.1:5000", "198.51.100.9:9"].map(|from| from.parse().unwrap());
+    world.shard.handle_datagram(world.now, home, &hello);
+    assert_eq!(world.settle(&mut device), ["Opened"]);
+    for from in [before, after] {
+        world.shard.handle_datagram(world.now, from, &hello);
+    }
+    let sent = sent(&mut world);
+    let to: Vec<_> = sent.iter().map(|(to, one)| (*to, Kind::of(one).unwrap())).collect();
+    let challenged =
+        [before, after].map(|from: SocketAddr| (Path::Datagram(from.into()), Kind::Challenge));
+    assert_eq!(to, challenged);
+    assert!(sent.iter().all(|(_, challenge)| challenge.len() <= hello.len()));
+    assert_eq!(world.shard.counts.challenges, 1);
+    assert_eq!(world.shard.counts.drops[DropReason::Repeated as usize], 0);
 }
 
 #[test]
