@@ -222,7 +222,7 @@ const BELOW: &[(&str, &[&str])] = &[
     ("manager", &["driver"]),
     ("identity", &["hex"]),
     ("transport", &["driver", "mailbox"]),
-    ("delivery", &["hex", "identity", "printable", "wipe"]),
+    ("delivery", &["hex", "identity", "log", "printable", "wipe"]),
     ("database", &["identity"]),
     ("registry", &["database", "hex", "identity"]),
     ("commands", &["database", "hex", "identity"]),
