@@ -314,7 +314,7 @@ async fn open(path: &Path) -> Result<(SendRequest<Full<Bytes>>, Option<u32>), Er
 }
 
 /// Sends a request. If the gateway has closed the idle connection, which it may at any time, a new one is made; a
-/// request that was begun is never sent twice. `given` is set while the gateway may have the request.
+/// request that changes something and was begun is never sent twice. `given` is set while the gateway may have it.
 async fn send(
     path: &Path,
     sender: &mut SendRequest<Full<Bytes>>,
@@ -324,10 +324,11 @@ async fn send(
     if sender.ready().await.is_err() {
         (*sender, _) = open(path).await?;
     }
+    let question = request.method().is_safe().then(|| request.clone());
     given.set(true);
     let request = match sender.try_send_request(request).await {
         Ok(response) => return Ok(response),
-        Err(mut failed) => match failed.take_message() {
+        Err(mut failed) => match failed.take_message().or(question) {
             Some(request) => {
                 given.set(false);
                 request

@@ -25,7 +25,7 @@ pub(crate) const BYE: u8 = 3;
 pub(crate) const SHARDS: usize = 2;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Runs a test that counts or exhausts the descriptors of its process in one of its own.
+/// Runs a test that counts, exhausts or waits for the descriptors of its process in one of its own.
 /// The caller is the test by that name, and `act` is what it does there.
 pub(crate) fn in_own_process(test: &str, act: fn()) {
     const CHILD: &str = "DUET_TEST_ALONE";
