@@ -368,8 +368,9 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A clock before this was never set: no version of this program is older (2025-01-01).
-const CLOCK_BEGINS_S: i64 = 1_735_689_600;
+/// A clock before this was never set (2019-01-01). It is years older than this program, so that whoever sets a clock back to
+/// see what an old certificate does can make one.
+const CLOCK_BEGINS_S: i64 = 1_546_300_800;
 
 /// Now, where something is made that is to be valid from now on: with a clock that was not set yet, as on a machine
 /// without one that has just started, it would be over as soon as somebody sets it.
