@@ -256,6 +256,10 @@ pub trait Driver: std::fmt::Debug + Send {
     /// Accepts streams until a completion without `more`; each comes as [`Payload::Accepted`], closed on exec.
     fn accept_streams(&mut self, tag: u64);
 
+    /// Takes nothing more from the datagram sockets and the listener: what comes is for whoever has them next. Receives
+    /// and accepts that go on have a last completion; where that takes operations of their own, these come back with `tag`.
+    fn stop_receiving(&mut self, tag: u64);
+
     /// Reports each wake by the eventfd, until a completion without `more`.
     fn watch_wake(&mut self, tag: u64);
 

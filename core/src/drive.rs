@@ -181,6 +181,10 @@ pub trait Handler {
     /// When to call [`handle_turn`](Self::handle_turn) even without input, µs of [`Now::mono_us`].
     fn poll_timeout(&self) -> Option<u64>;
 
+    /// Whether it wants what comes to the sockets. Once it does not, what has not been received stays there for the process
+    /// that has them next, and what has been received is still delivered.
+    fn takes_input(&self) -> bool;
+
     /// Whether the shard has drained and the loop may end.
     fn is_finished(&self) -> bool;
 }

@@ -232,8 +232,10 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             Ok(Kind::Hello | Kind::Up) if foreign => Err(DropReason::Slot),
             Ok(Kind::Hello) if self.drain_until_us.is_some() => Err(DropReason::HelloQueueFull),
             Ok(Kind::Hello) => self.handle_hello(now, path, bytes),
-            // Whoever takes the sessions over hears it when it comes again.
-            Ok(Kind::Up) if self.hands_over => Err(DropReason::UnknownSessionQuiet),
+            // A stream ends with this process: whoever takes the session over hears it when it comes again.
+            Ok(Kind::Up) if self.hands_over && matches!(path, Path::Stream(_)) => {
+                Err(DropReason::UnknownSessionQuiet)
+            }
             Ok(Kind::Up) => self.queue_record(path, bytes),
             Ok(_) => Err(DropReason::Kind),
             Err(reason) => Err(reason),
@@ -471,6 +473,10 @@ impl<E: Engine, S: Sink> Handler for Shard<E, S> {
         let (commands, early) = (self.commands.next_us(), self.early.next_us());
         let times = [Some(self.next_second_us), commands, close, early, self.drain_until_us];
         times.into_iter().flatten().min()
+    }
+
+    fn takes_input(&self) -> bool {
+        !self.hands_over
     }
 
     fn is_finished(&self) -> bool {

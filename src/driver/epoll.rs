@@ -270,6 +270,13 @@ impl Driver for Epoll {
         self.listener.armed = Some(tag);
     }
 
+    fn stop_receiving(&mut self, _tag: u64) {
+        self.datagrams.stop_receiving(&self.epoll, &mut self.done);
+        if let Some(tag) = self.listener.armed.take() {
+            self.done.push(completed(tag, -libc::ECANCELED, false, Payload::None));
+        }
+    }
+
     fn watch_wake(&mut self, tag: u64) {
         self.watch = Some(tag);
     }

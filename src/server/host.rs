@@ -218,6 +218,10 @@ impl<E: Engine, S: Sink> Handler for Host<E, S> {
         self.shard.poll_timeout().into_iter().chain([self.publish_at_us]).min()
     }
 
+    fn takes_input(&self) -> bool {
+        self.shard.takes_input()
+    }
+
     fn is_finished(&self) -> bool {
         self.shard.is_finished()
     }

@@ -70,8 +70,17 @@ struct Shard<H: Handler> {
     streams: Streams,
     counters: Counters,
     now: Now,
+    input: Input,
     output: Output,
     burst: Burst,
+}
+
+/// What is received from the datagram sockets.
+struct Input {
+    /// Whether the handler wants it.
+    wanted: bool,
+    /// Receives that have not had their last completion.
+    receives: usize,
 }
 
 /// How much of a burst is taken before the handler works.
@@ -129,6 +138,7 @@ pub fn run_shard<H: Handler>(
         streams: Streams::default(),
         counters: Counters::default(),
         now: socket::now(),
+        input: Input { wanted: true, receives: 0 },
         output: Output::Taken,
         burst: Burst { credit: CREDIT },
     };
@@ -143,9 +153,9 @@ pub fn run_shard<H: Handler>(
 
 impl<H: Handler> Shard<H> {
     fn run(&mut self, exporter: &mut Exporter) -> Result<(), TransportError> {
+        self.receive_datagrams(Inbox::Datagrams);
+        self.receive_datagrams(Inbox::Hellos);
         let driver = &mut self.io.driver;
-        driver.receive_datagrams(Inbox::Datagrams, Operation::Datagrams.tag(0));
-        driver.receive_datagrams(Inbox::Hellos, Operation::Hellos.tag(0));
         driver.accept_streams(Operation::Accept.tag(0));
         driver.watch_wake(Operation::Wake.tag(0));
         let mut completions = Vec::new();
@@ -160,7 +170,8 @@ impl<H: Handler> Shard<H> {
             if self.io.stop.load(Ordering::Acquire) {
                 return Ok(());
             }
-            if self.handler.is_finished() {
+            // What has been received of the last input is delivered before the end.
+            if self.handler.is_finished() && (self.input.wanted || self.input.receives == 0) {
                 let by = *finish_by_us.get_or_insert(self.now.mono_us + FINISH_PATIENCE_US);
                 let flushed = self.output == Output::Taken && self.streams.is_flushed();
                 if flushed || self.now.mono_us >= by {
@@ -213,6 +224,11 @@ impl<H: Handler> Shard<H> {
         self.with_streams(|streams, context, _| streams.expire(context));
         self.tell_closed();
         self.handler.handle_turn(self.now);
+        if self.input.wanted && !self.handler.takes_input() {
+            self.input.wanted = false;
+            self.streams.stop_accepting();
+            self.io.driver.stop_receiving(Operation::Stop.tag(0));
+        }
         self.transmit();
         if self.output == Output::Taken {
             while let Some((id, close)) = self.handler.poll_close() {
@@ -311,7 +327,17 @@ impl<H: Handler> Shard<H> {
             Operation::Cancel => {
                 self.with_streams(|streams, context, _| streams.cancelled(context, id));
             }
+            Operation::Stop => {}
         }
+    }
+
+    fn receive_datagrams(&mut self, inbox: Inbox) {
+        let operation = match inbox {
+            Inbox::Datagrams => Operation::Datagrams,
+            Inbox::Hellos => Operation::Hellos,
+        };
+        self.io.driver.receive_datagrams(inbox, operation.tag(0));
+        self.input.receives += 1;
     }
 
     fn received_datagram(&mut self, completion: Completion, inbox: Inbox) {
@@ -345,11 +371,14 @@ impl<H: Handler> Shard<H> {
             self.io.driver.give_back(lease);
         } else if completion.result == -libc::ENOBUFS {
             self.counters.enobufs += 1;
-        } else if completion.result < 0 {
+        } else if completion.result < 0 && completion.result != -libc::ECANCELED {
             self.counters.receive_failed += 1;
         }
         if !completion.more {
-            self.io.driver.receive_datagrams(inbox, completion.tag);
+            self.input.receives -= 1;
+            if self.input.wanted {
+                self.receive_datagrams(inbox);
+            }
         }
     }
 

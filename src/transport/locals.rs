@@ -6,17 +6,21 @@ use std::collections::HashMap;
 use super::Via;
 use crate::driver::LocalAddress;
 
-/// How many are told apart. Where a machine takes whole networks for its own, whoever sends to more of them lets the oldest
-/// number stand for another address: who is answered at once is still answered from the one that he asked.
+/// How many are told apart.
 const LOCALS_MAX: usize = u16::MAX as usize;
+/// So many numbers stand for the same address for ever. Where a machine takes whole networks for its own, a stranger may
+/// send to more addresses than there are numbers: the numbers after these then go round among the addresses that came
+/// last, and those that sessions have had before stay what they are. Who is answered at once is always answered from the
+/// address that he asked.
+const KEPT: usize = LOCALS_MAX / 2;
 
 #[derive(Debug, Default)]
 pub(super) struct Locals {
     /// The address of number 1, and so on.
     seen: Vec<LocalAddress>,
     numbers: HashMap<LocalAddress, Via>,
-    /// The place in `seen` that is taken next, once all are.
-    oldest: usize,
+    /// The place in `seen` that is taken next once all are; never one of the kept.
+    next: usize,
     /// The last one: nearly always the next.
     last: Option<(LocalAddress, Via)>,
 }
@@ -41,8 +45,8 @@ impl Locals {
             self.seen.push(local);
             self.seen.len() - 1
         } else {
-            let place = self.oldest;
-            self.oldest = (place + 1) % LOCALS_MAX;
+            let place = self.next.max(KEPT);
+            self.next = (place + 1) % LOCALS_MAX;
             let before = std::mem::replace(&mut self.seen[place], local);
             self.numbers.remove(&before);
             place
@@ -82,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_there_are_the_one_that_was_asked_answers() {
+    fn however_many_come_the_one_that_was_asked_answers_and_the_first_keep_their_numbers() {
         let mut locals = Locals::default();
         for number in 1..3 * LOCALS_MAX {
             let via = locals.via(address(number));
@@ -90,5 +94,8 @@ mod tests {
             assert!(via != Via(0) && locals.numbers.len() == locals.seen.len());
         }
         assert_eq!(locals.seen.len(), LOCALS_MAX);
+        for number in 1..=KEPT {
+            assert_eq!(usize::from(locals.via(address(number)).0), number, "displaced");
+        }
     }
 }

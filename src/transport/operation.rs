@@ -12,10 +12,11 @@ pub(super) enum Operation {
     Receive,
     Send,
     Cancel,
+    Stop,
 }
 
 impl Operation {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Accept,
         Self::Datagrams,
         Self::Hellos,
@@ -23,6 +24,7 @@ impl Operation {
         Self::Receive,
         Self::Send,
         Self::Cancel,
+        Self::Stop,
     ];
     const SHIFT: u32 = 52;
 

@@ -37,6 +37,8 @@ pub(super) struct Streams {
     table: Table<Stream>,
     /// Accepting resumes then, µs.
     accept_at_us: Option<u64>,
+    /// Whether nothing more is accepted.
+    stopped: bool,
     /// Streams with output and no send in flight.
     dirty: Vec<StreamId>,
     /// Streams whose peers have ended their direction, and that the handler has not been told of.
@@ -91,14 +93,20 @@ impl Streams {
         } else if completion.result != -libc::ECANCELED {
             context.counters.accept_failed += 1;
             let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-            if !completion.more && exhausted.contains(&-completion.result) {
+            if !completion.more && !self.stopped && exhausted.contains(&-completion.result) {
                 self.accept_at_us = Some(context.now.mono_us + context.settings.accept_pause_us);
                 return;
             }
         }
-        if !completion.more {
+        if !completion.more && !self.stopped {
             context.driver.accept_streams(Operation::Accept.tag(0));
         }
+    }
+
+    /// Accepts nothing more, when what is under way has ended.
+    pub(super) fn stop_accepting(&mut self) {
+        self.stopped = true;
+        self.accept_at_us = None;
     }
 
     /// A stream that another shard accepted for us.

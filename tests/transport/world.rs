@@ -139,6 +139,10 @@ impl Handler for Echo {
         self.streams.next_us()
     }
 
+    fn takes_input(&self) -> bool {
+        true
+    }
+
     fn is_finished(&self) -> bool {
         self.finishing && self.output.is_empty()
     }

@@ -1,6 +1,6 @@
 //! Sessions on their way to the process that takes this one's place (R72).
 //!
-//! A shard that is told to [hand over](super::Mail::HandOver) takes nothing more, settles what has come, and keeps its
+//! A shard that is told to [hand over](super::Mail::HandOver) wants nothing more, settles what has come, and keeps its
 //! sessions. Each becomes [`HANDED_LEN`] bytes, in which everything is that the next record needs, in both directions. What
 //! carries these bytes to the other process, in memory alone and once, is the business of whoever drives the shard.
 //!

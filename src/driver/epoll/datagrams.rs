@@ -46,6 +46,8 @@ pub(super) struct Datagrams {
     queue: VecDeque<Outgoing>,
     /// Whether the socket had no room for the front of the queue.
     blocked: bool,
+    /// Whether nothing more is received.
+    stopped: bool,
 }
 
 /// The headers of one call. Their pointers are set anew for each.
@@ -97,6 +99,7 @@ impl Datagrams {
             slots: SendSlots::new(sizes.send_slots)?,
             queue: VecDeque::with_capacity(sizes.send_slots as usize),
             blocked: false,
+            stopped: false,
         })
     }
 
@@ -168,13 +171,18 @@ impl Datagrams {
             }
         }
         if self.blocked != was_blocked {
-            let mut flags = epoll::EventFlags::IN;
-            flags.set(epoll::EventFlags::OUT, self.blocked);
-            let data = epoll::EventData::new_u64(DATAGRAMS);
-            epoll::modify(poller, &self.sources[0].socket, data, flags)
-                .map_err(failed("watch a socket for room"))?;
+            self.watch(poller).map_err(failed("watch a socket for room"))?;
         }
         Ok(())
+    }
+
+    /// Tells the poller what is waited for on the socket that sends, too.
+    fn watch(&self, poller: &OwnedFd) -> Result<(), Errno> {
+        let mut flags = epoll::EventFlags::empty();
+        flags.set(epoll::EventFlags::IN, !self.stopped);
+        flags.set(epoll::EventFlags::OUT, self.blocked);
+        let data = epoll::EventData::new_u64(DATAGRAMS);
+        epoll::modify(poller, &self.sources[0].socket, data, flags)
     }
 
     fn send_batch(&mut self) -> Result<usize, Errno> {
@@ -207,6 +215,19 @@ impl Datagrams {
         while !self.queue.is_empty() {
             self.complete_front(-libc::ECANCELED, done);
         }
+        self.disarm(done);
+    }
+
+    /// Receives nothing more. What lies in the sockets would end every wait of the poller, so it forgets them.
+    pub(super) fn stop_receiving(&mut self, poller: &OwnedFd, done: &mut Vec<Completion>) {
+        self.stopped = true;
+        // The worst that can come of an error is a loop that does not sleep until its end, which is near.
+        let _ = self.watch(poller);
+        let _ = epoll::delete(poller, &self.sources[Inbox::Hellos as usize].socket);
+        self.disarm(done);
+    }
+
+    fn disarm(&mut self, done: &mut Vec<Completion>) {
         for tag in self.sources.iter_mut().filter_map(|source| source.armed.take()) {
             done.push(completed(tag, -libc::ECANCELED, false, Payload::None));
         }

@@ -36,6 +36,14 @@ impl Ring {
         self.lasting[on as usize] = Some(user_data);
         self.push(entry.user_data(user_data));
     }
+
+    /// Queues the end of the one on this socket, if there is one.
+    fn push_end(&mut self, of: Registered, tag: u64) {
+        if let Some(lasting) = self.lasting[of as usize].take() {
+            let entry = opcode::AsyncCancel::new(lasting).build();
+            self.push(entry.user_data(LentMemory::Nothing.user_data(tag)));
+        }
+    }
 }
 
 impl Driver for Ring {
@@ -66,10 +74,8 @@ impl Driver for Ring {
 
     fn drain(&mut self, patience: Duration, each: &mut dyn FnMut(&Completion)) -> bool {
         // First of all: what comes from now on is for whoever has the sockets next.
-        for lasting in std::mem::take(&mut self.lasting).into_iter().flatten() {
-            let entry = opcode::AsyncCancel::new(lasting).build();
-            self.push(entry.user_data(LentMemory::Nothing.user_data(0)));
-        }
+        self.stop_receiving(0);
+        self.push_end(Registered::Wake, 0);
         self.cancel_and_wait(patience, each)
     }
 
@@ -127,6 +133,12 @@ impl Driver for Ring {
         let listener = Registered::Listener;
         let entry = opcode::AcceptMulti::new(listener.fixed()).flags(libc::SOCK_CLOEXEC).build();
         self.push_lasting(listener, entry, LentMemory::Accept.user_data(tag));
+    }
+
+    fn stop_receiving(&mut self, tag: u64) {
+        for on in [Registered::Datagrams, Registered::Hellos, Registered::Listener] {
+            self.push_end(on, tag);
+        }
     }
 
     fn send_datagram(&mut self, slot: SendSlot, len: usize, route: &Route) {
