@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use duet_protocol::reading::ReadingId;
@@ -92,7 +94,31 @@ struct Running {
     /// Nothing where it could not be started again, and at the end.
     upstreams: Option<Upstreams>,
     settings: Vec<Upstream>,
+    /// Of each of the settings.
+    files: Vec<Files>,
     ended: bool,
+}
+
+/// What the files were like that an upstream's settings name. Whoever writes or replaces one changes some of it.
+#[derive(Debug, PartialEq, Eq)]
+struct Files(Vec<Option<Stamp>>);
+
+/// Device, inode, size, and the time of the last change with its nanoseconds.
+type Stamp = (u64, u64, u64, i64, i64);
+
+impl Files {
+    /// As they are now.
+    fn of(upstream: &Upstream) -> Self {
+        let look = |path: &Path| {
+            let found = std::fs::metadata(path).ok()?;
+            Some((found.dev(), found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
+        };
+        Self(upstream.files().map(look).collect())
+    }
+
+    fn of_all(config: &Config) -> Vec<Self> {
+        config.upstreams.iter().map(Self::of).collect()
+    }
 }
 
 /// Passes readings on to what the settings name, which can change meanwhile.
@@ -111,10 +137,12 @@ impl Forwarding {
         spool: SpoolSource,
         desk: Arc<Desk>,
     ) -> Result<Self, UpstreamError> {
+        // Before they are read: a change meanwhile is one that the next reload finds.
+        let files = Files::of_all(config);
         let upstreams = start(config, &spool, &desk)?;
         let reports = RwLock::new(upstreams.reports());
         let settings = config.upstreams.clone();
-        let running = Running { upstreams: Some(upstreams), settings, ended: false };
+        let running = Running { upstreams: Some(upstreams), settings, files, ended: false };
         Ok(Self { spool, desk, running: Mutex::new(running), reports })
     }
 
@@ -123,14 +151,14 @@ impl Forwarding {
         self.reports.read().unwrap_or_else(PoisonError::into_inner).look()
     }
 
-    /// Takes other settings, if they are others: whatever runs ends and begins again from its cursors, so readings on
+    /// Takes other settings, if they or the files that they name are others: whatever runs ends and begins again from its cursors, so readings on
     /// their way may arrive twice. Says which upstreams are new, changed or gone.
     ///
     /// # Errors
     /// [`UpstreamError`]; then those of before go on.
     pub(super) fn change(&self, config: &Config) -> Result<Vec<String>, UpstreamError> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = differences(&running.settings, &config.upstreams);
+        let told = differences(&running, config);
         if told.is_empty() || running.ended {
             return Ok(told);
         }
@@ -152,9 +180,11 @@ impl Forwarding {
     }
 
     fn begin(&self, running: &mut Running, config: &Config) -> Result<(), UpstreamError> {
+        let files = Files::of_all(config);
         let upstreams = start(config, &self.spool, &self.desk)?;
         *self.reports.write().unwrap_or_else(PoisonError::into_inner) = upstreams.reports();
         (running.upstreams, running.settings) = (Some(upstreams), config.upstreams.clone());
+        running.files = files;
         Ok(())
     }
 
@@ -168,12 +198,18 @@ impl Forwarding {
     }
 }
 
-/// Which upstreams are not in both lists as they are.
-fn differences(before: &[Upstream], now: &[Upstream]) -> Vec<String> {
+/// Which upstreams do not run as these settings, and the files that they name, have them.
+fn differences(running: &Running, config: &Config) -> Vec<String> {
+    let (before, now) = (&running.settings, &config.upstreams);
     let same_name = |list: &[Upstream], name: &str| list.iter().any(|one| one.name() == name);
     let mut told = Vec::new();
-    for upstream in now.iter().filter(|upstream| !before.contains(upstream)) {
-        let how = if same_name(before, upstream.name()) { "changed" } else { "new" };
+    for upstream in now {
+        let how = match before.iter().zip(&running.files).find(|(one, _)| *one == upstream) {
+            Some((_, files)) if *files == Files::of(upstream) => continue,
+            Some(_) => "its files changed",
+            None if same_name(before, upstream.name()) => "changed",
+            None => "new",
+        };
         told.push(format!("upstream {} ({how})", upstream.name()));
     }
     for upstream in before.iter().filter(|upstream| !same_name(now, upstream.name())) {

@@ -1,6 +1,8 @@
 //! Settings that change while the gateway runs.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use duet_protocol::profile::{KeySource, Mode, Profile, Transport};
@@ -156,6 +158,70 @@ fn a_running_gateway_passes_readings_on_by_changed_settings() {
     assert!(!done && said.contains("upstream b is gone from the settings"), "{said}");
     store(b"goes on");
     wait("a", "goes on");
+    gateway.terminate();
+}
+
+/// A password, a token or a certificate is often replaced where it lies.
+#[test]
+fn a_reload_takes_what_lies_in_the_files_that_an_upstream_names() {
+    let hook = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", hook.local_addr().unwrap());
+    // What each request brings to be let in.
+    let (tell, tokens) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in hook.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut line = String::new();
+            let mut length = 0;
+            while stream.read_line(&mut line).is_ok_and(|read| read > 2) {
+                let lower = line.to_lowercase();
+                if let Some(token) = lower.trim().strip_prefix("authorization: bearer ") {
+                    let _ = tell.send(token.to_owned());
+                }
+                length = match lower.trim().strip_prefix("content-length: ") {
+                    Some(length) => length.parse().unwrap(),
+                    None => length,
+                };
+                line.clear();
+            }
+            stream.read_exact(&mut vec![0; length]).unwrap();
+            let answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
+            let _ = stream.get_mut().write_all(answer);
+        }
+    });
+    let scratch = Scratch::new();
+    let device = scratch.device(1, PROFILE, Transport::Datagram);
+    let place = scratch.state().join("token");
+    let put = |token: &str| {
+        let draft = scratch.state().join("token.new");
+        fs::write(&draft, token).unwrap();
+        fs::set_permissions(&draft, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::rename(&draft, &place).unwrap();
+    };
+    put("first");
+    let settings = scratch.state().join("duet.toml");
+    let upstream = format!("kind = \"webhook\"\nurl = \"{url}\"\ntoken_file = \"token\"\n");
+    fs::write(&settings, format!("[[upstream]]\nname = \"hook\"\n{upstream}")).unwrap();
+    let gateway = scratch.run("127.0.0.1:0");
+    let mut client = Client::new(device, gateway.address, Transport::Datagram);
+    client.device.open(0);
+    let mut store = || {
+        let before = client.confirmed.len();
+        client.device.send_reading(client.now(), 1, b"x", true).unwrap();
+        assert!(client.drive(|client| client.confirmed.len() > before));
+    };
+    let patience = std::time::Duration::from_secs(30);
+    store();
+    assert_eq!(tokens.recv_timeout(patience).unwrap(), "first");
+    assert_eq!(scratch.duet(&["config", "reload"]), (true, "nothing has changed\n".into()));
+    for token in ["second", "third"] {
+        put(token);
+        let (done, said) = scratch.duet(&["config", "reload"]);
+        assert!(done && said.contains("upstream hook (its files changed)"), "{said}");
+        store();
+        // What was on its way may arrive twice, and with the one of before.
+        while tokens.recv_timeout(patience).unwrap() != token {}
+    }
     gateway.terminate();
 }
 
