@@ -53,7 +53,7 @@ pub(super) struct Book {
 impl Book {
     /// The book as it was kept.
     pub(super) fn new(loaded: Loaded, limits: Limits) -> Self {
-        let Loaded { entries, numbers, next_id, floor } = loaded;
+        let Loaded { entries, numbers, next_id, floor, behind_since_ms: _ } = loaded;
         let mut book = Self {
             limits,
             all: FxHashMap::default(),
@@ -427,14 +427,14 @@ impl Book {
         self.is_urgent() || !self.lazy.is_empty()
     }
 
-    /// What has changed since the last time.
-    pub(super) fn take_change(&mut self) -> Change {
+    /// What has changed since the last time, and from when on its times are wrong, if they are.
+    pub(super) fn take_change(&mut self, behind_since_ms: Option<u64>) -> Change {
         let mut ids = std::mem::take(&mut self.rows);
         ids.append(&mut self.lazy);
         let rows = ids.into_iter().map(|id| (id, self.all.get(&id).map(Entry::encode))).collect();
         let number = |device: DeviceId| Some((device, *self.numbers.get(&device)?));
         let numbers = self.changed_numbers.drain().filter_map(number).collect();
-        Change { rows, numbers, next_id: self.next_id }
+        Change { rows, numbers, next_id: self.next_id, behind_since_ms }
     }
 
     /// The devices whose oldest command may be another one than before.

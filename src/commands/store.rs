@@ -24,12 +24,14 @@ use crate::identity::{self, Seen, State, now_ms};
 const COMMANDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("commands");
 /// The last number that each device's commands were given.
 const NUMBERS: TableDefinition<'_, [u8; 8], u32> = TableDefinition::new("numbers");
-/// What there is one of: [`NEXT`] and [`FLOOR`].
+/// What there is one of: [`NEXT`], [`FLOOR`] and, where times are wrong, [`BEHIND_SINCE`].
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 /// The id of the next command.
 const NEXT: &str = "next";
 /// Above it lie the numbers of every device.
 const FLOOR: &str = "floor";
+/// From this time on, milliseconds, the times of commands are those of a clock that was not set.
+const BEHIND_SINCE: &str = "behind since";
 /// Which queue this is, made at random with it; there is none in one from before there were any.
 const ID: &str = "id";
 /// Counts commits: odd after a change, even after the commit that follows it.
@@ -113,6 +115,7 @@ pub(super) struct Loaded {
     pub(super) numbers: Vec<(DeviceId, u32)>,
     pub(super) next_id: u64,
     pub(super) floor: u32,
+    pub(super) behind_since_ms: Option<u64>,
 }
 
 /// What is to be changed in it at once.
@@ -122,6 +125,7 @@ pub(super) struct Change {
     pub(super) rows: Vec<(u64, Option<Vec<u8>>)>,
     pub(super) numbers: Vec<(DeviceId, u32)>,
     pub(super) next_id: u64,
+    pub(super) behind_since_ms: Option<u64>,
 }
 
 /// Where commands are kept.
@@ -252,6 +256,7 @@ fn read(database: &impl ReadableDatabase, path: &Path) -> Result<Loaded, StoreEr
         }
         let counters = read.open_table(COUNTERS)?;
         let counter = |name| Ok::<_, redb::Error>(counters.get(name)?.map(|row| row.value()));
+        loaded.behind_since_ms = counter(BEHIND_SINCE)?;
         let floor = counter(FLOOR)?.and_then(|floor| u32::try_from(floor).ok());
         match (counter(NEXT)?, floor) {
             (Some(next), Some(floor)) => (loaded.next_id, loaded.floor) = (next, floor),
@@ -328,6 +333,10 @@ fn write(database: &Database, change: &Change) -> Result<(), redb::Error> {
         }
         let mut counters = write.open_table(COUNTERS)?;
         counters.insert(NEXT, change.next_id)?;
+        match change.behind_since_ms {
+            Some(since_ms) => drop(counters.insert(BEHIND_SINCE, since_ms)?),
+            None => drop(counters.remove(BEHIND_SINCE)?),
+        }
         count_pair(&mut counters, 1)?;
     }
     Ok(write.commit()?)
@@ -453,15 +462,28 @@ mod tests {
     }
 
     #[test]
+    fn since_when_times_are_wrong_is_kept_until_they_are_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("commands.redb");
+        for behind_since_ms in [Some(5_000), Some(9_000), None] {
+            let mut disk = Disk::open(path.clone()).unwrap();
+            disk.save(&Change { next_id: 1, behind_since_ms, ..Change::default() }).unwrap();
+            drop(disk);
+            let loaded = Disk::open(path.clone()).unwrap().load().unwrap();
+            assert_eq!(loaded.behind_since_ms, behind_since_ms);
+        }
+    }
+
+    #[test]
     fn no_flipped_bit_brings_a_command_back_that_was_withdrawn() {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let path = dir.path().join("commands.redb");
         let mut disk = Disk::open(path.clone()).unwrap();
         let numbers = (0..40u64).map(|number| (DeviceId(number.to_be_bytes()), 7)).collect();
-        disk.save(&Change { rows: Vec::new(), numbers, next_id: 5 }).unwrap();
+        disk.save(&Change { numbers, next_id: 5, ..Change::default() }).unwrap();
         let before = std::fs::read(&path).unwrap();
         let numbers = vec![(DeviceId(7u64.to_be_bytes()), 8)];
-        disk.save(&Change { rows: Vec::new(), numbers, next_id: 6 }).unwrap();
+        disk.save(&Change { numbers, next_id: 6, ..Change::default() }).unwrap();
         // As it lies there when the process is killed now.
         let after = std::fs::read(&path).unwrap();
         let hurt = dir.path().join("hurt.redb");

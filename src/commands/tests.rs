@@ -20,6 +20,7 @@ struct Kept {
     rows: BTreeMap<u64, Vec<u8>>,
     numbers: HashMap<DeviceId, u32>,
     next_id: u64,
+    behind_since_ms: Option<u64>,
     /// How many of the next writes succeed; none fails while there is nothing.
     fails_after: Option<u32>,
     /// Whether the write that fails has reached the disk all the same.
@@ -32,7 +33,8 @@ impl Store for Shelf {
         let entries = kept.rows.iter().map(|(id, row)| entry::Entry::decode(*id, row).unwrap());
         let entries = entries.collect();
         let numbers = kept.numbers.iter().map(|(device, number)| (*device, *number)).collect();
-        Ok(Loaded { entries, numbers, next_id: kept.next_id.max(1), floor: 0 })
+        let (next_id, behind_since_ms) = (kept.next_id.max(1), kept.behind_since_ms);
+        Ok(Loaded { entries, numbers, next_id, floor: 0, behind_since_ms })
     }
 
     fn save(&mut self, change: &Change) -> Result<(), StoreError> {
@@ -48,6 +50,7 @@ impl Store for Shelf {
             }
             kept.numbers.extend(change.numbers.iter().copied());
             kept.next_id = change.next_id;
+            kept.behind_since_ms = change.behind_since_ms;
         }
         if fails {
             kept.fails_after = None;
@@ -639,6 +642,31 @@ fn what_is_queued_before_the_clock_is_set_lives_as_long_as_it_may() {
     assert!(world.worker.now_ms() >= today + hour);
 }
 
+/// The process is killed before anybody has set the clock, and the next one begins with a clock that is set.
+#[test]
+fn what_is_queued_before_the_clock_is_set_outlives_the_process() {
+    let mut world = World::new();
+    let (mut told, hour) = (world.told.clone(), 3_600_000);
+    world.worker.set_clock(clock::Clock::begin(5_000, 0, 0, None));
+    let (reply, mut answer) = oneshot::channel();
+    let order = Order { ttl_ms: Some(hour), ..order(1, b"x") };
+    world.worker.turn(&mut told, vec![Input::Request(Request::Queue(order, reply))], 9_000);
+    let id = answer.try_recv().unwrap().unwrap().info.id;
+    for _ in 0..2 {
+        world.restart();
+        let now_ms = world.worker.tick();
+        assert!(now_ms.abs_diff(crate::identity::now_ms()) < 60_000, "its own clock is the wall clock again");
+        world.worker.turn(&mut world.told.clone(), Vec::new(), now_ms);
+        let book = world.worker.book();
+        let (entry, queued) = (book.find(id).unwrap(), CommandState::Queued);
+        assert_eq!(entry.state(), queued);
+        assert!(entry.queued_ms.abs_diff(now_ms) < 60_000 && entry.expires_ms - entry.queued_ms == hour);
+        assert_eq!(world.shelf.0.lock().unwrap().behind_since_ms, None);
+    }
+    world.worker.turn(&mut world.told.clone(), Vec::new(), now_ms() + hour);
+    assert_eq!(world.worker.book().find(id).unwrap().state(), CommandState::Expired);
+}
+
 /// A machine without a clock of its own was off for two days, and is told the time later.
 #[test]
 fn the_newest_command_does_not_live_twice_when_the_clock_comes_up() {
@@ -652,7 +680,7 @@ fn the_newest_command_does_not_live_twice_when_the_clock_comes_up() {
     let id = answer.try_recv().unwrap().unwrap().info.id;
     let newest_ms = world.worker.book().newest_ms();
     assert_eq!(newest_ms, queued_ms);
-    let mut clock = clock::Clock::begin(5_000, 100, newest_ms);
+    let mut clock = clock::Clock::begin(5_000, 100, newest_ms, None);
     let (since_ms, by_ms) = clock.come_up(queued_ms + 2 * day, 200).unwrap();
     world.worker.shift(since_ms, by_ms);
     world.worker.turn(&mut world.told.clone(), Vec::new(), queued_ms + 2 * day);
@@ -736,7 +764,7 @@ fn a_hundred_thousand_commands_are_open_again() {
     };
     let mut disk = Disk::open(path.clone()).unwrap();
     let rows = (0..devices * each).map(|id| (id, Some(row(id).encode()))).collect();
-    disk.save(&Change { rows, numbers: Vec::new(), next_id: devices * each }).unwrap();
+    disk.save(&Change { rows, next_id: devices * each, ..Change::default() }).unwrap();
     drop(disk);
     let began = std::time::Instant::now();
     let opened = Opened::open(path, Limits::default(), Box::new(|_| Some(0))).unwrap();

@@ -76,8 +76,10 @@ impl<S: Store> Worker<S> {
         inbox: Receiver<Input>,
         failed: Arc<AtomicBool>,
     ) -> Result<Self, StoreError> {
-        let mut book = Book::new(store.load()?, limits);
-        let clock = Clock::start(book.newest_ms());
+        let loaded = store.load()?;
+        let behind_since_ms = loaded.behind_since_ms;
+        let mut book = Book::new(loaded, limits);
+        let clock = Clock::start(book.newest_ms(), behind_since_ms);
         // Some devices may have been revoked or removed while nobody listened, and registered again.
         for device in book.devices() {
             book.cancel_unless(&device, registrations(&device), clock.now_ms());
@@ -136,7 +138,7 @@ impl<S: Store> Worker<S> {
     }
 
     /// The time; where the clock was not set at the start and is by now, what was queued meanwhile lives as long all the same.
-    fn tick(&mut self) -> u64 {
+    pub(super) fn tick(&mut self) -> u64 {
         if let Some((since_ms, by_ms)) = self.clock.catch_up() {
             self.book.shift(since_ms, by_ms);
         }
@@ -163,7 +165,7 @@ impl<S: Store> Worker<S> {
         }
         let late = self.lazy_since.is_some_and(|since| since.elapsed() >= LAZY);
         if self.book.is_urgent() || late {
-            let change = self.book.take_change();
+            let change = self.book.take_change(self.clock.behind_since_ms());
             self.lazy_since = None;
             if let Err(error) = self.store.save(&change) {
                 after.into_iter().for_each(|after| after(false));
@@ -405,11 +407,16 @@ impl<S: Store> Worker<S> {
     fn reload(&mut self) {
         let loaded = self.store.load();
         let book = loaded.and_then(|loaded| {
+            let behind_since_ms = loaded.behind_since_ms;
             let mut book = Book::new(loaded, self.limits);
+            // It has come up meanwhile, and what followed from that is not on disk.
+            if behind_since_ms.is_some() && self.clock.behind_since_ms().is_none() {
+                self.clock = Clock::start(book.newest_ms(), behind_since_ms);
+            }
             for device in &self.revoked {
                 book.cancel_unless(device, (self.registrations)(device), self.clock.now_ms());
             }
-            self.store.save(&book.take_change()).map(|()| book)
+            self.store.save(&book.take_change(self.clock.behind_since_ms())).map(|()| book)
         });
         let Ok(book) = book else {
             self.reload_at = Some(Instant::now() + AGAIN);
@@ -460,6 +467,12 @@ impl<S: Store> Worker<S> {
         self.clock.now_ms()
     }
 
+    /// Another clock, for tests.
+    #[cfg(test)]
+    pub(super) fn set_clock(&mut self, clock: Clock) {
+        self.clock = clock;
+    }
+
     // ---- time
 
     fn pause(&self) -> Duration {
@@ -496,7 +509,7 @@ impl<S: Store> Worker<S> {
             self.turn(ways, vec![input], now_ms);
         }
         if self.reload_at.is_none() && self.book.is_dirty() {
-            let change = self.book.take_change();
+            let change = self.book.take_change(self.clock.behind_since_ms());
             // Nothing in it was promised to anybody.
             let _ = self.store.save(&change);
         }
