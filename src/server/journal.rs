@@ -21,6 +21,7 @@ use duet_telemetry::catalogue::FILES_RENEWED;
 use crate::delivery::{Batch, Durability, Notice, Reason, Submitter, Urgency};
 use crate::identity::{self, now_ms};
 use crate::log::Complaint;
+use crate::registry::Name;
 
 /// The folder in the state directory.
 const DIR: &str = "presence";
@@ -228,28 +229,44 @@ fn write(path: &Path, last: &Last) -> io::Result<()> {
     out.flush()
 }
 
-/// Follows a file's lines; one that is not there has none. It ends at a line that is cut.
+/// Follows a file's lines; one that is not there has none. The last one may be cut; others that are none are left out, and told.
 fn replay(path: &Path, last: &mut Last) -> io::Result<()> {
     let mut reader = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => BufReader::new(file?),
     };
-    let mut line = Vec::new();
+    let (mut line, mut damaged) = (Vec::new(), 0u64);
     loop {
         line.clear();
         reader.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)?;
-        let whole = line.strip_suffix(b"\n").and_then(|line| std::str::from_utf8(line).ok());
-        let Some((what, device)) = whole.and_then(|line| line.split_once(' ')) else {
-            return Ok(());
-        };
-        if what == "-" {
-            last.insert(device.to_owned(), None);
+        if let Some((device, since_ms)) = read(&line) {
+            last.insert(device.to_owned(), since_ms);
             continue;
         }
-        let since = what.strip_prefix('+').and_then(|digits| digits.parse().ok());
-        let Some(since_ms) = since else { return Ok(()) };
-        last.insert(device.to_owned(), Some(since_ms));
+        if !line.ends_with(b"\n") && reader.skip_until(b'\n')? == 0 {
+            break;
+        }
+        damaged += 1;
     }
+    if damaged > 0 {
+        tracing::warn!(
+            "{}: {damaged} lines are damaged and were left out; of so many devices upstreams may not hear that they left, or when",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// A line's device, and since when it is online if it is; nothing where the line is cut or none.
+fn read(line: &[u8]) -> Option<(&str, Option<u64>)> {
+    let line = std::str::from_utf8(line.strip_suffix(b"\n")?).ok()?;
+    let (what, device) = line.split_once(' ')?;
+    device.parse::<Name>().ok()?;
+    let since_ms = match what {
+        "-" => None,
+        _ => Some(what.strip_prefix('+')?.parse().ok()?),
+    };
+    Some((device, since_ms))
 }
 
 /// The number of the next run: its time, and above those before, also where the clock has been set back since.
@@ -344,7 +361,7 @@ mod tests {
         fs::create_dir(&run).unwrap();
         let journals = Journals { dir: run.clone() };
         let (mut first, mut second) = (journals.shard(0).unwrap(), journals.shard(1).unwrap());
-        first.online("pump 7", 5);
+        first.online("pump.7", 5);
         first.online("valve", 6);
         first.flush();
         first.offline("valve");
@@ -357,7 +374,7 @@ mod tests {
                 .map(|(device, at)| (device.to_owned(), at))
                 .collect::<BTreeMap<_, _>>()
         };
-        let expected = BTreeMap::from([("meter".to_owned(), 9), ("pump 7".to_owned(), 5)]);
+        let expected = BTreeMap::from([("meter".to_owned(), 9), ("pump.7".to_owned(), 5)]);
         assert_eq!(online(dir.path()), expected);
         assert!(ended(dir.path()).unwrap()[0].at_ms > 9, "a time of day");
         // Written anew, and again with what came meanwhile.
@@ -367,7 +384,7 @@ mod tests {
         }
         assert!(run.join("0.base").exists());
         assert_eq!(online(dir.path()), expected);
-        first.offline("pump 7");
+        first.offline("pump.7");
         first.online("valve", 10);
         first.flush();
         let whole = fs::read(run.join("0")).unwrap();
@@ -376,6 +393,25 @@ mod tests {
         for cut in 0..whole.len() {
             fs::write(run.join("0"), &whole[..cut]).unwrap();
             assert!(online(dir.path()).contains_key("meter"), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_line_takes_no_other_with_it_and_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("7");
+        fs::create_dir(&run).unwrap();
+        let lines = ["+5 pump", "+6 valve", "- pump", "+7 meter"];
+        let damaged = ["+5 pu\u{ff}", "+6valve", "", "+x valve", "*6 valve", "+6 \x01", &"+".repeat(400)];
+        for harm in damaged {
+            // What one character too many makes of UTF-8.
+            let harm: Vec<_> = harm.chars().map(|one| one as u8).collect();
+            let lines = lines.map(|line| if line == "+6 valve" { &harm } else { line.as_bytes() });
+            fs::write(run.join("0"), [&lines.join(&b'\n')[..], b"\n+8 la"].concat()).unwrap();
+            let mut found = Vec::new();
+            let said = kept(|| found = ended(dir.path()).unwrap());
+            assert_eq!(here(&found[0].online).collect::<Vec<_>>(), [("meter", 7)], "{harm:?}");
+            assert!(said.len() == 1 && said[0][1].contains("1 lines are damaged"), "{said:?}");
         }
     }
 
@@ -471,7 +507,7 @@ mod tests {
         let run = dir.path().join("7");
         fs::create_dir(&run).unwrap();
         let mut journal = Journals { dir: run.clone() }.shard(0).unwrap();
-        journal.online("pump 7", 5);
+        journal.online("pump.7", 5);
         journal.flush();
         // Half a line, as a full disk leaves it, and then a disk that takes nothing.
         let whole = journal.file.try_clone().unwrap();
@@ -481,7 +517,7 @@ mod tests {
         journal.flush();
         journal.file = whole;
         journal.file.set_len(journal.written).unwrap();
-        journal.offline("pump 7");
+        journal.offline("pump.7");
         journal.online("meter", 7);
         journal.flush();
         let found = |at: &Path| {
