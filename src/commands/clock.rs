@@ -105,8 +105,7 @@ impl Clock {
         if !is_set || wall_ms < now_ms {
             return None;
         }
-        *self =
-            Self { began_ms: wall_ms, ran_ms, behind_since_ms: None, is_told: self.is_told };
+        *self = Self { began_ms: wall_ms, ran_ms, behind_since_ms: None, is_told: self.is_told };
         Some((since_ms, wall_ms - now_ms))
     }
 }

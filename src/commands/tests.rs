@@ -655,12 +655,17 @@ fn what_is_queued_before_the_clock_is_set_outlives_the_process() {
     for _ in 0..2 {
         world.restart();
         let now_ms = world.worker.tick();
-        assert!(now_ms.abs_diff(crate::identity::now_ms()) < 60_000, "its own clock is the wall clock again");
+        assert!(
+            now_ms.abs_diff(crate::identity::now_ms()) < 60_000,
+            "its own clock is the wall clock again"
+        );
         world.worker.turn(&mut world.told.clone(), Vec::new(), now_ms);
         let book = world.worker.book();
         let (entry, queued) = (book.find(id).unwrap(), CommandState::Queued);
         assert_eq!(entry.state(), queued);
-        assert!(entry.queued_ms.abs_diff(now_ms) < 60_000 && entry.expires_ms - entry.queued_ms == hour);
+        assert!(
+            entry.queued_ms.abs_diff(now_ms) < 60_000 && entry.expires_ms - entry.queued_ms == hour
+        );
         assert_eq!(world.shelf.0.lock().unwrap().behind_since_ms, None);
     }
     world.worker.turn(&mut world.told.clone(), Vec::new(), now_ms() + hour);

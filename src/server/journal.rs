@@ -402,7 +402,8 @@ mod tests {
         let run = dir.path().join("7");
         fs::create_dir(&run).unwrap();
         let lines = ["+5 pump", "+6 valve", "- pump", "+7 meter"];
-        let damaged = ["+5 pu\u{ff}", "+6valve", "", "+x valve", "*6 valve", "+6 \x01", &"+".repeat(400)];
+        let damaged =
+            ["+5 pu\u{ff}", "+6valve", "", "+x valve", "*6 valve", "+6 \x01", &"+".repeat(400)];
         for harm in damaged {
             // What one character too many makes of UTF-8.
             let harm: Vec<_> = harm.chars().map(|one| one as u8).collect();
