@@ -342,6 +342,15 @@ pub fn is_at(path: &Path, place: (u64, u64)) -> io::Result<bool> {
     }
 }
 
+/// Whether whoever opens this path finds this open file.
+///
+/// # Errors
+/// Those of the file system.
+pub fn is_named(file: &File, path: &Path) -> io::Result<bool> {
+    let open = file.metadata()?;
+    is_at(path, (open.dev(), open.ino()))
+}
+
 /// The mode of a file of the state directory, where it lets others than the owner do anything with it. For what an
 /// administrator puts elsewhere there is [`secret_file`].
 ///

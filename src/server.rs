@@ -43,7 +43,7 @@ use zeroize::Zeroizing;
 
 use self::commands::ShardWays;
 use self::desk::Desk;
-use self::handover::Left;
+use self::handover::HandedOver;
 use self::host::{Gauges, Host};
 use self::journal::Journals;
 use self::marks::Marks;
@@ -118,7 +118,7 @@ pub struct Server {
     pub warnings: Vec<String>,
     /// What became of the sessions of the process before, if it has left some.
     pub taken_over: Option<TakenOver>,
-    threads: Vec<JoinHandle<Result<Option<Left>, TransportError>>>,
+    threads: Vec<JoinHandle<Result<Option<HandedOver>, TransportError>>>,
     node_key: Zeroizing<[u8; 32]>,
     stop: transport::Stop,
     ended: Arc<Notify>,
@@ -499,7 +499,7 @@ fn handed_over(
 }
 
 /// Has the manager keep sessions until the next start.
-fn keep_sessions(left: Vec<Left>, node_key: &[u8; 32]) {
+fn keep_sessions(left: Vec<HandedOver>, node_key: &[u8; 32]) {
     let kept = handover::pack(&left, node_key, transport::now().mono_us).and_then(|memory| {
         memory.map_or(Ok(()), |memory| manager::store(handover::NAME, memory.as_fd()))
     });

@@ -11,7 +11,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -459,8 +459,7 @@ fn first_number(path: &Path) -> io::Result<Option<u64>> {
 
 /// Refuses a file that has lost its name: nobody would find what is written into it.
 fn still_at(file: &File, path: &Path) -> io::Result<()> {
-    let open = file.metadata()?;
-    if crate::identity::is_at(path, (open.dev(), open.ino()))? {
+    if crate::identity::is_named(file, path)? {
         return Ok(());
     }
     Err(io::Error::other(
@@ -539,6 +538,8 @@ fn cut(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use std::fs;
 
     use super::*;
@@ -581,7 +582,7 @@ mod tests {
         let whole = verify(dir.path(), |entry| actions.push(entry.action.clone())).unwrap();
         assert_eq!((whole.first, whole.entries), (1, 3));
         assert_eq!(actions, ["step 0", "step 1", "a\u{fffd}b"]);
-        let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(path).unwrap());
+        let mode = fs::metadata(path).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 

@@ -16,7 +16,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -25,6 +25,7 @@ use duet_telemetry::catalogue::FILES_RENEWED;
 use super::error::SpoolError;
 use super::id::SpoolId;
 use super::segment::{self, PRIVATE};
+use crate::identity;
 
 const MAGIC: [u8; 8] = *b"duetcurs";
 const SLOT: usize = 64;
@@ -138,8 +139,7 @@ impl Place {
 
     /// Whether whoever opens the file by its name finds this one.
     fn is_named(&self, state: &State) -> bool {
-        let own = state.file.metadata().map(|file| (file.dev(), file.ino()));
-        own.is_ok_and(|own| segment::identity(&self.path).is_ok_and(|named| named == own))
+        identity::is_named(&state.file, &self.path).is_ok_and(|named| named)
     }
 
     /// Makes the file again, if somebody has removed, moved away, replaced or damaged it.

@@ -15,7 +15,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,6 +24,7 @@ use duet_telemetry::catalogue::FILES_RENEWED;
 use super::error::SpoolError;
 use super::id::SpoolId;
 use super::segment::{self, PRIVATE};
+use crate::identity;
 
 pub(super) const NAME: &str = "spool.durable";
 const MAGIC: [u8; 8] = *b"duetdura";
@@ -161,9 +162,7 @@ impl MarkerFile {
     /// Makes it again, if somebody has removed, replaced or damaged it.
     pub(super) fn look(&self) -> Result<(), SpoolError> {
         let mut open = self.open();
-        let own = open.file.metadata().map(|file| (file.dev(), file.ino()));
-        let is_named =
-            own.is_ok_and(|own| segment::identity(&open.path).is_ok_and(|named| named == own));
+        let is_named = identity::is_named(&open.file, &open.path).is_ok_and(|named| named);
         let says = Marker::read_from(&open.file).ok().flatten();
         if is_named && says == Some(open.marker) {
             return Ok(());

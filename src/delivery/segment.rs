@@ -12,6 +12,7 @@ use duet_telemetry::catalogue::FILES_RENEWED;
 
 use super::error::{Damage, SpoolError, is_no_space};
 use super::format::{HEADER_LEN, Header};
+use crate::identity::is_named;
 
 const SPARE: &str = "spool-spare.tmp";
 const LOCK: &str = "spool.lock";
@@ -263,8 +264,7 @@ impl Lock {
     /// Takes it again, if somebody has removed or replaced its file: another gateway would find the directory free.
     pub(super) fn look(&mut self, dir: &Path) -> Result<(), SpoolError> {
         let path = dir.join(LOCK);
-        let own = self.0.metadata().map(|file| (file.dev(), file.ino()));
-        if own.is_ok_and(|own| identity(&path).is_ok_and(|named| named == own)) {
+        if is_named(&self.0, &path).is_ok_and(|named| named) {
             return Ok(());
         }
         *self = Self::take(dir)?;

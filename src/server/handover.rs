@@ -26,7 +26,7 @@ const TAG: usize = 32;
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
 /// What a shard leaves when it ends.
-pub(super) struct Left {
+pub(super) struct HandedOver {
     /// The gateway's certificate at that time.
     pub(super) gateway: Fingerprint,
     /// Its sessions.
@@ -67,9 +67,15 @@ fn tag(node_key: &[u8; 32], parts: &[&[u8]]) -> Hmac<Sha256> {
 }
 
 /// Puts sessions into memory that can be handed over; `None` if there are none.
-pub(super) fn pack(left: &[Left], node_key: &[u8; 32], now_us: u64) -> io::Result<Option<OwnedFd>> {
+pub(super) fn pack(
+    left: &[HandedOver],
+    node_key: &[u8; 32],
+    now_us: u64,
+) -> io::Result<Option<OwnedFd>> {
     let count: usize = left.iter().map(|one| one.sessions.len() / HANDED_LEN).sum();
-    let Some(Left { gateway, .. }) = left.first().filter(|_| count > 0) else { return Ok(None) };
+    let Some(HandedOver { gateway, .. }) = left.first().filter(|_| count > 0) else {
+        return Ok(None);
+    };
     let mut head = [0; HEAD];
     head[..12].copy_from_slice(MAGIC);
     head[12..16].copy_from_slice(&u32::try_from(count).map_err(io::Error::other)?.to_be_bytes());
@@ -164,8 +170,8 @@ mod tests {
     const KEY: [u8; 32] = [7; 32];
     const OWN: Fingerprint = Fingerprint([3; 32]);
 
-    fn left(counts: &[usize]) -> Vec<Left> {
-        let one = |(byte, count): (u8, &usize)| Left {
+    fn left(counts: &[usize]) -> Vec<HandedOver> {
+        let one = |(byte, count): (u8, &usize)| HandedOver {
             gateway: OWN,
             sessions: Zeroizing::new(vec![byte; count * HANDED_LEN]),
         };

@@ -14,7 +14,7 @@ use duet_core::{
 };
 use duet_telemetry::{Histogram, catalogue as metrics};
 
-use super::handover::Left;
+use super::handover::HandedOver;
 use super::notices::Notices;
 use super::publish::{Look, Published};
 use super::refusals::Notes;
@@ -132,9 +132,9 @@ impl<E: Engine, S: Sink> Host<E, S> {
     }
 
     /// What the shard, which has finished, leaves to the next process.
-    pub(super) fn leave(&mut self, local: impl Fn(Via) -> Option<Local>) -> Option<Left> {
+    pub(super) fn leave(&mut self, local: impl Fn(Via) -> Option<Local>) -> Option<HandedOver> {
         let gateway = self.shard.settings().keys.first()?.gateway.fingerprint;
-        Some(Left { gateway, sessions: self.shard.hand_over(local) })
+        Some(HandedOver { gateway, sessions: self.shard.hand_over(local) })
     }
 
     fn publish(&mut self) {

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -163,8 +163,7 @@ impl Journal {
     }
 
     fn look(&mut self) -> io::Result<()> {
-        let own = self.file.metadata().map(|file| (file.dev(), file.ino()))?;
-        if identity::is_at(&self.path, own)? {
+        if identity::is_named(&self.file, &self.path)? {
             return Ok(());
         }
         // What stands there instead is nobody's: the folder is this run's.

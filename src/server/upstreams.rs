@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use duet_protocol::reading::ReadingId;
 use duet_upstream::{
-    Fact, Left, Options, Reading, Report, Reports, Source, SourceError, StartError, Upstream,
+    Fact, KeptCursor, Options, Reading, Report, Reports, Source, SourceError, StartError, Upstream,
     Upstreams, Vanished,
 };
 
@@ -77,9 +77,9 @@ pub fn expected_cursors(
 }
 
 /// The upstreams that the settings no longer have, and that took readings from this spool.
-fn left(config: &Config, spool: SpoolId) -> Result<Vec<Left>, StartError> {
+fn left(config: &Config, spool: SpoolId) -> Result<Vec<KeptCursor>, StartError> {
     let is_gone = |name: &str| config.upstreams.iter().all(|upstream| upstream.name() != name);
-    let mut left = duet_upstream::left(&config.state.join(DIR), is_gone)?;
+    let mut left = duet_upstream::kept_cursors(&config.state.join(DIR), is_gone)?;
     left.retain(|left| left.spool.0 == spool.0);
     Ok(left)
 }

@@ -124,7 +124,7 @@ pub fn vanished(
 
 /// An upstream whose cursor lies here, whether or not the settings have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Left {
+pub struct KeptCursor {
     /// Its name.
     pub name: String,
     /// Where its readings come from.
@@ -137,10 +137,13 @@ pub struct Left {
 ///
 /// # Errors
 /// [`StartError::Io`] when one of them cannot be read.
-pub fn left(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Left>, StartError> {
+pub fn kept_cursors(
+    dir: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<KeptCursor>, StartError> {
     let kept = cursor::list(dir, wanted).map_err(|(path, error)| StartError::Io { path, error })?;
-    let left = |(name, Kept { spool, required, .. })| Left { name, spool, required };
-    Ok(kept.into_iter().map(left).collect())
+    let known = |(name, Kept { spool, required, .. })| KeptCursor { name, spool, required };
+    Ok(kept.into_iter().map(known).collect())
 }
 
 /// Forgets how far an upstream was. False when there was nothing to forget.
