@@ -26,7 +26,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use rustc_hash::FxHashMap;
 
-use crate::{Close, StreamId};
+use crate::{Close, Path, StreamId};
 
 /// How long after a discarded message its stream is closed, µs (R89).
 const CLOSE_AFTER_US: u64 = 1_000_000;
@@ -146,6 +146,13 @@ impl Streams {
     /// The address at its other end.
     pub(crate) fn peer(&self, stream: StreamId) -> Option<SocketAddr> {
         self.all.get(&stream).map(|found| found.peer)
+    }
+
+    /// Whether whoever is at the end of this path may answer there: a stream may be gone, or its peer say no more.
+    pub(crate) fn may_answer(&self, path: Path) -> bool {
+        let Path::Stream(stream) = path else { return true };
+        let state = self.all.get(&stream).map(|found| found.state);
+        matches!(state, Some(State::Unproven | State::Proven | State::Left))
     }
 
     /// A whole message came. False if it is not to be looked at, since the stream is about to be closed.

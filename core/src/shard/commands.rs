@@ -207,10 +207,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.commands.insert(OpenCommand { command, until_us, send_us, times });
     }
 
-    /// Whether the registration that a command is for has a session.
+    /// Whether the registration that a command is for has a session that it can be sent in now.
     fn is_there(&self, command: &Command) -> bool {
         let live = self.sessions.live_of(&command.device).and_then(|id| self.sessions.find(id));
-        live.is_some_and(|session| session.device.registration() == command.registration)
+        live.is_some_and(|session| {
+            session.device.registration() == command.registration
+                && self.streams.may_answer(session.path)
+        })
     }
 
     /// Gives the device another command in place of one that is over.
@@ -273,12 +276,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 continue;
             }
             // The session may be another one than when the command was given. Without one, or where the path may not
-            // get it yet, it waits for the device's next record. One of another registration never gets it: the device was
+            // get it yet or is a stream that has ended, it waits for the device's next record. One of another registration never gets it: the device was
             // registered anew, and that this command is over is on its way here.
             open.send_us = None;
             if let Some(id) = self.sessions.live_of(&device)
                 && let Some(session) = self.sessions.find_mut(id)
                 && session.device.registration() == open.command.registration
+                && self.streams.may_answer(session.path)
                 && !session.holds_back(OVERHEAD + open.command.payload.len())
             {
                 let Command { number, payload, .. } = &open.command;

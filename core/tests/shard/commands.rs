@@ -1,11 +1,12 @@
 //! What a shard says of commands to a device that wants to sleep, and when.
 
-use duet_core::{Command, CommandFailure, Event as ShardEvent, Handler, Mail};
+use duet_core::{Command, CommandFailure, Event as ShardEvent, Handler, Mail, Path, StreamId};
 use duet_device::{Device, Event, Software};
 use duet_protocol::identity::DeviceId;
+use duet_protocol::profile::Transport;
 use duet_protocol::wire::{MESSAGE_MAX, SessionId};
 
-use crate::world::World;
+use crate::world::{PROFILE, World, next, sent};
 
 fn command(token: u64) -> Command {
     Command {
@@ -105,6 +106,47 @@ fn a_result_that_was_not_recorded_is_taken_when_it_comes_again() {
     world.shard.handle_mail(world.now, Mail::HandOver);
     world.shard.handle_turn(world.now);
     assert!(world.shard.is_finished());
+}
+
+/// A session outlives its stream, and its device is met again over the next one.
+#[test]
+fn nothing_is_sent_on_a_stream_that_has_ended() {
+    let ends: [fn(&mut World); 2] = [
+        |world| world.shard.handle_stream_closed(world.now, StreamId(1)),
+        |world| world.shard.handle_stream_ended(world.now, StreamId(1)),
+    ];
+    for end in ends {
+        let mut world = World::new();
+        let mut device = world.device(1, PROFILE, Transport::Stream);
+        device.open(world.now.mono_us);
+        let hello = next(&world, &mut device);
+        world.stream_message(StreamId(1), &hello);
+        let mut accept = sent(&mut world);
+        device.handle_message(world.now.mono_us, &mut accept[0].1).unwrap();
+        let mut record = |world: &mut World, stream| {
+            device.send_reading(world.now.mono_us, 1, b"x", false).unwrap();
+            let record = next(world, &mut device);
+            world.stream_message(stream, &record);
+            sent(world).into_iter().map(|(to, _)| to).collect::<Vec<_>>()
+        };
+        assert!(record(&mut world, StreamId(1)).is_empty());
+        world.shard.handle_mail(world.now, Mail::Command(command(1)));
+        assert_eq!(sent(&mut world).len(), 1, "on the stream");
+        end(&mut world);
+        while world.shard.poll_event().is_some() {}
+        for _ in 0..3 {
+            world.pass(1_000_000);
+            assert!(sent(&mut world).is_empty());
+            assert_eq!(world.shard.poll_event(), None, "and is not told as sent");
+        }
+        let hasty = Command { patient: false, ..command(1) };
+        world.shard.handle_mail(world.now, Mail::Command(hasty));
+        sent(&mut world);
+        let told = std::iter::from_fn(|| world.shard.poll_event()).collect::<Vec<_>>();
+        let refused = Err(CommandFailure::NotConnected);
+        assert_eq!(told, [ShardEvent::CommandResult { token: 1, result: refused, record: None }]);
+        assert_eq!(record(&mut world, StreamId(2)), [Path::Stream(StreamId(2))], "at once");
+    }
 }
 
 /// R80: the next command goes out when the one before is over, and in no moment between does nothing wait.
