@@ -189,6 +189,30 @@ fn a_lost_accept_costs_a_challenge_and_no_second_copy() {
     assert_eq!(stored(&world), 1);
 }
 
+/// R102: a HELLO whose reading waits for the disk, and that a newer one has overtaken meanwhile, is answered wherever it came
+/// from.
+#[test]
+fn a_challenge_goes_wherever_a_hello_came_from_while_its_reading_was_stored() {
+    let mut world = World::new();
+    let mut device = met(&mut world);
+    let elsewhere: SocketAddr = "198.51.100.9:9".parse().unwrap();
+    let hello = wake(&world, &mut device);
+    arrive(&mut world, home(), &hello);
+    arrive(&mut world, elsewhere, &hello);
+    assert!(sent(&mut world).is_empty(), "it waits");
+    device.close();
+    let newer = wake(&world, &mut device);
+    arrive(&mut world, home(), &newer);
+    let [(_, accept)] = &sent(&mut world)[..] else { panic!("ACCEPT") };
+    assert_eq!(Kind::of(accept), Ok(Kind::Accept));
+    answer(&mut world, true);
+    let sent = sent(&mut world);
+    let to: Vec<_> = sent.iter().map(|(to, one)| (*to, Kind::of(one).unwrap())).collect();
+    let challenged = [home(), elsewhere].map(|from| (Path::Datagram(from.into()), Kind::Challenge));
+    assert_eq!(to, challenged);
+    assert!(sent.iter().all(|(_, challenge)| challenge.len() <= hello.len()));
+}
+
 /// R76: the gateway knows what came in the session before.
 #[test]
 fn a_reading_that_is_said_again_in_the_next_session_is_not_stored_again() {
