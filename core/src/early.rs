@@ -16,7 +16,6 @@ use duet_protocol::reading::ReadingId;
 use duet_protocol::responder::Proven;
 use duet_protocol::wire::SessionId;
 
-use crate::hello_queue::Origin;
 use crate::{Device, Path, Wiped};
 
 /// How long an ACCEPT waits for storage, µs.
@@ -24,8 +23,15 @@ const PATIENCE_US: u64 = 500_000;
 /// To how many paths one ACCEPT goes whose HELLO came over several while it waited.
 const PATHS_MAX: usize = 4;
 
-/// Where a HELLO came from, in order of arrival.
-pub(crate) type Paths = ArrayVec<Path, PATHS_MAX>;
+/// That a HELLO came, over which path and when, µs.
+#[derive(Clone, Copy)]
+pub(crate) struct Arrival {
+    pub(crate) path: Path,
+    pub(crate) at_us: u64,
+}
+
+/// Where a HELLO came from first, and where it came again.
+pub(crate) type Arrivals = ArrayVec<Arrival, PATHS_MAX>;
 
 /// How storage knows a reading: the session that it came in, or would open, and its sequence there.
 pub(crate) type Token = (SessionId, u32);
@@ -41,9 +47,7 @@ pub(crate) struct InFlight {
 
 /// A handshake whose ACCEPT waits for storage. `T` is the engine's table of its point.
 pub(crate) struct Waiting<T> {
-    pub(crate) origin: Origin,
-    /// Where it came from first, and where it came again.
-    pub(crate) paths: Paths,
+    pub(crate) arrivals: Arrivals,
     /// The state of the handshake, one. It holds secrets.
     pub(crate) proven: Wiped<Proven>,
     pub(crate) device: Arc<Device>,
@@ -126,11 +130,12 @@ impl<T> Early<T> {
 
     /// The same HELLO came again while it waits, and whether it is answered there, too, which it was not to be before.
     /// `None` if it does not wait.
-    pub(crate) fn came_again(&mut self, digest: &[u8; 32], path: Path) -> Option<bool> {
+    pub(crate) fn came_again(&mut self, digest: &[u8; 32], again: Arrival) -> Option<bool> {
         let found = self.by_hello.get(digest).and_then(|id| self.waiting.get_mut(id));
-        let paths = &mut found?.paths;
+        let arrivals = &mut found?.arrivals;
+        let is_new = arrivals.iter().all(|known| known.path != again.path);
         // Whoever plays it back from everywhere is not answered everywhere.
-        Some(!paths.contains(&path) && paths.try_push(path).is_ok())
+        Some(is_new && arrivals.try_push(again).is_ok())
     }
 
     /// Storage has answered. The commit, if the reading was one of those here.

@@ -15,16 +15,17 @@ use duet_protocol::wire::{Hello, Retry};
 use subtle::ConstantTimeEq as _;
 
 use crate::senders::Senders;
+use crate::streams::site;
 use crate::{Now, Path};
 
 /// The most hellos that wait for their batch (R93): a second's work.
 const WAITING_MAX: usize = 32_768;
-/// The most of them from one sender while others wait too.
+/// The most of them from one site while others wait too.
 const SOURCE_MAX: usize = WAITING_MAX / 4;
 /// From how many other places one HELLO may come again while it waits: whoever plays it back from everywhere is not answered
 /// everywhere.
 const AGAIN_MAX: usize = 3;
-/// The most hellos that wait of a sender whose hellos are worth nothing.
+/// The most hellos that wait of a site, as one of its senders sees it whose hellos are worth nothing.
 const WORTHLESS_SOURCE_MAX: usize = 4;
 /// So many places are kept when the queue is empty again.
 const SPARE_MAX: usize = 512;
@@ -40,7 +41,7 @@ const CLOSE_US: u64 = 4_000_000;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {
     pub(crate) path: Path,
-    /// What counts as its sender: an IPv4 address, or the network that a site of IPv6 is given.
+    /// What counts as its sender (see [`source`](crate::source)).
     pub(crate) sender: IpAddr,
     pub(crate) arrived_us: u64,
     /// Whether the sender has shown that it receives there: by a stream, or by a valid cookie.
@@ -55,7 +56,7 @@ pub(crate) struct HelloQueue {
     digests: HashMap<[u8; 32], Path>,
     /// Of some, where they came again meanwhile.
     again: HashMap<[u8; 32], ArrayVec<Origin, AGAIN_MAX>>,
-    /// How many wait of each sender.
+    /// How many wait of each site (see [`site`]).
     shares: HashMap<IpAddr, usize>,
     /// From when on there is room for one that is sent away now.
     next_slot_us: u64,
@@ -145,7 +146,7 @@ impl HelloQueue {
                 false => Err(DropReason::Repeated.into()),
             };
         }
-        let share = self.shares.get(&sender).copied().unwrap_or(0);
+        let share = self.share(sender);
         if share >= WORTHLESS_SOURCE_MAX && self.senders.is_worthless(now, sender) {
             // An answer would make it come back at once.
             return Err(DropReason::SourceFull.into());
@@ -157,7 +158,7 @@ impl HelloQueue {
             return Err(self.later(now, path, sender, &hello, policy, DropReason::HelloQueueFull));
         }
         self.digests.insert(hello.digest, path);
-        *self.shares.entry(sender).or_default() += 1;
+        *self.shares.entry(site(sender)).or_default() += 1;
         self.hellos.push_back((origin, hello));
         if self.hellos.len() >= policy.retry_from {
             self.long_since_us.get_or_insert(now.mono_us);
@@ -208,7 +209,7 @@ impl HelloQueue {
         let mut taken = Taken::default();
         while taken.batch.len() < most && taken.refused.len() < most {
             let Some((origin, hello)) = self.hellos.pop_front() else { break };
-            let share = self.shares.get(&origin.sender).copied().unwrap_or(0);
+            let share = self.share(origin.sender);
             self.forget(&origin, &hello);
             let again = self.again.remove(&hello.digest).into_iter().flatten();
             taken.again.extend(again.map(|origin| (hello.digest, origin)));
@@ -246,12 +247,18 @@ impl HelloQueue {
         again.iter().all(|known| known.path != origin.path) && again.try_push(origin).is_ok()
     }
 
+    /// How many wait of this sender's site.
+    fn share(&self, sender: IpAddr) -> usize {
+        self.shares.get(&site(sender)).copied().unwrap_or(0)
+    }
+
     fn forget(&mut self, origin: &Origin, hello: &Hello) {
         self.digests.remove(&hello.digest);
-        if let Some(share) = self.shares.get_mut(&origin.sender) {
+        let site = site(origin.sender);
+        if let Some(share) = self.shares.get_mut(&site) {
             *share -= 1;
             if *share == 0 {
-                self.shares.remove(&origin.sender);
+                self.shares.remove(&site);
             }
         }
     }
@@ -513,6 +520,27 @@ mod tests {
         assert_eq!(admitted, WORTHLESS_SOURCE_MAX);
         assert!((200..300).all(|number| queue(now(0), 2, number)), "another sender");
         assert!(queue(now(0), 3, 300) && queue(now(20_000_000), 1, 301), "it is forgiven");
+    }
+
+    /// A site of IPv6 has more networks than are remembered, and would have room for four hellos of each.
+    #[test]
+    fn a_site_that_comes_from_all_of_its_networks_keeps_a_little_room_too() {
+        let mut waiting = HelloQueue::default();
+        let queue = |waiting: &mut HelloQueue, site: u16, network: u16| {
+            let ip = Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 1);
+            let path = Path::Stream(StreamId(u64::from(site) << 16 | u64::from(network)));
+            let sender = crate::source(ip.into());
+            let hello = hello(network ^ site << 15);
+            waiting.enqueue(now(0), path, sender, hello, POLICY).is_ok()
+        };
+        assert!((0..8_192).all(|network| queue(&mut waiting, 0, network)));
+        assert!(!queue(&mut waiting, 0, 8_192), "its share");
+        for (origin, _) in waiting.take(now(0), 8_192, POLICY).batch {
+            waiting.count_worthless(now(0), origin);
+        }
+        let admitted = (10_000..20_000).filter(|network| queue(&mut waiting, 0, *network)).count();
+        assert_eq!(admitted, WORTHLESS_SOURCE_MAX);
+        assert!((0..100).all(|network| queue(&mut waiting, 1, network)), "another site");
     }
 
     /// What is answered before its devices would ask again waits, and nobody is sent away; if it does not end it was no

@@ -60,7 +60,7 @@ pub use self::shard::{
     TakenOver,
 };
 pub use self::sources::{SourceSet, UnknownSource};
-pub use self::streams::{StreamLimits, Streams, source};
+pub use self::streams::{StreamLimits, Streams, site, source};
 pub use self::wiped::Wiped;
 
 /// Records that are opened or sealed together; what that needs lies on the stack.

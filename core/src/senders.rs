@@ -1,19 +1,22 @@
 //! What is held against the senders of hellos: hellos that proved no device, and RETRYs that nobody used.
 //!
-//! A sender is an address, or a network of IPv6. Everything here is bounded, forgiven with time, and says nothing of
-//! devices.
+//! A sender is an address, or a network of IPv6, which belongs to a site. Everything here is bounded, forgiven with time, and
+//! says nothing of devices.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::Now;
+use crate::streams::site;
 
 /// Worthless hellos from addresses that have proven nothing, all together: so many in one burst, and so many a second for
 /// good, are forgiven. Beyond, every such address is asked first.
 pub(crate) const STRANGERS: Bucket = Bucket { size: 128, per_s: 100 };
 /// The same for each sender by itself.
 const SENDER: Bucket = Bucket { size: 32, per_s: 10 };
+/// The same for a site of IPv6, of which each network may be a sender.
+const SITE: Bucket = STRANGERS;
 /// RETRYs to one address and port that did not come back as cookies, in a flood. What is beyond gets no answer, which costs a third.
 const UNUSED_BY_PORT: Bucket = Bucket { size: 1_000, per_s: 200 };
 /// The same for a sender, behind which there may be many devices.
@@ -137,6 +140,8 @@ pub(crate) struct Senders {
     unproven: Buckets<IpAddr>,
     /// Worthless hellos of those that had proven their address.
     proven: Buckets<IpAddr>,
+    /// The same by their sites.
+    proven_by_site: Buckets<IpAddr>,
     unused_by_port: Buckets<SocketAddr>,
     unused_by_sender: Buckets<IpAddr>,
     unanswered: Unanswered,
@@ -148,6 +153,7 @@ impl Default for Senders {
             strangers_empty_us: 0,
             unproven: Buckets::new(SENDER),
             proven: Buckets::new(SENDER),
+            proven_by_site: Buckets::new(SITE),
             unused_by_port: Buckets::new(UNUSED_BY_PORT),
             unused_by_sender: Buckets::new(UNUSED_BY_SENDER),
             unanswered: Unanswered { generations: Default::default(), since_us: 0 },
@@ -161,6 +167,9 @@ impl Senders {
     pub(crate) fn count_worthless(&mut self, now: Now, sender: IpAddr, proven: bool) {
         if proven {
             self.proven.fill(now, sender);
+            if sender.is_ipv6() {
+                self.proven_by_site.fill(now, site(sender));
+            }
         } else {
             self.strangers_empty_us = STRANGERS.fill(now, self.strangers_empty_us);
             self.unproven.fill(now, sender);
@@ -178,9 +187,9 @@ impl Senders {
         self.unproven.overflows(now, &sender)
     }
 
-    /// Whether a sender that has proven its address sent hellos of late that are worth nothing.
+    /// Whether a sender that has proven its address, or many of its site, sent hellos of late that are worth nothing.
     pub(crate) fn is_worthless(&self, now: Now, sender: IpAddr) -> bool {
-        self.proven.overflows(now, &sender)
+        self.proven.overflows(now, &sender) || self.proven_by_site.overflows(now, &site(sender))
     }
 
     /// Whether a datagram's sender is to have a RETRY in a flood, and if so, notes that it got one.

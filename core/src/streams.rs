@@ -17,9 +17,10 @@
 //! answers. Each state but *proven* and *closed* has one deadline, and there are no others. When it is over, the stream is
 //! flushed and then closed; one in *first* or *flushing* is closed at once.
 //!
-//! Addresses, IPv4 ones and /64 networks of IPv6, have shares here. When half of the places are taken, no address gets more than a quarter of all. When all but
-//! a sixteenth are, a newcomer from an address that has fewer takes the place of a stream of the address that has most: of
-//! one over which no session speaks.
+//! Addresses, IPv4 ones and /64 networks of IPv6, have shares here. When half of the places are taken, no address gets more
+//! than a quarter of all. When all but a sixteenth are, a newcomer from an address that has fewer takes the place of a stream
+//! of the address that has most: of one over which no session speaks. Where no address has more, sites of IPv6 (/48) are
+//! compared in the same way, since each has 65,536 such networks; and the last sixteenth is not for the site that has most.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -72,7 +73,7 @@ enum State {
 impl State {
     /// Whether no session speaks over such a stream.
     fn is_idle(self) -> bool {
-        matches!(self, Self::First | Self::Unproven | Self::Left)
+        matches!(self, Self::First | Self::Unproven | Self::Left | Self::Failed)
     }
 }
 
@@ -94,22 +95,78 @@ struct Stream {
 pub struct Streams {
     limits: StreamLimits,
     all: FxHashMap<StreamId, Stream>,
-    /// How many each address has, whose are counted as one (see [`source`]).
-    shares: HashMap<IpAddr, usize>,
-    /// The same, the greediest last.
-    ranked: BTreeSet<(usize, IpAddr)>,
-    /// Streams over which no session speaks, with their deadlines, by address.
-    idle: BTreeSet<(IpAddr, u64, StreamId)>,
+    /// What each address has (see [`source`]).
+    addresses: Shares,
+    /// What each site has (see [`site`]).
+    sites: Shares,
     /// Every stream's deadline, the earliest first.
     due: BTreeSet<(u64, StreamId)>,
 }
 
-/// What counts as one sender: an IPv4 address, or the network that a site of IPv6 is given.
+/// What counts as one sender: an IPv4 address, or a network of IPv6, of which a host has all addresses that it likes.
 #[must_use]
 pub fn source(ip: IpAddr) -> IpAddr {
+    network(ip, 64)
+}
+
+/// To whom a sender belongs, as far as addresses tell: an IPv4 address to itself, and a network of IPv6 to a site, which may
+/// have 65,536 of them.
+#[must_use]
+pub fn site(ip: IpAddr) -> IpAddr {
+    network(ip, 48)
+}
+
+fn network(ip: IpAddr, prefix: u32) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+        IpAddr::V6(ip) => {
+            let host = 128 - prefix;
+            Ipv6Addr::from_bits(ip.to_bits() >> host << host).into()
+        }
+    }
+}
+
+/// How many streams each of some owners has, and which of them can go.
+#[derive(Default)]
+struct Shares {
+    counts: HashMap<IpAddr, usize>,
+    /// The same, the greediest last.
+    ranked: BTreeSet<(usize, IpAddr)>,
+    /// Streams over which no session speaks, with their deadlines, by owner.
+    idle: BTreeSet<(IpAddr, u64, StreamId)>,
+}
+
+impl Shares {
+    fn of(&self, owner: IpAddr) -> usize {
+        self.counts.get(&owner).copied().unwrap_or(0)
+    }
+
+    /// An owner has another number of streams.
+    fn set(&mut self, owner: IpAddr, count: usize) {
+        self.ranked.remove(&(self.of(owner), owner));
+        if count > 0 {
+            self.counts.insert(owner, count);
+            self.ranked.insert((count, owner));
+        } else {
+            self.counts.remove(&owner);
+        }
+    }
+
+    /// Whether nobody has more, and it has some.
+    fn is_greediest(&self, owner: IpAddr) -> bool {
+        self.ranked.last().is_some_and(|(most, _)| *most == self.of(owner))
+    }
+
+    /// A stream that can go: of an owner that has more than one more than `share`, the one with most first.
+    fn greediest(&self, share: usize, can_go: impl Fn(StreamId) -> bool) -> Option<StreamId> {
+        let greedy = self.ranked.iter().rev().take(GREEDY_MAX);
+        let mut greedy = greedy.take_while(|(count, _)| *count > share + 1);
+        greedy.find_map(|(_, owner)| {
+            // Those whose time is over already are about to go.
+            let idle = self.idle.range((*owner, 1, StreamId(0))..).take(GREEDY_MAX);
+            let mut idle = idle.take_while(|(other, ..)| other == owner);
+            idle.find_map(|(.., stream)| can_go(*stream).then_some(*stream))
+        })
     }
 }
 
@@ -124,18 +181,21 @@ impl Streams {
     #[must_use]
     pub fn opened(&mut self, stream: StreamId, peer: SocketAddr, since_us: u64) -> bool {
         let (source, most) = (source(peer.ip()), self.limits.most);
-        let share = self.shares.get(&source).copied().unwrap_or(0);
+        let share = self.addresses.of(source);
         let scarce = self.all.len() >= most / 2;
         if scarce && share >= (most / 4).max(1) {
             return false;
         }
-        if self.all.len() + (most / 16).max(1) >= most {
-            self.make_room(share);
+        if self.all.len() + (most / 16).max(1) >= most
+            && !self.make_room(source)
+            && self.sites.is_greediest(site(source))
+        {
+            return false;
         }
         if self.all.len() >= most {
             return false;
         }
-        self.rank(source, share, share + 1);
+        self.count(source, share + 1, self.sites.of(site(source)) + 1);
         let fresh =
             Stream { source, peer, state: State::First, sessions: 0, owed: 0, due_us: None };
         self.all.insert(stream, fresh);
@@ -189,41 +249,40 @@ impl Streams {
             self.due.remove(&(due_us, stream));
         });
         let idle = found.due_us.filter(|_| found.state.is_idle());
-        idle.into_iter().for_each(|due_us| {
-            self.idle.remove(&(found.source, due_us, stream));
-        });
-        let share = self.shares.get(&found.source).copied().unwrap_or(0);
-        self.rank(found.source, share, share.saturating_sub(1));
+        idle.into_iter().for_each(|due_us| self.remove_idle(found.source, due_us, stream));
+        let [address, site] = [self.addresses.of(found.source), self.sites.of(site(found.source))];
+        self.count(found.source, address.saturating_sub(1), site.saturating_sub(1));
     }
 
-    /// An address has another number of streams.
-    fn rank(&mut self, source: IpAddr, before: usize, now: usize) {
-        self.ranked.remove(&(before, source));
-        if now > 0 {
-            self.shares.insert(source, now);
-            self.ranked.insert((now, source));
-        } else {
-            self.shares.remove(&source);
-        }
+    /// An address, and with it its site, has another number of streams.
+    fn count(&mut self, source: IpAddr, by_address: usize, by_site: usize) {
+        self.addresses.set(source, by_address);
+        self.sites.set(site(source), by_site);
     }
 
-    /// Lets the deadline of one stream be over: of an address that has more than one more than `share`, the one with most
-    /// first. One that waits for an answer of the gateway's stays.
-    fn make_room(&mut self, share: usize) {
-        let greedy = self.ranked.iter().rev().take(GREEDY_MAX);
-        let greedy = greedy.take_while(|(count, _)| *count > share + 1);
-        let found = greedy.into_iter().find_map(|(_, source)| {
-            // Those whose time is over already are about to go.
-            let idle = self.idle.range((*source, 1, StreamId(0))..).take(GREEDY_MAX);
-            let mut idle = idle.take_while(|(owner, ..)| owner == source);
-            idle.find_map(|(.., stream)| {
-                let found = self.all.get(stream).filter(|found| found.owed == 0)?;
-                Some((*stream, found.state))
-            })
-        });
-        if let Some((stream, state)) = found {
-            self.enter(stream, state, Some(0));
-        }
+    fn add_idle(&mut self, source: IpAddr, due_us: u64, stream: StreamId) {
+        self.addresses.idle.insert((source, due_us, stream));
+        self.sites.idle.insert((site(source), due_us, stream));
+    }
+
+    fn remove_idle(&mut self, source: IpAddr, due_us: u64, stream: StreamId) {
+        self.addresses.idle.remove(&(source, due_us, stream));
+        self.sites.idle.remove(&(site(source), due_us, stream));
+    }
+
+    /// Lets the deadline of a stream of the greediest be over, for one of this address, if there is one. One that waits for an
+    /// answer of the gateway's stays.
+    fn make_room(&mut self, source: IpAddr) -> bool {
+        let can_go = |stream| self.all.get(&stream).is_some_and(|found| found.owed == 0);
+        let found = self.addresses.greediest(self.addresses.of(source), can_go);
+        let found = found.or_else(|| self.sites.greediest(self.sites.of(site(source)), can_go));
+        let Some((stream, state)) =
+            found.and_then(|stream| Some((stream, self.all.get(&stream)?.state)))
+        else {
+            return false;
+        };
+        self.enter(stream, state, Some(0));
+        true
     }
 
     /// The next stream to close, and how.
@@ -325,16 +384,19 @@ impl Streams {
         if let Some(before_us) = found.due_us {
             self.due.remove(&(before_us, stream));
             if found.state.is_idle() {
-                self.idle.remove(&(found.source, before_us, stream));
+                let source = found.source;
+                self.remove_idle(source, before_us, stream);
             }
         }
+        let Some(found) = self.all.get_mut(&stream) else { return };
         (found.state, found.due_us) = (state, due_us);
-        due_us.into_iter().for_each(|due_us| {
+        if let Some(due_us) = due_us {
+            let source = found.source;
             self.due.insert((due_us, stream));
             if state.is_idle() {
-                self.idle.insert((found.source, due_us, stream));
+                self.add_idle(source, due_us, stream);
             }
-        });
+        }
     }
 
     /// Asserts that deadlines and shares are those of the streams there are.
@@ -343,17 +405,22 @@ impl Streams {
         let dues: BTreeSet<_> =
             self.all.iter().filter_map(|(id, found)| Some((found.due_us?, *id))).collect();
         assert_eq!(dues, self.due, "each deadline is a stream's");
-        assert_eq!(
-            self.shares.values().sum::<usize>(),
-            self.all.len(),
-            "each stream has its share"
-        );
-        let ranked: BTreeSet<_> = self.shares.iter().map(|(source, n)| (*n, *source)).collect();
-        assert_eq!(ranked, self.ranked, "each address has its rank");
-        let idle = self.all.iter().filter(|(_, found)| found.state.is_idle());
-        let idle: BTreeSet<_> =
-            idle.filter_map(|(id, found)| Some((found.source, found.due_us?, *id))).collect();
-        assert_eq!(idle, self.idle, "each idle stream is its address's");
+        for (shares, owner) in
+            [(&self.addresses, source as fn(IpAddr) -> IpAddr), (&self.sites, site)]
+        {
+            let mut counts: HashMap<_, usize> = HashMap::new();
+            self.all
+                .values()
+                .for_each(|found| *counts.entry(owner(found.source)).or_default() += 1);
+            assert_eq!(counts, shares.counts, "each stream has its share");
+            let ranked: BTreeSet<_> = counts.iter().map(|(owner, n)| (*n, *owner)).collect();
+            assert_eq!(ranked, shares.ranked, "each owner has its rank");
+            let idle = self.all.iter().filter(|(_, found)| found.state.is_idle());
+            let idle: BTreeSet<_> = idle
+                .filter_map(|(id, found)| Some((owner(found.source), found.due_us?, *id)))
+                .collect();
+            assert_eq!(idle, shares.idle, "each idle stream is its owner's");
+        }
         for found in self.all.values() {
             let timeless = matches!(found.state, State::Proven | State::Closed);
             assert_eq!(found.due_us.is_none(), timeless, "{:?} has its deadline", found.state);
@@ -469,6 +536,45 @@ mod tests {
         let first: Vec<_> = gone.iter().copied().filter(|stream| *stream <= 16).collect();
         assert!(first.iter().all(|stream| *stream > 3), "{gone:?}");
         assert!(first.len() >= 9, "{gone:?}");
+    }
+
+    /// A site of IPv6 has 65,536 networks, none of which has more streams than anybody.
+    #[test]
+    fn a_site_that_comes_from_all_of_its_networks_keeps_nobody_out() {
+        for fails in [false, true] {
+            let most = 160;
+            let mut streams = Streams::new(StreamLimits { most, ..StreamLimits::default() });
+            let mut number = 0;
+            let mut open = |streams: &mut Streams, site: u16, network: u16| {
+                number += 1;
+                let ip = Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 1);
+                let peer = SocketAddr::new(ip.into(), 4_000);
+                let stream = StreamId(number);
+                streams.opened(stream, peer, number).then_some(stream)
+            };
+            let mut in_time = 0;
+            for network in 0..400 {
+                if let Some(stream) = open(&mut streams, 1, network)
+                    && fails
+                {
+                    assert!(streams.arrived(S, stream));
+                    streams.fail(S, stream);
+                }
+                if network % 4 == 0 {
+                    let honest = open(&mut streams, 2 + network, 0);
+                    in_time += usize::from(honest.is_some());
+                    honest.into_iter().for_each(|stream| {
+                        assert!(streams.arrived(S, stream));
+                        streams.join(stream);
+                    });
+                }
+                while let Some((stream, _)) = streams.poll(S) {
+                    streams.closed(stream);
+                }
+                streams.check();
+            }
+            assert_eq!(in_time, 100, "all that are honest");
+        }
     }
 
     #[test]

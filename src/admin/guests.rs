@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use duet_core::source;
+use duet_core::site;
 use tokio::sync::Notify;
 
 /// How long a connection may take nothing of its answer before others may have its place.
@@ -31,7 +31,7 @@ pub(super) struct Guests {
 
 /// A connection's place.
 pub(super) struct Seat {
-    /// The address at the other end, or its network of IPv6; none on the control socket.
+    /// The address at the other end, or its site of IPv6; none on the control socket.
     from: Option<IpAddr>,
     /// [`IDLE`], [`WORKING`], or when a piece of the answer was last taken, milliseconds since [`BEGAN`].
     state: AtomicU64,
@@ -68,7 +68,7 @@ impl Guests {
             let place = place.or_else(|| oldest_of_most(&|seat| seat.is_stuck(now_ms)))?;
             seats.remove(place).leave.notify_one();
         }
-        let from = from.map(source);
+        let from = from.map(site);
         let seat = Arc::new(Seat { from, state: AtomicU64::new(IDLE), leave: Notify::new() });
         seats.push(Arc::clone(&seat));
         Some(Guest { guests: Arc::clone(self), seat })
@@ -167,8 +167,9 @@ mod tests {
         let guests = Guests::new(4);
         let at = |text: &str| Some(text.parse().unwrap());
         let honest = guests.enter(at("192.0.2.1")).unwrap();
-        let flood: Vec<_> = (0..40).map(|_| guests.enter(at("2001:db8::1")).unwrap()).collect();
-        let other = guests.enter(at("2001:db8:0:1::7")).unwrap();
+        let flood = (0..40).map(|network| guests.enter(at(&format!("2001:db8:0:{network}::1"))));
+        let flood: Vec<_> = flood.map(Option::unwrap).collect();
+        let other = guests.enter(at("2001:db8:1::7")).unwrap();
         for one in &flood[..38] {
             one.seat().asked_to_leave().await;
         }

@@ -31,7 +31,7 @@ use zeroize::Zeroizing;
 
 use super::{BATCH_MAX, Commit, Event, GatewayKey, Reading, RefusedDevice, Settings, Shard, Sink};
 use crate::destinations::Destinations;
-use crate::early::{InFlight, Paths, Waiting};
+use crate::early::{Arrival, Arrivals, InFlight, Waiting};
 use crate::engine::Engine;
 use crate::hello_queue::{Origin, Policy, Refusal, Taken};
 use crate::rules::{Rule, in_force};
@@ -72,8 +72,7 @@ struct Claimed {
 /// A HELLO that a device made, which may have a session. Made by `verify_proofs` or, where ACCEPT waited for a reading to
 /// be stored, by `go_on`; taken by `agree`.
 struct Authorised<T> {
-    origin: Origin,
-    paths: Paths,
+    arrivals: Arrivals,
     responding: Responding,
     granted: Granted,
     device: Arc<Device>,
@@ -83,7 +82,7 @@ struct Authorised<T> {
 
 /// A HELLO whose answer lacks nothing but its signature. Made by `agree`, signed by `sign`, taken by `accept`.
 struct Answered {
-    paths: Paths,
+    arrivals: Arrivals,
     signing: Signing,
     signature: Signature,
     granted: Granted,
@@ -133,8 +132,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
         };
         let hello = Hello::decode(bytes, transport)?;
-        if self.accept_again(&hello.digest, path) || self.wait_again(&hello.digest, path) {
+        if self.accept_again(&hello.digest, path) {
             return Ok(());
+        }
+        let arrival = Arrival { path, at_us: now.mono_us };
+        if let Some(is_to_be_answered) = self.wait_again(&hello.digest, arrival) {
+            return if is_to_be_answered { Ok(()) } else { Err(DropReason::Repeated) };
         }
         let policy = policy(&self.settings);
         if let Err(Refusal { reason, retry }) =
@@ -200,7 +203,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     /// refused gets nothing here; its device sends it again.
     fn answer_again(&mut self, digest: &[u8; 32], origin: Origin) {
         let Origin { path, arrived_us, .. } = origin;
-        let answered = self.accept_again(digest, path) || self.wait_again(digest, path);
+        let arrival = Arrival { path, at_us: arrived_us };
+        let answered =
+            self.accept_again(digest, path) || self.wait_again(digest, arrival) == Some(true);
         self.settle_at(path);
         if !answered {
             self.discard(arrived_us, path, DropReason::Repeated);
@@ -215,11 +220,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         true
     }
 
-    /// R98: it is answered when its reading is, if that is on its way.
-    fn wait_again(&mut self, digest: &[u8; 32], path: Path) -> bool {
-        let waits = self.early.came_again(digest, path);
-        waits.filter(|answered_there| *answered_there).into_iter().for_each(|_| self.owe_at(path));
-        waits.is_some()
+    /// R98: it is answered when its reading is, if that is on its way; and whether there, too.
+    fn wait_again(&mut self, digest: &[u8; 32], arrival: Arrival) -> Option<bool> {
+        let waits = self.early.came_again(digest, arrival);
+        if waits == Some(true) {
+            self.owe_at(arrival.path);
+        }
+        waits
     }
 
     /// The handshakes that have waited for their readings, and go on with what storage said, or without.
@@ -231,16 +238,17 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let mut authorised = Wiped::with_capacity(due.len() + BATCH_MAX);
         for mut waiting in due {
             let Some(proven) = waiting.take_proven() else { continue };
-            let Waiting { origin, paths, device, key, table, session, stored, .. } = *waiting;
-            paths.iter().for_each(|path| self.settle_at(*path));
+            let Waiting { arrivals, device, key, table, session, stored, .. } = *waiting;
+            arrivals.iter().for_each(|arrival| self.settle_at(arrival.path));
             // What happened while it waited may have overtaken it.
             if device.is_revoked() {
-                self.discard(origin.arrived_us, origin.path, DropReason::Proof);
+                self.discard_all(&arrivals, DropReason::Proof);
             } else if self.is_overtaken(&proven) {
-                self.challenge(now, &paths, &proven, device.mark());
+                let paths = arrivals.iter().map(|arrival| arrival.path);
+                self.challenge(now, paths, &proven, device.mark());
             } else {
                 let (responding, granted) = self.grant(now, proven, &device, session, stored);
-                let one = Authorised { origin, paths, responding, granted, device, key, table };
+                let one = Authorised { arrivals, responding, granted, device, key, table };
                 authorised.push(one);
             }
         }
@@ -268,6 +276,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn discard_hello(&mut self, now: Now, origin: Origin, reason: DropReason) {
         self.hellos.count_worthless(now, origin);
         self.discard(origin.arrived_us, origin.path, reason);
+    }
+
+    /// One reason for each time that a HELLO came.
+    fn discard_all(&mut self, arrivals: &Arrivals, reason: DropReason) {
+        arrivals.iter().for_each(|arrival| self.discard(arrival.at_us, arrival.path, reason));
     }
 
     /// Decapsulates and opens, and looks up who each one claims to be.
@@ -342,12 +355,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let device = match self.authorise(now, &proven, device, &batch) {
                 Ok(Verdict::Grant(device)) => device,
                 Ok(Verdict::Challenge(device)) => {
-                    let mut paths = vec![origin.path];
-                    let digest = &proven.hello().digest;
-                    paths.extend(
-                        came_again.extract_if(.., |one| one.0 == *digest).map(|one| one.1.path),
-                    );
-                    self.challenge(now, &paths, &proven, device.mark());
+                    let digest = proven.hello().digest;
+                    let again: Vec<_> = came_again
+                        .extract_if(.., |one| one.0 == digest)
+                        .map(|(_, again)| again.path)
+                        .collect();
+                    again.iter().for_each(|path| self.settle_at(*path));
+                    let paths = [origin.path].into_iter().chain(again);
+                    self.challenge(now, paths, &proven, device.mark());
                     continue;
                 }
                 Err(reason) => {
@@ -363,8 +378,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 self.discard(origin.arrived_us, origin.path, DropReason::SessionsFull);
                 continue;
             };
-            let mut paths = Paths::new();
-            paths.push(origin.path);
+            let first = Arrival { path: origin.path, at_us: origin.arrived_us };
+            let arrivals = Arrivals::from_iter([first]);
             let table = tables[table].take();
             let stored = match self.early_verdict(&proven, &device) {
                 EarlyVerdict::Store => {
@@ -373,7 +388,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                     let (proven, stored) = (Wiped::from_iter([proven]), false);
                     self.early.wait(
                         now.mono_us,
-                        Waiting { origin, paths, proven, device, key, table, session, stored },
+                        Waiting { arrivals, proven, device, key, table, session, stored },
                     );
                     continue;
                 }
@@ -383,7 +398,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             batch.sessions.insert(session);
             batch.granted.insert(proven.id(), (proven.fresh(), proven.challenge().is_some()));
             let (responding, granted) = self.grant(now, proven, &device, session, stored);
-            authorised.push(Authorised { origin, paths, responding, granted, device, key, table });
+            authorised.push(Authorised { arrivals, responding, granted, device, key, table });
         }
     }
 
@@ -443,14 +458,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let mut answers = self.engine.encapsulate(&tasks).into_iter();
         let mut answered = Wiped::with_capacity(authorised.len());
         for one in authorised {
-            let Authorised { origin, paths, responding, granted, device, key, .. } = one;
+            let Authorised { arrivals, responding, granted, device, key, .. } = one;
             let answer = responding.task().and_then(|_| answers.next().flatten());
             if responding.task().is_some() && answer.is_none() {
-                self.discard(origin.arrived_us, origin.path, DropReason::Point);
+                self.discard_all(&arrivals, DropReason::Point);
                 continue;
             }
             let signing = responding.agreed(answer);
-            answered.push(Answered { paths, signing, signature: [0; 64], granted, device, key });
+            answered.push(Answered { arrivals, signing, signature: [0; 64], granted, device, key });
         }
         answered
     }
@@ -477,14 +492,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 
     /// Makes the sessions and sends their ACCEPTs: the answer to a granted HELLO alone (R32).
     fn accept(&mut self, now: Now, answered: Wiped<Answered>) {
-        for Answered { paths, signing, signature, granted, device, key } in answered {
+        for Answered { arrivals, signing, signature, granted, device, key } in answered {
             let (accept, keys) = signing.signed(&signature);
-            let Some(first) = paths.first().copied() else { continue };
+            let Some(Arrival { path: first, .. }) = arrivals.first().copied() else { continue };
             self.counts.accepts += 1;
             self.counts.accepts_retiring += u64::from(key > 0);
             let Granted { session: id, profile, hello, fresh, challenged } = granted;
             let mut sent_to = Destinations::default();
-            for path in paths {
+            for Arrival { path, .. } in arrivals {
                 self.out.push(path, accept.as_slice());
                 sent_to.add(path);
             }
@@ -553,7 +568,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
 
     /// Meets a HELLO with a challenge, which is given once and repeated (R57): whatever a stranger plays back, the device
     /// can answer it.
-    fn challenge(&mut self, now: Now, paths: &[Path], proven: &Proven, mark: u64) {
+    fn challenge(
+        &mut self,
+        now: Now,
+        paths: impl Iterator<Item = Path>,
+        proven: &Proven,
+        mark: u64,
+    ) {
         let node_key = &self.settings.node_key;
         let (id, digest) = (proven.id(), &proven.hello().digest);
         let challenge = self.sessions.challenge_or(now, id, || Challenge {
@@ -562,10 +583,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         });
         let message = proven.challenge_message(&challenge.value, mark, &self.random.bytes());
         self.counts.challenges += 1;
-        for path in paths {
-            self.settle_at(*path);
-            self.out.push(*path, &message);
-        }
+        paths.for_each(|path| self.out.push(path, &message));
     }
 
     /// Draws the secrets of an ACCEPT that opens this session.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use duet_core::{Handler as _, Mail, Path};
+use duet_core::{Handler as _, Mail, Path, StreamId};
 use duet_device::{Device, Early, Event, Software};
 use duet_protocol::profile::Transport;
 use duet_protocol::reading::EARLY_SEQUENCE;
@@ -170,6 +170,52 @@ fn a_hello_that_comes_again_is_stored_once_and_answered_where_it_came_from() {
     arrive(&mut world, elsewhere, &hello);
     assert_eq!(Kind::of(&sent(&mut world)[0].1), Ok(Kind::Challenge));
     assert_eq!(stored(&world), 1);
+}
+
+/// R88, R91: each of them has its answer, or its reason, and over a stream its close.
+#[test]
+fn each_time_that_a_hello_comes_while_its_reading_waits_is_answered_or_counted() {
+    for is_revoked in [false, true] {
+        let mut world = World::new();
+        let mut device = world.opened();
+        device.close();
+        world.settle(&mut device);
+        world.stored.0.borrow_mut().clear();
+        let identity =
+            duet_core::testing::identity(duet_protocol::identity::DeviceId([1; 8]), PROFILE.mode).0;
+        let config = duet_device::Config {
+            identity,
+            gateway: world.gateway,
+            profile: PROFILE,
+            transport: Transport::Stream,
+            fresh: 100,
+        };
+        let mut device = Device::seeded(config, [9; 32]).unwrap();
+        device.set_early(Early::Stay);
+        let hello = wake(&world, &mut device);
+        let streams: Vec<_> = (1..=6).map(StreamId).collect();
+        streams.iter().for_each(|stream| {
+            world.stream_message(*stream, &hello);
+            turn(&mut world);
+        });
+        world.stream_message(streams[0], &hello);
+        assert_eq!((stored(&world), sent(&mut world).len()), (1, 0));
+        if is_revoked {
+            let device = world.devices.revoke("device-1").unwrap();
+            world.shard.handle_mail(world.now, Mail::Revoked(device));
+        }
+        answer(&mut world, true);
+        let accepts = sent(&mut world).len();
+        let drops = world.shard.counts.drops;
+        let (proof, repeated) =
+            (drops[DropReason::Proof as usize], drops[DropReason::Repeated as usize]);
+        let expected = if is_revoked { (0, 4, 3) } else { (4, 0, 3) };
+        assert_eq!((accepts, proof, repeated), expected);
+        world.pass(1_000_000);
+        turn(&mut world);
+        let closed = world.take_closed();
+        assert_eq!(closed.len(), if is_revoked { 6 } else { 3 }, "{closed:?}");
+    }
 }
 
 #[test]

@@ -249,6 +249,32 @@ fn a_hello_that_comes_again_while_it_waits_is_answered_where_it_came_from() {
     assert_eq!(drops[DropReason::HelloOpen as usize] + drops[DropReason::Repeated as usize], 2);
 }
 
+/// The answer to one question does not count for another.
+#[test]
+fn who_is_challenged_after_the_end_of_his_direction_gets_his_acknowledgement_too() {
+    let mut world = World::new();
+    let mut device = world.device(1, PROFILE, Transport::Stream);
+    device.open(world.now.mono_us);
+    let hello = next(&world, &mut device);
+    world.stream_message(STREAM, &hello);
+    let mut accept = sent(&mut world).remove(0).1;
+    device.handle_message(world.now.mono_us, &mut accept).unwrap();
+    device.send_reading(world.now.mono_us, 1, b"one", true).unwrap();
+    let record = next(&world, &mut device);
+    world.stream_message(STREAM, &record);
+    sent(&mut world);
+    // Its session is confirmed: these bytes are stale.
+    world.stream_message(STREAM, &hello);
+    world.shard.handle_stream_ended(world.now, STREAM);
+    assert_eq!(Kind::of(&sent(&mut world)[0].1), Ok(Kind::Challenge));
+    assert_eq!(world.shard.poll_close(), None, "a reading waits for the disk");
+    durable(&mut world, 0);
+    let mut acks = sent(&mut world);
+    let told = device.handle_message(world.now.mono_us, &mut acks[0].1);
+    assert_eq!(told, Ok(Event::Confirmed));
+    assert_eq!(world.shard.poll_close(), Some((STREAM, Close::WhenFlushed)));
+}
+
 #[test]
 fn a_drain_acknowledges_what_is_on_its_way_before_it_says_goodbye() {
     let mut world = World::new();
