@@ -28,6 +28,7 @@ mod init;
 mod life;
 mod log;
 mod output;
+mod owner;
 mod papers;
 mod reload;
 mod restore;
@@ -201,6 +202,13 @@ impl Place {
 /// Does what the command line asks.
 pub(crate) fn run() -> Result<ExitCode> {
     let Cli { place, command } = Cli::parse();
+    let owner = owner::Owner::look(&place);
+    let done = carry_out(command, place);
+    owner.into_iter().for_each(owner::Owner::give);
+    done
+}
+
+fn carry_out(command: Command, place: Place) -> Result<ExitCode> {
     match command {
         #[cfg(feature = "demo")]
         Command::Demo(demo) => demo.run(),

@@ -66,7 +66,8 @@ pub(crate) fn open(
     let mut may_renew = true;
     loop {
         let before = identity::file_at(path)?;
-        let Some(database) = open_or_renew(path, cache_bytes, may_renew, known)? else {
+        let renew = may_renew.then_some(before);
+        let Some(database) = open_or_renew(path, cache_bytes, renew, known)? else {
             may_renew = false;
             continue;
         };
@@ -78,21 +79,25 @@ pub(crate) fn open(
     }
 }
 
-/// Opens the file, or renews it where that has to be done first: then there is no database yet.
+/// Opens the file, or renews it where that has to be done first, and it is the one to `renew`: then there is no database yet.
 fn open_or_renew(
     path: &Path,
     cache_bytes: usize,
-    may_renew: bool,
+    renew: Option<(u64, u64)>,
     known: &Arc<Known>,
 ) -> Result<Option<Database>, DatabaseError> {
     let renewed = Arc::new(Mutex::new(None));
     let renew_first = {
         let (path, known, renewed) = (path.to_owned(), Arc::clone(known), Arc::clone(&renewed));
-        let may_renew = AtomicBool::new(may_renew);
+        let renew = Mutex::new(renew);
         // At the first call the engine has locked the file and written nothing to it yet.
         move |session: &mut RepairSession| {
-            let is_first = may_renew.swap(false, Ordering::Relaxed);
-            if is_first && let Some(done) = renew_if_unclosed(&path, &known) {
+            let first = renew.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // Another process may have renewed it in between, and then it is not this file that is locked.
+            if let Some(before) = first
+                && identity::is_at(&path, before).unwrap_or(false)
+                && let Some(done) = renew_if_unclosed(&path, &known)
+            {
                 *renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
                 session.abort();
             }

@@ -93,6 +93,7 @@ fn cursor_name(upstream: &str) -> String {
 struct Running {
     /// Nothing where it could not be started again, and at the end.
     upstreams: Option<Upstreams>,
+    /// Those that ran last, or are to run again.
     settings: Vec<Upstream>,
     /// Of each of the settings.
     files: Vec<Files>,
@@ -155,28 +156,31 @@ impl Forwarding {
     /// their way may arrive twice. Says which upstreams are new, changed or gone.
     ///
     /// # Errors
-    /// [`UpstreamError`]; then those of before go on.
+    /// [`UpstreamError`]; then those of before go on, or, where that fails too, with the next change.
     pub(super) fn change(&self, config: &Config) -> Result<Vec<String>, UpstreamError> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let told = differences(&running, config);
-        if told.is_empty() || running.ended {
+        if told.is_empty() && running.upstreams.is_some() || running.ended {
             return Ok(told);
         }
         refuse_vanished(config, &self.spool)?;
-        let former = Config { upstreams: std::mem::take(&mut running.settings), ..config.clone() };
+        let former = Config { upstreams: running.settings.clone(), ..config.clone() };
         // Two of one name at once would share a cursor.
         if let Some(upstreams) = running.upstreams.take() {
             upstreams.shutdown();
         }
-        let started = self.begin(&mut running, config);
-        if started.is_err() {
-            self.begin(&mut running, &former)?;
-        } else {
-            let stays = |name| config.upstreams.iter().any(|upstream| upstream.name() == name);
-            let names = former.upstreams.iter().map(Upstream::name);
-            names.filter(|name| !stays(*name)).for_each(duet_upstream::forget_metrics);
+        if let Err(error) = self.begin(&mut running, config) {
+            if let Err(again) = self.begin(&mut running, &former) {
+                tracing::error!(
+                    "no upstream runs: those of before could not be started again either: {again}; the next reload tries anew"
+                );
+            }
+            return Err(error);
         }
-        started.map(|()| told)
+        let stays = |name| config.upstreams.iter().any(|upstream| upstream.name() == name);
+        let names = former.upstreams.iter().map(Upstream::name);
+        names.filter(|name| !stays(*name)).for_each(duet_upstream::forget_metrics);
+        Ok(told)
     }
 
     fn begin(&self, running: &mut Running, config: &Config) -> Result<(), UpstreamError> {

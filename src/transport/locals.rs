@@ -8,10 +8,10 @@ use crate::driver::LocalAddress;
 
 /// How many are told apart.
 const LOCALS_MAX: usize = u16::MAX as usize;
-/// So many numbers stand for the same address for ever. Where a machine takes whole networks for its own, a stranger may
-/// send to more addresses than there are numbers: the numbers after these then go round among the addresses that came
-/// last, and those that sessions have had before stay what they are. Who is answered at once is always answered from the
-/// address that he asked.
+/// So many addresses, those that were sent to first, keep their numbers for ever. Where a machine takes whole networks for its
+/// own, a stranger may send to more addresses than there are numbers: the other numbers then go round among the addresses
+/// that came last, and what a session with one of them is sent unasked may leave from another address, until its device speaks
+/// again. Who is answered at once is always answered from the address that he asked.
 const KEPT: usize = LOCALS_MAX / 2;
 
 #[derive(Debug, Default)]

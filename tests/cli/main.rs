@@ -17,6 +17,7 @@ mod doctor;
 mod enrol;
 mod fleet;
 mod life;
+mod owner;
 mod packages;
 mod page;
 mod surroundings;
