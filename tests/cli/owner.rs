@@ -32,8 +32,7 @@ fn others(dir: &Path) -> Vec<String> {
 /// Runs the gateway as its user until it serves.
 fn run(scratch: &Scratch) -> Child {
     let mut command = scratch.command(&["run", "--listen", "127.0.0.1:0"]);
-    let mut child =
-        command.uid(USER).gid(USER).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command.uid(USER).gid(USER).stdout(Stdio::piped()).spawn().unwrap();
     let out = BufReader::new(child.stdout.take().unwrap());
     assert!(out.lines().map_while(Result::ok).any(|line| line == "running"));
     child
@@ -67,7 +66,11 @@ fn what_root_makes_beside_a_gateway_of_another_user_is_that_users() {
     scratch.bad(&["device", "add", "a", "--registered-id", "--out", "again.json"]);
     assert_eq!(others(&state), ["kept", "link"]);
     for given in ["a.json", "outside"] {
-        assert_eq!(scratch.path(given).metadata().unwrap().uid(), 0, "{given} is whose it was made");
+        assert_eq!(
+            scratch.path(given).metadata().unwrap().uid(),
+            0,
+            "{given} is whose it was made"
+        );
     }
     let mut gateway = run(&scratch);
     scratch.good(&["device", "remove", "a"]);
