@@ -1,7 +1,7 @@
 //! Who is there, and who was turned away: what people and programs can ask about a device.
 //!
 //! A shard knows its devices' sessions and is asked for them, so that nothing is counted twice and a million devices take no
-//! memory here. Kept here is what sessions do not outlive: when and why a device left, and the last times that it, or
+//! memory here. Kept here is what outlives a session: when and why a device left, and the last times that it, or
 //! somebody who named it, was turned away. Both are bounded, and forgotten when the gateway ends. The latest readings stand
 //! in `values`.
 

@@ -1,5 +1,5 @@
-//! The devices this gateway knows, kept on disk in one `redb` file, with small ones beside it: the registration keys, how
-//! far it is, and room for a revocation on a full disk.
+//! The devices this gateway knows, kept on disk in one `redb` file, with small ones beside it: the registration keys, to
+//! which change it has come (so that an older copy is known), and room for a revocation on a full disk.
 //!
 //! One process owns the file at a time: the running gateway, or a command while none runs. Each
 //! change is one durable transaction, all or nothing, and reaches the in-memory [`View`] that

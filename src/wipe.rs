@@ -1,5 +1,5 @@
-//! Memory that is given up is overwritten: by the allocator of the `duet` program, except on the threads that carry readings,
-//! and on the stack of those that work with secrets.
+//! The allocator of the `duet` program overwrites memory that is given up, except on the threads that carry readings. Work with
+//! secrets overwrites its stack, too.
 //!
 //! A registration key, a token or a password goes through buffers of many libraries, which no type of our own could wipe:
 //! those of HTTP, of TLS, of whatever grows and moves. The data plane's threads wipe what is secret there themselves, and

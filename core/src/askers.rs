@@ -1,4 +1,4 @@
-//! Who sent a reading or a result again that storage had not answered for yet: the acknowledgement goes there, too. A device
+//! Who sent a reading or a result again, or late, that storage had not answered for yet: the acknowledgement goes there, too. A device
 //! whose address has changed meanwhile, or whose stream has ended, would wait for it in vain otherwise.
 
 use arrayvec::ArrayVec;

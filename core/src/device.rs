@@ -14,7 +14,7 @@ use duet_protocol::reading::ReadingId;
 
 use crate::{Now, SourceSet};
 
-/// Where shards look devices up. Many threads ask at once, so an answer must not wait for anything.
+/// Where shards look devices up. Many threads ask at once, so an answer must not wait for a disk or for another thread's work.
 pub trait Directory: Send + Sync {
     /// The device with this id, if it may connect.
     fn look_up(&self, id: &DeviceId) -> Option<Arc<Device>>;

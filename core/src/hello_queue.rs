@@ -1,7 +1,7 @@
 //! Who may wait for elliptic-curve work. A HELLO costs the gateway some 30 µs and its sender
 //! next to nothing, so under load a datagram's address must prove itself first, no address holds
-//! more than its share of the queue, and whoever must come back is told when there will be room, unless his hellos were worth
-//! nothing so far or many are sent in his name.
+//! more than its share of the queue, and whoever must come back is told when there will be room, unless his hellos proved
+//! nothing, or RETRYs to him go unused in a flood.
 //!
 //! A burst of hellos that is answered before its devices would ask again is no load: it waits, and nobody is sent away.
 
@@ -20,7 +20,7 @@ use crate::{Now, Path};
 
 /// The most hellos that wait for their batch (R93): a second's work.
 const WAITING_MAX: usize = 32_768;
-/// The most of them from one site while others wait too.
+/// The most of them from one site under load.
 const SOURCE_MAX: usize = WAITING_MAX / 4;
 /// From how many other places one HELLO may come again while it waits: whoever plays it back from everywhere is not answered
 /// everywhere.

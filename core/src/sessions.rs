@@ -1,13 +1,13 @@
 //! The session table: every session of a shard, and every index by which one is found.
 //!
 //! A session is *granted* with its ACCEPT and pending until its first record *confirms* it; it *ends* when its device
-//! leaves or is replaced, when its time is over, or when whoever runs the gateway says so. A device has at most one
+//! leaves or opens another, when its time is over, or when whoever runs the gateway says so. A device has at most one
 //! pending session and one live one beside it. Between two calls these things hold, and [`Sessions::check`] asserts them:
 //!
 //! - each session is its device's live one, and confirmed, or its device's pending one, and is found by its HELLO;
-//! - nothing else is in either index;
-//! - of a device's last session that ended, what is needed when it sends a reading *again* is kept, and its id not reused
-//!   as long.
+//! - nothing else is in the indexes by device and by HELLO;
+//! - of the last confirmed session of a device that ended, what is needed when it sends a reading *again* is kept for the idle
+//!   time, and its id not reused as long.
 //!
 //! Nothing outside this file adds, removes or confirms a session: four verbs do, `grant`, `confirm`, `end` and `take_over`,
 //! the last for sessions of the process before. What a session says and hears is not its business.

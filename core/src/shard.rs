@@ -6,11 +6,11 @@
 //!   with other threads it shares its directory of devices alone. A HELLO makes, ends and moves nothing before its proof
 //!   (R40), and one that comes again adds no more than where its ACCEPT went; a reading is acknowledged only once the sink has said that it is durable (R74).
 //!
-//! Hellos and records are queued; mail acts at once, and a HELLO that has its ACCEPT and a record of no session are answered
-//! at once. A *turn* ([`handle_turn`](Handler::handle_turn)) works on all of it: it opens the records as one
+//! Hellos and records are queued; mail acts at once, and a HELLO that has its ACCEPT or is sent away, and a record of no
+//! session, are answered at once. A *turn* ([`handle_turn`](Handler::handle_turn)) works on all of it: it opens the records as one
 //! batch and acts on each, answers the oldest hellos as another, and hands the readings of both to the sink; then it
 //! acknowledges what has become durable, adds commands, and seals all that as a third. Once a second it ends the pending
-//! sessions whose time is over, and looks through the confirmed ones at most once a minute.
+//! sessions whose time is over; the confirmed ones it looks through every sixtieth of the idle time, at least once a minute.
 //!
 //! In its folder lie the way of a HELLO (`handshakes`), of a record (`traffic`) and of a command (`commands`), who is there
 //! (`presence`), how sessions go on in another process (`handover`), and the types that go in and out (`interface`).

@@ -2,7 +2,8 @@
 //!
 //! * *In* goes what happens to it: opened, a message came or was discarded, a session speaks over it or leaves it, an answer
 //!   is owed or given, its peer has ended or is gone.
-//! * *Out* come whether it is let in, whether its messages are looked at, and when it is to be closed, and how.
+//! * *Out* come whether it is let in, whether its messages are looked at, whether its peer may answer, and when it is
+//!   to be closed, and how.
 //! * *Never* does it see a byte of a message or a descriptor: those are the transport's, which asks
 //!   [`poll`](Streams::poll) what to close and reports what it has closed.
 //!
@@ -10,10 +11,10 @@
 //! first ─▶ unproven ─▶ proven ◀─▶ left        no whole message yet; nothing authentic yet; sessions speak over it; none
 //!   └──────────┴───┬──────┴────────┘          does any more
 //!                  ▼
-//!           failed or ended ─▶ flushing ─▶ closed     whose time is over goes to flushing straight; from first, to closed
+//!           failed or ended ─▶ flushing ─▶ closed     deadline over: to flushing; of first, to closed
 //! ```
 //!
-//! *Failed* is a stream one of whose messages was discarded; *ended* one whose peer says no more, and may still be owed
+//! *Failed* is a stream one of whose messages was discarded (a record that came again is no fault), or that is to be closed; *ended* one whose peer says no more, and may still be owed
 //! answers. Each state but *proven* and *closed* has one deadline, and there are no others. When it is over, the stream is
 //! flushed and then closed; one in *first* or *flushing* is closed at once.
 //!

@@ -1,7 +1,7 @@
 //! The time by which commands live: it only goes on, and nobody sets it.
 //!
-//! It begins with the wall clock, or just after the latest time that stands in the file where that is later, and goes on
-//! with what has passed since. So a clock that is set while the gateway runs, forward or back, ends no command and lets
+//! It begins with the wall clock, or just after the latest time that stands in the file where that is later or may be wrong, and
+//! goes on with what has passed since. So a clock that is set while the gateway runs, forward or back, ends no command and lets
 //! none live on, and neither does a start with a clock that is behind.
 //!
 //! A machine without a clock of its own may begin long before its time and have it set later. That is taken over once,

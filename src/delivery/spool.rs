@@ -1,5 +1,8 @@
-//! A running spool: how it is started and ended, and what shards, upstreams and the control plane hold of it. Owns
-//! its threads; what they do stands in `writer`, `check` and `keeper`, which removes what may go.
+//! A running spool: how it is started and ended, and what shards, upstreams and the control plane hold of it.
+//!
+//! *In* go batches of readings; *out* comes for each whether it is durable, and to upstreams what is. *Never* is a batch called
+//! durable before its sync, nor anything removed that a cursor holds. What its threads do stands in `writer`, `check` and
+//! `keeper`, which removes what may go.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -29,6 +32,7 @@ use crate::wipe;
 
 /// The most batches that wait for the next group.
 pub(super) const QUEUE: usize = 1_024;
+
 /// Where the spool is and how large it may get.
 #[derive(Clone, Debug)]
 pub struct SpoolConfig {

@@ -1,6 +1,8 @@
 //! The loop of a shard's thread: the order of a turn, and datagrams.
 //!
-//! Owns the driver while it runs. Must not block anywhere but in it, nor allocate for a datagram when warm.
+//! *In* come completions of the driver and parcels of other shards; *out* go the handler's messages and closes. A turn takes all
+//! input (of a burst, what lies behind it), lets the handler work once, sends, and sleeps. *Never* does it block but in the
+//! driver, nor allocate for a datagram of its own shard when warm.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -37,8 +39,8 @@ const BURST: u64 = 32;
 /// buffers meanwhile is lost, and whoever sent it waits a second or more.
 const TAKEN_A_TURN: u64 = 1_024;
 
-/// How many more it takes, once, after a turn that found next to nothing: the first knock of many that knock at once. Who sends
-/// on and on gets no more of it.
+/// How many more it takes, once, after a turn that found fewer than [`BURST`]: many who come at the same moment are taken whole.
+/// Who sends on and on gets no more of it.
 const CREDIT: u64 = 8_192;
 
 /// How many completions end the gathering of a batch early.

@@ -12,7 +12,7 @@
 //!   oldest comes first, but one with a reading inside waits in [`Early`](crate::early) until the sink has stored that, or for
 //!   half a second. The same bytes again get the same ACCEPT, as long as its session is pending.
 //! * *Never* is a sender answered otherwise, or later, before his proof because of what the registry says (R36): of a known
-//!   device that is refused an event is left, which another thread tells. And never is a session made but in `accept`.
+//!   device that is refused an event is left, which another thread tells. And never is a session granted but in `accept`.
 //!   No step does arithmetic on the curve: each is one batch of the [`Engine`].
 
 use std::collections::{HashMap, HashSet};
