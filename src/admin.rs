@@ -241,8 +241,12 @@ pub fn start(
         let listener = door::listen(address).map_err(failed)?;
         api = Some((listener.local_addr().map_err(failed)?, listener, acceptor));
     }
+    let tokens = Tokens::open(&options.state)?;
+    if let Some(said) = tokens.renew_seen() {
+        tracing::warn!("{said}");
+    }
     let keep = Keep {
-        tokens: Tokens::open(&options.state)?,
+        tokens,
         audit: Audit::open(&options.state, Some(options.audit_max_bytes))?,
         reload: options.reload,
         facts: options.facts,

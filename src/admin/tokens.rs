@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
+use duet_telemetry::catalogue::FILES_RENEWED;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
@@ -193,6 +194,28 @@ impl Tokens {
         Ok(Self { path, seen, kept: RwLock::new(kept) })
     }
 
+    /// Has the file beside it say how far these tokens have come, for a change is to follow or others may look. What an operator
+    /// should know, if that file was gone or damaged.
+    #[must_use]
+    pub fn renew_seen(&self) -> Option<String> {
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        let found = kept.state().filter(|found| found.change > 0)?;
+        let last = self.seen.read();
+        if last != Some(found) {
+            self.seen.tell(found);
+        }
+        if last.is_some() {
+            return None;
+        }
+        FILES_RENEWED.with(["seen"]).add(1);
+        Some(format!(
+            "{}: it was gone or damaged, which says how far the API's tokens have come, and is made anew: nobody can say whether \
+             {} is an older copy. If it is, tokens that were revoked since open the API: `duet token list` shows them",
+            self.seen.path().display(),
+            self.path.display()
+        ))
+    }
+
     /// Makes a token. It is returned and kept nowhere.
     ///
     /// # Errors
@@ -349,6 +372,25 @@ mod tests {
         }
         fs::write(&path, &newest).unwrap();
         assert_eq!(Tokens::open(dir.path()).unwrap().list().len(), 1);
+        // Without what tells them apart nobody can say; that is told, and ends.
+        let tokens = Tokens::open(dir.path()).unwrap();
+        assert_eq!(tokens.renew_seen(), None);
+        let seen = dir.path().join("tokens.seen");
+        let last = fs::read(&seen).unwrap();
+        for damaged in [None, Some(&last[..9])] {
+            fs::remove_file(&seen).unwrap();
+            damaged.into_iter().for_each(|bytes| fs::write(&seen, bytes).unwrap());
+            let tokens = Tokens::open(dir.path()).unwrap();
+            assert!(tokens.renew_seen().is_some_and(|said| said.contains("tokens.seen")));
+            assert_eq!(tokens.renew_seen(), None);
+            assert_eq!(fs::read(&seen).unwrap(), last);
+        }
+        // And one that was not written any more catches up.
+        let mut earlier = State { id: [0; 16], change: 1 };
+        earlier.id = hex::decode_array(&tokens.kept.read().unwrap().id).unwrap();
+        Seen::beside(&path).tell(earlier);
+        assert_eq!(Tokens::open(dir.path()).unwrap().renew_seen(), None);
+        assert_eq!(fs::read(&seen).unwrap(), last);
         // Begun anew, as the message says; and without it alone.
         fs::remove_file(&path).unwrap();
         let begun = Tokens::open(dir.path()).unwrap();

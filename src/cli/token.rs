@@ -90,6 +90,13 @@ impl Token {
     }
 }
 
+/// Opens the tokens for a change.
+fn open(state: &Path) -> Result<Tokens> {
+    let tokens = Tokens::open(state)?;
+    tokens.renew_seen().into_iter().for_each(|said| eprintln!("{said}"));
+    Ok(tokens)
+}
+
 fn add(state: &Path, name: &str, role: Role, expires_s: i64) -> Result<Zeroizing<String>> {
     let Some(valid_s) = u32::try_from(expires_s).ok().filter(|valid_s| *valid_s > 0) else {
         bail!("--expires: too long, or nothing");
@@ -101,7 +108,7 @@ fn add(state: &Path, name: &str, role: Role, expires_s: i64) -> Result<Zeroizing
         bail!("{}: no such state directory; `duet init` makes one", state.display());
     }
     let now_s = now_s();
-    let added = Tokens::open(state)?.add(name.parse()?, role, now_s, now_s + i64::from(valid_s));
+    let added = open(state)?.add(name.parse()?, role, now_s, now_s + i64::from(valid_s));
     Ok(audited(state, "POST /v1/tokens", added)??)
 }
 
@@ -109,7 +116,7 @@ fn revoke(state: &Path, name: &str) -> Result<TokenInfo> {
     if let Some(mut client) = Client::connect(state)? {
         return Ok(client.revoke_token(name)?);
     }
-    let ended = Tokens::open(state)?.revoke(&name.parse()?);
+    let ended = open(state)?.revoke(&name.parse()?);
     Ok(audited(state, &format!("DELETE /v1/tokens/{name}"), ended)??)
 }
 

@@ -64,6 +64,9 @@ impl Seen {
         options.write(true).create(true).truncate(false).mode(0o600);
         let _ = options.open(&self.0).and_then(|file| {
             let is_made = file.metadata()?.len() != LEN as u64;
+            if is_made {
+                file.set_len(0)?;
+            }
             file.write_all_at(&bytes, 0)?;
             if is_made {
                 file.sync_all()?;
@@ -78,6 +81,28 @@ impl Seen {
         match fs::remove_file(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_file_says_nothing_until_it_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let seen = Seen::beside(&dir.path().join("it.redb"));
+        let state = State { id: [3; 16], change: 8 };
+        seen.tell(state);
+        let whole = fs::read(seen.path()).unwrap();
+        let mut flipped = whole.clone();
+        flipped[24] ^= 1;
+        for damaged in [&whole[..40], &flipped, &[&whole[..], b"more"].concat()] {
+            fs::write(seen.path(), damaged).unwrap();
+            assert_eq!(seen.read(), None);
+            seen.tell(state);
+            assert_eq!(seen.read(), Some(state));
         }
     }
 }

@@ -39,6 +39,8 @@ const CELL: usize = 32;
 const HEADER: usize = CELL;
 /// How many cells are read at once.
 const CHUNK: u32 = 1 << 15;
+/// What keys are overwritten with, at most so many bytes at once.
+static ZEROS: [u8; 1 << 15] = [0; 1 << 15];
 
 /// The number of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +132,8 @@ impl KeyFile {
             }
             _ => {}
         }
+        // One that was killed while it made a copy has left that, with keys in it.
+        remove(&draft(&path)).map_err(failed)?;
         let (open, in_doubt) = (RwLock::new(open), AtomicBool::new(false));
         let keys = Self { path, open, cells: Mutex::default(), in_doubt };
         keys.settle(used)?;
@@ -261,8 +265,10 @@ impl KeyFile {
         }
         let draft = draft(&self.path);
         remove(&draft)?;
-        self.copy_to(&draft, &is_kept)?;
-        std::fs::rename(&draft, &self.path)?;
+        let copied = self.copy_to(&draft, &is_kept);
+        copied.and_then(|()| std::fs::rename(&draft, &self.path)).inspect_err(|_| {
+            let _ = remove(&draft);
+        })?;
         identity::sync_dir_of(&self.path)?;
         let new = Open::of(&self.path)?;
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
@@ -270,8 +276,7 @@ impl KeyFile {
         self.in_doubt.store(false, Ordering::Relaxed);
         cells.free.append(&mut cells.stale);
         // It has no name any more, and its blocks would keep the keys of devices that are removed later.
-        let zeros = vec![0; cells.end as usize * CELL];
-        let _ = old.file.write_all_at(&zeros, HEADER as u64).and_then(|()| old.file.sync_data());
+        let _ = overwrite(&old.file);
         Ok(())
     }
 
@@ -396,12 +401,31 @@ fn draft(path: &Path) -> PathBuf {
     path.with_extension("keys-draft")
 }
 
-/// Removes a draft that an earlier attempt may have left.
+/// Removes a draft that an earlier attempt may have left. Its blocks would keep the keys of devices that are removed later.
 fn remove(draft: &Path) -> io::Result<()> {
+    match draft.symlink_metadata() {
+        Ok(found) if found.is_file() => {
+            let file = OpenOptions::new().write(true).open(draft);
+            // Whether or not: without its name nobody finds it.
+            let _ = file.and_then(|file| overwrite(&file));
+        }
+        _ => {}
+    }
     match std::fs::remove_file(draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Overwrites all cells of a file that is to go.
+fn overwrite(file: &File) -> io::Result<()> {
+    let (mut at, length) = (HEADER as u64, file.metadata()?.len());
+    while at < length {
+        let some = usize::try_from(length - at).unwrap_or(usize::MAX).min(ZEROS.len());
+        file.write_all_at(&ZEROS[..some], at)?;
+        at += some as u64;
+    }
+    file.sync_data()
 }
 
 fn header(id: [u8; 16]) -> [u8; HEADER] {
@@ -487,6 +511,21 @@ mod tests {
         let mut left = [9; 2 * CELL];
         old.read_exact_at(&mut left, HEADER as u64).unwrap();
         assert_eq!(left, [0; 2 * CELL]);
+        // A copy that does not come into its place is gone, and so is one that somebody was killed over: it holds keys.
+        let kept = dir.path().join("kept");
+        std::fs::rename(&path, &kept).unwrap();
+        std::fs::create_dir_all(path.join("in the way")).unwrap();
+        keys.noted_sync(Err(io::Error::other("lost"))).unwrap_err();
+        KeyChanges::new(&keys).put(&key(4)).unwrap_err();
+        assert!(!draft(&path).exists());
+        std::fs::remove_dir_all(&path).unwrap();
+        std::fs::rename(&kept, &path).unwrap();
+        std::fs::copy(&path, draft(&path)).unwrap();
+        let left = OpenOptions::new().read(true).open(draft(&path)).unwrap();
+        drop(KeyFile::open(&registry, ID, &cells, false).unwrap());
+        let mut bytes = [9; 2 * CELL];
+        left.read_exact_at(&mut bytes, HEADER as u64).unwrap();
+        assert!(!draft(&path).exists() && bytes == [0; 2 * CELL]);
         // And so is one that was not closed.
         let used = cells;
         let place = keys.current().place;

@@ -19,6 +19,7 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+mod hellos;
 mod removed;
 mod secrets;
 
