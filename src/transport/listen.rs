@@ -120,13 +120,19 @@ fn receive_buffer(socket: &Socket, size: usize) -> io::Result<usize> {
     Ok(socket.recv_buffer_size()? / 2)
 }
 
-/// Has each datagram say to which of this machine's addresses it was sent.
+/// Has each datagram say to which of this machine's addresses it was sent, and lets answers leave from there.
 fn tell_local_address(socket: &Socket, local: SocketAddr) -> io::Result<()> {
     if local.is_ipv6() {
         setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
     }
     // On an IPv6 socket, too: of a broadcast it names the address that may answer.
-    Ok(setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?)
+    setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
+    if local.is_ipv6() {
+        // Of IPv6, unlike IPv4, the kernel takes no source else that stands on no interface: one of a network that is routed to
+        // this machine as a whole, or an anycast address.
+        socket.set_freebind_v6(true)?;
+    }
+    Ok(())
 }
 
 /// A UDP socket and a TCP socket on one port.

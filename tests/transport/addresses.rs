@@ -60,7 +60,7 @@ fn a_gateway_with_one_address_answers_from_it() {
     answers_from("127.0.0.5:0", &["127.0.0.5"]);
 }
 
-/// In a network of its own, whose loopback interface has several IPv6 addresses.
+/// In a network of its own, whose loopback interface has several IPv6 addresses, and a network that is the machine's as a whole.
 #[test]
 fn ipv6_answers_leave_from_the_address_that_was_asked() {
     const OWN: [&str; 2] = ["fd00::2", "fd00::3"];
@@ -78,7 +78,9 @@ fn ipv6_answers_leave_from_the_address_that_was_asked() {
         if !OWN.into_iter().all(add) {
             return eprintln!("SKIPPED: this kernel has no IPv6");
         }
-        answers_from("[::]:0", &["::1", OWN[0], OWN[1], "127.0.0.2"]);
+        assert!(ip("-6 route add local fd00:1::/64 dev lo"));
+        let asked = ["::1", OWN[0], OWN[1], "127.0.0.2", "fd00:1::7", "fd00:1::ffff:8"];
+        answers_from("[::]:0", &asked);
     };
     std::thread::spawn(in_a_network_of_its_own).join().unwrap();
 }
