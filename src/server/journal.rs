@@ -249,7 +249,7 @@ fn replay(path: &Path, last: &mut Last) -> io::Result<()> {
     }
     if damaged > 0 {
         tracing::warn!(
-            "{}: {damaged} lines are damaged and were left out; of so many devices upstreams may not hear that they left, or when",
+            "{}: damaged lines in it ({damaged}) were left out; of so many devices upstreams may not hear that they left, or when",
             path.display()
         );
     }
@@ -411,7 +411,7 @@ mod tests {
             let mut found = Vec::new();
             let said = kept(|| found = ended(dir.path()).unwrap());
             assert_eq!(here(&found[0].online).collect::<Vec<_>>(), [("meter", 7)], "{harm:?}");
-            assert!(said.len() == 1 && said[0][1].contains("1 lines are damaged"), "{said:?}");
+            assert!(said.len() == 1 && said[0][1].contains("damaged lines in it (1)"), "{said:?}");
         }
     }
 

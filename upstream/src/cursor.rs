@@ -80,7 +80,7 @@ impl CursorFile {
     fn is_whole(&self) -> bool {
         let said = self.said.map(|kept| (self.number, kept));
         let attempt = self.unsure.then_some(self.number + 1);
-        named::is_at(&self.file, &self.path)
+        named::is_named(&self.file, &self.path)
             && read(&self.file).is_ok_and(|found| {
                 found == said || attempt.is_some() && found.map(|(number, _)| number) == attempt
             })

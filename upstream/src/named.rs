@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Whether this open file is what `path` names now. Where that cannot be told, it is not.
-pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+pub(crate) fn is_named(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::metadata(path)) {
         (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
         _ => false,

@@ -44,7 +44,7 @@ impl Parked {
         serde_json::to_writer(&mut line, answer)?;
         line.extend_from_slice(b"}\n");
         // A person may have taken it away to look at it.
-        if !self.file.as_ref().is_some_and(|file| named::is_at(file, &self.path)) {
+        if !self.file.as_ref().is_some_and(|file| named::is_named(file, &self.path)) {
             let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
             if let Some(dir) = self.path.parent() {
                 File::open(dir)?.sync_all()?;

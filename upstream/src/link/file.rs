@@ -203,7 +203,7 @@ impl Files {
                 return Err(failed("writing", &part.path, &error));
             }
         }
-        if !named::is_at(&part.file, &part.path) {
+        if !named::is_named(&part.file, &part.path) {
             let text = format!(
                 "{} was removed or replaced while it was written to: what it held is gone from {}; readings that were not yet \
                  acknowledged go into a new file",
