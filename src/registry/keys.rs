@@ -265,14 +265,18 @@ impl KeyFile {
         }
         let draft = draft(&self.path);
         remove(&draft)?;
-        let copied = self.copy_to(&draft, &is_kept);
-        copied.and_then(|()| std::fs::rename(&draft, &self.path)).inspect_err(|_| {
+        let place = || -> io::Result<Open> {
+            self.copy_to(&draft, &is_kept)?;
+            let copied = Open::of(&draft)?;
+            // Held meanwhile, so that nobody sees a renewed file and the number of the one before.
+            let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+            std::fs::rename(&draft, &self.path)?;
+            Ok(std::mem::replace(&mut *open, copied))
+        };
+        let old = place().inspect_err(|_| {
             let _ = remove(&draft);
         })?;
         identity::sync_dir_of(&self.path)?;
-        let new = Open::of(&self.path)?;
-        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        let old = std::mem::replace(&mut *open, new);
         self.in_doubt.store(false, Ordering::Relaxed);
         cells.free.append(&mut cells.stale);
         // It has no name any more, and its blocks would keep the keys of devices that are removed later.
