@@ -35,8 +35,10 @@ pub(crate) struct Pending {
 /// it grows. A million of them may rest, so their size counts.
 pub(crate) struct Session {
     pub(crate) device: Arc<Device>,
-    /// Of the HELLO that it was granted for.
-    pub(crate) profile: Profile,
+    /// Of the HELLO that it was granted for, by its place among all.
+    pub(crate) profile: u8,
+    /// What its ACCEPT granted, minutes, rounded up: there is no room for more, and it is looked at once a minute.
+    pub(crate) lifetime_min: u16,
     pub(crate) keys: SessionKeys,
     /// What its readings are named by: the head of its HELLO's digest (R96).
     pub(crate) hello: [u8; HELLO_NAME],
@@ -63,6 +65,7 @@ impl Session {
     pub(crate) fn new(
         device: Arc<Device>,
         profile: Profile,
+        lifetime_s: u32,
         keys: SessionKeys,
         pending: Pending,
         path: Path,
@@ -70,7 +73,8 @@ impl Session {
     ) -> Self {
         Self {
             device,
-            profile,
+            profile: Self::place_of(profile),
+            lifetime_min: Self::minutes(lifetime_s),
             keys,
             hello: ReadingId::early(&pending.hello).hello,
             fresh: pending.fresh,
@@ -104,6 +108,28 @@ impl Session {
         if self.unanswered == 1 {
             self.stream.into_iter().for_each(|stream| streams.owe(now_us, stream));
         }
+    }
+
+    /// A profile as a session keeps it.
+    pub(crate) fn place_of(profile: Profile) -> u8 {
+        let place = Profile::ALL.iter().position(|one| *one == profile);
+        place.and_then(|place| u8::try_from(place).ok()).unwrap_or(0)
+    }
+
+    /// The profile of the HELLO that it was granted for.
+    pub(crate) fn profile(&self) -> Profile {
+        Profile::ALL[usize::from(self.profile)]
+    }
+
+    /// A lifetime as a session keeps it.
+    pub(crate) fn minutes(lifetime_s: u32) -> u16 {
+        u16::try_from(lifetime_s.div_ceil(60)).unwrap_or(u16::MAX)
+    }
+
+    /// Whether its time is over (R82): what was granted, or what sessions may last at most by now.
+    pub(crate) fn is_over(&self, now_us: u64, most_us: u64) -> bool {
+        let granted_us = u64::from(self.lifetime_min) * 60_000_000;
+        now_us.saturating_sub(self.created_us) >= granted_us.min(most_us)
     }
 
     /// A record newer than all before came over this path: answers go there from now on, but no

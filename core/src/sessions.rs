@@ -339,9 +339,9 @@ impl Sessions {
     /// The confirmed sessions that are over: silent for too long (R82), or too old. Looks at all of them.
     pub(crate) fn idle_for(&self, now: Now, idle_us: u64, lifetime_us: u64) -> Vec<SessionId> {
         let over = |session: &Session| {
-            let age = now.mono_us.saturating_sub(session.created_us);
             let silence = now.mono_us.saturating_sub(session.last_record_us);
-            session.pending.is_none() && (silence >= idle_us || age >= lifetime_us)
+            session.pending.is_none()
+                && (silence >= idle_us || session.is_over(now.mono_us, lifetime_us))
         };
         self.all.iter().filter(|(_, session)| over(session)).map(|(id, _)| *id).collect()
     }

@@ -77,7 +77,7 @@ fn write(id: SessionId, session: &Session, local: Option<Local>, out: &mut [u8; 
     fields.put(&id.0.to_be_bytes());
     fields.put(&session.device.credential.id.0);
     fields.put(&session.device.credential.fingerprint.0);
-    fields.put(&[Offer::new(session.profile, Transport::Datagram).encode()]);
+    fields.put(&[Offer::new(session.profile(), Transport::Datagram).encode()]);
     session.keys.hand_over(fields.place());
     fields.put(&session.hello);
     fields.put(&session.fresh.to_be_bytes());
@@ -228,9 +228,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         if silent_us >= self.settings.idle_us || age_us >= lifetime_us {
             return None;
         }
+        let age_s = u32::try_from(age_us / 1_000_000).unwrap_or(u32::MAX);
+        let lifetime_s = age_s.saturating_add(device.lifetime_s(now, self.settings.lifetime_s));
         let session = Box::new(Session {
             device,
-            profile,
+            profile: Session::place_of(profile),
+            lifetime_min: Session::minutes(lifetime_s),
             keys,
             hello,
             fresh,

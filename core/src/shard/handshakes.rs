@@ -55,6 +55,7 @@ type TableIndex = usize;
 struct Granted {
     session: SessionId,
     profile: Profile,
+    lifetime_s: u32,
     hello: [u8; 32],
     fresh: u64,
     challenged: bool,
@@ -497,7 +498,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let Some(Arrival { path: first, .. }) = arrivals.first().copied() else { continue };
             self.counts.accepts += 1;
             self.counts.accepts_retiring += u64::from(key > 0);
-            let Granted { session: id, profile, hello, fresh, challenged } = granted;
+            let Granted { session: id, profile, lifetime_s, hello, fresh, challenged } = granted;
             let mut sent_to = Destinations::default();
             for Arrival { path, .. } in arrivals {
                 self.out.push(path, accept.as_slice());
@@ -505,8 +506,15 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             }
             let pending = Pending { hello, accept, fresh, challenged, sent_to };
             // Two hellos of one device in one batch: the later one stands.
-            let session =
-                Box::new(Session::new(device, profile, keys, pending, first, now.mono_us));
+            let session = Box::new(Session::new(
+                device,
+                profile,
+                lifetime_s,
+                keys,
+                pending,
+                first,
+                now.mono_us,
+            ));
             self.sessions.grant(id, session);
         }
     }
@@ -595,16 +603,18 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         session: SessionId,
         stored: bool,
     ) -> (Responding, Granted) {
+        let lifetime_s = device.lifetime_s(now, self.settings.lifetime_s);
         let granted = Granted {
             session,
             profile: proven.hello().offer.profile,
+            lifetime_s,
             hello: proven.hello().digest,
             fresh: proven.fresh(),
             challenged: proven.challenge().is_some(),
         };
         let grant = Grant {
             session,
-            lifetime_s: device.lifetime_s(now, self.settings.lifetime_s),
+            lifetime_s,
             stored,
             nothing_waits: self.commands.nothing_waits(&device.credential.id),
             reset_token: schedule::reset_token(&self.settings.node_key, session),

@@ -59,7 +59,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     pub(super) fn tell_online(&mut self, id: SessionId, replaced: bool) {
         let Some(session) = self.sessions.find(id) else { return };
         let (device, name) = (session.device.credential.id, Arc::clone(&session.device.name));
-        let (profile, path) = (session.profile, session.path);
+        let (profile, path) = (session.profile(), session.path);
         let (carrier, address) = (carrier(path), self.address(path));
         self.events.push_back(Event::Online { device, name, carrier, address, profile, replaced });
     }
@@ -79,7 +79,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 silent_us: now.mono_us.saturating_sub(session.last_record_us),
                 address: self.address(session.path),
                 carrier: carrier(session.path),
-                profile: session.profile,
+                profile: session.profile(),
                 records: session.window.next(),
             })
         };

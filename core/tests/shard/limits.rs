@@ -273,6 +273,30 @@ fn sessions_end_after_silence_and_after_their_lifetime() {
     }
 }
 
+/// R82, R120: what was granted ends with the registration, however busy the device is.
+#[test]
+fn a_session_that_was_granted_less_than_others_ends_with_that() {
+    let mut world = World::new();
+    let mut device = world.device(1, PROFILE, Transport::Datagram);
+    let end_s = i64::try_from(world.now.unix_ms / 1_000).unwrap() + 1_800;
+    world.devices.by_name("device-1").unwrap().set_expiry(Some(end_s));
+    device.open(world.now.mono_us);
+    world.settle(&mut device);
+    // Said afterwards, it is for later sessions.
+    world.devices.by_name("device-1").unwrap().set_expiry(None);
+    let mut out = [0; MESSAGE_MAX];
+    let began_us = world.now.mono_us;
+    for minute in 1..=30 {
+        assert_eq!(world.shard.sessions(), 1, "minute {minute}");
+        world.pass(60_000_000);
+        device.send_reading(began_us, 1, b"", false).unwrap();
+        let len = device.poll_transmit(began_us, &mut out).unwrap();
+        world.shard.handle_datagram(world.now, home(), &out[..len]);
+        world.shard.handle_turn(world.now);
+    }
+    assert_eq!(world.shard.sessions(), 0);
+}
+
 /// R62: the limit is the node's, so each of its shards has a part of it.
 #[test]
 fn all_shards_together_send_no_more_resets_than_a_node_may() {
