@@ -37,6 +37,7 @@ pub use certificate::{Certificate, MAX_CERTIFICATE_LEN, Role, pem};
 pub use create::{Created, create};
 pub use request::{key_digest, key_of_proof, key_of_request, proof_of};
 pub(crate) use seen::{Seen, State};
+pub use seen::{other_certificate, remember_certificate};
 pub use steady::Steady;
 
 /// No certificate or key file is larger.
@@ -56,7 +57,7 @@ pub struct IdentityError {
 #[derive(Debug, Error)]
 pub enum Reason {
     /// The file system refused.
-    #[error("{0}")]
+    #[error("{0}{missing}", missing = if_missing(.0))]
     Io(#[from] io::Error),
     /// Over 64 KiB.
     #[error("is larger than 64 KiB, so it is no single certificate or key")]
@@ -145,6 +146,14 @@ pub enum Reason {
     /// Others on the machine could read the key.
     #[error("mode {0:04o} lets others use the private key; {REMEDY}", REMEDY = secret_file::REMEDY)]
     OpenToOthers(u32),
+}
+
+/// What to do about a file that is not there.
+fn if_missing(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; bring it back, or name the one that is meant",
+        _ => "",
+    }
 }
 
 impl Reason {

@@ -202,7 +202,7 @@ impl Server {
         let bound = transport::bind_kept::<Mail>(settings, kept)?;
         let unkept = (!are_kept).then(|| keep_sockets(&bound).err()).flatten();
         let Bound { local, shards, mail, warnings, stop, driver, .. } = bound;
-        let node_key = node_key::load(&config.state.join(node_key::FILE))?;
+        let (node_key, other_key) = node_key::load(&config.state.join(node_key::FILE))?;
         let limits = Limits {
             per_device: config.commands.per_device as usize,
             ttl_ms: u64::from(config.commands.ttl_s) * 1_000,
@@ -343,6 +343,7 @@ impl Server {
         warnings.extend(unkept.map(|error| {
             format!("the service manager does not keep the sockets over a restart: {error}")
         }));
+        warnings.extend(other_key);
         warnings.extend(spool.recovery.told(&config.spool.dir));
         warnings.extend(marks.told.clone());
         let (stop_marks, stopped) = mpsc::channel();

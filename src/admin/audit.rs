@@ -8,6 +8,9 @@
 //! A running gateway bounds the log. A file that has grown to its share is renamed after its first entry, and a new
 //! file goes on with the next number and the hash of the last. The oldest file goes when there are [`FILES`]; an entry
 //! says so before it does, without which it would be missing.
+//!
+//! `audit.seen` remembers the last entry, so that a log whose end is gone, an older copy of it or another gateway's is told
+//! from it. A log goes on all the same, with an entry that says so: what happens from now on is not to be missing, too.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -22,7 +25,7 @@ use thiserror::Error;
 use utoipa::ToSchema;
 
 use crate::hex::Hex;
-use crate::identity::now_ms;
+use crate::identity::{Seen, State, now_ms};
 use crate::printable::is_printable;
 
 /// The newest file's name in the state directory.
@@ -121,6 +124,7 @@ impl Entry {
 pub struct Audit {
     state: PathBuf,
     path: PathBuf,
+    seen: Seen,
     /// How long a file may become before the next one is begun.
     file_bytes: u64,
     end: Mutex<End>,
@@ -195,11 +199,26 @@ impl Audit {
                 }
             },
         };
+        let seen = Seen::beside(&path);
+        let missing = missing(state, &seen, number, &hash).map_err(failed)?;
         let first = first_number(&path).map_err(failed)?.unwrap_or(number + 1);
         let file_bytes = max_bytes.map_or(u64::MAX, |bytes| bytes / FILES);
         let end = Mutex::new(End { file, first, number, hash, is_growth_told: false });
         let missed = AtomicU64::new(0);
-        let audit = Self { state: state.to_owned(), path, file_bytes, end, missed, _dir: dir };
+        let state = state.to_owned();
+        let audit = Self { state, path, seen, file_bytes, end, missed, _dir: dir };
+        if let Some(action) = missing {
+            audit.write(Event {
+                who: "gateway",
+                from: "start",
+                action: &action,
+                outcome: "missing",
+            })?;
+            tracing::warn!(
+                "{}: {action}. If the log is elsewhere, keep both files: this one goes on",
+                audit.path.display()
+            );
+        }
         if set_aside {
             let kept = aside(&audit.path);
             let action =
@@ -296,6 +315,10 @@ impl Audit {
             return Err(error);
         }
         (end.number, end.hash) = (entry.number, entry.hash);
+        // It is told after the entry is on disk: never of one that is not there.
+        if let Some(id) = id_of(&end.hash) {
+            self.seen.tell(State { id, change: end.number });
+        }
         Ok(())
     }
 
@@ -400,14 +423,16 @@ pub fn files(state: &Path) -> io::Result<Vec<(String, File)>> {
 /// [`AuditError::Broken`] with the first line that does not belong where it stands.
 pub fn verify(state: &Path, mut each: impl FnMut(&Entry)) -> Result<Verified, AuditError> {
     let newest = state.join(FILE);
+    // Before the log, which is written first.
+    let last = Seen::beside(&newest).read();
     let files = files(state).map_err(|error| AuditError::Io { path: newest.clone(), error })?;
     if files.is_empty() {
         let error = io::ErrorKind::NotFound.into();
         return Err(AuditError::Io { path: newest, error });
     }
-    let oldest = files.first().map_or(newest, |(name, _)| state.join(name));
+    let oldest = files.first().map_or_else(|| newest.clone(), |(name, _)| state.join(name));
     let (mut first, mut entries, mut removed) = (1, 0, 0);
-    let (mut number, mut hash) = (0, NONE_BEFORE.to_owned());
+    let (mut number, mut hash, mut lines) = (0, NONE_BEFORE.to_owned(), 0);
     for (name, file) in files {
         let path = state.join(name);
         let failed = |error| AuditError::Io { path: path.clone(), error };
@@ -439,7 +464,7 @@ pub fn verify(state: &Path, mut each: impl FnMut(&Entry)) -> Result<Verified, Au
             }
             each(&entry);
             removed = removed.max(entry.removed.unwrap_or(0));
-            (number, hash) = (entry.number, entry.hash);
+            (number, hash, lines) = (entry.number, entry.hash, line);
             entries += 1;
         }
     }
@@ -447,7 +472,60 @@ pub fn verify(state: &Path, mut each: impl FnMut(&Entry)) -> Result<Verified, Au
         let what = "entries before it are missing, and none says that they were removed";
         return Err(AuditError::Broken { path: oldest, line: 1, what });
     }
+    if last.is_some_and(|last| last.change > number) {
+        let what = "entries behind it are missing: `audit.seen` tells of later ones";
+        return Err(AuditError::Broken { path: newest, line: lines, what });
+    }
     Ok(Verified { first, entries, hash })
+}
+
+/// What `audit.seen` tells an entry by: the beginning of its hash.
+fn id_of(hash: &str) -> Option<[u8; 16]> {
+    crate::hex::decode_array(hash.get(..32)?)
+}
+
+/// What is missing at the end of a log that ends with this entry, in words for people. After a power cut `audit.seen` may
+/// name an entry before the last.
+fn missing(state: &Path, seen: &Seen, number: u64, hash: &str) -> io::Result<Option<String>> {
+    let Some(last) = seen.read() else { return Ok(None) };
+    let shown = seen.path().display();
+    if last.change > number {
+        return Ok(Some(format!(
+            "entries are missing: it ends with number {number}, and had {} ({shown} tells): its end was cut off, or it is an \
+             older copy",
+            last.change
+        )));
+    }
+    let there = match last.change == number {
+        true => Some(hash.to_owned()),
+        false => hash_of(state, last.change)?,
+    };
+    // What the bound has removed says nothing, nor does what `verify` finds to be no entry.
+    Ok(there.filter(|hash| id_of(hash) != Some(last.id)).map(|_| {
+        format!(
+            "entry {} is not the one that was written under this number ({shown} tells): it is another gateway's log, or was \
+             changed",
+            last.change
+        )
+    }))
+}
+
+/// The hash of the entry with this number, if the log has it.
+fn hash_of(state: &Path, number: u64) -> io::Result<Option<String>> {
+    for (_, file) in files(state)? {
+        let mut input = BufReader::new(file);
+        loop {
+            let mut text = Vec::new();
+            if (&mut input).take(MAX_LINE).read_until(b'\n', &mut text)? == 0 {
+                break;
+            }
+            match serde_json::from_slice::<Entry>(&text) {
+                Ok(entry) if entry.number == number => return Ok(Some(entry.hash)),
+                _ => {}
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The number of a file's first entry; `None` where there is none.
@@ -572,6 +650,55 @@ mod tests {
         }
     }
 
+    /// The actions of a log that is opened once more, and closed.
+    fn opened(dir: &Path) -> Vec<String> {
+        drop(Audit::open(dir, None).unwrap());
+        let mut actions = Vec::new();
+        verify(dir, |entry| actions.push(entry.action.clone())).unwrap();
+        actions
+    }
+
+    #[test]
+    fn an_end_that_is_gone_and_another_log_are_told_in_the_log() {
+        let (dir, path) = written(9);
+        let whole = fs::read_to_string(&path).unwrap();
+        let until = |count: usize| whole.split_inclusive('\n').take(count).collect::<String>();
+        assert_eq!(opened(dir.path()).len(), 9, "nothing is missing");
+        for (count, said) in
+            [(0, "ends with number 0, and had 9"), (4, "ends with number 4, and had")]
+        {
+            fs::write(&path, until(count)).unwrap();
+            assert_eq!(broken(dir.path()), count as u64);
+            let actions = opened(dir.path());
+            assert!(
+                actions[count].contains(said) && actions[count].contains("audit.seen"),
+                "{actions:?}"
+            );
+            assert_eq!(opened(dir.path()), actions, "it is said once");
+            fs::write(&path, &whole).unwrap();
+            // The whole one is another log than the one that went on.
+            fs::write(&path, &whole).unwrap();
+            let actions = opened(dir.path());
+            assert!(
+                actions[9].contains(&format!("entry {} is not the one", count + 1)),
+                "{actions:?}"
+            );
+            fs::write(&path, &whole).unwrap();
+            let ninth: Entry = serde_json::from_str(whole.lines().nth(8).unwrap()).unwrap();
+            Seen::beside(&path).tell(State { id: id_of(&ninth.hash).unwrap(), change: 9 });
+        }
+        // After a power cut it may name an earlier entry.
+        let fifth: Entry = serde_json::from_str(whole.lines().nth(4).unwrap()).unwrap();
+        let seen = Seen::beside(&path);
+        seen.tell(State { id: id_of(&fifth.hash).unwrap(), change: 5 });
+        assert_eq!(opened(dir.path()).len(), 9);
+        let (other, _) = written(12);
+        fs::copy(other.path().join(FILE), &path).unwrap();
+        seen.tell(State { id: id_of(&fifth.hash).unwrap(), change: 5 });
+        let actions = opened(dir.path());
+        assert!(actions[12].contains("entry 5 is not the one"), "{actions:?}");
+    }
+
     #[test]
     fn it_goes_on_where_it_ended_and_one_process_writes() {
         let (dir, path) = written(2);
@@ -593,6 +720,8 @@ mod tests {
         let second = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
         let third = whole.len() - (whole.len() - second) / 2;
         let actions = || {
+            // Which does not know of what a crash cut off.
+            let _ = fs::remove_file(dir.path().join("audit.seen"));
             drop(Audit::open(dir.path(), None).unwrap());
             let mut actions = Vec::new();
             verify(dir.path(), |entry| actions.push(entry.action.clone())).unwrap();
@@ -757,6 +886,7 @@ mod tests {
         let first = text.find('\n').unwrap() + 1;
         for end in [first + 1, text.len() - 1, 3] {
             fs::write(&path, &text[..end]).unwrap();
+            fs::remove_file(dir.path().join("audit.seen")).unwrap();
             let whole = u64::from(end > first);
             Audit::open(dir.path(), None).unwrap().write(event("next")).unwrap();
             assert_eq!(verify(dir.path(), |_| ()).unwrap().entries, whole + 1);

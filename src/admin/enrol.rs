@@ -5,7 +5,9 @@
 //! one look-up. The order is: token, proof, certificate, registration; nothing is kept of one who fails on the way.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -344,7 +346,7 @@ impl Desk {
         let unusable = |error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error);
         let comes = match brought {
             Some(der) => Comes::Brought(der),
-            None if !certificate.exists() => {
+            None if no_authority(&self.settings) => {
                 let text = "this gateway has no CA that could issue a certificate: `duet ca init` makes one";
                 return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, text));
             }
@@ -429,6 +431,14 @@ impl Desk {
     }
 }
 
+/// Whether there is no CA, of which neither certificate nor key are there: one of them alone is a mistake, which loading it tells.
+fn no_authority(settings: &Enrol) -> bool {
+    let is_gone = |path: &Path| {
+        path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    };
+    is_gone(&settings.certificate) && is_gone(&settings.key)
+}
+
 /// Whether what the settings say of enrolment can be used: a CA that is there, and one that is trusted.
 ///
 /// # Errors
@@ -437,7 +447,7 @@ pub fn check(settings: &Enrol, now_s: i64) -> Result<Option<Utc>, identity::Auth
     if let Some(trusted) = &settings.trusted {
         Trusted::load(trusted, now_s)?;
     }
-    if !settings.certificate.exists() {
+    if no_authority(settings) {
         return Ok(None);
     }
     let own = Authority::load(&settings.certificate, &settings.key, now_s)?;
@@ -446,8 +456,6 @@ pub fn check(settings: &Enrol, now_s: i64) -> Result<Option<Utc>, identity::Auth
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use sha2::{Digest as _, Sha256};
 
     use super::*;

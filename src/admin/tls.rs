@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 #[derive(Debug, Error)]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("{}: {error}", path.display())]
+    #[error("{}: {error}; api.certificate and api.key name the API's certificate and key", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -34,7 +34,7 @@ pub enum TlsError {
         mode: u32,
     },
     /// Not what was expected.
-    #[error("{}: not {expected} in PEM", path.display())]
+    #[error("{}: not {expected} in PEM, or damaged; bring it back, or make certificate and key anew", path.display())]
     Pem {
         /// The file.
         path: PathBuf,
@@ -42,10 +42,15 @@ pub enum TlsError {
         expected: &'static str,
     },
     /// The two do not belong together, or are of a kind that is not supported.
-    #[error("{}: certificate and key cannot be used together: {error}", path.display())]
+    #[error(
+        "{} and {} cannot be used together: one of them is damaged, or another's; bring them back, or make both anew ({error})",
+        certificate.display(), key.display()
+    )]
     Pair {
         /// The certificate's file.
-        path: PathBuf,
+        certificate: PathBuf,
+        /// The key's.
+        key: PathBuf,
         /// What TLS says.
         error: rustls::Error,
     },
@@ -70,7 +75,8 @@ pub fn acceptor(certificate: &Path, key: &Path) -> Result<(TlsAcceptor, i64), Tl
     }
     let text = Zeroizing::new(fs::read(key).map_err(|error| failed(key, error))?);
     let secret = PrivateKeyDer::from_pem_slice(&text).map_err(|_| pem(key, "a private key"))?;
-    let pair = |error| TlsError::Pair { path: certificate.to_owned(), error };
+    let pair =
+        |error| TlsError::Pair { certificate: certificate.to_owned(), key: key.to_owned(), error };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -10,6 +10,7 @@ use std::sync::{PoisonError, RwLock};
 
 use duet_telemetry::catalogue::FILES_RENEWED;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 use utoipa::ToSchema;
@@ -119,6 +120,9 @@ struct Content {
     /// Counts changes.
     change: u64,
     tokens: Vec<Kept>,
+    /// SHA-256 of the file without this field, hexadecimal; a file from before there were any has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    sha256: String,
 }
 
 impl Content {
@@ -126,18 +130,29 @@ impl Content {
     fn empty() -> Result<Self, TokenError> {
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(|_| TokenError::Randomness)?;
-        Ok(Self { id: Hex(&id).to_string(), change: 0, tokens: Vec::new() })
+        let (id, tokens, sha256) = (Hex(&id).to_string(), Vec::new(), String::new());
+        Ok(Self { id, change: 0, tokens, sha256 })
     }
 
-    /// As the file has it. One from before there were ids has tokens alone.
+    /// As the file has it, if it is whole. One from before there were ids has tokens alone.
     fn read(text: &[u8]) -> Option<Self> {
-        match serde_json::from_slice(text) {
-            Ok(content) => Some(content),
+        match serde_json::from_slice::<Self>(text) {
+            Ok(content) => {
+                let is_whole = content.sha256.is_empty() || content.sha256 == content.digest()?;
+                is_whole.then_some(content)
+            }
             Err(_) => {
                 let (id, tokens) = (Hex(&[0; 16]).to_string(), serde_json::from_slice(text).ok()?);
-                Some(Self { id, change: 0, tokens })
+                Some(Self { id, change: 0, tokens, sha256: String::new() })
             }
         }
+    }
+
+    /// What `sha256` is to be.
+    fn digest(&self) -> Option<String> {
+        let bare = Self { sha256: String::new(), ..self.clone() };
+        let text = serde_json::to_vec(&bare).ok()?;
+        Some(Hex(&Sha256::digest(&text)).to_string())
     }
 
     fn state(&self) -> Option<State> {
@@ -172,7 +187,17 @@ impl Tokens {
         let seen = Seen::beside(&path);
         let failed = |error| TokenError::Io { path: path.clone(), error };
         let kept = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Content::empty()?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if seen.read().is_some() {
+                    tracing::warn!(
+                        "{}: it is gone ({} tells), and there are no tokens of the API any more; if it is elsewhere, put it back \
+                         before a new one is made",
+                        path.display(),
+                        seen.path().display()
+                    );
+                }
+                Content::empty()?
+            }
             Err(error) => return Err(failed(error)),
             Ok(text) => {
                 use std::os::unix::fs::MetadataExt as _;
@@ -296,6 +321,7 @@ impl Tokens {
         let mut next = kept.clone();
         let done = change(&mut next.tokens)?;
         next.change += 1;
+        next.sha256 = next.digest().unwrap_or_default();
         self.write(&next).map_err(|error| TokenError::Io { path: self.path.clone(), error })?;
         if let Some(state) = next.state() {
             self.seen.tell(state);
@@ -400,6 +426,29 @@ mod tests {
         fs::remove_file(dir.path().join("tokens.seen")).unwrap();
         fs::write(&path, "[]").unwrap();
         assert!(Tokens::open(dir.path()).unwrap().list().is_empty());
+    }
+
+    #[test]
+    fn no_flipped_bit_makes_a_token_good_for_longer_or_for_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let tokens = Tokens::open(dir.path()).unwrap();
+        for name in ["ops", "look"] {
+            tokens.add(name.parse().unwrap(), Role::Viewer, 100, 1_900_000_000).unwrap();
+        }
+        let (whole, list) = (fs::read(&path).unwrap(), tokens.list());
+        let mut refused = 0;
+        for bit in 0..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, flipped).unwrap();
+            match Tokens::open(dir.path()) {
+                // Between what means something there may be this blank or another.
+                Ok(tokens) => assert_eq!(tokens.list(), list, "bit {bit}"),
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(refused > whole.len() * 6, "{refused} of {} bits", whole.len() * 8);
     }
 
     #[test]

@@ -21,15 +21,19 @@ pub(super) fn check_state(state: &Path) -> Result<()> {
     let is_ours = |name: &str| {
         let names = [config::FILE, commands::FILE, tokens::FILE, NODE_KEY, HAS_RUN];
         let registry = [registry::FILE, registry::KEYS_FILE, "registry.reserve"];
-        let seen = ["registry.seen", "commands.seen"];
         names.contains(&name)
             || registry.contains(&name)
-            || seen.contains(&name)
+            || name.ends_with(".seen")
             || audit::is_log(name)
     };
     check_those(state, is_ours)?;
     let is_cursor = |name: &str| name.ends_with(".cursor") || name.ends_with(".ndjson");
-    check_those(&state.join("upstream"), is_cursor)
+    check_those(&state.join("upstream"), is_cursor)?;
+    // What cannot be listed is told by whoever needs it.
+    let runs = fs::read_dir(state.join("presence")).into_iter().flatten().flatten();
+    runs.map(|run| run.path())
+        .filter(|run| run.is_dir())
+        .try_for_each(|run| check_those(&run, |_| true))
 }
 
 /// Looks at all files of a gateway: those of its state directory, of its spool, and those that the settings name.

@@ -4,12 +4,14 @@
 //! certificate that is not valid yet is waited for, with a message, and one that is about to be retired and has
 //! ended is left out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 use duet::config::{Config, KeyFiles};
-use duet::identity::{GatewayIdentity, IdentityError, Reason, Utc, now_s};
+use duet::identity::{
+    GatewayIdentity, IdentityError, Reason, Utc, now_s, other_certificate, remember_certificate,
+};
 
 /// How long before its end a certificate of the gateway is warned of, seconds.
 const ENDS_SOON_S: i64 = 60 * 86_400;
@@ -38,10 +40,14 @@ impl Identities {
                 Utc(end_s)
             ));
         }
+        loaded.tell_if_other(config, &config.gateway, &own);
         loaded.all.push((config.gateway.key_id, own));
         if let Some(retiring) = &config.retiring {
             match load(retiring, now_s) {
-                Ok(identity) => loaded.all.push((retiring.key_id, identity)),
+                Ok(identity) => {
+                    loaded.tell_if_other(config, retiring, &identity);
+                    loaded.all.push((retiring.key_id, identity));
+                }
                 // Nobody can use it any more, and devices with the new one can.
                 Err(IdentityError { path, reason: Reason::Expired(end) }) => {
                     loaded.warnings.push(format!(
@@ -54,6 +60,19 @@ impl Identities {
             }
         }
         Ok(loaded)
+    }
+
+    fn tell_if_other(&mut self, config: &Config, files: &KeyFiles, identity: &GatewayIdentity) {
+        let found = &identity.certificate.fingerprint;
+        let (state, path) = (&config.state, &files.certificate);
+        self.warnings.extend(other_certificate(state, files.key_id, path, found));
+    }
+
+    /// Remembers what a gateway runs with from now on.
+    pub(super) fn remember(&self, state: &Path) {
+        for (key_id, identity) in &self.all {
+            remember_certificate(state, *key_id, &identity.certificate.fingerprint);
+        }
     }
 
     /// Loads what the settings name, and waits for the clock while it stands before a certificate's beginning.

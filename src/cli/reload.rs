@@ -109,6 +109,7 @@ impl Reloader {
         applied.extend(self.control.change_upstreams(&new.config)?);
         // Everything is right: from here on nothing fails.
         self.control.renew(&new.config, &keys);
+        identities.remember(&new.config.state);
         log::set_level(new.config.log.level);
         log::set_format(new.config.log.format);
         let facts = facts(&new.config, &identities, self.control.listen());

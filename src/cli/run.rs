@@ -145,6 +145,7 @@ fn serve(prepared: Prepared, stop: Stop, start: Start, mut inherited: Inherited)
         checked => drop(checked?),
     }
     let server = Server::start(config, &gateway_keys(&identities)?, &registry, &mut inherited)?;
+    identities.remember(&config.state);
     for (name, _) in inherited.named(|_| true) {
         tracing::warn!(
             "a service manager passes a descriptor \"{name}\", which nothing here needs: closed"

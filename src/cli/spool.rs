@@ -102,6 +102,7 @@ enum Output {
 impl Spool {
     pub(super) fn run(self, place: &Place) -> Result<ExitCode> {
         let config = place.load(&Overrides::default())?;
+        super::files::check(&config)?;
         let dir = config.spool.dir.clone();
         let out = match &self {
             Self::Cat(_) | Self::List { .. } => output::open()?,

@@ -58,6 +58,7 @@ pub(super) enum Audit {
 
 impl Token {
     pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
+        super::files::check_state(state)?;
         let mut out = io::stdout().lock();
         match self {
             Self::Add { name, role, expires } => {
@@ -138,6 +139,7 @@ fn print(out: &mut impl Write, tokens: &[TokenInfo], format: Format) -> Result<(
 
 impl Audit {
     pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
+        super::files::check_state(state)?;
         let mut out = io::BufWriter::new(output::open()?);
         match self {
             Self::Verify => {

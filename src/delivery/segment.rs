@@ -65,9 +65,9 @@ pub(super) fn is_gone(entry: &Entry) -> bool {
     found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Which file stands behind a name: its device and its number there.
+/// Which file stands behind a name: its device and its number there. A link to a file is as good as the file.
 pub(super) fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+    fs::metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 /// What all segments take on disk, bytes.

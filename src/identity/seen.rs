@@ -15,6 +15,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use duet_protocol::identity::Fingerprint;
+
 use super::sync_dir_of;
 
 const MAGIC: [u8; 8] = *b"duetseen";
@@ -76,6 +78,11 @@ impl Seen {
         });
     }
 
+    /// The one that remembers the gateway's certificate under a key id, wherever that lies.
+    fn of_certificate(state: &Path, key_id: u8) -> Self {
+        Self(state.join(format!("gateway-{key_id}.seen")))
+    }
+
     /// Removes it: the file beside it is to be another one.
     pub(crate) fn forget(&self) -> io::Result<()> {
         match fs::remove_file(&self.0) {
@@ -83,6 +90,43 @@ impl Seen {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a gateway of this state directory last ran with another certificate under this key id: then the devices that hold
+/// that one are locked out. In words for people.
+#[must_use]
+pub fn other_certificate(
+    state: &Path,
+    key_id: u8,
+    path: &Path,
+    found: &Fingerprint,
+) -> Option<String> {
+    let seen = Seen::of_certificate(state, key_id);
+    let last = seen.read()?;
+    (last != of_certificate(key_id, found)).then(|| {
+        format!(
+            "{}: another certificate than the one that this gateway last ran with under key_id {key_id} ({} tells): devices that \
+             hold that one are not let in. If it was damaged or replaced by mistake, bring it back; a new one gets a key_id of \
+             its own, and the one before goes under [gateway.retiring]",
+            path.display(),
+            seen.0.display()
+        )
+    })
+}
+
+/// Remembers the certificate that a gateway runs with under a key id.
+pub fn remember_certificate(state: &Path, key_id: u8, used: &Fingerprint) {
+    let seen = Seen::of_certificate(state, key_id);
+    let used = of_certificate(key_id, used);
+    if seen.read() != Some(used) {
+        seen.tell(used);
+    }
+}
+
+fn of_certificate(key_id: u8, fingerprint: &Fingerprint) -> State {
+    let mut id = [0; 16];
+    id.copy_from_slice(&fingerprint.0[..16]);
+    State { id, change: key_id.into() }
 }
 
 #[cfg(test)]

@@ -284,12 +284,27 @@ fn not_started(scratch: &Scratch, lines: &str) -> String {
     text(&output.stderr)
 }
 
+/// What `duet check` says of a gateway that would not start, within half a minute.
+fn checked(scratch: &Scratch) -> String {
+    let output = Command::new("timeout")
+        .args(["--signal=KILL", "30", env!("CARGO_BIN_EXE_duet"), "--state", "state", "check"])
+        .current_dir(scratch.dir.path())
+        .output()
+        .unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said
+}
+
 #[test]
 fn what_is_no_file_in_a_files_place_is_told_before_anything_waits_for_it() {
     let scratch = Scratch::initialised();
     scratch.good(&["ca", "init"]);
     scratch.good(&["token", "add", "monitoring", "--role", "viewer"]);
+    fs::write(scratch.state().join("duet.toml"), "[notices]\npresence = true\n").unwrap();
     scratch.run().stop("-TERM");
+    let run = fs::read_dir(scratch.state().join("presence")).unwrap().next().unwrap().unwrap();
+    let run = format!("presence/{}/0", run.file_name().into_string().unwrap());
     let names = [
         "duet.toml",
         "registry.redb",
@@ -308,6 +323,11 @@ fn what_is_no_file_in_a_files_place_is_told_before_anything_waits_for_it() {
         "spool/spool.durable",
         "spool/spool-0000000000000000.log",
         "spool/cursor-marks.pos",
+        "registry.seen",
+        "commands.seen",
+        "tokens.seen",
+        "node.seen",
+        &run,
     ];
     let kept = scratch.path("kept");
     for name in names {
@@ -316,6 +336,19 @@ fn what_is_no_file_in_a_files_place_is_told_before_anything_waits_for_it() {
         let told = |told: &str| {
             let said = not_started(&scratch, "");
             assert!(said.contains(name) && said.contains(told), "{name}: {said}");
+            if name != "duet.toml" {
+                let said = checked(&scratch);
+                assert!(said.contains(name) && said.contains(told), "{name}: {said}");
+            }
+            if name.starts_with("spool/") {
+                let said = scratch.bad(&["spool", "list"]);
+                assert!(said.contains(name) && said.contains(told), "{name}: {said}");
+            }
+            if name.starts_with("tokens") || name.starts_with("audit") {
+                let arguments = [&["token", "list"], &["audit", "verify"]];
+                let said = scratch.bad(arguments[usize::from(name.starts_with("audit"))]);
+                assert!(said.contains(name) && said.contains(told), "{name}: {said}");
+            }
             if !name.starts_with("spool/")
                 && !name.starts_with("gateway.")
                 && !name.starts_with("ca.")
@@ -336,10 +369,18 @@ fn what_is_no_file_in_a_files_place_is_told_before_anything_waits_for_it() {
         fs::rename(&kept, &place).unwrap();
     }
     // A link to a file is as good as the file.
-    let place = scratch.state().join("gateway.key");
-    fs::rename(&place, &kept).unwrap();
-    std::os::unix::fs::symlink(&kept, &place).unwrap();
-    scratch.run().stop("-TERM");
+    let links =
+        ["gateway.key", "spool/spool.lock", "spool/spool.durable", "spool/cursor-marks.pos"];
+    for name in links {
+        let (place, kept) = (scratch.state().join(name), scratch.path(&name.replace('/', "-")));
+        fs::rename(&place, &kept).unwrap();
+        std::os::unix::fs::symlink(&kept, &place).unwrap();
+    }
+    let mut gateway = scratch.run();
+    // They are looked at each second.
+    std::thread::sleep(Duration::from_millis(2_500));
+    let said = gateway.end("-TERM");
+    assert!(!said.contains("WARN"), "{said}");
 }
 
 #[test]
@@ -367,6 +408,48 @@ fn what_a_gateway_had_and_has_not_any_more_is_told() {
         }
     }
     assert!(!warnings().contains("is gone"), "it is said once: all of them are there again");
+}
+
+#[test]
+fn another_certificate_under_the_same_key_id_is_told_and_one_under_its_own_is_not() {
+    let scratch = Scratch::initialised();
+    let said = || scratch.run().end("-TERM");
+    let told = "another certificate than the one that this gateway last ran with under key_id 0";
+    assert!(!said().contains(told));
+    let now_s = duet::identity::now_s();
+    certificate(&scratch, "gateway", now_s, 300);
+    assert!(text(&scratch.duet(&["check"]).stdout).contains(told));
+    let said_first = said();
+    assert!(said_first.contains(told) && said_first.contains("gateway-0.seen"), "{said_first}");
+    assert!(!said().contains(told), "it is said once");
+    fs::rename(scratch.state().join("gateway.pem"), scratch.state().join("old.pem")).unwrap();
+    fs::rename(scratch.state().join("gateway.key"), scratch.state().join("old.key")).unwrap();
+    certificate(&scratch, "gateway", now_s, 300);
+    let settings = "[gateway]\nkey_id = 1\n[gateway.retiring]\nkey_id = 0\ncertificate = \"old.pem\"\nkey = \"old.key\"\n";
+    fs::write(scratch.state().join("duet.toml"), settings).unwrap();
+    let mut gateway = scratch.run();
+    certificate(&scratch, "gateway", now_s, 300);
+    assert!(scratch.good(&["config", "reload"]).contains("under key_id 1"));
+    let said = gateway.end("-TERM");
+    assert!(!said.contains(told), "{said}");
+}
+
+#[test]
+fn a_ca_of_which_only_one_file_is_left_is_told() {
+    let scratch = Scratch::initialised();
+    scratch.good(&["ca", "init"]);
+    for name in ["ca.pem", "ca.key"] {
+        let (place, kept) = (scratch.state().join(name), scratch.path("kept"));
+        fs::rename(&place, &kept).unwrap();
+        let said = not_started(&scratch, "");
+        assert!(said.contains(name) && said.contains("bring it back"), "{said}");
+        assert!(checked(&scratch).contains(name));
+        fs::rename(&kept, &place).unwrap();
+    }
+    for name in ["ca.pem", "ca.key"] {
+        fs::remove_file(scratch.state().join(name)).unwrap();
+    }
+    scratch.run().stop("-TERM");
 }
 
 #[test]

@@ -153,7 +153,7 @@ pub(super) fn issue(place: &Place, name: &str, file: &Path) -> Result<Vec<u8>> {
     super::open(file)?.take(MAX_REQUEST).read_to_end(&mut text).with_context(shown)?;
     let key = identity::key_of_request(&text).with_context(shown)?;
     let Enrol { certificate, key: secret, days, .. } = place.load(&Overrides::default())?.enrol;
-    if !certificate.exists() {
+    if !certificate.exists() && !secret.exists() {
         bail!("{}: there is no CA; `duet ca init` makes one", certificate.display());
     }
     let now_s = now_s();
