@@ -182,8 +182,9 @@ impl Place {
             (None, Some(_)) => None,
             _ => Some(self.chosen()),
         };
-        if let Some(state) = &state {
-            files::check_state(state)?;
+        let in_state = state.as_ref().map(|state| state.join(duet::config::FILE));
+        if let Some(settings) = self.config.as_ref().or(in_state.as_ref()) {
+            files::look(settings)?;
         }
         let loaded = Loaded::load(state.as_deref(), self.config.as_deref(), flags);
         // Settings that cannot be read are then no more than a sign of it.

@@ -152,12 +152,14 @@ impl Registry {
         let database = self.ready()?;
         let mut slot = self.lock();
         let view = Arc::new(View::default());
-        self.store.noted(self.each_device(&database, |device, renewing| {
-            view.insert(Arc::new(device));
-            if let Some((new, renewing)) = renewing {
-                view.note_renewing(new, renewing);
-            }
-        }))?;
+        self.store.guarded(|| {
+            self.each_device(&database, |device, renewing| {
+                view.insert(Arc::new(device));
+                if let Some((new, renewing)) = renewing {
+                    view.note_renewing(new, renewing);
+                }
+            })
+        })?;
         Ok(Arc::clone(slot.get_or_insert(view)))
     }
 
@@ -274,13 +276,15 @@ impl Registry {
         if anew && let Some(view) = &*self.lock() {
             let mut gone = view.ids();
             view.forget_all_renewing();
-            self.store.noted(self.each_device(&database, |device, renewing| {
-                gone.remove(&device.credential.id);
-                view.renew(device);
-                if let Some((new, renewing)) = renewing {
-                    view.note_renewing(new, renewing);
-                }
-            }))?;
+            self.store.guarded(|| {
+                self.each_device(&database, |device, renewing| {
+                    gone.remove(&device.credential.id);
+                    view.renew(device);
+                    if let Some((new, renewing)) = renewing {
+                        view.note_renewing(new, renewing);
+                    }
+                })
+            })?;
             gone.iter().for_each(|id| view.remove(id));
         }
         Ok(database)
@@ -291,11 +295,10 @@ impl Registry {
         read: impl FnOnce(&Database) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         let database = self.ready()?;
-        let done = {
+        self.store.guarded(|| {
             let _keys_stay = self.store.reading();
             read(&database)
-        };
-        self.store.noted(done)
+        })
     }
 
     /// Every device that may connect.

@@ -84,6 +84,7 @@ fn write(config: &Config, settings: &Path, copy: &Path, file: &Path) -> Result<(
 }
 
 fn fill(writer: &mut Writer, config: &Config, settings: &Path, copy: &Path) -> Result<usize> {
+    super::files::check(config)?;
     let mut files = 0;
     let mut add_open = |name: &str, path: &Path, mut file: File| -> Result<()> {
         let shown = || path.display().to_string();

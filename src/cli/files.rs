@@ -36,11 +36,20 @@ pub(super) fn check_state(state: &Path) -> Result<()> {
         .try_for_each(|run| check_those(&run, |_| true))
 }
 
+/// Looks at the files of a spool.
+pub(super) fn check_spool(dir: &Path) -> Result<()> {
+    check_those(dir, |name| name.starts_with("spool") || name.starts_with("cursor-"))
+}
+
 /// Looks at all files of a gateway: those of its state directory, of its spool, and those that the settings name.
 pub(super) fn check(config: &Config) -> Result<()> {
     check_state(&config.state)?;
-    let is_spools = |name: &str| name.starts_with("spool") || name.starts_with("cursor-");
-    check_those(&config.spool.dir, is_spools)?;
+    check_spool(&config.spool.dir)?;
+    check_named(config)
+}
+
+/// Looks at the certificates and keys that the settings name.
+pub(super) fn check_named(config: &Config) -> Result<()> {
     let keys = std::iter::once(&config.gateway).chain(&config.retiring);
     let mut paths: Vec<&PathBuf> =
         keys.flat_map(|files| [&files.certificate, &files.key]).collect();
@@ -95,7 +104,7 @@ fn check_those(dir: &Path, is_ours: impl Fn(&str) -> bool) -> Result<()> {
 }
 
 /// Refuses what stands in the place of a file and is none. Nothing may be there.
-fn look(path: &Path) -> Result<()> {
+pub(super) fn look(path: &Path) -> Result<()> {
     let kind = match fs::metadata(path) {
         Ok(found) => found.file_type(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -88,6 +88,7 @@ impl Reloader {
         // The state is only ever replaced when everything was right.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let new = self.place.loaded(&self.flags)?;
+        super::files::check_named(&new.config)?;
         let identities = Identities::load(&new.config, now_s())?;
         let keys = gateway_keys(&identities)?;
         let api = new.config.api.as_ref().map(|api| acceptor(&api.certificate, &api.key));

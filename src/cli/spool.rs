@@ -102,8 +102,8 @@ enum Output {
 impl Spool {
     pub(super) fn run(self, place: &Place) -> Result<ExitCode> {
         let config = place.load(&Overrides::default())?;
-        super::files::check(&config)?;
         let dir = config.spool.dir.clone();
+        super::files::check_spool(&dir)?;
         let out = match &self {
             Self::Cat(_) | Self::List { .. } => output::open()?,
             _ => io::stdout().lock(),

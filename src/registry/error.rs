@@ -210,7 +210,12 @@ impl RegistryError {
 
     /// Whether the engine has given the file up: it does nothing more until the file is opened anew.
     pub(super) fn is_given_up(&self) -> bool {
-        matches!(self, Self::Storage(error) if matches!(**error, redb::Error::Io(_) | redb::Error::PreviousIo))
+        match self {
+            Self::Storage(error) => matches!(**error, redb::Error::Io(_) | redb::Error::PreviousIo),
+            // Of a file that was sound when it was opened.
+            Self::Damaged { detail: Damage::Structure, .. } => true,
+            _ => false,
+        }
     }
 }
 

@@ -206,11 +206,22 @@ impl Store {
     }
 
     /// Passes a result on; the file is let go where the engine has given it up.
-    pub(super) fn noted<T>(&self, result: Result<T, RegistryError>) -> Result<T, RegistryError> {
+    fn noted<T>(&self, result: Result<T, RegistryError>) -> Result<T, RegistryError> {
         if result.as_ref().is_err_and(RegistryError::is_given_up) {
             *self.database.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
         result
+    }
+
+    /// Works on the file, as [`noted`](Self::noted) says. The engine panics over a file that somebody has written into.
+    pub(super) fn guarded<T>(
+        &self,
+        work: impl FnOnce() -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let done = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+            Err(RegistryError::Damaged { path: self.path.clone(), detail: Damage::Structure })
+        });
+        self.noted(done)
     }
 
     /// Runs a change in a transaction that is durable when this returns, or has not happened; after an error of the
@@ -221,10 +232,10 @@ impl Store {
         run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         self.in_place()?;
-        let (changed, freed) = self.noted(change(database, &self.keys, true, run))?;
+        let (changed, freed) = self.guarded(|| change(database, &self.keys, true, run))?;
         // The change is on disk, so it is no failure if this is not: the file is let go, and who opens it next
         // makes up for it.
-        if let Ok(change) = self.noted(pair(database)) {
+        if let Ok(change) = self.guarded(|| pair(database)) {
             self.seen.tell(State { id: self.id, change });
             // Now neither of the commits that the engine keeps refers to them.
             if !freed.is_empty() {
@@ -243,7 +254,7 @@ impl Store {
         run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         self.in_place()?;
-        self.noted(change(database, &self.keys, false, run)).map(|(changed, _)| changed)
+        self.guarded(|| change(database, &self.keys, false, run)).map(|(changed, _)| changed)
     }
 
     /// Runs a change and undoes it.
@@ -259,7 +270,7 @@ impl Store {
             write.abort()?;
             value
         };
-        self.noted(attempted())
+        self.guarded(attempted)
     }
 
     /// Copies the file and that of the keys to new ones while no change is under way.
@@ -274,7 +285,7 @@ impl Store {
             held.abort()?;
             copied
         };
-        self.noted(copied())
+        self.guarded(copied)
     }
 }
 

@@ -435,6 +435,38 @@ fn another_certificate_under_the_same_key_id_is_told_and_one_under_its_own_is_no
 }
 
 #[test]
+fn what_stands_in_the_place_of_an_open_file_keeps_nobody_from_revoking_and_no_reload_waits_for_a_pipe()
+ {
+    let scratch = Scratch::initialised();
+    scratch.good(&[
+        "device",
+        "add",
+        "lost",
+        "--registered-id",
+        "--out",
+        "lost.json",
+        "--address",
+        "127.0.0.1:1",
+    ]);
+    let gateway = scratch.run();
+    let commands = scratch.state().join("commands.redb");
+    fs::remove_file(&commands).unwrap();
+    fs::create_dir(&commands).unwrap();
+    assert!(scratch.good(&["device", "revoke", "lost"]).contains("revoked"));
+    let key = scratch.state().join("gateway.key");
+    fs::rename(&key, scratch.path("kept")).unwrap();
+    assert!(Command::new("mkfifo").args(["-m", "600"]).arg(&key).status().unwrap().success());
+    for arguments in [&["config", "reload"][..], &["backup", "backup.tar"]] {
+        let said = scratch.bad(arguments);
+        assert!(said.contains("place"), "{said}");
+    }
+    fs::remove_file(&key).unwrap();
+    fs::rename(scratch.path("kept"), &key).unwrap();
+    scratch.good(&["config", "reload"]);
+    gateway.stop("-TERM");
+}
+
+#[test]
 fn a_ca_of_which_only_one_file_is_left_is_told() {
     let scratch = Scratch::initialised();
     scratch.good(&["ca", "init"]);
