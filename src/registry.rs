@@ -110,6 +110,19 @@ impl Registry {
         Ok(Self::of(Store::open(path)?))
     }
 
+    /// Looks whether a registry could be opened, and changes nothing. In words for people, what was found.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn look(path: &Path) -> Result<String, RegistryError> {
+        let found = Store::look(path)?;
+        let said = match found {
+            Some(keys) => format!("whole, with {keys} registration keys"),
+            None => "was not closed; a start puts it in order".into(),
+        };
+        Ok(format!("{}: {said}", path.display()))
+    }
+
     /// Forgets which registry was in this place, so that another one or an older one is taken there.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ mod upstreams;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, PoisonError};
@@ -71,6 +71,15 @@ use crate::wipe;
 const BURST_US: u64 = 600_000;
 
 /// Why the data plane could not start, or ended badly.
+/// Looks whether a gateway of this state directory has a node key that it can use, and changes nothing.
+///
+/// # Errors
+/// [`ServerError::NodeKey`].
+pub fn look_at_node_key(state: &Path) -> Result<(), ServerError> {
+    let path = state.join(node_key::FILE);
+    node_key::look(&path).map_err(|error| ServerError::NodeKey { path, error })
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// Sockets or rings.

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use duet::admin::tokens::Tokens;
 use duet::commands;
 use duet::config::{Config, Overrides};
 use duet::identity::{Utc, now_s};
-use duet::registry;
+use duet::registry::{self, Registry, RegistryError};
 use duet_upstream::Upstream;
 
 use super::identities::Identities;
@@ -157,18 +158,20 @@ fn look(config: &Config) -> Vec<Finding> {
     for text in config.upstreams.iter().filter_map(Upstream::warning) {
         note("upstream", Ok(format!("warning: {text}")));
     }
-    let file = config.state.join(registry::FILE);
-    let found =
-        fs::metadata(&file).map(|found| format!("{}, {} bytes", file.display(), found.len()));
-    note(
-        "registry",
-        found.map_err(|error| {
-            format!(
-                "{}: {error}; `duet init` makes one, a lost one comes from a backup",
-                file.display()
-            )
-        }),
-    );
+    let looked = match Registry::look(&config.state.join(registry::FILE)) {
+        Err(RegistryError::InUse(file)) => {
+            Ok(format!("{}: a gateway runs here and holds it", file.display()))
+        }
+        looked => looked.map_err(|error| error.to_string()),
+    };
+    note("registry", looked);
+    let node_key = duet::server::look_at_node_key(&config.state);
+    if let Err(error) = node_key {
+        note("node key", Err(error.to_string()));
+    }
+    if let Err(error) = Tokens::open(&config.state) {
+        note("tokens", Err(error.to_string()));
+    }
     let looked = match commands::look(&config.state.join(commands::FILE)) {
         Err(commands::StoreError::InUse(file)) => {
             Ok(format!("{}: a gateway runs here and holds it", file.display()))

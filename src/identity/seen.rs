@@ -21,6 +21,8 @@ use super::sync_dir_of;
 
 const MAGIC: [u8; 8] = *b"duetseen";
 const LEN: usize = 64;
+/// Whoever opens a named pipe otherwise waits until somebody opens its other end.
+const NO_WAIT: i32 = libc::O_NONBLOCK;
 
 /// Which file, and how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +47,11 @@ impl Seen {
 
     /// What it says, if that can be believed.
     pub(crate) fn read(&self) -> Option<State> {
-        let bytes: [u8; LEN] = fs::read(&self.0).ok()?.try_into().ok()?;
+        let mut bytes = [0; LEN];
+        let mut options = OpenOptions::new();
+        let file = options.read(true).custom_flags(NO_WAIT).open(&self.0).ok()?;
+        let has_length = file.metadata().ok()?.len() == LEN as u64;
+        file.read_exact_at(&mut bytes, 0).ok().filter(|()| has_length)?;
         let (covered, crc) = bytes.split_last_chunk::<4>()?;
         let (magic, rest) = covered.split_first_chunk::<8>()?;
         let (id, rest) = rest.split_first_chunk()?;
@@ -63,7 +69,7 @@ impl Seen {
         let crc = crc32c::crc32c(&bytes[..60]);
         bytes[60..].copy_from_slice(&crc.to_le_bytes());
         let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
+        options.write(true).create(true).truncate(false).mode(0o600).custom_flags(NO_WAIT);
         let _ = options.open(&self.0).and_then(|file| {
             let is_made = file.metadata()?.len() != LEN as u64;
             if is_made {

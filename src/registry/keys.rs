@@ -106,32 +106,11 @@ impl KeyFile {
     ) -> Result<Self, RegistryError> {
         let path = beside(registry);
         let failed = |error| RegistryError::Io { path: path.clone(), error };
-        match identity::mode_for_others(&path) {
-            Ok(None) => {}
-            Ok(Some(mode)) => return Err(RegistryError::OpenToOthers { path, mode }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && used.is_empty() => {
-                Self::create(registry, id)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(RegistryError::NoKeys(path));
-            }
-            Err(error) => return Err(failed(error)),
+        if !Self::is_there(&path, used)? {
+            Self::create(registry, id)?;
         }
         let open = Open::of(&path).map_err(failed)?;
-        let mut found = [0; HEADER];
-        match open.file.read_exact_at(&mut found, 0) {
-            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                return Err(failed(error));
-            }
-            _ if found != header(id) => {
-                let detail = match found.starts_with(&MAGIC) {
-                    true => Damage::OthersKeys,
-                    false => Damage::KeyFile,
-                };
-                return Err(RegistryError::Damaged { path, detail });
-            }
-            _ => {}
-        }
+        verify(&path, &open.file, id)?;
         // One that was killed while it made a copy has left that, with keys in it.
         remove(&draft(&path)).map_err(failed)?;
         let (open, in_doubt) = (RwLock::new(open), AtomicBool::new(false));
@@ -145,6 +124,39 @@ impl KeyFile {
             }
         }
         Ok(keys)
+    }
+
+    /// Opens it to look at it, and changes nothing; there is none where none is needed.
+    pub(super) fn look(
+        registry: &Path,
+        id: [u8; 16],
+        used: &[KeyCell],
+    ) -> Result<Option<Self>, RegistryError> {
+        let path = beside(registry);
+        if !Self::is_there(&path, used)? {
+            return Ok(None);
+        }
+        let open =
+            Open::of(&path).map_err(|error| RegistryError::Io { path: path.clone(), error })?;
+        verify(&path, &open.file, id)?;
+        let (open, in_doubt) = (RwLock::new(open), AtomicBool::new(false));
+        let keys = Self { path, open, cells: Mutex::default(), in_doubt };
+        keys.is_used(used)?;
+        Ok(Some(keys))
+    }
+
+    /// Whether it is there; it may be missing where no row needs it.
+    fn is_there(path: &Path, used: &[KeyCell]) -> Result<bool, RegistryError> {
+        let path = path.to_owned();
+        match identity::mode_for_others(&path) {
+            Ok(None) => Ok(true),
+            Ok(Some(mode)) => Err(RegistryError::OpenToOthers { path, mode }),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(RegistryError::Io { path, error })
+            }
+            Err(_) if used.is_empty() => Ok(false),
+            Err(_) => Err(RegistryError::NoKeys(path)),
+        }
     }
 
     /// Takes it that rows refer to these cells alone, and overwrites all others.
@@ -430,6 +442,22 @@ fn overwrite(file: &File) -> io::Result<()> {
         at += some as u64;
     }
     file.sync_data()
+}
+
+/// Refuses a file that is none of the registry with this id.
+fn verify(path: &Path, file: &File, id: [u8; 16]) -> Result<(), RegistryError> {
+    let (path, mut found) = (path.to_owned(), [0; HEADER]);
+    match file.read_exact_at(&mut found, 0) {
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            Err(RegistryError::Io { path, error })
+        }
+        _ if found == header(id) => Ok(()),
+        _ => {
+            let is_others = found.starts_with(&MAGIC);
+            let detail = if is_others { Damage::OthersKeys } else { Damage::KeyFile };
+            Err(RegistryError::Damaged { path, detail })
+        }
+    }
 }
 
 fn header(id: [u8; 16]) -> [u8; HEADER] {

@@ -151,6 +151,42 @@ impl Store {
         })
     }
 
+    /// Looks whether the file could be opened, and changes nothing: how many keys it needs, or nothing where a start has to put
+    /// it in order first, since whoever had it open was killed.
+    pub(super) fn look(path: &Path) -> Result<Option<usize>, RegistryError> {
+        allowed(path)?;
+        let looked = catch_unwind(AssertUnwindSafe(|| {
+            let builder = Database::builder().set_cache_size(CACHE_BYTES).open_read_only(path);
+            let database = match builder {
+                Err(redb::DatabaseError::RepairAborted) => return Ok(None),
+                found => found.map_err(|error| opening(path, error))?,
+            };
+            let (seen, found) = (Seen::beside(path), state(&database)?);
+            if seen.read().is_some_and(|last| last.id != found.id || last.change > found.change) {
+                let seen = seen.path().to_owned();
+                return Err(RegistryError::Older { path: path.to_owned(), seen });
+            }
+            let mut keys = 0;
+            let file = KeyFile::look(path, found.id, &cells(path, &database)?)?;
+            each_record(path, &database, |name, record| {
+                let key = record.cell().zip(record.registration_key_digest());
+                let (Some(file), Some((cell, digest))) = (&file, key) else { return Ok(()) };
+                keys += 1;
+                match file.get(cell, &digest)? {
+                    Some(_) => Ok(()),
+                    None => {
+                        let detail = name.parse().map_or(Damage::Name, Damage::Key);
+                        Err(RegistryError::Damaged { path: path.to_owned(), detail })
+                    }
+                }
+            })?;
+            Ok(Some(keys))
+        }));
+        looked.unwrap_or_else(|_| {
+            Err(RegistryError::Damaged { path: path.to_owned(), detail: Damage::Structure })
+        })
+    }
+
     /// Forgets which registry was in this place: another one is to come there.
     pub(super) fn forget_seen(path: &Path) -> Result<(), RegistryError> {
         let seen = Seen::beside(path);
@@ -175,7 +211,7 @@ impl Store {
         self.in_place()?;
         let database = Arc::new(open_with_room(&self.path, &self.reserve, &self.known)?);
         let _nobody_reads = self.readers.write().unwrap_or_else(PoisonError::into_inner);
-        self.keys.settle(&cells(&self.path, &database)?)?;
+        self.keys.settle(&cells(&self.path, &*database)?)?;
         *slot = Some(Arc::clone(&database));
         Ok((database, true))
     }
@@ -338,7 +374,7 @@ fn name(database: &Database, id: [u8; 16]) -> Result<(), RegistryError> {
 }
 
 /// Which registry it is, and how far. One without an id was made before there were any.
-fn state(database: &Database) -> Result<State, RegistryError> {
+fn state(database: &impl ReadableDatabase) -> Result<State, RegistryError> {
     let read = database.begin_read()?;
     let id = match read.open_table(ID) {
         Ok(ids) => ids.get(())?.map_or([0; 16], |id| id.value()),
@@ -354,12 +390,25 @@ fn state(database: &Database) -> Result<State, RegistryError> {
 }
 
 /// The cells of all keys that rows refer to.
-fn cells(path: &Path, database: &Database) -> Result<Vec<KeyCell>, RegistryError> {
+fn cells(path: &Path, database: &impl ReadableDatabase) -> Result<Vec<KeyCell>, RegistryError> {
+    let mut cells = Vec::new();
+    each_record(path, database, |_, record| {
+        cells.extend(record.cell());
+        Ok(())
+    })?;
+    Ok(cells)
+}
+
+/// Visits every device that rows tell of, and those that renewals have replaced, by their names.
+fn each_record(
+    path: &Path,
+    database: &impl ReadableDatabase,
+    mut each: impl FnMut(&str, &Record) -> Result<(), RegistryError>,
+) -> Result<(), RegistryError> {
     let damaged = |name: &str| {
         let detail = name.parse::<Name>().map_or(Damage::Name, Damage::Record);
         RegistryError::Damaged { path: path.to_owned(), detail }
     };
-    let mut cells = Vec::new();
     let read = database.begin_read()?;
     for (table, is_devices) in [(DEVICES, true), (PREDECESSORS, false)] {
         let rows = match read.open_table(table) {
@@ -375,13 +424,13 @@ fn cells(path: &Path, database: &Database) -> Result<Vec<KeyCell>, RegistryError
             };
             let is_earlier = is_devices && bytes.value().first() == Some(&record::EARLIER);
             match record {
-                Some(record) => cells.extend(record.cell()),
+                Some(record) => each(name.value(), &record)?,
                 None if is_earlier => return Err(RegistryError::Earlier(path.to_owned())),
                 None => return Err(damaged(name.value())),
             }
         }
     }
-    Ok(cells)
+    Ok(())
 }
 
 /// Whether a change was the last thing that was committed, without its second commit.
@@ -405,15 +454,19 @@ fn open_with_room(
     }
 }
 
-fn open(path: &Path, known: &Arc<Known>) -> Result<Database, RegistryError> {
+fn allowed(path: &Path) -> Result<(), RegistryError> {
     match identity::mode_for_others(path) {
-        Ok(None) => {}
-        Ok(Some(mode)) => return Err(RegistryError::OpenToOthers { path: path.to_owned(), mode }),
+        Ok(None) => Ok(()),
+        Ok(Some(mode)) => Err(RegistryError::OpenToOthers { path: path.to_owned(), mode }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(RegistryError::Missing(path.to_owned()));
+            Err(RegistryError::Missing(path.to_owned()))
         }
-        Err(error) => return Err(RegistryError::Io { path: path.to_owned(), error }),
+        Err(error) => Err(RegistryError::Io { path: path.to_owned(), error }),
     }
+}
+
+fn open(path: &Path, known: &Arc<Known>) -> Result<Database, RegistryError> {
+    allowed(path)?;
     // The engine's own checks miss some damage to the first bytes of a file, over which it panics.
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let opened = database::open(path, CACHE_BYTES, known);

@@ -53,6 +53,14 @@ pub(super) fn load(path: &Path) -> Result<(Zeroizing<[u8; LEN]>, Option<String>)
     }
 }
 
+/// Looks whether there is a key that can be used, and changes nothing; one that is not there is made by a start.
+pub(super) fn look(path: &Path) -> io::Result<()> {
+    match read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        found => found.map(drop),
+    }
+}
+
 /// Names a key, and tells nothing of it.
 fn state(key: &[u8; LEN]) -> State {
     let digest = Sha256::new().chain_update(b"duet node key").chain_update(key).finalize();

@@ -684,3 +684,65 @@ fn an_upstream_that_gets_a_token_in_clear_is_told_by_check_and_at_start() {
         .unwrap();
     assert!(!scratch.good(&["check"]).contains("warning"));
 }
+
+/// Whoever looks before a restart sees what a start would refuse, and nothing is changed by looking.
+#[test]
+fn check_refuses_what_a_start_refuses() {
+    let scratch = Scratch::initialised();
+    scratch.good(&["device", "add", "a", "--registered-id", "--out", "a.json"]);
+    scratch.good(&["token", "add", "ops", "--role", "admin"]);
+    let gateway = scratch.run();
+    gateway.stop("-TERM");
+    let check = || {
+        let output = scratch.duet(&["check"]);
+        (output.status.code(), text(&output.stdout))
+    };
+    assert_eq!(check().0, Some(0), "{}", check().1);
+    let harms: [(&str, fn(&mut Vec<u8>)); 7] = [
+        ("registry.redb", |bytes| bytes.truncate(5)),
+        ("registry.redb", |bytes| bytes.fill(0)),
+        ("registry.keys", |bytes| bytes[9] ^= 1),
+        ("registry.keys", |bytes| bytes.truncate(32)),
+        ("registry.keys", |bytes| bytes[40] ^= 1),
+        ("node.key", |bytes| bytes.truncate(16)),
+        ("tokens.json", |bytes| bytes.truncate(9)),
+    ];
+    for (name, harm) in harms {
+        let path = scratch.state().join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut bytes = whole.clone();
+        harm(&mut bytes);
+        fs::write(&path, &bytes).unwrap();
+        let (code, said) = check();
+        assert!(code == Some(1) && said.contains(name), "{name}: {said}");
+        assert_eq!(fs::read(&path).unwrap(), bytes, "{name} was changed");
+        let refused = not_started(&scratch, "");
+        assert!(refused.contains(name), "{name}: {refused}");
+        fs::write(&path, whole).unwrap();
+    }
+    for name in ["registry.redb", "registry.keys", "node.key", "tokens.json"] {
+        let (path, aside) = (scratch.state().join(name), scratch.path("aside"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let (code, said) = check();
+        assert!(code == Some(1) && said.contains("chmod 600"), "{name}: {said}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::rename(&path, &aside).unwrap();
+        if name.starts_with("registry") {
+            let (code, said) = check();
+            assert!(code == Some(1) && said.contains(name), "{name}: {said}");
+        }
+        fs::rename(&aside, &path).unwrap();
+    }
+    assert_eq!(check().0, Some(0));
+    // And what stands beside a file to tell of older ones keeps nobody waiting.
+    let gateway = scratch.run();
+    for name in ["registry.seen", "commands.seen", "tokens.seen", "audit.seen"] {
+        let path = scratch.state().join(name);
+        let _ = fs::remove_file(&path);
+        assert!(Command::new("mkfifo").args(["-m", "600"]).arg(&path).status().unwrap().success());
+    }
+    scratch.good(&["device", "add", "b", "--registered-id", "--out", "b.json"]);
+    scratch.good(&["command", "a", "x"]);
+    scratch.good(&["token", "add", "more", "--role", "viewer"]);
+    gateway.stop("-TERM");
+}
