@@ -70,7 +70,6 @@ use crate::wipe;
 /// A burst of hellos that is answered within this time waits, µs. A device asks again after a second (R83).
 const BURST_US: u64 = 600_000;
 
-/// Why the data plane could not start, or ended badly.
 /// Looks whether a gateway of this state directory has a node key that it can use, and changes nothing.
 ///
 /// # Errors
@@ -80,6 +79,7 @@ pub fn look_at_node_key(state: &Path) -> Result<(), ServerError> {
     node_key::look(&path).map_err(|error| ServerError::NodeKey { path, error })
 }
 
+/// Why the data plane could not start, or ended badly.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// Sockets or rings.

@@ -1,6 +1,5 @@
 //! `duet config …` and `duet check`: the settings, and whether a gateway would start with them.
 
-use std::fs;
 use std::io::{self, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::process::ExitCode;

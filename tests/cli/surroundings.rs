@@ -698,7 +698,8 @@ fn check_refuses_what_a_start_refuses() {
         (output.status.code(), text(&output.stdout))
     };
     assert_eq!(check().0, Some(0), "{}", check().1);
-    let harms: [(&str, fn(&mut Vec<u8>)); 7] = [
+    type Harm = fn(&mut Vec<u8>);
+    let harms: [(&str, Harm); 7] = [
         ("registry.redb", |bytes| bytes.truncate(5)),
         ("registry.redb", |bytes| bytes.fill(0)),
         ("registry.keys", |bytes| bytes[9] ^= 1),

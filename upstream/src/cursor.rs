@@ -65,15 +65,20 @@ impl CursorFile {
         if is_whole && !self.unsure && self.said == Some(*kept) {
             return Ok(false);
         }
-        if !is_whole {
-            self.path.parent().map_or(Ok(()), make_dir)?;
-            self.file = open(&self.path)?;
-            sync_dir(&self.path)?;
-            // Into both slots.
+        if is_whole {
             self.write(kept)?;
+            return Ok(false);
         }
+        self.path.parent().map_or(Ok(()), make_dir)?;
+        // It has its name once both slots say so: one that is there and says nothing knows of no reading.
+        let draft = self.path.with_extension("new");
+        self.file = open(&draft)?;
+        self.file.set_len(0)?;
         self.write(kept)?;
-        Ok(!is_whole)
+        self.write(kept)?;
+        fs::rename(&draft, &self.path)?;
+        sync_dir(&self.path)?;
+        Ok(true)
     }
 
     /// Whether the file under its name says what it was told.
