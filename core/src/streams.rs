@@ -14,8 +14,8 @@
 //!           failed or ended ─▶ flushing ─▶ closed     deadline over: to flushing; of first, to closed
 //! ```
 //!
-//! *Failed* is a stream one of whose messages was discarded (a record that came again is no fault), or that is to be closed; *ended* one whose peer says no more, and may still be owed
-//! answers. Each state but *proven* and *closed* has one deadline, and there are no others. When it is over, the stream is
+//! *Failed* is a stream one of whose messages was discarded (a record that came again is no fault), or that is to be closed;
+//! *ended* one whose peer says no more, and may still be owed answers. Each state but *proven* and *closed* has one deadline, and there are no others. When it is over, the stream is
 //! flushed and then closed; one in *first* or *flushing* is closed at once.
 //!
 //! Addresses, IPv4 ones and /64 networks of IPv6, have shares here. When half of the places are taken, no address gets more

@@ -618,8 +618,6 @@ fn cut(text: &str) -> String {
 mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
-    use std::fs;
-
     use super::*;
 
     fn event(action: &str) -> Event<'_> {
@@ -675,7 +673,6 @@ mod tests {
                 "{actions:?}"
             );
             assert_eq!(opened(dir.path()), actions, "it is said once");
-            fs::write(&path, &whole).unwrap();
             // The whole one is another log than the one that went on.
             fs::write(&path, &whole).unwrap();
             let actions = opened(dir.path());

@@ -164,8 +164,7 @@ fn look(config: &Config) -> Vec<Finding> {
         looked => looked.map_err(|error| error.to_string()),
     };
     note("registry", looked);
-    let node_key = duet::server::look_at_node_key(&config.state);
-    if let Err(error) = node_key {
+    if let Err(error) = duet::server::look_at_node_key(&config.state) {
         note("node key", Err(error.to_string()));
     }
     if let Err(error) = Tokens::open(&config.state) {

@@ -276,8 +276,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 continue;
             }
             // The session may be another one than when the command was given. Without one, or where the path may not
-            // get it yet or is a stream that has ended, it waits for the device's next record. One of another registration never gets it: the device was
-            // registered anew, and that this command is over is on its way here.
+            // get it yet or is a stream that has ended, it waits for the device's next record. One of another
+            // registration never gets it: the device was registered anew, and that this command is over is on its way
+            // here.
             open.send_us = None;
             if let Some(id) = self.sessions.live_of(&device)
                 && let Some(session) = self.sessions.find_mut(id)

@@ -181,16 +181,7 @@ fn each_time_that_a_hello_comes_while_its_reading_waits_is_answered_or_counted()
         device.close();
         world.settle(&mut device);
         world.stored.0.borrow_mut().clear();
-        let identity =
-            duet_core::testing::identity(duet_protocol::identity::DeviceId([1; 8]), PROFILE.mode).0;
-        let config = duet_device::Config {
-            identity,
-            gateway: world.gateway,
-            profile: PROFILE,
-            transport: Transport::Stream,
-            fresh: 100,
-        };
-        let mut device = Device::seeded(config, [9; 32]).unwrap();
+        let mut device = first_device(&world, Transport::Stream, 100);
         device.set_early(Early::Stay);
         let hello = wake(&world, &mut device);
         let streams: Vec<_> = (1..=6).map(StreamId).collect();
@@ -313,14 +304,19 @@ fn a_reading_that_a_newer_one_has_overtaken_leaves_nobody_waiting() {
 
 /// Device 1, as it was on its first day.
 fn without_its_counter(world: &World) -> Device<Software> {
+    first_device(world, Transport::Datagram, 1)
+}
+
+/// Device 1, which goes on with this counter.
+fn first_device(world: &World, transport: Transport, fresh: u64) -> Device<Software> {
     let identity =
         duet_core::testing::identity(duet_protocol::identity::DeviceId([1; 8]), PROFILE.mode).0;
     let config = duet_device::Config {
         identity,
         gateway: world.gateway,
         profile: PROFILE,
-        transport: Transport::Datagram,
-        fresh: 1,
+        transport,
+        fresh,
     };
     Device::seeded(config, [99; 32]).unwrap()
 }
