@@ -240,6 +240,13 @@ impl HelloQueue {
         taken
     }
 
+    /// Where those that still wait came from, once for each time: nobody answers them any more.
+    pub(crate) fn give_up(&mut self) -> Vec<Origin> {
+        let Self { hellos, again, .. } = std::mem::take(self);
+        let first = hellos.into_iter().map(|(origin, _)| origin);
+        first.chain(again.into_values().flatten()).collect()
+    }
+
     /// One that waits came again, from another place: whoever has another address by now, or another stream, hears nothing at
     /// the first one. Whether it is to be answered here, which it was not to be before.
     fn came_again(&mut self, digest: [u8; 32], origin: Origin) -> bool {

@@ -279,6 +279,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     /// Ends the sessions that lack nothing, and after a while all of them.
     fn drain(&mut self, now: Now) {
         let Some(until_us) = self.drain_until_us else { return };
+        // This turn has answered a batch of them. The others' devices send them again, to whoever comes next.
+        for origin in self.hellos.give_up() {
+            self.settle_at(origin.path);
+            self.discard(origin.arrived_us, origin.path, DropReason::HelloQueueFull);
+        }
         let late = now.mono_us >= until_us;
         if self.hands_over {
             return self.settle_all(late);

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use duet_core::{Close, Handler as _, Mail, Path, StreamId};
+use duet_core::testing;
+use duet_core::{Close, Handler as _, Mail, Path, Settings, StreamId};
 use duet_device::{Device, Event, Software};
 use duet_protocol::profile::Transport;
 use duet_protocol::reason::DropReason;
@@ -375,4 +376,30 @@ fn a_flood_over_streams_from_one_address_leaves_the_batches_to_others() {
     let hello = next(&world, &mut honest);
     world.stream_message(STREAM, &hello);
     assert_eq!(sent(&mut world)[0].0, Path::Stream(STREAM));
+}
+
+/// One reason for each input: also for those that nobody answers any more, once for each time that they came.
+#[test]
+fn hellos_that_wait_when_a_shard_is_to_end_are_counted_and_keep_it_no_longer() {
+    for mail in [|| Mail::Drain, || Mail::HandOver] {
+        let mut world = World::new();
+        world.shard = world.shard_with(Settings { retry_from: 1_000, ..testing::settings() });
+        let mut device = world.device(1, PROFILE, Transport::Datagram);
+        device.open(world.now.mono_us);
+        let good = next(&world, &mut device);
+        let from = |host: u8| SocketAddr::from(([192, 0, 2, host], 4_000));
+        for host in 0..100 {
+            let mut bad = good.clone();
+            *bad.last_mut().unwrap() ^= host + 1;
+            world.shard.handle_datagram(world.now, from(host), &bad);
+            (host == 99).then(|| world.shard.handle_datagram(world.now, from(host + 1), &bad));
+        }
+        world.shard.handle_mail(world.now, mail());
+        sent(&mut world);
+        let drops = world.shard.counts.drops;
+        assert!(drops[DropReason::HelloQueueFull as usize] > 1);
+        assert_eq!(drops.iter().sum::<u64>(), 101);
+        assert!(world.shard.is_finished());
+        assert!(world.shard.poll_timeout().unwrap() > world.now.mono_us, "nothing waits");
+    }
 }
