@@ -277,8 +277,8 @@ impl Worker {
         let behind = decides && last < kept.previous_last;
         if behind {
             (self.tell)(&format!(
-                "upstream {}: it had everything before reading {}, and now ends before {next}: an older copy of it was put back, or \
-                 another one; delivery goes on from there, as far as the spool still keeps it",
+                "upstream {}: it had everything before reading {}, and now ends before {next}: an older copy of it was put back, it was cut, or \
+                 it is another one; delivery goes on from there, as far as the spool still keeps it",
                 self.upstream.name, kept.next,
             ));
         }

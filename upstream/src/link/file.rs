@@ -3,8 +3,9 @@
 //! An answer is given after the sync: what is acknowledged survives a power cut. A file is ended at
 //! a size or an age, and only ended files have a name without `.part`: whoever takes those away
 //! takes whole ones. A `.part` that a kill left is cut after its last whole line and gone on with.
-//! Its last index says where to begin, so that nothing stands in the files twice after a kill either. What went into a
-//! `.part` that somebody has taken away meanwhile is not acknowledged: nobody would find it.
+//! Its last index says where to begin, so that nothing stands in the files twice after a kill either; if it ends before what
+//! was acknowledged, somebody has cut it, and delivery goes on from its end. What went into a `.part` that somebody has
+//! taken away meanwhile is not acknowledged: nobody would find it.
 //!
 //! The thread here may wait for the disk; the one that all upstreams share must not.
 
@@ -38,7 +39,7 @@ struct Job {
 /// The way to the thread that writes.
 pub(crate) struct FileLink {
     jobs: mpsc::Sender<Job>,
-    resume: Option<u64>,
+    known: Option<Known>,
     dir: PathBuf,
     /// Why the thread has ended, set before its queue is gone.
     ended: Arc<OnceLock<Failure>>,
@@ -63,10 +64,10 @@ impl FileLink {
         };
         let opened = tokio::task::spawn_blocking(move || {
             let mut files = files;
-            files.recover().map(|resume| (files, resume))
+            files.recover().map(|known| (files, known))
         });
         let none = |_| Failure::new(Cause::File, "the system gives no thread to write files");
-        let (files, resume) = opened.await.map_err(none)??;
+        let (files, known) = opened.await.map_err(none)??;
         let (jobs, waiting) = mpsc::channel();
         let ended = Arc::<OnceLock<Failure>>::default();
         let why = Arc::clone(&ended);
@@ -79,7 +80,7 @@ impl FileLink {
                 }
             })
             .map_err(|error| Failure::new(Cause::File, error.to_string()))?;
-        Ok(Self { jobs, resume, dir: dir.to_owned(), ended })
+        Ok(Self { jobs, known, dir: dir.to_owned(), ended })
     }
 }
 
@@ -111,9 +112,7 @@ impl Link for FileLink {
     }
 
     fn resume(&self) -> Option<Known> {
-        // Files that were taken away say nothing, so only the cursor knows then.
-        let last = self.resume?.checked_sub(1)?;
-        Some(Known { last: Some(last), decides: false })
+        self.known
     }
 }
 
@@ -190,6 +189,14 @@ impl Files {
             Some(part) => part,
             None => self.begin(first)?,
         };
+        // Written behind a cut it would stand after zeros.
+        if part.file.metadata().is_ok_and(|found| found.len() != part.synced) {
+            let text = format!(
+                "{} was cut or written to by somebody else; delivery goes on from its last whole line",
+                part.path.display()
+            );
+            return Err(Failure::new(Cause::File, text));
+        }
         let write = |part: &mut Part| -> io::Result<u64> {
             jobs.iter().try_for_each(|job| part.file.write_all(&job.body))?;
             part.file.sync_data()?;
@@ -240,8 +247,9 @@ impl Files {
             .map_err(|error| failed("renaming", path, &error))
     }
 
-    /// Puts in order what a kill may have left, and says after which index to go on.
-    fn recover(&mut self) -> Result<Option<u64>, Failure> {
+    /// Puts in order what a kill may have left, and says what is there. Ended files may have been taken away, and then the
+    /// cursor knows more; a `.part` nobody takes away, so it decides.
+    fn recover(&mut self) -> Result<Option<Known>, Failure> {
         match fs::create_dir(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(failed("making", &self.dir, &error));
@@ -262,24 +270,26 @@ impl Files {
             }
         }
         files.sort();
-        let mut resume = None;
+        let (mut resume, mut decides) = (0, false);
         let newest = files.len().saturating_sub(1);
-        for (at, (_, part, path)) in files.into_iter().enumerate() {
+        for (at, (first, part, path)) in files.into_iter().enumerate() {
             if !part {
                 if at == newest {
-                    resume = resume.max(self.ended(&path)?);
+                    resume = resume.max(self.ended(&path)?.unwrap_or(0));
                 }
                 continue;
             }
-            let (last, whole) = self.mend(&path)?;
-            resume = resume.max(last);
+            let (next, whole) = self.mend(&path)?;
+            // One without a line was begun when everything before its first index was in other files.
+            (resume, decides) = (resume.max(next.unwrap_or(first)), at == newest);
             if whole.is_some() && at < newest {
                 self.name(&path)?;
             } else {
                 self.part = whole;
             }
         }
-        Ok(resume)
+        let last = resume.checked_sub(1);
+        Ok((decides || last.is_some()).then_some(Known { last, decides }))
     }
 
     /// The index after the last line of an ended file.

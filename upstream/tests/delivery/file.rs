@@ -72,9 +72,8 @@ fn after_a_kill_nothing_is_missing_or_there_twice() {
                 1 => bytes.extend_from_slice(b"{\"v\":1,\"spool\":\"c4c4"),
                 _ => {}
             }
+            // Also what was acknowledged may be cut off, by whatever happens to the disk.
             fs::write(&part, bytes).unwrap();
-            // What was cut off was never synced, so the cursor cannot have been beyond it.
-            fs::remove_file(&cursor).unwrap();
         }
     }
     world.start();
@@ -111,6 +110,30 @@ fn a_part_that_is_removed_while_it_is_written_to_is_noticed() {
     world.push(20..30);
     world.until("the last ten", |report| report.next == 30);
     assert_eq!(indices(&lines(&world)), (20..30).collect::<Vec<_>>());
+}
+
+/// In place, so that it keeps its name: while it is written to, or while nobody does.
+#[test]
+fn a_part_that_is_cut_is_noticed_and_its_readings_are_delivered_again() {
+    for is_running in [true, false] {
+        for left in [0, 1, 2] {
+            let mut world = World::new(10, SETTINGS);
+            world.start();
+            world.until("the first ten", |report| report.next == 10);
+            (!is_running).then(|| world.stop());
+            let part = files(&world).remove(0);
+            let text = fs::read(&part).unwrap();
+            fs::write(&part, &text[..left * text.len() / 3]).unwrap();
+            world.push(10..20);
+            (!is_running).then(|| world.start());
+            world.until("the next ten", |report| report.next == 20);
+            world.stop();
+            assert_eq!(indices(&lines(&world)), (0..20).collect::<Vec<_>>());
+            let said = world.said.lock().unwrap().join("\n");
+            assert!(said.contains("an older copy of it was put back"), "{said}");
+            assert_eq!(said.contains("cut or written to"), is_running, "{said}");
+        }
+    }
 }
 
 #[test]
