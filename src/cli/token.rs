@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use duet::admin::audit;
-use duet::admin::tokens::{TokenInfo, Tokens};
+use duet::admin::tokens::{TokenError, TokenInfo, Tokens};
 use duet::admin::{Client, Role};
 use duet::identity::{Utc, now_s};
 use duet::printable::Printable;
+use duet::registry::Registry;
 use zeroize::Zeroizing;
 
-use super::control::audited;
+use super::control::{Control, audited};
 use super::{Format, output, times};
 
 /// Tokens for the API over TLS
@@ -93,35 +94,45 @@ impl Token {
     }
 }
 
-/// Opens the tokens where no gateway runs.
-fn open(state: &Path) -> Result<Tokens> {
-    super::files::check_state(state)?;
+/// Changes the tokens where no gateway runs. The registry is open meanwhile, so that no other command changes them, and no
+/// gateway that starts reads them, between this one's look and its change.
+fn change<T>(
+    state: &Path,
+    _registry: &Registry,
+    action: &str,
+    change: impl FnOnce(&Tokens) -> Result<T, TokenError>,
+) -> Result<T> {
     let tokens = Tokens::open(state)?;
     tokens.renew_seen().into_iter().for_each(|said| eprintln!("{said}"));
-    Ok(tokens)
+    Ok(audited(state, action, change(&tokens))??)
 }
 
 fn add(state: &Path, name: &str, role: Role, expires_s: i64) -> Result<Zeroizing<String>> {
     let Some(valid_s) = u32::try_from(expires_s).ok().filter(|valid_s| *valid_s > 0) else {
         bail!("--expires: too long, or nothing");
     };
-    if let Some(mut client) = Client::connect(state)? {
-        return Ok(client.add_token(name, role, valid_s)?);
-    }
     if !state.is_dir() {
         bail!("{}: no such state directory; `duet init` makes one", state.display());
     }
-    let now_s = now_s();
-    let added = open(state)?.add(name.parse()?, role, now_s, now_s + i64::from(valid_s));
-    Ok(audited(state, "POST /v1/tokens", added)??)
+    match Control::open(state)? {
+        Control::Gateway(mut client) => Ok(client.add_token(name, role, valid_s)?),
+        Control::Direct(registry, state) => {
+            let (name, now_s) = (name.parse()?, now_s());
+            change(&state, &registry, "POST /v1/tokens", |tokens| {
+                tokens.add(name, role, now_s, now_s + i64::from(valid_s))
+            })
+        }
+    }
 }
 
 fn revoke(state: &Path, name: &str) -> Result<TokenInfo> {
-    if let Some(mut client) = Client::connect(state)? {
-        return Ok(client.revoke_token(name)?);
+    match Control::open(state)? {
+        Control::Gateway(mut client) => Ok(client.revoke_token(name)?),
+        Control::Direct(registry, state) => {
+            let (action, name) = (format!("DELETE /v1/tokens/{name}"), name.parse()?);
+            change(&state, &registry, &action, |tokens| tokens.revoke(&name))
+        }
     }
-    let ended = open(state)?.revoke(&name.parse()?);
-    Ok(audited(state, &format!("DELETE /v1/tokens/{name}"), ended)??)
 }
 
 fn print(out: &mut impl Write, tokens: &[TokenInfo], format: Format) -> Result<()> {

@@ -325,6 +325,35 @@ fn a_running_gateway_answers_on_its_socket_and_over_http() {
     scratch.run().stop("-INT");
 }
 
+/// No token is lost and none comes back, also where a gateway starts or ends meanwhile.
+#[test]
+fn tokens_that_several_commands_change_at_once_are_all_changed() {
+    let scratch = Scratch::initialised();
+    scratch.good(&["token", "add", "first", "--role", "admin"]);
+    let name = |number: usize| format!("t{number}");
+    let at_once = |word: &str| {
+        std::thread::scope(|threads| {
+            for number in 0..8 {
+                let (scratch, name) = (&scratch, name(number));
+                threads.spawn(move || match word {
+                    "add" => scratch.good(&["token", "add", &name, "--role", "viewer"]),
+                    _ => scratch.good(&["token", "revoke", &name]),
+                });
+            }
+            (word == "revoke").then(|| scratch.run())
+        })
+    };
+    at_once("add");
+    assert_eq!(scratch.good(&["token", "list"]).lines().count(), 1 + 1 + 8);
+    let gateway = at_once("revoke").unwrap();
+    assert_eq!(scratch.good(&["token", "list"]).lines().count(), 1 + 1, "as the gateway has it");
+    gateway.stop("-TERM");
+    assert_eq!(scratch.good(&["token", "list"]).lines().count(), 1 + 1);
+    scratch.good(&["audit", "verify"]);
+    let done = scratch.good(&["audit", "show"]).matches(": done").count();
+    assert_eq!(done, 1 + 8 + 8);
+}
+
 #[test]
 fn the_audit_log_has_every_change_with_and_without_a_gateway() {
     let scratch = Scratch::initialised();
