@@ -107,7 +107,7 @@ pub use keeper::Care;
 pub use notice::{End as CommandEnd, Notice, Reason, Said, carrier_name};
 pub use overview::{Overview, overview, spool_id};
 pub use reader::Reader;
-pub use recover::{Recovery, Unmarked};
+pub use recover::{Recovery, Unmarked, look};
 pub use retention::{Retention, WhenFull};
 pub use source::{Source, SpoolSource};
 pub use spool::{Done, Durability, Spool, SpoolConfig, Submitter, Urgency};

@@ -57,7 +57,7 @@ pub use self::upstreams::{UpstreamError, expected_cursors, forget};
 use crate::admin::{Activity, Dropped, Fault, Gateway, Phase, Status};
 use crate::commands::{Commands, Limits, Opened, StoreError};
 use crate::config::Config;
-use crate::delivery::{Care, Health, Retention, Spool, SpoolConfig, SpoolError, Submitter};
+use crate::delivery::{self, Care, Health, Retention, Spool, SpoolConfig, SpoolError, Submitter};
 use crate::driver::{DriverKind, LocalAddress};
 use crate::manager::{self, Inherited};
 use crate::presence::{LastValue, Looking, Watch};
@@ -77,6 +77,30 @@ const BURST_US: u64 = 600_000;
 pub fn look_at_node_key(state: &Path) -> Result<(), ServerError> {
     let path = state.join(node_key::FILE);
     node_key::look(&path).map_err(|error| ServerError::NodeKey { path, error })
+}
+
+/// Whether a gateway with these settings would take its spool, and what it would find missing; changes nothing.
+///
+/// # Errors
+/// [`SpoolError`], as a start would have it.
+pub fn look_at_spool(config: &Config) -> Result<Option<String>, SpoolError> {
+    delivery::look(&spool_config(config))
+}
+
+fn spool_config(config: &Config) -> SpoolConfig {
+    SpoolConfig {
+        dir: config.spool.dir.clone(),
+        segment_bytes: config.spool.segment_bytes,
+        max_bytes: config.spool.max_bytes,
+        known: Some(config.state.join("spool.id")),
+        retention: Retention {
+            max_age: match config.spool.max_age_s {
+                0 => None,
+                seconds => Some(Duration::from_secs(seconds)),
+            },
+            when_full: config.spool.when_full,
+        },
+    }
 }
 
 /// Why the data plane could not start, or ended badly.
@@ -223,19 +247,7 @@ impl Server {
             move |device: &DeviceId| known.lookup(device).map(|device| device.registration());
         let path = config.state.join(crate::commands::FILE);
         let commands = Opened::open(path, limits, Box::new(registrations))?;
-        let spool = Spool::start(SpoolConfig {
-            dir: config.spool.dir.clone(),
-            segment_bytes: config.spool.segment_bytes,
-            max_bytes: config.spool.max_bytes,
-            known: Some(config.state.join("spool.id")),
-            retention: Retention {
-                max_age: match config.spool.max_age_s {
-                    0 => None,
-                    seconds => Some(Duration::from_secs(seconds)),
-                },
-                when_full: config.spool.when_full,
-            },
-        })?;
+        let spool = Spool::start(spool_config(config))?;
         // R101: before the first HELLO is answered.
         let marks = Marks::restore(&config.spool.dir, Arc::clone(registry), spool.source())?;
         let desk = Arc::new(Desk::new());

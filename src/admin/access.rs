@@ -259,18 +259,16 @@ fn tell_mended(missed: u64) {
     tracing::info!("the audit log is written again; entries missing, as it says itself: {missed}");
 }
 
-/// Tries whether a log that could not be written can be again: its fault must not last until the next change. It runs until
-/// the control plane stops.
+/// Looks after the log: the fault of one that could not be written must not last until the next change, and what somebody
+/// does to its file is told before it. It runs until the control plane stops.
 pub(super) async fn mend_audit(plane: &Arc<Plane>, every: Duration, stopping: Stopping) {
     loop {
         let stop = tokio::time::timeout(every, stopped(stopping.clone())).await.is_ok();
         let missed = plane.audit.missed();
-        if missed > 0 {
-            let log = Arc::clone(plane);
-            let mended = tokio::task::spawn_blocking(move || log.audit.mend()).await;
-            if matches!(mended, Ok(Ok(()))) {
-                tell_mended(missed);
-            }
+        let log = Arc::clone(plane);
+        let mended = tokio::task::spawn_blocking(move || log.audit.mend()).await;
+        if missed > 0 && matches!(mended, Ok(Ok(()))) {
+            tell_mended(missed);
         }
         if stop {
             return;
@@ -280,7 +278,7 @@ pub(super) async fn mend_audit(plane: &Arc<Plane>, every: Duration, stopping: St
 
 /// The fault of a log that cannot be written.
 pub(super) fn audit_fault(plane: &Plane) -> Option<Fault> {
-    (plane.audit.missed() > 0).then_some(Fault::AuditUnwritten)
+    plane.audit.is_unwritten().then_some(Fault::AuditUnwritten)
 }
 
 #[cfg(test)]

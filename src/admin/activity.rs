@@ -110,7 +110,7 @@ fn fault_advice(fault: Fault) -> &'static str {
             "no command is queued and no result is taken: look at the disk of the state directory"
         }
         Fault::AuditUnwritten => {
-            "a change could not be written into the audit log: look at the disk of the state directory"
+            "the audit log cannot be written, or its file is gone: look at the state directory and its disk"
         }
     }
 }

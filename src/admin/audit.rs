@@ -10,13 +10,14 @@
 //! says so before it does, without which it would be missing.
 //!
 //! `audit.seen` remembers the last entry, so that a log whose end is gone, an older copy of it or another gateway's is told
-//! from it. A log goes on all the same, with an entry that says so: what happens from now on is not to be missing, too.
+//! from it; its length tells a running gateway of a file that somebody else wrote into or cut. A log goes on all the same,
+//! with an entry that says so: what happens from now on is not to be missing, too.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -130,6 +131,8 @@ pub struct Audit {
     end: Mutex<End>,
     /// How many events are not in it that nothing in it says of yet. It changes with the end locked.
     missed: AtomicU64,
+    /// Whether the file had lost its name when it was last looked at.
+    is_lost: AtomicBool,
     /// Locked.
     _dir: File,
 }
@@ -137,6 +140,8 @@ pub struct Audit {
 /// Where the next entry goes.
 struct End {
     file: File,
+    /// How long the last entry left it.
+    len: u64,
     /// The number of the file's first entry, or of the one that will be.
     first: u64,
     number: u64,
@@ -175,38 +180,19 @@ impl Audit {
         }
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(0o600);
-        let mut file = options.open(&path).map_err(failed)?;
-        let (mut last, set_aside) = last_line(&mut file, &path).map_err(failed)?;
-        let mut last_path = path.clone();
-        if last.is_none()
-            && let Some(name) = older(state).map_err(failed)?.pop()
-        {
-            // The file was begun just before a crash: the last entry is in the one before.
-            last_path = state.join(name);
-            let mut options = OpenOptions::new();
-            let opened = options.read(true).write(true).open(&last_path);
-            let found = opened.and_then(|mut file| last_line(&mut file, &last_path));
-            (last, _) = found.map_err(failed)?;
-        }
-        let (number, hash) = match &last {
-            None => (0, NONE_BEFORE.to_owned()),
-            Some(text) => match serde_json::from_slice::<Entry>(text) {
-                Ok(entry) => (entry.number, entry.hash),
-                Err(_) => {
-                    let what = "the last entry is not one";
-                    let line = count(&last_path).map_err(failed)?;
-                    return Err(AuditError::Broken { path: last_path, line, what });
-                }
-            },
-        };
+        let file = options.open(&path).map_err(failed)?;
+        let tail = Tail::of(&file).map_err(failed)?;
+        let set_aside = tail.cut_off(&file, &path).map_err(failed)?;
+        let (number, hash) = last_entry(state, tail)?;
         let seen = Seen::beside(&path);
         let missing = missing(state, &seen, number, &hash).map_err(failed)?;
         let first = first_number(&path).map_err(failed)?.unwrap_or(number + 1);
         let file_bytes = max_bytes.map_or(u64::MAX, |bytes| bytes / FILES);
-        let end = Mutex::new(End { file, first, number, hash, is_growth_told: false });
-        let missed = AtomicU64::new(0);
+        let len = file.metadata().map_err(failed)?.len();
+        let end = Mutex::new(End { file, len, first, number, hash, is_growth_told: false });
+        let (missed, is_lost) = (AtomicU64::new(0), AtomicBool::new(false));
         let state = state.to_owned();
-        let audit = Self { state, path, seen, file_bytes, end, missed, _dir: dir };
+        let audit = Self { state, path, seen, file_bytes, end, missed, is_lost, _dir: dir };
         if let Some(action) = missing {
             audit.write(Event {
                 who: "gateway",
@@ -220,16 +206,7 @@ impl Audit {
             );
         }
         if set_aside {
-            let kept = aside(&audit.path);
-            let action =
-                format!("what stood behind the last entry was none: see {}", kept.display());
-            audit.write(Event {
-                who: "gateway",
-                from: "start",
-                action: &action,
-                outcome: "cut off",
-            })?;
-            tracing::warn!("{}: {action}", audit.path.display());
+            audit.say_set_aside(&mut audit.end(), "start")?;
         }
         Ok(audit)
     }
@@ -240,7 +217,10 @@ impl Audit {
     /// [`AuditError::Io`]; the entry is not there then, and counts as missed.
     pub fn write(&self, event: Event<'_>) -> Result<(), AuditError> {
         let mut end = self.end();
-        let written = self.say_missed(&mut end).and_then(|()| self.write_at(&mut end, event));
+        let written = self
+            .say_changed(&mut end)
+            .and_then(|()| self.say_missed(&mut end))
+            .and_then(|()| self.write_at(&mut end, event));
         if written.is_err() {
             self.missed.fetch_add(1, Ordering::Relaxed);
         }
@@ -253,13 +233,25 @@ impl Audit {
         self.missed.load(Ordering::Relaxed)
     }
 
-    /// Writes how many entries are missing, if some are: so it is known that the log can be written again, also where nothing
-    /// more happens.
+    /// Whether an entry would be lost now, as far as is known: some are missing at its end, or its file has lost its name.
+    #[must_use]
+    pub fn is_unwritten(&self) -> bool {
+        self.missed() > 0 || self.is_lost.load(Ordering::Relaxed)
+    }
+
+    /// Looks after the log where nothing happens: writes how many entries are missing, if some are, and what somebody else
+    /// did to its file.
     ///
     /// # Errors
     /// [`AuditError::Io`]; they are missing still.
     pub fn mend(&self) -> Result<(), AuditError> {
-        self.say_missed(&mut self.end())
+        let mut end = self.end();
+        let named = still_at(&end.file, &self.path);
+        self.is_lost.store(named.is_err(), Ordering::Relaxed);
+        let failed = |error| AuditError::Io { path: self.path.clone(), error };
+        named.map_err(failed)?;
+        self.say_changed(&mut end)?;
+        self.say_missed(&mut end)
     }
 
     fn end(&self) -> MutexGuard<'_, End> {
@@ -271,12 +263,56 @@ impl Audit {
         let missed = self.missed();
         if missed > 0 {
             let action = format!("entries missing here, which could not be written: {missed}");
-            let event =
-                Event { who: "gateway", from: "audit", action: &action, outcome: "missing" };
-            self.write_at(end, event)?;
+            self.say(end, "audit", &action, "missing")?;
             self.missed.store(0, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Writes that the file is not as long as it was left. Nobody else writes it, so somebody has cut it, or put in more.
+    fn say_changed(&self, end: &mut End) -> Result<(), AuditError> {
+        let failed = |error| AuditError::Io { path: self.path.clone(), error };
+        let (was, is) = (end.len, end.file.metadata().map_err(failed)?.len());
+        if was == is {
+            return Ok(());
+        }
+        let tail = Tail::of(&end.file).map_err(failed)?;
+        let set_aside = tail.cut_off(&end.file, &self.path).map_err(failed)?;
+        end.len = tail.len;
+        let action = format!(
+            "somebody changed the log while it was in use: it had {was} bytes behind entry {}, and has {is}",
+            end.number
+        );
+        self.say(end, "audit", &action, "missing")?;
+        tracing::error!(
+            "{}: {action}. It goes on; bring the entries back from where logs are sent, or from a backup, and keep this file \
+             as evidence",
+            self.path.display()
+        );
+        if set_aside {
+            self.say_set_aside(end, "audit")?;
+        }
+        Ok(())
+    }
+
+    fn say_set_aside(&self, end: &mut End, from: &str) -> Result<(), AuditError> {
+        let kept = aside(&self.path);
+        let action = format!("what stood behind the last entry was none: see {}", kept.display());
+        self.say(end, from, &action, "cut off")?;
+        tracing::warn!("{}: {action}", self.path.display());
+        Ok(())
+    }
+
+    /// Writes what the gateway itself has to say of the log.
+    fn say(
+        &self,
+        end: &mut End,
+        from: &str,
+        action: &str,
+        outcome: &str,
+    ) -> Result<(), AuditError> {
+        self.append(end, Event { who: "gateway", from, action, outcome }, None)
+            .map_err(|error| AuditError::Io { path: self.path.clone(), error })
     }
 
     fn write_at(&self, end: &mut End, event: Event<'_>) -> Result<(), AuditError> {
@@ -305,15 +341,15 @@ impl Audit {
         entry.hash = entry.own_hash();
         let mut line = serde_json::to_vec(&entry).unwrap_or_default();
         line.push(b'\n');
-        let len = end.file.metadata().map(|found| found.len());
         let written = still_at(&end.file, &self.path)
             .and_then(|()| end.file.write_all(&line))
             .and_then(|()| end.file.sync_data());
         if let Err(error) = written {
             // Half a line would make the next one unreadable.
-            let _ = len.and_then(|len| end.file.set_len(len));
+            let _ = end.file.set_len(end.len);
             return Err(error);
         }
+        end.len += line.len() as u64;
         (end.number, end.hash) = (entry.number, entry.hash);
         // It is told after the entry is on disk: never of one that is not there.
         if let Some(id) = id_of(&end.hash) {
@@ -341,7 +377,7 @@ impl Audit {
         let mut options = OpenOptions::new();
         options.read(true).append(true).create_new(true).mode(0o600);
         match options.open(&self.path) {
-            Ok(file) => (end.file, end.first) = (file, end.number + 1),
+            Ok(file) => (end.file, end.len, end.first) = (file, 0, end.number + 1),
             Err(error) => {
                 // Entries go on where they went; if this fails, the next one says that the file is gone.
                 let _ = fs::rename(&older_path, &self.path);
@@ -545,48 +581,106 @@ fn still_at(file: &File, path: &Path) -> io::Result<()> {
     ))
 }
 
-/// The last whole line of a file, and whether what follows it was set aside; it is cut off in any case.
-fn last_line(file: &mut File, path: &Path) -> io::Result<(Option<Vec<u8>>, bool)> {
-    let len = file.seek(SeekFrom::End(0))?;
-    // Two lines at most: the last whole one, and one that was cut off.
-    let from = len.saturating_sub(2 * MAX_LINE);
-    file.seek(SeekFrom::Start(from))?;
-    let mut tail = Vec::new();
-    file.take(2 * MAX_LINE).read_to_end(&mut tail)?;
-    let Some(end) = tail.iter().rposition(|byte| *byte == b'\n') else {
-        if from == 0 {
-            return Ok((None, cut_off(file, path, 0, &tail)?));
-        }
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "it does not end in entries; keep it elsewhere as evidence: without it a new log begins",
-        ));
-    };
-    let len = from + u64::try_from(end + 1).unwrap_or(u64::MAX);
-    let set_aside = cut_off(file, path, len, &tail[end + 1..])?;
-    let begin = tail[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    Ok((Some(tail[begin..end].to_vec()), set_aside))
+/// The end of a file of entries.
+#[derive(Default)]
+struct Tail {
+    /// The last whole line.
+    line: Option<Vec<u8>>,
+    /// Where it ends.
+    len: u64,
+    /// What follows it.
+    rest: Vec<u8>,
 }
 
-/// Cuts a file off at this length. What a crash leaves there is the beginning of an entry, of which nobody was told that
-/// it was written; anything else may have been one, and is kept in a file beside it. Whether it was.
-fn cut_off(file: &File, path: &Path, len: u64, rest: &[u8]) -> io::Result<bool> {
-    if rest.is_empty() {
-        return Ok(false);
+impl Tail {
+    fn of(mut file: &File) -> io::Result<Self> {
+        let len = file.seek(SeekFrom::End(0))?;
+        // Two lines at most: the last whole one, and one that was cut off.
+        let from = len.saturating_sub(2 * MAX_LINE);
+        file.seek(SeekFrom::Start(from))?;
+        let mut tail = Vec::new();
+        file.take(2 * MAX_LINE).read_to_end(&mut tail)?;
+        let Some(end) = tail.iter().rposition(|byte| *byte == b'\n') else {
+            if from == 0 {
+                return Ok(Self { line: None, len: 0, rest: tail });
+            }
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it does not end in entries; keep it elsewhere as evidence: without it a new log begins",
+            ));
+        };
+        let rest = tail.split_off(end + 1);
+        tail.truncate(end);
+        let begin = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let line = Some(tail.split_off(begin));
+        Ok(Self { line, len: len - rest.len() as u64, rest })
     }
-    // Of a whole one no more than the end of the line is missing.
-    let is_begun =
-        serde_json::from_slice::<Entry>(rest).map_or_else(|error| error.is_eof(), |_| true);
-    if !is_begun {
-        let mut options = OpenOptions::new();
-        let mut aside = options.append(true).create(true).mode(0o600).open(aside(path))?;
-        aside.write_all(rest)?;
-        aside.write_all(b"\n")?;
-        aside.sync_all()?;
-        crate::identity::sync_dir_of(path)?;
+
+    /// Cuts the file off behind the last whole line. What a crash leaves there is the beginning of an entry, of which
+    /// nobody was told that it was written; anything else may have been one, and is kept in a file beside it. Whether
+    /// it was.
+    fn cut_off(&self, file: &File, path: &Path) -> io::Result<bool> {
+        let rest = &self.rest;
+        if rest.is_empty() {
+            return Ok(false);
+        }
+        // Of a whole one no more than the end of the line is missing.
+        let is_begun =
+            serde_json::from_slice::<Entry>(rest).map_or_else(|error| error.is_eof(), |_| true);
+        if !is_begun {
+            let mut options = OpenOptions::new();
+            let mut aside = options.append(true).create(true).mode(0o600).open(aside(path))?;
+            aside.write_all(rest)?;
+            aside.write_all(b"\n")?;
+            aside.sync_all()?;
+            crate::identity::sync_dir_of(path)?;
+        }
+        file.set_len(self.len)?;
+        Ok(!is_begun)
     }
-    file.set_len(len)?;
-    Ok(!is_begun)
+}
+
+/// The number and the hash of a log's last entry, whose newest file ends so.
+fn last_entry(state: &Path, tail: Tail) -> Result<(u64, String), AuditError> {
+    let mut path = state.join(FILE);
+    let mut line = tail.line;
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |error| AuditError::Io { path, error }
+    };
+    if line.is_none()
+        && let Some(name) = older(state).map_err(io(&path))?.pop()
+    {
+        // The file was begun just before a crash: the last entry is in the one before.
+        path = state.join(name);
+        let tail = File::open(&path).and_then(|file| Tail::of(&file));
+        line = tail.map_err(io(&path))?.line;
+    }
+    let Some(text) = line else { return Ok((0, NONE_BEFORE.to_owned())) };
+    match serde_json::from_slice::<Entry>(&text) {
+        Ok(entry) => Ok((entry.number, entry.hash)),
+        Err(_) => {
+            let (what, line) = ("the last entry is not one", count(&path).map_err(io(&path))?);
+            Err(AuditError::Broken { path, line, what })
+        }
+    }
+}
+
+/// Whether [`Audit::open`] would take the log of a state directory, without a change: what it would say is missing. It may
+/// be in use.
+///
+/// # Errors
+/// [`AuditError`], as `open` has it.
+pub fn look(state: &Path) -> Result<Option<String>, AuditError> {
+    let path = state.join(FILE);
+    let failed = |error| AuditError::Io { path: path.clone(), error };
+    let seen = Seen::beside(&path);
+    let tail = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Tail::default(),
+        file => file.and_then(|file| Tail::of(&file)).map_err(failed)?,
+    };
+    let (number, hash) = last_entry(state, tail)?;
+    missing(state, &seen, number, &hash).map_err(failed)
 }
 
 /// Where is kept what was cut off.
@@ -798,6 +892,56 @@ mod tests {
             Audit::open(dir.path(), bytes).unwrap().write(event("next")).unwrap();
         }
         assert!(verify(dir.path(), |_| ()).unwrap().entries > 100);
+    }
+
+    #[test]
+    fn a_log_that_somebody_changes_under_its_writer_says_so_and_goes_on() {
+        let whole = fs::read(written(3).1).unwrap();
+        let second = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        // Emptied, cut between entries and within one, with nonsense behind; each by the next entry, or before it.
+        let cuts =
+            [(0, "", 0), (second, "", 1), (second + 20, "", 1), (whole.len(), "nonsense", 3)];
+        for (cut, more, kept) in cuts {
+            for waits in [false, true] {
+                let dir = tempfile::tempdir().unwrap();
+                let path = dir.path().join(FILE);
+                let audit = Audit::open(dir.path(), None).unwrap();
+                (0..3).for_each(|number| audit.write(event(&format!("step {number}"))).unwrap());
+                let text = fs::read(&path).unwrap();
+                // In place: the file keeps its name.
+                fs::write(&path, [&text[..cut], more.as_bytes()].concat()).unwrap();
+                waits.then(|| audit.mend().unwrap());
+                audit.write(event("next")).unwrap();
+                audit.write(event("last")).unwrap();
+                let mut told = Vec::new();
+                let text = fs::read_to_string(&path).unwrap();
+                for line in text.lines() {
+                    let entry: Entry = serde_json::from_str(line).unwrap();
+                    assert_eq!(entry.own_hash(), entry.hash);
+                    told.push(entry.action);
+                }
+                assert!(told[kept].contains("changed the log"), "{told:?}");
+                assert_eq!(told.iter().filter(|action| action.contains("changed")).count(), 1);
+                assert_eq!(told[told.len() - 2..], ["next", "last"]);
+                assert_eq!(verify(dir.path(), |_| ()).is_ok(), !more.is_empty());
+                assert_eq!(aside(&path).exists(), !more.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_log_whose_file_is_gone_is_known_before_the_next_entry() {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = Audit::open(dir.path(), None).unwrap();
+        audit.write(event("one")).unwrap();
+        let [path, away] = [FILE, "away"].map(|name| dir.path().join(name));
+        fs::rename(&path, &away).unwrap();
+        assert!(!audit.is_unwritten());
+        assert!(audit.mend().is_err() && audit.is_unwritten());
+        fs::rename(&away, &path).unwrap();
+        audit.mend().unwrap();
+        assert!(!audit.is_unwritten());
+        assert_eq!(verify(dir.path(), |_| ()).unwrap().entries, 1);
     }
 
     #[test]

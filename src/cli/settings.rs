@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use duet::admin::audit;
 use duet::admin::tokens::Tokens;
 use duet::commands;
 use duet::config::{Config, Overrides};
@@ -177,6 +178,16 @@ fn look(config: &Config) -> Vec<Finding> {
         looked => looked.map_err(|error| error.to_string()),
     };
     note("commands", looked);
+    match audit::look(&config.state) {
+        Ok(None) => {}
+        Ok(Some(missing)) => note("audit log", Ok(format!("warning: {missing}"))),
+        Err(error) => note("audit log", Err(error.to_string())),
+    }
+    match duet::server::look_at_spool(config) {
+        Ok(None) => {}
+        Ok(Some(missing)) => note("spool", Ok(format!("warning: {missing}"))),
+        Err(error) => note("spool", Err(error.to_string())),
+    }
     let dir = &config.spool.dir;
     let parent = if dir.exists() { dir.as_path() } else { dir.parent().unwrap_or(dir) };
     note("spool", room(parent, config.spool.segment_bytes));

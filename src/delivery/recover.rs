@@ -116,10 +116,30 @@ pub(super) struct Tail {
     pub(super) disk_bytes: u64,
 }
 
-/// Opens the spool's last segment for appending, or creates the first. The caller holds the lock.
-pub(super) fn recover(config: &SpoolConfig) -> Result<(Tail, Recovery), SpoolError> {
+/// A spool as it lies there.
+struct Examined<'a> {
+    known: Known<'a>,
+    /// Its newest segment, read to its end; a directory without any may become a spool.
+    newest: Option<Newest>,
+    recovery: Recovery,
+}
+
+struct Newest {
+    scan: Scan,
+    /// Bytes behind the last whole commit.
+    leftover: u64,
+    /// Whether confirmed readings may be among them, or are known to be missing.
+    is_damaged: bool,
+}
+
+/// Reads what a start needs to know, and refuses what it refuses. Changes nothing.
+fn examine(config: &SpoolConfig) -> Result<Examined<'_>, SpoolError> {
     let dir = &config.dir;
-    let mut entries = segment::list(dir)?;
+    let mut entries = match segment::list(dir) {
+        // A start makes the directory, if it may be empty.
+        Err(SpoolError::None(_)) => Vec::new(),
+        listed => listed?,
+    };
     let found = Marker::read(dir)?;
     let marker = found.whole();
     let known = Known::read(config.known.as_deref())?;
@@ -132,12 +152,7 @@ pub(super) fn recover(config: &SpoolConfig) -> Result<(Tail, Recovery), SpoolErr
             let durable = marker.map(|marker| marker.durable);
             return Err(SpoolError::Emptied { dir: dir.clone(), durable });
         }
-        segment::remove_spare(dir)?;
-        recovery.segments = 1;
-        let spool = SpoolId::random().map_err(SpoolError::io("drawing a random name for", dir))?;
-        let tail = create(config, spool, 0, false)?;
-        known.keep(spool)?;
-        return Ok((tail, recovery));
+        return Ok(Examined { known, newest: None, recovery });
     };
     let mut scan = Scan::open(last)?;
     let spool = scan.header.spool;
@@ -156,7 +171,6 @@ pub(super) fn recover(config: &SpoolConfig) -> Result<(Tail, Recovery), SpoolErr
     if scan.later_group()? {
         return Err(scan.damaged(step));
     }
-    segment::remove_spare(dir)?;
     let end = scan.next_index;
     let leftover = scan.leftover()?;
     recovery.cut_bytes = leftover;
@@ -167,9 +181,7 @@ pub(super) fn recover(config: &SpoolConfig) -> Result<(Tail, Recovery), SpoolErr
         Found::Damaged => Some(Unmarked::Damaged),
         Found::Absent => has_stored.then_some(Unmarked::Gone),
     };
-    FILES_RENEWED.with(["durable"]).add(u64::from(recovery.unmarked.is_some()));
     recovery.unnamed = config.known.clone().filter(|_| has_stored && known.id.is_none());
-    FILES_RENEWED.with(["spool-id"]).add(u64::from(recovery.unnamed.is_some()));
     // What somebody has read was durable, too.
     let own = |position: &Position| position.spool == spool;
     let read = cursor::readable_cursors(dir)?.into_iter().filter(own).map(|one| one.index).max();
@@ -177,8 +189,50 @@ pub(super) fn recover(config: &SpoolConfig) -> Result<(Tail, Recovery), SpoolErr
     recovery.missing = durable.map_or(0, |durable| durable.saturating_sub(end));
     // A marker of this boot is exact: what lies beyond was never confirmed. One from before may be old.
     let exact = marker.is_some_and(|marker| marker.is_of_this_boot());
-    let damaged = recovery.missing > 0 || (leftover > 0 && !exact && !scan.is_unfinished()?);
-    if damaged {
+    let is_damaged = recovery.missing > 0 || (leftover > 0 && !exact && !scan.is_unfinished()?);
+    Ok(Examined { known, newest: Some(Newest { scan, leftover, is_damaged }), recovery })
+}
+
+/// Whether a start would take the spool; what it would find missing or damaged, in words for people. Changes nothing.
+///
+/// # Errors
+/// [`SpoolError`], as a start would have it.
+pub fn look(config: &SpoolConfig) -> Result<Option<String>, SpoolError> {
+    let (dir, shown) = (&config.dir, config.dir.display());
+    if segment::Lock::is_taken(dir)? {
+        return Ok(None);
+    }
+    let Examined { newest, recovery, .. } = examine(config)?;
+    let is_damaged = newest.is_some_and(|newest| newest.is_damaged);
+    Ok(is_damaged.then(|| match recovery.missing {
+        0 => format!(
+            "{shown}: {} bytes at the end are damaged, perhaps confirmed readings: `duet spool verify` shows where. A start \
+             keeps them in a file beside it and goes on",
+            recovery.cut_bytes
+        ),
+        missing => format!(
+            "{shown}: {missing} confirmed readings are missing at the end: bring the files back from a backup before a start, \
+             which goes on without them"
+        ),
+    }))
+}
+
+/// Opens the spool's last segment for appending, or creates the first. The caller holds the lock.
+pub(super) fn recover(config: &SpoolConfig) -> Result<(Tail, Recovery), SpoolError> {
+    let dir = &config.dir;
+    let Examined { known, newest, mut recovery } = examine(config)?;
+    segment::remove_spare(dir)?;
+    let Some(Newest { scan, leftover, is_damaged }) = newest else {
+        recovery.segments = 1;
+        let spool = SpoolId::random().map_err(SpoolError::io("drawing a random name for", dir))?;
+        let tail = create(config, spool, 0, false)?;
+        known.keep(spool)?;
+        return Ok((tail, recovery));
+    };
+    let (spool, end) = (scan.header.spool, scan.next_index);
+    FILES_RENEWED.with(["durable"]).add(u64::from(recovery.unmarked.is_some()));
+    FILES_RENEWED.with(["spool-id"]).add(u64::from(recovery.unnamed.is_some()));
+    if is_damaged {
         let (first, at) = (scan.header.first_index, scan.at);
         recovery.kept_aside = Some(cut::keep(dir, &scan.entry.path, first, at, leftover)?);
     }
@@ -186,7 +240,7 @@ pub(super) fn recover(config: &SpoolConfig) -> Result<(Tail, Recovery), SpoolErr
     segment::sync_dir(dir)?;
     known.keep(spool)?;
     let disk_bytes = segment::disk_bytes(dir)?;
-    if damaged {
+    if is_damaged {
         // No index that was ever given may name another reading: the new ones begin behind all that was cut.
         let most = leftover.div_ceil(RECORD_HEAD as u64);
         let next = (end + most).max(end + recovery.missing);

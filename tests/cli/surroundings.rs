@@ -699,7 +699,7 @@ fn check_refuses_what_a_start_refuses() {
     };
     assert_eq!(check().0, Some(0), "{}", check().1);
     type Harm = fn(&mut Vec<u8>);
-    let harms: [(&str, Harm); 7] = [
+    let harms: [(&str, Harm); 13] = [
         ("registry.redb", |bytes| bytes.truncate(5)),
         ("registry.redb", |bytes| bytes.fill(0)),
         ("registry.keys", |bytes| bytes[9] ^= 1),
@@ -707,6 +707,15 @@ fn check_refuses_what_a_start_refuses() {
         ("registry.keys", |bytes| bytes[40] ^= 1),
         ("node.key", |bytes| bytes.truncate(16)),
         ("tokens.json", |bytes| bytes.truncate(9)),
+        ("audit.ndjson", |bytes| {
+            let last = bytes[..bytes.len() - 1].iter().rposition(|byte| *byte == b'\n');
+            bytes[last.unwrap() + 1] ^= 1;
+        }),
+        ("audit.ndjson", |bytes| *bytes = b"x".repeat(40_000)),
+        ("spool.id", |bytes| bytes.truncate(9)),
+        ("spool.id", |bytes| bytes[0] = if bytes[0] == b'0' { b'1' } else { b'0' }),
+        ("spool/spool-0000000000000000.log", |bytes| bytes[20] ^= 1),
+        ("spool/spool-0000000000000000.log", |bytes| bytes.truncate(20)),
     ];
     for (name, harm) in harms {
         let path = scratch.state().join(name);
@@ -734,6 +743,17 @@ fn check_refuses_what_a_start_refuses() {
         }
         fs::rename(&aside, &path).unwrap();
     }
+    assert_eq!(check().0, Some(0));
+    // A disk that is not mounted.
+    let (spool, aside) = (scratch.state().join("spool"), scratch.path("aside"));
+    fs::rename(&spool, &aside).unwrap();
+    for is_made in [false, true] {
+        is_made.then(|| fs::create_dir(&spool).unwrap());
+        let (code, said) = check();
+        assert!(code == Some(1) && said.contains("FAIL spool"), "{said}");
+    }
+    fs::remove_dir(&spool).unwrap();
+    fs::rename(&aside, &spool).unwrap();
     assert_eq!(check().0, Some(0));
     // And what stands beside a file to tell of older ones keeps nobody waiting.
     let gateway = scratch.run();
