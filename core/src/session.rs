@@ -133,16 +133,21 @@ impl Session {
     }
 
     /// A record newer than all before came over this path: answers go there from now on, but no
-    /// more bytes than came from there, until it has shown that it receives them (R71).
+    /// more bytes than came from there, until it has shown that it receives them (R71). Whether it is another path than
+    /// that of the record before.
     #[inline]
-    pub(crate) fn arrive(&mut self, path: Path, bytes: usize) {
-        if !self.path.reaches_the_same(path) && in_force(Rule::MoveEndsProof) {
-            self.credit = matches!(path, Path::Datagram(_)).then_some(0);
+    pub(crate) fn arrive(&mut self, path: &Path, bytes: usize) -> bool {
+        let moved = self.path != *path;
+        if moved {
+            if !self.path.reaches_the_same(*path) && in_force(Rule::MoveEndsProof) {
+                self.credit = matches!(path, Path::Datagram(_)).then_some(0);
+            }
+            self.path = *path;
         }
-        self.path = path;
         if let Some(credit) = &mut self.credit {
             *credit = credit.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         }
+        moved
     }
 
     /// The first record of the session came, so that whoever sent it has ACCEPT (R71).

@@ -142,8 +142,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         match session.window.place(header.sequence) {
             // R70.
             Place::Newest => {
-                let (from, confirmed) = (session.path, session.pending.is_none());
-                session.arrive(path, len);
+                let confirmed = session.pending.is_none();
+                let moved = session.arrive(&path, len);
                 if here {
                     session.proved(path);
                 }
@@ -163,7 +163,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                         owed.then(|| self.streams.owe(now.mono_us, joined));
                     }
                 }
-                self.commands.wake(now, &device, here || from != path || !confirmed);
+                self.commands.wake(now, &device, here || moved || !confirmed);
             }
             Place::Late => {}
             Place::TooOld => return Err(DropReason::Replay),
