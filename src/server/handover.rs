@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 /// The name under which the manager keeps it.
 pub(super) const NAME: &str = "sessions";
 /// The first bytes, with the version of what follows.
-const MAGIC: &[u8; 12] = b"duet-sess\0\0\x01";
+const MAGIC: &[u8; 12] = b"duet-sess\0\0\x02";
 const HEAD: usize = 12 + 4 + 8 + 32;
 const TAG: usize = 32;
 /// It keeps its length. It can be written to, since it must be wiped.

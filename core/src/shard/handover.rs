@@ -23,7 +23,7 @@ use crate::session::Session;
 use crate::{Now, Path, Peer, StreamId, Via, shard_of};
 
 /// How many bytes a session is handed over in.
-pub const HANDED_LEN: usize = 230;
+pub const HANDED_LEN: usize = 232;
 /// How many sequences of its own direction a gateway skips when it takes a session over (R72).
 const SKIPPED: u32 = 65_536;
 /// The path of a session whose stream has ended with the process before: no stream has this number.
@@ -86,6 +86,7 @@ fn write(id: SessionId, session: &Session, local: Option<Local>, out: &mut [u8; 
     fields.put(&session.stored.to_bytes());
     fields.put(&[u8::from(session.credit.is_some())]);
     fields.put(&session.credit.unwrap_or(0).to_be_bytes());
+    fields.put(&session.lifetime_min.to_be_bytes());
     fields.put(&session.created_us.to_be_bytes());
     fields.put(&session.last_record_us.to_be_bytes());
     let peer = match session.path {
@@ -205,6 +206,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let stored = ReplayWindow::from_bytes(fields.next());
         let [limited] = *fields.next();
         let credit = u32::from_be_bytes(*fields.next());
+        let lifetime_min = u16::from_be_bytes(*fields.next());
         let created_us = u64::from_be_bytes(*fields.next());
         let last_record_us = u64::from_be_bytes(*fields.next());
         let [is_datagram] = *fields.next();
@@ -223,17 +225,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             Path::Stream(NO_STREAM)
         };
         let silent_us = now.mono_us.checked_sub(last_record_us)?;
-        let age_us = now.mono_us.checked_sub(created_us)?;
+        now.mono_us.checked_sub(created_us)?;
         let lifetime_us = u64::from(self.settings.lifetime_s) * 1_000_000;
-        if silent_us >= self.settings.idle_us || age_us >= lifetime_us {
-            return None;
-        }
-        let age_s = u32::try_from(age_us / 1_000_000).unwrap_or(u32::MAX);
-        let lifetime_s = age_s.saturating_add(device.lifetime_s(now, self.settings.lifetime_s));
         let session = Box::new(Session {
             device,
             profile: Session::place_of(profile),
-            lifetime_min: Session::minutes(lifetime_s),
+            lifetime_min,
             keys,
             hello,
             fresh,
@@ -248,6 +245,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             created_us,
             last_record_us,
         });
-        self.sessions.take_over(id, session).then_some(())
+        let over = silent_us >= self.settings.idle_us || session.is_over(now.mono_us, lifetime_us);
+        (!over && self.sessions.take_over(id, session)).then_some(())
     }
 }

@@ -176,6 +176,32 @@ fn a_session_over_a_stream_goes_on_over_the_next_one() {
     assert_eq!(world.stored.0.borrow().len(), 2);
 }
 
+/// R82, R120: what was granted holds in the next process, too, whatever is said of the registration, and whatever sessions may last
+/// by then.
+#[test]
+fn a_session_ends_with_what_was_granted_also_in_the_next_process() {
+    let mut world = World::new();
+    let mut device = world.device(1, PROFILE, Transport::Datagram);
+    let now_s = i64::try_from(world.now.unix_ms / 1_000).unwrap();
+    let known = world.devices.by_name("device-1").unwrap();
+    known.set_expiry(Some(now_s + 300));
+    device.open(world.now.mono_us);
+    world.settle(&mut device);
+    for expiry in [None, Some(now_s + 200)] {
+        known.set_expiry(expiry);
+        world.pass(60_000_000);
+        let bytes = replace(&mut world);
+        assert_eq!(take(&mut world, &bytes), taken(1, 0));
+        sent(&mut world);
+    }
+    world.pass(170_000_000);
+    sent(&mut world);
+    assert_eq!(world.shard.sessions(), 1, "granted for five minutes");
+    world.pass(70_000_000);
+    sent(&mut world);
+    assert_eq!(world.shard.sessions(), 0);
+}
+
 #[test]
 fn what_is_over_or_somebody_elses_is_left() {
     let mut world = World::new();
