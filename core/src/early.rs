@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use duet_protocol::identity::DeviceId;
-use duet_protocol::reading::ReadingId;
+use duet_protocol::reading::{EARLY_SEQUENCE, ReadingId};
 use duet_protocol::responder::Proven;
 use duet_protocol::wire::SessionId;
 
@@ -51,8 +51,6 @@ pub(crate) struct Waiting<T> {
     /// The state of the handshake, one. It holds secrets.
     pub(crate) proven: Wiped<Proven>,
     pub(crate) device: Arc<Device>,
-    /// Which of the gateway's keys it was sealed to.
-    pub(crate) key: usize,
     pub(crate) table: Option<T>,
     pub(crate) session: SessionId,
     /// What storage answered, if it did.
@@ -102,9 +100,9 @@ impl<T> Early<T> {
         self.waiting.len()
     }
 
-    /// Whether a handshake waits that will open this session.
-    pub(crate) fn will_open(&self, id: SessionId) -> bool {
-        self.waiting.contains_key(&id)
+    /// Whether storage has not answered for a reading that came in a HELLO to which this id was given.
+    pub(crate) fn has_given(&self, id: SessionId) -> bool {
+        self.tokens.contains_key(&(id, EARLY_SEQUENCE))
     }
 
     /// The reading of this device that is on its way.

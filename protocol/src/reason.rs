@@ -68,7 +68,8 @@ reasons! {
     UnknownSession = "unknown_session",
     /// A record for a session that does not exist, and no RESET because of the rate limit.
     UnknownSessionQuiet = "unknown_session_quiet",
-    /// A record whose sequence number was already taken, or is below the window.
+    /// A record whose sequence number was already taken, or is below the window, or that brings a reading once more while that or
+    /// another one of its device is on its way to storage.
     Replay = "replay",
     /// A record that did not open.
     RecordOpen = "record_open",

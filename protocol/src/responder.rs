@@ -263,6 +263,12 @@ impl Proven {
         &self.device
     }
 
+    /// The certificate that it was sealed to.
+    #[must_use]
+    pub const fn gateway(&self) -> &Fingerprint {
+        &self.opened.gateway
+    }
+
     /// The message.
     #[must_use]
     pub const fn hello(&self) -> &Hello {

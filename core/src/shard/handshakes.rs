@@ -173,7 +173,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         if due.is_empty() && self.hellos.is_empty() {
             return;
         }
-        let mut authorised = self.go_on(now, due);
+        let mut batch = Batch::default();
+        let mut authorised = self.go_on(now, due, &mut batch);
         let mut came_again: CameAgain = Vec::new();
         if let Some(oldest_us) = self.hellos.oldest_us() {
             let waited_us = now.mono_us.saturating_sub(oldest_us);
@@ -187,11 +188,9 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             let count = hellos.len();
             let owed: Vec<_> = hellos.iter().map(|(origin, _)| origin.path).collect();
             let (claims, tables) = self.open_hellos(now, hellos);
-            self.verify_proofs(now, claims, tables, &mut came_again, &mut authorised);
+            self.verify_proofs(now, claims, tables, batch, &mut came_again, &mut authorised);
             owed.into_iter().for_each(|path| self.settle_at(path));
             self.events.push_back(Event::HellosAnswered { count, waited_us });
-        } else if authorised.is_empty() {
-            return;
         }
         let mut answered = self.agree(authorised);
         self.sign(&mut answered);
@@ -235,22 +234,29 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         &mut self,
         now: Now,
         due: Vec<Box<Waiting<E::PointTable>>>,
+        batch: &mut Batch,
     ) -> Wiped<Authorised<E::PointTable>> {
         let mut authorised = Wiped::with_capacity(due.len() + BATCH_MAX);
         for mut waiting in due {
             let Some(proven) = waiting.take_proven() else { continue };
-            let Waiting { arrivals, device, key, table, session, stored, .. } = *waiting;
+            let Waiting { arrivals, device, table, session, stored, .. } = *waiting;
             arrivals.iter().for_each(|arrival| self.settle_at(arrival.path));
-            // What happened while it waited may have overtaken it.
+            // What happened while it waited may have overtaken it, and the gateway's keys have changed.
+            let keys = self.settings.keys.iter();
+            let key =
+                keys.map(|key| key.gateway.fingerprint).position(|one| one == *proven.gateway());
             if device.is_revoked() {
                 self.discard_all(&arrivals, DropReason::Proof);
             } else if self.is_overtaken(&proven) {
                 let paths = arrivals.iter().map(|arrival| arrival.path);
                 self.challenge(now, paths, &proven, device.mark());
-            } else {
+            } else if let Some(key) = key {
+                batch.grant(session, &proven);
                 let (responding, granted) = self.grant(now, proven, &device, session, stored);
                 let one = Authorised { arrivals, responding, granted, device, key, table };
                 authorised.push(one);
+            } else {
+                self.discard_all(&arrivals, DropReason::GatewayKey);
             }
         }
         authorised
@@ -333,13 +339,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         now: Now,
         claims: Wiped<Claimed>,
         tables: Vec<E::PointTable>,
+        mut batch: Batch,
         came_again: &mut CameAgain,
         authorised: &mut Wiped<Authorised<E::PointTable>>,
     ) {
         let mut tables: Vec<_> = tables.into_iter().map(Some).collect();
         let tasks: Vec<_> = claims.iter().filter_map(|one| one.claim.verify_task()).collect();
         let mut verdicts = self.engine.verify(&tasks).into_iter();
-        let mut batch = Batch::default();
         for Claimed { origin, claim, device, key, table } in claims {
             let verdict = claim.verify_task().is_none() || verdicts.next().unwrap_or(false);
             let proven = match claim.verified(verdict) {
@@ -372,7 +378,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                     continue;
                 }
             };
-            let taken = |id| batch.sessions.contains(&id) || self.early.will_open(id);
+            let taken = |id| batch.sessions.contains(&id) || self.early.has_given(id);
             let slot = proven.hello().slot();
             let Some(session) = self.sessions.vacant_id(slot, &mut self.random, taken) else {
                 self.refused(known.as_ref(), true, DropReason::SessionsFull, origin);
@@ -389,15 +395,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                     let (proven, stored) = (Wiped::from_iter([proven]), false);
                     self.early.wait(
                         now.mono_us,
-                        Waiting { arrivals, proven, device, key, table, session, stored },
+                        Waiting { arrivals, proven, device, table, session, stored },
                     );
                     continue;
                 }
                 EarlyVerdict::Stored => true,
                 EarlyVerdict::Leave => false,
             };
-            batch.sessions.insert(session);
-            batch.granted.insert(proven.id(), (proven.fresh(), proven.challenge().is_some()));
+            batch.grant(session, &proven);
             let (responding, granted) = self.grant(now, proven, &device, session, stored);
             authorised.push(Authorised { arrivals, responding, granted, device, key, table });
         }
@@ -629,12 +634,19 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 }
 
-/// What was granted in a batch so far: these sessions do not exist yet.
+/// What was granted in this turn so far: these sessions do not exist yet.
 #[derive(Default)]
 struct Batch {
     sessions: HashSet<SessionId>,
     /// For each device `fresh`, and whether it answered a challenge.
     granted: HashMap<DeviceId, (u64, bool)>,
+}
+
+impl Batch {
+    fn grant(&mut self, session: SessionId, proven: &Proven) {
+        self.sessions.insert(session);
+        self.granted.insert(proven.id(), (proven.fresh(), proven.challenge().is_some()));
+    }
 }
 
 /// R46: whether a HELLO replaces a pending session with this `fresh`, which answered a challenge or not.

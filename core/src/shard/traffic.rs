@@ -241,7 +241,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                         if let Some(session) = self.sessions.find_mut(id) {
                             session.window.give_back(header.sequence);
                         }
-                        return Ok(());
+                        return Err(DropReason::Replay);
                     }
                     let (token, mark) = ((id, header.sequence), owner.mark());
                     let commit = Commit::of(&owner, mark);

@@ -2,9 +2,12 @@
 
 use std::net::SocketAddr;
 
-use duet_core::{Handler as _, Mail, Path, StreamId};
-use duet_device::{Device, Early, Event, Software};
-use duet_protocol::profile::Transport;
+use duet_core::engine::Batched;
+use duet_core::testing;
+use duet_core::{GatewayKey, Handler as _, Mail, Path, Random, Renewal, Shard, StreamId};
+use duet_device::{Config, Device, Early, Event, Software};
+use duet_protocol::identity::{DeviceId, Fingerprint, Gateway};
+use duet_protocol::profile::{KeySource, Mode, Profile, Transfer, Transport};
 use duet_protocol::reading::EARLY_SEQUENCE;
 use duet_protocol::reason::DropReason;
 use duet_protocol::wire::{Kind, MESSAGE_MAX, SessionId};
@@ -126,6 +129,7 @@ fn what_storage_answers_too_late_still_counts_and_nothing_is_stored_twice() {
     let record = next(&world, &mut device).expect("the reading again");
     arrive(&mut world, home(), &record);
     assert_eq!(stored(&world), 1);
+    assert_eq!(world.shard.counts.drops[DropReason::Replay as usize], 1, "and counted");
     answer(&mut world, true);
     world.settle(&mut device);
     world.pass(1_000_000);
@@ -414,5 +418,112 @@ fn a_reading_in_a_hello_has_its_answer_before_the_shard_ends() {
         assert_eq!(sent(&mut world).len(), 1, "ACCEPT without a word of the reading");
         turn(&mut world);
         assert!(world.shard.is_finished());
+    }
+}
+
+/// R46, also in the very turn in which the newer one has waited long enough for the disk.
+#[test]
+fn no_older_hello_takes_the_place_of_one_that_goes_on_in_the_same_turn() {
+    let mut world = World::new();
+    let mut device = met(&mut world);
+    device.open(world.now.mono_us);
+    let older = next(&world, &mut device).expect("a HELLO, which is kept back");
+    device.close();
+    let newer = wake(&world, &mut device);
+    arrive(&mut world, home(), &newer);
+    world.pass(500_000);
+    arrive(&mut world, "198.51.100.7:7".parse().unwrap(), &older);
+    let sent = sent(&mut world);
+    let kinds: Vec<_> = sent.iter().map(|(_, message)| Kind::of(message).unwrap()).collect();
+    assert!(kinds.contains(&Kind::Accept) && kinds.contains(&Kind::Challenge), "{kinds:?}");
+    let accepted = sent.iter().find(|(to, _)| *to == Path::Datagram(home().into()));
+    device.handle_message(world.now.mono_us, &mut accepted.unwrap().1.clone()).unwrap();
+    // The first copy is still on its way when the reading comes again.
+    world.settle(&mut device);
+    world.pass(1_000_000);
+    world.settle(&mut device);
+    assert!(device.poll_confirmed().is_some());
+    assert_eq!((world.shard.counts.confirmed, world.shard.counts.resets), (2, 0));
+}
+
+/// R34: ids are drawn, and one that was drawn for a handshake that waits for the disk is not drawn once more in the turn in
+/// which it goes on, nor while its reading is still on its way.
+#[test]
+fn a_session_id_is_given_once_also_where_a_handshake_waits_for_the_disk() {
+    let slot = |seed: u8| DeviceId([seed; 8]).slot();
+    let (one, other) = (1..=255)
+        .flat_map(|one| (one + 1..=255).map(move |other| (one, other)))
+        .find(|(one, other)| slot(*one) == slot(*other))
+        .unwrap();
+    let mut world = World::new();
+    let engine = Batched::new(duet_curve::Backend::detect(), 64, &[3; 32]);
+    // Each draw gives the same id.
+    let random = Random::new(|out| out.fill(7));
+    let devices = std::sync::Arc::clone(&world.devices);
+    world.shard = Shard::new(testing::settings(), devices, engine, world.stored.clone(), random);
+    let hellos = [one, other].map(|seed| {
+        let identity = world.devices.enrol(&format!("device-{seed}"), DeviceId([seed; 8]), PROFILE);
+        world.devices.by_name(&format!("device-{seed}")).unwrap().raise_mark(1);
+        let (gateway, transport) = (world.gateway, Transport::Datagram);
+        let config = Config { identity, gateway, profile: PROFILE, transport, fresh: 9 };
+        let mut device = Device::<Software>::seeded(config, [seed; 32]).unwrap();
+        device.set_early(Early::Stay);
+        wake(&world, &mut device)
+    });
+    arrive(&mut world, home(), &hellos[0]);
+    world.pass(500_000);
+    arrive(&mut world, home(), &hellos[1]);
+    assert_eq!((sent(&mut world).len(), stored(&world)), (1, 1));
+    assert_eq!(world.shard.counts.drops[DropReason::SessionsFull as usize], 1);
+    world.pass(11_000_000);
+    turn(&mut world);
+    assert_eq!(world.shard.sessions(), 0, "nobody has confirmed it");
+    arrive(&mut world, home(), &hellos[1]);
+    assert_eq!((sent(&mut world).len(), stored(&world)), (0, 1));
+    answer(&mut world, true);
+    arrive(&mut world, home(), &hellos[1]);
+    assert_eq!(stored(&world), 2, "what had the id is done with");
+}
+
+/// Keys that are replaced while a reading waits for the disk: its ACCEPT is signed with the one that its device knows, or, where
+/// that is gone, not made.
+#[test]
+fn a_handshake_that_waits_for_the_disk_goes_on_with_the_key_that_it_began_with() {
+    let source = KeySource::Xor(Transfer::Random);
+    let profile = Profile { mode: Mode::RegisteredCertificate, source };
+    for stays in [true, false] {
+        let mut world = World::new();
+        let identity = world.devices.enrol("device-1", DeviceId([1; 8]), profile);
+        world.devices.by_name("device-1").unwrap().raise_mark(1);
+        let (gateway, transport) = (world.gateway, Transport::Datagram);
+        let config = Config { identity, gateway, profile, transport, fresh: 9 };
+        let mut device = Device::<Software>::seeded(config, [1; 32]).unwrap();
+        device.set_early(Early::Stay);
+        let hello = wake(&world, &mut device);
+        arrive(&mut world, home(), &hello);
+        let secret = testing::scalar(b"another key");
+        let fingerprint = Fingerprint::of_certificate(b"another certificate");
+        let gateway = Gateway { key_id: 2, fingerprint, key: secret.public_key() };
+        let mut keys = vec![GatewayKey { gateway, secret }];
+        keys.extend(stays.then(testing::gateway_key));
+        let settings = testing::settings();
+        let renewal = Renewal {
+            keys,
+            idle_us: settings.idle_us,
+            pending_us: settings.pending_us,
+            lifetime_s: settings.lifetime_s,
+            sessions_max: settings.sessions_max,
+            pending_max: settings.pending_max,
+        };
+        world.shard.handle_mail(world.now, Mail::Renew(Box::new(renewal)));
+        answer(&mut world, true);
+        let mut sent = sent(&mut world);
+        assert_eq!(sent.len(), usize::from(stays));
+        assert_eq!(world.shard.counts.drops[DropReason::GatewayKey as usize], u64::from(!stays));
+        for (_, accept) in &mut sent {
+            device.handle_message(world.now.mono_us, accept).unwrap();
+            assert!(device.poll_confirmed().is_some());
+            assert_eq!(world.shard.counts.accepts_retiring, 1);
+        }
     }
 }
