@@ -321,9 +321,11 @@ impl Sessions {
         self.by_hello.values().filter(old).copied().collect()
     }
 
-    /// Forgets what is kept of sessions that ended this long ago. Looks at every device.
+    /// Forgets what is kept of sessions that ended this long ago, and challenges that nobody has answered in time. Looks at every
+    /// device.
     pub(crate) fn forget_previous(&mut self, now: Now, after_us: u64) {
         self.contacts.retain(|_, contact| {
+            contact.challenge.take_if(|challenge| challenge.until_us <= now.mono_us);
             let old =
                 |one: &mut Box<Previous>| now.mono_us.saturating_sub(one.ended_us) >= after_us;
             if let Some(old) = contact.previous.take_if(old) {
@@ -408,5 +410,21 @@ impl Sessions {
             }
         }
         assert_eq!(before, self.ended.len(), "each session before is named once");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_challenge_that_nobody_answers_is_forgotten() {
+        let (mut sessions, device) = (Sessions::default(), DeviceId([1; 8]));
+        let now = |mono_us| Now { mono_us, unix_ms: 0 };
+        sessions.challenge_or(now(0), device, || Challenge { value: [7; 16], until_us: 30 });
+        sessions.forget_previous(now(29), 1_000);
+        assert_eq!(sessions.challenge(now(29), &device).map(|one| one.value), Some([7; 16]));
+        sessions.forget_previous(now(30), 1_000);
+        assert!(sessions.contacts.is_empty());
     }
 }
