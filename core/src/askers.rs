@@ -48,6 +48,12 @@ impl Askers {
         self.0.keys().copied().filter(move |token| token.0 == session)
     }
 
+    /// The places that are to be answered.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn paths(&self) -> impl Iterator<Item = Path> {
+        self.0.values().flatten().map(|asker| asker.path)
+    }
+
     /// Tells states apart that behave differently.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn fingerprint(&self, out: &mut impl std::hash::Hasher) {

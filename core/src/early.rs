@@ -100,9 +100,17 @@ impl<T> Early<T> {
         self.waiting.len()
     }
 
-    /// Whether storage has not answered for a reading that came in a HELLO to which this id was given.
-    pub(crate) fn has_given(&self, id: SessionId) -> bool {
-        self.tokens.contains_key(&(id, EARLY_SEQUENCE))
+    /// Whether a handshake waits that will open this session, or storage has not answered for the reading of one that would have:
+    /// what it answers must not be taken for another's.
+    pub(crate) fn names(&self, id: SessionId) -> bool {
+        self.waiting.contains_key(&id) || self.tokens.contains_key(&(id, EARLY_SEQUENCE))
+    }
+
+    /// The paths over which the handshakes that wait are to be answered.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn paths(&self) -> impl Iterator<Item = Path> {
+        let arrivals = self.waiting.values().flat_map(|waiting| &waiting.arrivals);
+        arrivals.map(|arrival| arrival.path)
     }
 
     /// The reading of this device that is on its way.

@@ -118,6 +118,13 @@ impl HelloQueue {
         self.hellos.is_empty()
     }
 
+    /// The paths over which those that wait are to be answered.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn paths(&self) -> impl Iterator<Item = Path> {
+        let again = self.again.values().flatten().map(|origin| origin.path);
+        self.hellos.iter().map(|(origin, _)| origin.path).chain(again)
+    }
+
     /// Queues a HELLO of this sender, or says why not. Nothing is kept of one that is refused (R51).
     pub(crate) fn enqueue(
         &mut self,

@@ -2,12 +2,13 @@
 //!
 //! * *In* go datagrams, messages of streams, what happens to streams, mail from other threads, the time, and random bytes.
 //! * *Out* come messages and the streams to close, readings to the [`Sink`], [events](Event), and [counts](Counts).
-//! * *Never* does it wait, read a clock, touch a socket or a file, or take a lock for a record: its sessions are its own, and
-//!   with other threads it shares its directory of devices alone. A HELLO makes, ends and moves nothing before its proof
-//!   (R40), and one that comes again adds no more than where its ACCEPT went; a reading is acknowledged only once the sink has said that it is durable (R74).
+//! * *Never* does it wait, read a clock, touch a socket or a file, or hold a lock over work: its sessions are its own, and
+//!   with other threads it shares its directory of devices alone. Before its proof a HELLO makes, ends and moves nothing
+//!   (R40); of one that comes again it is noted where its ACCEPT goes, too, and nothing else. A reading is acknowledged only
+//!   once the sink has said that it is durable (R74).
 //!
-//! Hellos and records are queued; mail acts at once, and a HELLO that has its ACCEPT or is sent away, and a record of no
-//! session, are answered at once. A *turn* ([`handle_turn`](Handler::handle_turn)) works on all of it: it opens the records as one
+//! Hellos and records are queued. Mail acts at once. Three messages are answered at once: a HELLO that has its ACCEPT already,
+//! one that is sent away, and a record of no session. A *turn* ([`handle_turn`](Handler::handle_turn)) works on all of it: it opens the records as one
 //! batch and acts on each, answers the oldest hellos as another, and hands the readings of both to the sink; then it
 //! acknowledges what has become durable, adds commands, and seals all that as a third. Once a second it ends the pending
 //! sessions whose time is over; the confirmed ones it looks through every sixtieth of the idle time, at least once a minute.
@@ -189,6 +190,16 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.sessions.check();
         self.early.check();
         self.streams.check();
+        let mut owed = std::collections::HashMap::new();
+        let sessions = self.sessions.iter().filter(|(_, session)| session.unanswered > 0);
+        let sessions = sessions.filter_map(|(_, session)| session.stream.map(Path::Stream));
+        let paths = self.hellos.paths().chain(self.early.paths()).chain(self.askers.paths());
+        for path in paths.chain(sessions) {
+            if let Path::Stream(stream) = path {
+                *owed.entry(stream).or_default() += 1;
+            }
+        }
+        self.streams.check_owed(&owed);
         for (id, session) in self.sessions.iter() {
             let asked = self.askers.of(id).count();
             assert!(asked <= session.unanswered as usize, "who asks again waits for an answer");

@@ -15,13 +15,15 @@
 //! ```
 //!
 //! *Failed* is a stream one of whose messages was discarded (a record that came again is no fault), or that is to be closed;
-//! *ended* one whose peer says no more, and may still be owed answers. Each state but *proven* and *closed* has one deadline, and there are no others. When it is over, the stream is
-//! flushed and then closed; one in *first* or *flushing* is closed at once.
+//! *ended* one whose peer says no more, and may still be owed answers. Each state but *proven* and *closed* has one deadline, and
+//! a stream has no other. When it is over, the stream is flushed and then closed; one in *first* or *flushing* is closed at
+//! once.
 //!
 //! Addresses, IPv4 ones and /64 networks of IPv6, have shares here. When half of the places are taken, no address gets more
 //! than a quarter of all. When all but a sixteenth are, a newcomer from an address that has fewer takes the place of a stream
-//! of the address that has most: of one over which no session speaks. Where no address has more, sites of IPv6 (/48) are
-//! compared in the same way, since each has 65,536 such networks; and the last sixteenth is not for the site that has most.
+//! of the address that has most: of one over which no session speaks. Where no address has more than the newcomer's, sites of
+//! IPv6 (/48) are compared in the same way, since a site has 65,536 networks. Where nobody makes room, the last sixteenth is
+//! for newcomers of other sites than the one that has most.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -397,6 +399,15 @@ impl Streams {
             if state.is_idle() {
                 self.add_idle(source, due_us, stream);
             }
+        }
+    }
+
+    /// Asserts that each stream waits for as many answers as somebody is to give there.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn check_owed(&self, owed: &HashMap<StreamId, u32>) {
+        for (id, found) in &self.all {
+            let expected = owed.get(id).copied().unwrap_or(0);
+            assert_eq!(found.owed, expected, "what is owed over {id:?}");
         }
     }
 

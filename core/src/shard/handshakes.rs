@@ -11,8 +11,8 @@
 //!   back; RETRY, to whoever is to come back ([`HelloQueue`](crate::hello_queue)); or nothing but a count under a reason. The
 //!   oldest comes first, but one with a reading inside waits in [`Early`](crate::early) until the sink has stored that, or for
 //!   half a second. The same bytes again get the same ACCEPT, as long as its session is pending.
-//! * *Never* is a sender answered otherwise, or later, before his proof because of what the registry says (R36): of a known
-//!   device that is refused an event is left, which another thread tells. And never is a session granted but in `accept`.
+//! * *Never* is a sender answered otherwise, or later, before his proof because of what the registry says (R36): that a known
+//!   device was refused is left as an event, and another thread tells it. And never is a session granted but in `accept`.
 //!   No step does arithmetic on the curve: each is one batch of the [`Engine`].
 
 use std::collections::{HashMap, HashSet};
@@ -173,8 +173,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         if due.is_empty() && self.hellos.is_empty() {
             return;
         }
-        let mut batch = Batch::default();
-        let mut authorised = self.go_on(now, due, &mut batch);
+        let mut authorised = self.go_on(now, due);
         let mut came_again: CameAgain = Vec::new();
         if let Some(oldest_us) = self.hellos.oldest_us() {
             let waited_us = now.mono_us.saturating_sub(oldest_us);
@@ -182,13 +181,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 self.hellos.take(now, BATCH_MAX, policy(&self.settings));
             came_again = again;
             for (origin, Refusal { reason, retry }) in refused {
+                self.settle_at(origin.path);
                 retry.into_iter().for_each(|retry| self.out.push(origin.path, &retry.encode()));
                 self.discard(origin.arrived_us, origin.path, reason);
             }
             let count = hellos.len();
             let owed: Vec<_> = hellos.iter().map(|(origin, _)| origin.path).collect();
             let (claims, tables) = self.open_hellos(now, hellos);
-            self.verify_proofs(now, claims, tables, batch, &mut came_again, &mut authorised);
+            self.verify_proofs(now, claims, tables, &mut came_again, &mut authorised);
             owed.into_iter().for_each(|path| self.settle_at(path));
             self.events.push_back(Event::HellosAnswered { count, waited_us });
         }
@@ -234,7 +234,6 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         &mut self,
         now: Now,
         due: Vec<Box<Waiting<E::PointTable>>>,
-        batch: &mut Batch,
     ) -> Wiped<Authorised<E::PointTable>> {
         let mut authorised = Wiped::with_capacity(due.len() + BATCH_MAX);
         for mut waiting in due {
@@ -251,7 +250,6 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 let paths = arrivals.iter().map(|arrival| arrival.path);
                 self.challenge(now, paths, &proven, device.mark());
             } else if let Some(key) = key {
-                batch.grant(session, &proven);
                 let (responding, granted) = self.grant(now, proven, &device, session, stored);
                 let one = Authorised { arrivals, responding, granted, device, key, table };
                 authorised.push(one);
@@ -290,6 +288,12 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         arrivals.iter().for_each(|arrival| self.discard(arrival.at_us, arrival.path, reason));
     }
 
+    /// Which of the gateway's keys this HELLO is sealed to.
+    fn key_index(&self, hello: &Hello) -> Option<KeyIndex> {
+        let id = hello.gateway_key_id();
+        self.settings.keys.iter().position(|key| key.gateway.key_id == id)
+    }
+
     /// Decapsulates and opens, and looks up who each one claims to be.
     fn open_hellos(
         &mut self,
@@ -301,8 +305,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let mut by_key: Vec<Vec<(Origin, Hello)>> =
             self.settings.keys.iter().map(|_| Vec::new()).collect();
         for (origin, hello) in hellos {
-            let id = hello.gateway_key_id();
-            match self.settings.keys.iter().position(|key| key.gateway.key_id == id) {
+            match self.key_index(&hello) {
                 Some(key) => by_key[key].push((origin, hello)),
                 None => self.discard_hello(now, origin, DropReason::GatewayKey),
             }
@@ -339,13 +342,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         now: Now,
         claims: Wiped<Claimed>,
         tables: Vec<E::PointTable>,
-        mut batch: Batch,
         came_again: &mut CameAgain,
         authorised: &mut Wiped<Authorised<E::PointTable>>,
     ) {
         let mut tables: Vec<_> = tables.into_iter().map(Some).collect();
         let tasks: Vec<_> = claims.iter().filter_map(|one| one.claim.verify_task()).collect();
         let mut verdicts = self.engine.verify(&tasks).into_iter();
+        let mut batch = Batch::of(authorised);
         for Claimed { origin, claim, device, key, table } in claims {
             let verdict = claim.verify_task().is_none() || verdicts.next().unwrap_or(false);
             let proven = match claim.verified(verdict) {
@@ -378,7 +381,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                     continue;
                 }
             };
-            let taken = |id| batch.sessions.contains(&id) || self.early.has_given(id);
+            let taken = |id| batch.sessions.contains(&id) || self.early.names(id);
             let slot = proven.hello().slot();
             let Some(session) = self.sessions.vacant_id(slot, &mut self.random, taken) else {
                 self.refused(known.as_ref(), true, DropReason::SessionsFull, origin);
@@ -402,7 +405,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 EarlyVerdict::Stored => true,
                 EarlyVerdict::Leave => false,
             };
-            batch.grant(session, &proven);
+            batch.sessions.insert(session);
+            batch.granted.insert(proven.id(), (proven.fresh(), proven.challenge().is_some()));
             let (responding, granted) = self.grant(now, proven, &device, session, stored);
             authorised.push(Authorised { arrivals, responding, granted, device, key, table });
         }
@@ -634,8 +638,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     }
 }
 
-/// What was granted in this turn so far: these sessions do not exist yet.
-#[derive(Default)]
+/// What was granted in a batch so far: these sessions do not exist yet.
 struct Batch {
     sessions: HashSet<SessionId>,
     /// For each device `fresh`, and whether it answered a challenge.
@@ -643,9 +646,15 @@ struct Batch {
 }
 
 impl Batch {
-    fn grant(&mut self, session: SessionId, proven: &Proven) {
-        self.sessions.insert(session);
-        self.granted.insert(proven.id(), (proven.fresh(), proven.challenge().is_some()));
+    /// Begins with the handshakes that go on in it, after they waited for their readings.
+    fn of<T>(authorised: &[Authorised<T>]) -> Self {
+        let place = |one: &Authorised<T>| {
+            (one.device.credential.id, (one.granted.fresh, one.granted.challenged))
+        };
+        Self {
+            sessions: authorised.iter().map(|one| one.granted.session).collect(),
+            granted: authorised.iter().map(place).collect(),
+        }
     }
 }
 

@@ -403,3 +403,23 @@ fn hellos_that_wait_when_a_shard_is_to_end_are_counted_and_keep_it_no_longer() {
         assert!(world.shard.poll_timeout().unwrap() > world.now.mono_us, "nothing waits");
     }
 }
+
+/// They came before their sender was noticed. Nobody waits for an answer there any more, so their places are free for others.
+#[test]
+fn hellos_that_are_refused_while_they_wait_are_owed_nothing() {
+    let mut world = World::new();
+    let flooder: SocketAddr = "203.0.113.9:1".parse().unwrap();
+    let mut device = world.device(1, PROFILE, Transport::Stream);
+    device.open(world.now.mono_us);
+    let hello = next(&world, &mut device);
+    for number in 0..200 {
+        let mut bad = hello.clone();
+        let place = bad.len() - 16;
+        bad[place] ^= 1 + number;
+        let (stream, now) = (StreamId(number.into()), world.now);
+        assert!(world.shard.handle_stream_opened(now, stream, flooder, now.mono_us));
+        world.shard.handle_message(now, stream, &bad);
+    }
+    (0..4).for_each(|_| drop(sent(&mut world)));
+    assert!(world.shard.counts.drops[DropReason::SourceFull as usize] > 100);
+}
