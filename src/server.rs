@@ -430,7 +430,7 @@ impl Server {
         let hand_over = hand_over && manager::keeps(to_keep(self.threads.len()));
         let mail = || if hand_over { Mail::HandOver } else { Mail::Drain };
         if !self.control.tell_all(mail) {
-            // One that takes no mail is ended without its goodbyes.
+            // One that takes no mail is stuck: all end, without their goodbyes.
             self.stop.stop();
         }
         // The last senders but the spool's completions: what remains ends with the shards.
