@@ -26,7 +26,7 @@
 //! for newcomers of other sites than the one that has most.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rustc_hash::FxHashMap;
 
@@ -106,7 +106,7 @@ pub struct Streams {
     due: BTreeSet<(u64, StreamId)>,
 }
 
-/// What counts as one sender: an IPv4 address, or a network of IPv6, of which a host has all addresses that it likes.
+/// What counts as one sender: an IPv4 address, also behind a translator, or a network of IPv6, of which a host has all addresses that it likes.
 #[must_use]
 pub fn source(ip: IpAddr) -> IpAddr {
     network(ip, 64)
@@ -119,9 +119,16 @@ pub fn site(ip: IpAddr) -> IpAddr {
     network(ip, 48)
 }
 
+/// The first 96 bits of an IPv4 address behind a translator (RFC 6052, section 2.1): all of IPv4 in one network.
+const TRANSLATED: u128 = 0x0064_ff9b << 64;
+
 fn network(ip: IpAddr, prefix: u32) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
+        #[expect(clippy::cast_possible_truncation, reason = "the last 32 bits are meant")]
+        IpAddr::V6(ip) if ip.to_bits() >> 32 == TRANSLATED => {
+            Ipv4Addr::from_bits(ip.to_bits() as u32).into()
+        }
         IpAddr::V6(ip) => {
             let host = 128 - prefix;
             Ipv6Addr::from_bits(ip.to_bits() >> host << host).into()
@@ -548,6 +555,18 @@ mod tests {
         let first: Vec<_> = gone.iter().copied().filter(|stream| *stream <= 16).collect();
         assert!(first.iter().all(|stream| *stream > 3), "{gone:?}");
         assert!(first.len() >= 9, "{gone:?}");
+    }
+
+    /// Where devices have IPv4 alone and the gateway IPv6 alone, each of them is a sender and a site of its own.
+    #[test]
+    fn an_ipv4_address_behind_a_translator_counts_as_itself() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        for of in [source, site] {
+            assert_eq!(of(ip("64:ff9b::192.0.2.1")), ip("192.0.2.1"));
+            assert_eq!(of(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
+            assert_ne!(of(ip("64:ff9b:1::192.0.2.1")), ip("192.0.2.1"));
+        }
+        assert_eq!(source(ip("64:ff9b:0:0:1::1")), source(ip("64:ff9b:0:0:2::1")));
     }
 
     /// A site of IPv6 has 65,536 networks, none of which has more streams than anybody.
