@@ -269,7 +269,7 @@ impl Audit {
         Ok(())
     }
 
-    /// Writes that the file is not as long as it was left. Nobody else writes it, so somebody has cut it, or put in more.
+    /// Writes that the file is not as long as it was left, if so: nobody else is to write it.
     fn say_changed(&self, end: &mut End) -> Result<(), AuditError> {
         let failed = |error| AuditError::Io { path: self.path.clone(), error };
         let (was, is) = (end.len, end.file.metadata().map_err(failed)?.len());
@@ -278,12 +278,14 @@ impl Audit {
         }
         let tail = Tail::of(&end.file).map_err(failed)?;
         let set_aside = tail.cut_off(&end.file, &self.path).map_err(failed)?;
-        end.len = tail.len;
         let action = format!(
-            "somebody changed the log while it was in use: it had {was} bytes behind entry {}, and has {is}",
+            "the log was changed while it was in use, by somebody else or its disk: it had {was} bytes behind entry {}, and \
+             has {is}",
             end.number
         );
-        self.say(end, "audit", &action, "missing")?;
+        end.len = tail.len;
+        // Until it is said, it is to be said.
+        self.say(end, "audit", &action, "missing").inspect_err(|_| end.len = was)?;
         tracing::error!(
             "{}: {action}. It goes on; bring the entries back from where logs are sent, or from a backup, and keep this file \
              as evidence",
@@ -920,7 +922,7 @@ mod tests {
                     assert_eq!(entry.own_hash(), entry.hash);
                     told.push(entry.action);
                 }
-                assert!(told[kept].contains("changed the log"), "{told:?}");
+                assert!(told[kept].contains("log was changed"), "{told:?}");
                 assert_eq!(told.iter().filter(|action| action.contains("changed")).count(), 1);
                 assert_eq!(told[told.len() - 2..], ["next", "last"]);
                 assert_eq!(verify(dir.path(), |_| ()).is_ok(), !more.is_empty());
