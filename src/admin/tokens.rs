@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use duet_telemetry::catalogue::FILES_RENEWED;
 use serde::{Deserialize, Serialize};
@@ -173,7 +173,10 @@ pub(super) enum Denied {
 pub struct Tokens {
     path: PathBuf,
     seen: Seen,
+    /// Nobody holds this while he waits for the disk: each request over TLS looks here, on the thread that answers all of them.
     kept: RwLock<Content>,
+    /// Whose turn it is to change it.
+    turn: Mutex<()>,
 }
 
 impl Tokens {
@@ -216,15 +219,16 @@ impl Tokens {
                 content
             }
         };
-        Ok(Self { path, seen, kept: RwLock::new(kept) })
+        Ok(Self { path, seen, kept: RwLock::new(kept), turn: Mutex::default() })
     }
 
     /// Has the file beside it say how far these tokens have come, for a change is to follow or others may look. What an operator
     /// should know, if that file was gone or damaged.
     #[must_use]
     pub fn renew_seen(&self) -> Option<String> {
-        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        let found = kept.state().filter(|found| found.change > 0)?;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = self.kept.read().unwrap_or_else(PoisonError::into_inner).state();
+        let found = found.filter(|found| found.change > 0)?;
         let last = self.seen.read();
         if last != Some(found) {
             self.seen.tell(found);
@@ -317,8 +321,8 @@ impl Tokens {
         &self,
         change: impl FnOnce(&mut Vec<Kept>) -> Result<T, TokenError>,
     ) -> Result<T, TokenError> {
-        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        let mut next = kept.clone();
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.kept.read().unwrap_or_else(PoisonError::into_inner).clone();
         let done = change(&mut next.tokens)?;
         next.change += 1;
         next.sha256 = next.digest().unwrap_or_default();
@@ -326,7 +330,7 @@ impl Tokens {
         if let Some(state) = next.state() {
             self.seen.tell(state);
         }
-        *kept = next;
+        *self.kept.write().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(done)
     }
 
@@ -372,6 +376,22 @@ mod tests {
         assert_eq!(tokens.find(&token, 199), Err(Denied::Wrong));
         assert!(matches!(tokens.revoke(&name), Err(TokenError::Unknown(_))));
         assert!(Tokens::open(dir.path()).unwrap().list().is_empty());
+    }
+
+    /// Health and metrics are answered by the thread that looks tokens up.
+    #[test]
+    fn whoever_brings_a_token_does_not_wait_until_another_one_is_on_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = &Tokens::open(dir.path()).unwrap();
+        let token = &tokens.add("ops".parse().unwrap(), Role::Viewer, 100, 200).unwrap();
+        let (answer, answered) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let changed = tokens.change(|_| {
+                scope.spawn(move || answer.send(tokens.find(token, 199)));
+                Ok(answered.recv_timeout(std::time::Duration::from_secs(20)))
+            });
+            assert_eq!(changed.unwrap(), Ok(Ok(("ops".into(), Role::Viewer))));
+        });
     }
 
     #[test]
