@@ -77,9 +77,9 @@ const DISK_THREADS: usize = 16;
 /// How long work that waits for the disk may go on when the control plane has ended.
 const LEAVE_BEHIND: Duration = Duration::from_secs(5);
 
-/// What the control plane asks of the running gateway. Every method returns at once.
+/// What the control plane asks of the running gateway. Every method but the first returns at once.
 pub trait Gateway: Send + Sync {
-    /// The device was revoked or removed, on disk and in the view: end its sessions.
+    /// The device was revoked or removed, on disk and in the view: end its sessions. It waits for shards that have no room for mail.
     fn revoked(&self, device: DeviceId);
 
     /// The queue of commands, where there is one.

@@ -35,14 +35,17 @@ pub(super) async fn keep(
             _ => {}
         }
         plane.telemetry.marks_saved(saved.as_ref().ok().copied());
-        let registry = Arc::clone(&plane.registry);
+        let (registry, gateway) = (Arc::clone(&plane.registry), Arc::clone(&plane.gateway));
         let now_s = clock.now_s();
-        let retired = tokio::task::spawn_blocking(move || registry.retire(now_s)).await;
+        // So may shards that have no room for mail.
+        let retire = move || {
+            let ids = registry.retire(now_s)?;
+            ids.into_iter().for_each(|id| gateway.revoked(id));
+            Ok::<_, RegistryError>(())
+        };
+        let retired = tokio::task::spawn_blocking(retire).await;
         match retired.map_err(|_| AdminError::Panicked)? {
-            Ok(ids) => {
-                unretired = false;
-                ids.into_iter().for_each(|id| plane.gateway.revoked(id));
-            }
+            Ok(()) => unretired = false,
             // It is tried again the next time, and the old credential's end holds meanwhile.
             Err(error) if !unretired => {
                 unretired = true;

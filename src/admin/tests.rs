@@ -478,6 +478,30 @@ fn a_stuck_registry_delays_no_probe() {
     assert_eq!(running.client().status().unwrap().devices, 5);
 }
 
+/// A renewed device's old credential ends by itself, and shards are told of it, which may have no room for mail.
+#[test]
+fn shards_that_do_not_hear_of_an_old_credentials_end_delay_no_probe() {
+    let running = running();
+    running.client().add(&[line("d", 1)]).unwrap();
+    let unheard = running.gateway.revoked.lock().unwrap();
+    running.registry.renew(line("d", 2).read().unwrap(), 1, 0).unwrap();
+    let (view, old) = (running.registry.view().unwrap(), DeviceId(1_u64.to_be_bytes()));
+    while view.lookup(&old).is_some() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    thread::sleep(Duration::from_millis(100));
+    let mut stream = TcpStream::connect(running.admin.http()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(stream, "GET /health HTTP/1.1\r\nHost: duet\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.contains("200 OK"), "{text}");
+    drop(unheard);
+    while *running.gateway.revoked.lock().unwrap() != [old] {
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Each endpoint of the document, asked through the router as if over TLS: nobody without a good token gets in, and a
 /// viewer changes nothing.
 #[tokio::test]
