@@ -2,7 +2,7 @@
 //! removed or damaged, removes what may go, and looks for what an operator has to see. It touches no reading that is kept.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use super::error::SpoolError;
 use super::marker::MarkerFile;
 use super::retention::{Retention, trim_by_itself};
 use super::segment::{self, Lock};
+use super::spool::SpoolConfig;
 use crate::identity::Steady;
 use crate::log::Complaint;
 
@@ -31,8 +32,31 @@ pub struct Care {
     pub untrimmed: Option<String>,
 }
 
+/// How much of what a spool may take is left.
+pub(super) struct Size {
+    max_bytes: u64,
+    /// How much the segment that takes the appends has room for, bytes: the writer tells.
+    pub(super) room: Arc<AtomicU64>,
+    /// Whether less than a quarter is left.
+    pub(super) scarce: Arc<AtomicBool>,
+}
+
+impl Size {
+    pub(super) fn of(config: &SpoolConfig) -> Self {
+        let room = Arc::new(AtomicU64::new(config.segment_bytes));
+        Self { max_bytes: config.max_bytes, room, scarce: Arc::default() }
+    }
+
+    /// All segments together take so much on the disk.
+    fn look(&self, disk_bytes: u64) {
+        let used = disk_bytes.saturating_sub(self.room.load(Ordering::Relaxed));
+        let most = self.max_bytes - self.max_bytes / 4;
+        self.scarce.store(used > most, Ordering::Relaxed);
+    }
+}
+
 /// How far back readings are kept, and what they take on the disk.
-fn measure(dir: &Path) {
+fn measure(dir: &Path, size: &Size) {
     // What cannot be read is told where it is needed.
     if let Ok(Some(oldest)) =
         segment::list(dir).map(|entries| entries.first().map(|e| e.first_index))
@@ -41,6 +65,7 @@ fn measure(dir: &Path) {
     }
     if let Ok(bytes) = segment::disk_bytes(dir) {
         SPOOL_DISK.one().set_count(bytes);
+        size.look(bytes);
     }
 }
 
@@ -74,6 +99,7 @@ impl Keeper {
         dir: &Path,
         small: SmallFiles,
         retention: Retention,
+        size: Size,
         care: watch::Sender<Care>,
     ) -> Result<Self, SpoolError> {
         let cancel = Arc::new(AtomicBool::new(false));
@@ -95,7 +121,7 @@ impl Keeper {
                     };
                     let untrimmed = trimmed.err();
                     complaint.about(looked);
-                    measure(&own);
+                    measure(&own, &size);
                     let now = Care { cuts: cuts(&own).map_or(0, |cuts| cuts.len()), untrimmed };
                     care.send_if_modified(|before| {
                         let changes = *before != now;

@@ -112,8 +112,6 @@ pub(super) struct Tail {
     /// Where the next record goes, and its index.
     pub(super) at: u64,
     pub(super) next_index: u64,
-    /// What all segments take on disk.
-    pub(super) disk_bytes: u64,
 }
 
 /// A spool as it lies there.
@@ -239,22 +237,15 @@ pub(super) fn recover(config: &SpoolConfig) -> Result<(Tail, Recovery), SpoolErr
     settle(&scan, leftover).map_err(SpoolError::io("settling the tail of", &scan.entry.path))?;
     segment::sync_dir(dir)?;
     known.keep(spool)?;
-    let disk_bytes = segment::disk_bytes(dir)?;
     if is_damaged {
         // No index that was ever given may name another reading: the new ones begin behind all that was cut.
         let most = leftover.div_ceil(RECORD_HEAD as u64);
         let next = (end + most).max(end + recovery.missing);
         recovery.segments += 1;
         let tail = create(config, spool, next, true)?;
-        return Ok((Tail { disk_bytes: disk_bytes + tail.disk_bytes, ..tail }, recovery));
+        return Ok((tail, recovery));
     }
-    let tail = Tail {
-        path: scan.entry.path,
-        header: scan.header,
-        at: scan.at,
-        next_index: end,
-        disk_bytes,
-    };
+    let tail = Tail { path: scan.entry.path, header: scan.header, at: scan.at, next_index: end };
     Ok((tail, recovery))
 }
 
@@ -269,7 +260,7 @@ fn create(
     let Some(spare) = segment::prepare(dir, size, &never)? else { unreachable!("nobody cancels") };
     let header = Header { first_index, size, salt: segment::salt(&spare)?, spool, gap };
     let path = segment::adopt(dir, &spare, &header)?;
-    Ok(Tail { path, header, at: DATA_START, next_index: first_index, disk_bytes: size })
+    Ok(Tail { path, header, at: DATA_START, next_index: first_index })
 }
 
 /// Makes the file what the scan saw: the last group durable, zeros after it up to the full size.

@@ -21,7 +21,7 @@ use super::file::Runtime;
 use super::format::{DATA_START, MAX_SEGMENT_BYTES};
 use super::health::{Health, Teller};
 use super::id::SpoolId;
-use super::keeper::{Care, Keeper, SmallFiles};
+use super::keeper::{Care, Keeper, Size, SmallFiles};
 use super::marker::{Marker, MarkerFile};
 use super::recover::{Recovery, recover};
 use super::retention::Retention;
@@ -148,13 +148,11 @@ impl Spool {
         let (care_teller, care) = watch::channel(first_care);
         let lock = Arc::new(Mutex::new(lock));
         let small = SmallFiles { marker: marker.clone(), lock: Arc::downgrade(&lock) };
-        let keeper = Keeper::begin(&config.dir, small, config.retention, care_teller)?;
-        let (scarce, commits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let shared = Shared {
-            durable: durable_end,
-            scarce: Arc::clone(&scarce),
-            commits: Arc::clone(&commits),
-        };
+        let size = Size::of(&config);
+        let (scarce, room) = (Arc::clone(&size.scarce), Arc::clone(&size.room));
+        let keeper = Keeper::begin(&config.dir, small, config.retention, size, care_teller)?;
+        let commits = Arc::new(AtomicU64::new(0));
+        let shared = Shared { durable: durable_end, room, commits: Arc::clone(&commits) };
         let (queue, waiting) = mpsc::channel(QUEUE);
         let hurry = Arc::new(Notify::new());
         let hurried = Arc::clone(&hurry);
@@ -227,7 +225,7 @@ impl Spool {
         self.care.clone()
     }
 
-    /// True while less than a quarter of what it may hold is left.
+    /// True while less than a quarter of what it may hold is left; looked at once a second, whether or not anything is stored.
     #[must_use]
     pub fn scarce(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.scarce)

@@ -61,8 +61,8 @@ struct Open {
 pub(super) struct Shared {
     /// One past the last durable index.
     pub(super) durable: watch::Sender<u64>,
-    /// Whether less than a quarter of the spool's size is left.
-    pub(super) scarce: Arc<AtomicBool>,
+    /// How much the segment that takes the appends has room for, bytes.
+    pub(super) room: Arc<AtomicU64>,
     /// One past the last durable index that commits to a mark.
     pub(super) commits: Arc<AtomicU64>,
 }
@@ -75,7 +75,6 @@ pub(super) struct Writer {
     header: Header,
     at: u64,
     next_index: u64,
-    disk_bytes: u64,
     spare: Option<Spare>,
     marker: MarkerFile,
     /// Whether the marker says something that a power cut would take from it.
@@ -109,7 +108,8 @@ impl Writer {
         shared: Shared,
         teller: Teller,
     ) -> Self {
-        let Tail { path, header, at, next_index, disk_bytes } = tail;
+        let Tail { path, header, at, next_index } = tail;
+        shared.room.store(header.size - at, Ordering::Relaxed);
         Self {
             config,
             storage,
@@ -117,7 +117,6 @@ impl Writer {
             header,
             at,
             next_index,
-            disk_bytes,
             spare: None,
             marker,
             unsynced: false,
@@ -307,15 +306,13 @@ impl Writer {
         if commits {
             self.shared.commits.store(self.next_index, Ordering::Release);
         }
-        self.tell_scarce();
+        self.tell_room();
         self.shared.durable.send_replace(self.next_index);
         Ok(())
     }
 
-    fn tell_scarce(&self) {
-        let used = self.disk_bytes.saturating_sub(self.header.size - self.at);
-        let most = self.config.max_bytes - self.config.max_bytes / 4;
-        self.shared.scarce.store(used > most, Ordering::Relaxed);
+    fn tell_room(&self) {
+        self.shared.room.store(self.header.size - self.at, Ordering::Relaxed);
     }
 
     /// Goes on in a new segment, or says what stands in the way.
@@ -325,9 +322,9 @@ impl Writer {
             return Ok(Some(Commit::Waiting));
         }
         // Somebody may have made room since the last segment.
-        self.disk_bytes = segment::disk_bytes(&self.config.dir)?;
+        let disk_bytes = segment::disk_bytes(&self.config.dir)?;
         let SpoolConfig { dir, segment_bytes, max_bytes, retention, .. } = &self.config;
-        if self.disk_bytes + segment_bytes > *max_bytes {
+        if disk_bytes + segment_bytes > *max_bytes {
             let drops = retention.when_full == WhenFull::DropOldest;
             // What stands in the way of a removal, the keeper tells.
             let room =
@@ -336,7 +333,6 @@ impl Writer {
                 self.ask_again = Some(now);
                 return Ok(Some(Commit::Full));
             }
-            self.disk_bytes = segment::disk_bytes(dir)?;
         }
         match self.roll() {
             // Whatever was begun has no name yet, or no record: to begin again does no harm.
@@ -353,7 +349,6 @@ impl Writer {
             .await
             .map_err(SpoolError::io("closing the segment before", &self.path))?;
         self.marker.sync().map_err(SpoolError::io("syncing the marker in", &self.config.dir))?;
-        self.tell_scarce();
         Ok(None)
     }
 
@@ -379,7 +374,7 @@ impl Writer {
         self.path = segment::adopt(dir, &prepared, &header)?;
         self.header = header;
         self.at = DATA_START;
-        self.disk_bytes += size;
+        self.tell_room();
         Ok(())
     }
 }

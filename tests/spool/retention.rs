@@ -62,6 +62,30 @@ fn a_full_spool_that_drops_the_oldest_stores_on_but_never_passes_the_gateways_ow
     spool.shutdown().unwrap();
 }
 
+/// What is scarce is shared among devices, and no longer than it is scarce: whoever has had his share stores nothing, and if he is
+/// the only one, nothing else tells the spool that there is room.
+#[test]
+fn a_spool_is_scarce_no_longer_than_that_though_nothing_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = SpoolConfig { max_bytes: 1 << 20, ..config(dir.path()) };
+    let path = small.dir.clone();
+    let spool = Spool::start(small).unwrap();
+    let mut required = spool.source().cursor("nats", Hold::Required).unwrap();
+    spool.begin_removal();
+    let scarce = spool.scarce();
+    let is_scarce = || scarce.load(std::sync::atomic::Ordering::Relaxed);
+    while log_files(&path).len() < 4 {
+        assert!(!is_scarce());
+        assert_eq!(store(&spool, 1, 1_000), Durability::Durable);
+    }
+    assert_eq!(store(&spool, 1, 1_000), Durability::Durable);
+    eventually("less than a quarter is left", is_scarce);
+    required.set(spool.source().durable()).unwrap();
+    eventually("there is room again", || !is_scarce());
+    assert_eq!(log_files(&path).len(), 1);
+    spool.shutdown().unwrap();
+}
+
 #[test]
 fn readings_that_are_too_old_go_whoever_lacks_them_but_not_by_a_clock_that_was_not_set() {
     for (received_ms, goes) in [(1_710_000_000_000, true), (5_000, false)] {
