@@ -230,12 +230,20 @@ pub trait Ways: Send {
 /// How shards, and others that must not wait, tell the queue something. What it has no room for is dropped: devices repeat
 /// their results, which their shards take again, and the queue asks again for the rest.
 #[derive(Clone)]
-pub struct Teller(SyncSender<Input>);
+pub struct Teller {
+    inbox: SyncSender<Input>,
+    said_once: SaidOnce,
+}
+
+/// What must not be dropped for want of room, since nobody says it twice: what became of the ends that the queue has handed on, and
+/// that a shard is done with a command without a result. There is no more of it than there are commands. The queue looks here
+/// whatever has woken it.
+type SaidOnce = Arc<std::sync::Mutex<Vec<Input>>>;
 
 impl Teller {
     /// A command went out in a record.
     pub fn sent(&self, id: u64) {
-        let _ = self.0.try_send(Input::Sent(id));
+        let _ = self.inbox.try_send(Input::Sent(id));
     }
 
     /// A shard is done with a command. The shard is told whether that is on disk, if there is a record. False if it was
@@ -248,7 +256,13 @@ impl Teller {
         result: Result<CommandAnswer, CommandFailure>,
         record: Option<(SessionId, u32)>,
     ) -> bool {
-        self.0.try_send(Input::Ended { shard, id, result, record }).is_ok()
+        let is_repeated = record.is_some();
+        let ended = Input::Ended { shard, id, result, record };
+        if is_repeated {
+            return self.inbox.try_send(ended).is_ok();
+        }
+        self.say_once(ended);
+        true
     }
 
     /// A device answered something that its shard had not asked. The rest is as with [`ended`](Self::ended).
@@ -261,12 +275,21 @@ impl Teller {
         answer: CommandAnswer,
         record: (SessionId, u32),
     ) -> bool {
-        self.0.try_send(Input::Unexpected { shard, device, number, answer, record }).is_ok()
+        self.inbox.try_send(Input::Unexpected { shard, device, number, answer, record }).is_ok()
     }
 
     /// These ends are stored for the upstreams, or could not be: then they are handed on again.
     pub fn told(&self, ends: Vec<(u64, bool)>, stored: bool) {
-        let _ = self.0.try_send(Input::Told { ends, stored });
+        self.say_once(Input::Told { ends, stored });
+    }
+
+    /// For what nobody says again.
+    fn say_once(&self, input: Input) {
+        let mut said = self.said_once.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        said.push(input);
+        drop(said);
+        // One that is full wakes the queue, too.
+        let _ = self.inbox.try_send(Input::SaidOnce);
     }
 }
 
@@ -284,6 +307,7 @@ pub struct Commands {
 pub struct Opened {
     worker: Worker<Disk>,
     inbox: SyncSender<Input>,
+    said_once: SaidOnce,
     failed: Arc<AtomicBool>,
 }
 
@@ -317,14 +341,16 @@ impl Opened {
         let (inbox, waiting) = std::sync::mpsc::sync_channel(INBOX);
         let failed = Arc::new(AtomicBool::new(false));
         let disk = Disk::open(path)?;
+        let said_once = SaidOnce::default();
+        let waiting = (waiting, Arc::clone(&said_once));
         let worker = Worker::open(disk, limits, registrations, waiting, Arc::clone(&failed))?;
-        Ok(Self { worker, inbox, failed })
+        Ok(Self { worker, inbox, said_once, failed })
     }
 
     /// For shards and for the spool.
     #[must_use]
     pub fn teller(&self) -> Teller {
-        Teller(self.inbox.clone())
+        Teller { inbox: self.inbox.clone(), said_once: Arc::clone(&self.said_once) }
     }
 
     /// Starts the thread. The shards must have been told that they are behind on commands.
@@ -332,7 +358,7 @@ impl Opened {
     /// # Errors
     /// When the system has no thread to give.
     pub fn run(self, ways: Box<dyn Ways>) -> std::io::Result<Commands> {
-        let Self { worker, inbox, failed } = self;
+        let Self { worker, inbox, failed, .. } = self;
         let thread =
             std::thread::Builder::new().name("commands".into()).spawn(move || worker.run(ways))?;
         Ok(Commands { inbox, failed, thread: std::sync::Mutex::new(Some(thread)) })

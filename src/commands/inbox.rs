@@ -47,6 +47,8 @@ pub(super) enum Input {
         answer: CommandAnswer,
         record: (SessionId, u32),
     },
+    /// Something was said beside the inbox.
+    SaidOnce,
     Told {
         ends: Vec<(u64, bool)>,
         stored: bool,

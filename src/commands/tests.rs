@@ -127,7 +127,8 @@ fn worker_with(
 ) -> Worker<Shelf> {
     let (_, inbox) = sync_channel(1);
     let registrations = Box::new(registration);
-    Worker::open(shelf.clone(), limits, registrations, inbox, Arc::default()).unwrap()
+    let waiting = (inbox, SaidOnce::default());
+    Worker::open(shelf.clone(), limits, registrations, waiting, Arc::default()).unwrap()
 }
 
 fn device(n: u64) -> DeviceId {
@@ -477,12 +478,52 @@ fn a_result_that_is_not_recorded_is_given_back_to_its_shard() {
     }
     // What found the inbox full.
     let (inbox, _waiting) = sync_channel(1);
-    let teller = Teller(inbox);
+    let teller = Teller { inbox, said_once: SaidOnce::default() };
     let answer = || CommandAnswer { status: 0, output: Vec::new() };
     let record = (SessionId(1), 3);
     assert!(teller.ended(0, 1, Ok(answer()), Some(record)));
     assert!(!teller.ended(0, 1, Ok(answer()), Some(record)));
     assert!(!teller.unexpected(0, device(1), 1, answer(), record));
+}
+
+/// That an end could not be stored for upstreams, and that a device is not connected, is said once.
+#[test]
+fn what_is_said_once_is_not_lost_in_a_full_inbox() {
+    let (inbox, waiting) = sync_channel(1);
+    let said_once = SaidOnce::default();
+    let teller = Teller { inbox, said_once: Arc::clone(&said_once) };
+    let (shelf, mut told) = (Shelf::default(), Ears::default());
+    let registrations: Registrations = Box::new(|_| Some(0));
+    let waiting = (waiting, said_once);
+    let mut worker =
+        Worker::open(shelf, Limits::default(), registrations, waiting, Arc::default()).unwrap();
+    worker.begin(&mut told);
+    let now = now_ms();
+    let (reply, _answer) = oneshot::channel();
+    let short = Order { ttl_ms: Some(1), ..order(1, b"a") };
+    worker.turn(&mut told, vec![Input::Request(Request::Queue(short, reply))], now);
+    worker.turn(&mut told, Vec::new(), now + 5);
+    let ends = |told: &Ears| {
+        let ends = std::mem::take(&mut *told.ends.lock().unwrap());
+        ends.into_iter().map(|end| (end.id, end.late)).collect::<Vec<_>>()
+    };
+    let first = ends(&told);
+    assert_eq!(first.len(), 1);
+    teller.sent(1);
+    teller.told(first.clone(), false);
+    let said = worker.take_said_once();
+    worker.turn(&mut told, said, now + 6);
+    std::thread::sleep(Duration::from_millis(1_100));
+    worker.turn(&mut told, Vec::new(), now + 7);
+    assert_eq!(ends(&told), first, "it is handed on again");
+    let (reply, mut queued) = oneshot::channel();
+    let impatient = Order { patient: false, ..order(2, b"b") };
+    worker.turn(&mut told, vec![Input::Request(Request::Queue(impatient, reply))], now + 8);
+    let Queued { info, mut outcome, .. } = queued.try_recv().unwrap().unwrap();
+    assert!(teller.ended(0, info.id, Err(CommandFailure::NotConnected), None));
+    let said = worker.take_said_once();
+    worker.turn(&mut told, said, now + 9);
+    assert_eq!(outcome.try_recv().unwrap(), Outcome::NotConnected);
 }
 
 /// R116: a device that has had a higher number would take none of ours.

@@ -1,9 +1,9 @@
 //! The queue's thread: takes what has come, applies it, writes it, and lets others know.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use duet_core::{Command, CommandFailure, Mail};
@@ -17,7 +17,9 @@ use super::clock::Clock;
 use super::entry::{Entry, How};
 use super::inbox::{Input, Reply, Request};
 use super::store::{Store, StoreError};
-use super::{CommandInfo, Limits, Order, Outcome, QueueError, Queued, Registrations, Told, Ways};
+use super::{
+    CommandInfo, Limits, Order, Outcome, QueueError, Queued, Registrations, SaidOnce, Told, Ways,
+};
 
 /// The most that is applied at once: a transaction is the longer, and the cheaper for each.
 const AT_ONCE: usize = 4_096;
@@ -47,6 +49,8 @@ pub(super) struct Worker<S: Store> {
     clock: Clock,
     registrations: Registrations,
     inbox: Receiver<Input>,
+    /// What is not in the inbox for want of room.
+    said_once: SaidOnce,
     failed: Arc<AtomicBool>,
     /// Which command, under which number, each device's shard has.
     fed: HashMap<DeviceId, (u64, u32)>,
@@ -73,7 +77,7 @@ impl<S: Store> Worker<S> {
         mut store: S,
         limits: Limits,
         registrations: Registrations,
-        inbox: Receiver<Input>,
+        (inbox, said_once): (Receiver<Input>, SaidOnce),
         failed: Arc<AtomicBool>,
     ) -> Result<Self, StoreError> {
         let loaded = store.load()?;
@@ -91,6 +95,7 @@ impl<S: Store> Worker<S> {
             clock,
             registrations,
             inbox,
+            said_once,
             failed,
             fed: HashMap::new(),
             posts: Vec::new(),
@@ -117,6 +122,7 @@ impl<S: Store> Worker<S> {
                 Err(RecvTimeoutError::Disconnected) => return self.finish(&mut *ways),
             }
             inputs.extend(self.inbox.try_iter().take(AT_ONCE));
+            inputs.append(&mut self.take_said_once());
             let stop = inputs.iter().any(|input| matches!(input, Input::Stop));
             let now_ms = self.tick();
             self.turn(&mut *ways, inputs, now_ms);
@@ -124,6 +130,11 @@ impl<S: Store> Worker<S> {
                 return self.finish(&mut *ways);
             }
         }
+    }
+
+    /// What was said beside the inbox.
+    pub(super) fn take_said_once(&self) -> Vec<Input> {
+        std::mem::take(&mut *self.said_once.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Gives every shard the oldest commands of its devices, and tells it that those are all.
@@ -245,7 +256,7 @@ impl<S: Store> Worker<S> {
                 self.book.cancel_unless(&device, (self.registrations)(&device), now_ms);
                 self.revoked.push(device);
             }
-            Input::Stop => {}
+            Input::SaidOnce | Input::Stop => {}
         }
     }
 
@@ -391,7 +402,10 @@ impl<S: Store> Worker<S> {
                 Input::Revoked(device) => self.revoked.push(device),
                 Input::Ended { shard, record: Some(record), .. }
                 | Input::Unexpected { shard, record, .. } => self.give_back(shard, record),
-                Input::Ended { record: None, .. } | Input::Sent(_) | Input::Stop => {}
+                Input::Ended { record: None, .. }
+                | Input::Sent(_)
+                | Input::SaidOnce
+                | Input::Stop => {}
             }
         }
     }
@@ -505,8 +519,10 @@ impl<S: Store> Worker<S> {
         while self.telling > 0 {
             let left = until.saturating_duration_since(Instant::now());
             let Ok(input) = self.inbox.recv_timeout(left) else { break };
+            let mut inputs = self.take_said_once();
+            inputs.push(input);
             let now_ms = self.tick();
-            self.turn(ways, vec![input], now_ms);
+            self.turn(ways, inputs, now_ms);
         }
         if self.reload_at.is_none() && self.book.is_dirty() {
             let change = self.book.take_change(self.clock.behind_since_ms());
