@@ -16,6 +16,7 @@ mod refusals;
 mod sink;
 mod upstreams;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
@@ -277,8 +278,9 @@ impl Server {
             Telling::begin(Arc::clone(&presence)).map_err(|_| ServerError::System("a thread"))?;
         let most = config.limits.max_sessions as usize;
         let handed = handed_over(inherited, &node_key, keys, most).map(Arc::new);
-        let (tell_taken, taken) = mpsc::channel::<TakenOver>();
-        let journals = journals(config, &spool.submitter(), handed.is_some());
+        let (tell_taken, taken) = mpsc::channel::<(TakenOver, Vec<Arc<str>>)>();
+        let mut waiting = Vec::new();
+        let mut journals = journals(config, &spool.submitter(), handed.is_some());
         for (mut io, own) in shards.into_iter().zip(mail.clone()) {
             let settings = Settings {
                 keys: keys.to_vec(),
@@ -306,7 +308,11 @@ impl Server {
             let notices = config.notices.presence.then(|| Notices::new(spool.submitter(), journal));
             let directory: Arc<dyn Directory> = Arc::<View>::clone(view);
             let ending = Ending(Arc::clone(&ended));
-            let handed = handed.clone().map(|handed| (handed, tell_taken.clone()));
+            let handed = handed.clone().map(|handed| {
+                let (release, released) = mpsc::channel::<()>();
+                waiting.push(release);
+                (handed, tell_taken.clone(), released)
+            });
             let mut random = Random::new(kernel_randomness);
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{}", io.index()))
@@ -318,10 +324,13 @@ impl Server {
                     // R113: what is queued comes by mail.
                     shard.handle_mail(transport::now(), Mail::CommandsBehind(true));
                     let mut host = Host::new(shard, gauges, teller, watch, notices, notes);
-                    if let Some((handed, tell)) = handed {
+                    if let Some((handed, tell, released)) = handed {
                         let via = |local| io.via(LocalAddress::from_parts(local));
                         // Whoever starts the shards waits for it.
                         let _ = tell.send(host.take_over(transport::now(), &handed, via));
+                        drop((handed, tell));
+                        // Of who has left it is told before it is of who comes.
+                        let _ = released.recv();
                     }
                     let mut finished = run_shard(io, host)?;
                     let (host, local) = finished.handler_and_locals();
@@ -331,13 +340,21 @@ impl Server {
             threads.push(thread);
         }
         drop(tell_taken);
+        let mut go_on = HashSet::new();
         let taken_over = handed.map(|handed| {
             drop(handed);
-            taken.iter().fold(TakenOver::default(), |sum, one| TakenOver {
-                taken: sum.taken + one.taken,
-                left: sum.left + one.left,
+            taken.iter().fold(TakenOver::default(), |sum, (one, devices)| {
+                go_on.extend(devices);
+                TakenOver { taken: sum.taken + one.taken, left: sum.left + one.left }
             })
         });
+        if let Some(Err(error)) = journals.as_mut().map(|all| all.go_on(&go_on, &spool.submitter()))
+        {
+            tracing::warn!(
+                "the folder presence of the state directory: {error}; upstreams may hear late which devices left with the process before"
+            );
+        }
+        drop((go_on, waiting));
         let teller = commands.teller();
         let commands = commands
             .run(Box::new(ShardWays { mail: mail.clone(), spool: spool.submitter(), teller }))

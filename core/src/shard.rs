@@ -164,6 +164,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         self.sessions.len()
     }
 
+    /// The names of the devices whose sessions these are.
+    pub fn devices(&self) -> impl Iterator<Item = Arc<str>> {
+        self.sessions.iter().map(|(_, session)| Arc::clone(&session.device.name))
+    }
+
     /// How many sessions wait for their first record.
     #[must_use]
     pub fn pending(&self) -> usize {

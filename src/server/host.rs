@@ -121,14 +121,16 @@ impl<E: Engine, S: Sink> Host<E, S> {
         self.notices.iter_mut().for_each(Notices::flush);
     }
 
-    /// Takes over what the process before has left of this shard's sessions.
+    /// Takes over what the process before has left of this shard's sessions; whose they are, where somebody is to be told.
     pub(super) fn take_over(
         &mut self,
         now: Now,
         bytes: &[u8],
         via: impl FnMut(Local) -> Via,
-    ) -> TakenOver {
-        self.shard.take_over(now, bytes, via)
+    ) -> (TakenOver, Vec<Arc<str>>) {
+        let counts = self.shard.take_over(now, bytes, via);
+        let devices = self.notices.is_some().then(|| self.shard.devices().collect());
+        (counts, devices.unwrap_or_default())
     }
 
     /// What the shard, which has finished, leaves to the next process.

@@ -6,7 +6,7 @@
 //! that the system has. What has grown too long is written anew by a thread of its own. A folder goes when what its
 //! devices are owed is in the spool; until then the next start says it again, under the same ids.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -33,6 +33,8 @@ const LINE_MAX: u64 = 128;
 /// This run's folder.
 pub(super) struct Journals {
     dir: PathBuf,
+    /// The run before, if it has handed its sessions over and nobody has said yet which of them go on.
+    before: Option<Ended>,
 }
 
 /// One shard's file.
@@ -74,7 +76,7 @@ fn unix_ms(time: SystemTime) -> u64 {
 
 impl Journals {
     /// Makes this run's folder, and stores for upstreams that devices of earlier runs, which could not say so, have left.
-    /// Where the run before has handed its sessions over, its devices are here still.
+    /// Where the run before has handed its sessions over, that of its devices waits for [`go_on`](Self::go_on).
     ///
     /// # Errors
     /// The system's.
@@ -84,7 +86,7 @@ impl Journals {
         let mut before = ended(&all)?;
         let mut number = next(&before, now_ms());
         let last = if handed_over { before.pop() } else { None };
-        before.into_iter().for_each(|ended| announce(ended, spool));
+        before.into_iter().for_each(|ended| announce(ended, Reason::Killed, spool));
         let dir = loop {
             let dir = all.join(number.to_string());
             match DirBuilder::new().mode(0o700).create(&dir) {
@@ -93,12 +95,26 @@ impl Journals {
                 Err(error) => return Err(error),
             }
         };
-        if let Some(Ended { dir: old, online, .. }) = last {
-            // Read before what any shard writes.
-            write(&dir.join("0.base"), &online)?;
-            fs::remove_dir_all(old)?;
-        }
-        Ok(Self { dir })
+        Ok(Self { dir, before: last })
+    }
+
+    /// The sessions of these devices go on that the run before has handed over: they are here still. All others have left with it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn go_on(
+        &mut self,
+        devices: &HashSet<Arc<str>>,
+        spool: &Submitter,
+    ) -> io::Result<()> {
+        let Some(Ended { dir, number, at_ms, online }) = self.before.take() else { return Ok(()) };
+        let (here, left): (Last, Last) = online
+            .into_iter()
+            .partition(|(device, since_ms)| since_ms.is_none() || devices.contains(&**device));
+        // Read before what any shard writes.
+        write(&self.dir.join("0.base"), &here)?;
+        announce(Ended { dir, number, at_ms, online: left }, Reason::Stopped, spool);
+        Ok(())
     }
 
     /// Forgets what earlier runs left: nobody is to be told.
@@ -320,7 +336,7 @@ impl Drop for Owed {
 }
 
 /// Stores that these devices left when the gateway did.
-fn announce(Ended { dir, at_ms, online, .. }: Ended, spool: &Submitter) {
+fn announce(Ended { dir, at_ms, online, .. }: Ended, reason: Reason, spool: &Submitter) {
     let owed = Arc::new(Owed { dir, failed: AtomicBool::new(false) });
     let mut batch = Batch::new();
     let submit = |batch: &mut Batch| {
@@ -335,7 +351,7 @@ fn announce(Ended { dir, at_ms, online, .. }: Ended, spool: &Submitter) {
         }
     };
     for (device, since_ms) in here(&online) {
-        let notice = Notice::Offline { reason: Reason::Killed, since_ms };
+        let notice = Notice::Offline { reason, since_ms };
         let record = notice.record(device, at_ms, b"");
         if !batch.push(&record) {
             submit(&mut batch);
@@ -350,7 +366,10 @@ fn announce(Ended { dir, at_ms, online, .. }: Ended, spool: &Submitter) {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
     use super::*;
+    use crate::delivery::{Retention, Source as _, Spool, SpoolConfig};
     use crate::log::tests::kept;
 
     #[test]
@@ -358,7 +377,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("7");
         fs::create_dir(&run).unwrap();
-        let journals = Journals { dir: run.clone() };
+        let journals = Journals { dir: run.clone(), before: None };
         let (mut first, mut second) = (journals.shard(0).unwrap(), journals.shard(1).unwrap());
         first.online("pump.7", 5);
         first.online("valve", 6);
@@ -420,7 +439,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("7");
         fs::create_dir(&run).unwrap();
-        let mut journal = Journals { dir: run.clone() }.shard(0).unwrap();
+        let mut journal = Journals { dir: run.clone(), before: None }.shard(0).unwrap();
         let found = |at: &Path| {
             let ended = ended(at).unwrap().remove(0);
             here(&ended.online).map(|(device, _)| device.to_owned()).collect::<Vec<_>>()
@@ -448,7 +467,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("7");
         fs::create_dir(&run).unwrap();
-        let mut journal = Journals { dir: run.clone() }.shard(0).unwrap();
+        let mut journal = Journals { dir: run.clone(), before: None }.shard(0).unwrap();
         let mut said = || {
             let lines = kept(|| (0..3).for_each(|_| journal.live()));
             lines.into_iter().map(|[_, line, _]| line).collect::<Vec<_>>()
@@ -492,7 +511,7 @@ mod tests {
         fs::create_dir(&run).unwrap();
         let before = [("meter".to_owned(), Some(3)), ("valve".to_owned(), Some(4))];
         write(&run.join("0.base"), &Last::from(before)).unwrap();
-        let mut second = Journals { dir: run }.shard(1).unwrap();
+        let mut second = Journals { dir: run, before: None }.shard(1).unwrap();
         second.offline("valve");
         second.flush();
         second.begin_anew();
@@ -501,12 +520,48 @@ mod tests {
         assert_eq!(here(&ended.online).collect::<Vec<_>>(), [("meter", 3)]);
     }
 
+    /// Not all sessions go on that are handed over: some are over by then, or their devices may not connect any more.
+    #[test]
+    fn whose_session_does_not_go_on_has_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, spool) = (dir.path().join("state"), dir.path().join("spool"));
+        let spool = Spool::start(SpoolConfig {
+            dir: spool.clone(),
+            segment_bytes: 1 << 20,
+            max_bytes: 4 << 20,
+            known: None,
+            retention: Retention::default(),
+        })
+        .unwrap();
+        let submitter = spool.submitter();
+        let mut journal = Journals::open(&state, &submitter, false).unwrap().shard(0).unwrap();
+        ["meter", "pump", "valve"].iter().for_each(|device| journal.online(device, 5));
+        journal.offline("valve");
+        journal.flush();
+        let mut journals = Journals::open(&state, &submitter, true).unwrap();
+        journals.go_on(&HashSet::from(["meter".into()]), &submitter).unwrap();
+        drop(submitter);
+        let mut source = spool.source();
+        spool.shutdown().unwrap();
+        let mut left = Vec::new();
+        let all = source.read(0, &mut |_, reading| {
+            left.push((reading.device.to_owned(), reading.notice));
+            ControlFlow::Continue(())
+        });
+        all.unwrap();
+        let gone = Notice::Offline { reason: Reason::Stopped, since_ms: 5 };
+        assert_eq!(left, [("pump".to_owned(), Some(gone))]);
+        let runs = ended(&state.join(DIR)).unwrap();
+        assert_eq!(runs.len(), 1, "the one before is done with");
+        assert_eq!(here(&runs[0].online).collect::<Vec<_>>(), [("meter", 5)]);
+    }
+
     #[test]
     fn a_line_that_did_not_fit_spoils_none_and_what_failed_is_tried_again() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("7");
         fs::create_dir(&run).unwrap();
-        let mut journal = Journals { dir: run.clone() }.shard(0).unwrap();
+        let mut journal = Journals { dir: run.clone(), before: None }.shard(0).unwrap();
         journal.online("pump.7", 5);
         journal.flush();
         // Half a line, as a full disk leaves it, and then a disk that takes nothing.
