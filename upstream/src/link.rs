@@ -25,6 +25,7 @@ use bytes::Bytes;
 
 use crate::batch::BatchId;
 use crate::settings::{Target, Upstream};
+use crate::text;
 
 /// A future without a name, on this thread.
 pub(crate) type Local<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -150,6 +151,10 @@ pub(crate) struct Failure {
 impl Failure {
     pub(crate) fn new(cause: Cause, text: impl Into<Cow<'static, str>>) -> Self {
         let mut text = text.into();
+        // Others said some of it, and may have put lines into it that look like ours.
+        if text.contains(char::is_control) {
+            text = text::on_one_line(&text).into();
+        }
         // What `openssl req -x509` makes where nothing else is said; the TLS library names its own constant.
         if text.contains("CaUsedAsEndEntity") {
             text.to_mut().push_str(

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::link::{Cause, Failure};
 use crate::orders::Taken;
 use crate::settings::Upstream;
+use crate::text;
 
 /// How an upstream is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -168,6 +169,7 @@ pub fn forget_metrics(name: &str) {
     for counter in [
         &catalogue::UPSTREAM_DELIVERED,
         &catalogue::UPSTREAM_DUPLICATES,
+        &catalogue::UPSTREAM_DUPLICATES,
         &catalogue::UPSTREAM_PARKED,
         &catalogue::UPSTREAM_LOST,
     ] {
@@ -236,7 +238,8 @@ impl Board {
         self.change(|inner| inner.report.lost += readings);
     }
 
-    pub(crate) fn connected(&self, worth: String) {
+    pub(crate) fn connected(&self, worth: &str) {
+        let worth = text::on_one_line(worth);
         self.change(|inner| inner.report.worth = worth);
     }
 
@@ -270,5 +273,30 @@ impl Board {
             inner.report.backlog = backlog;
             inner.report.in_flight = in_flight;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::settings::Settings;
+
+    /// A server that lies must not write lines that look like the gateway's own. And what is forgotten is forgotten whole.
+    #[test]
+    fn whatever_a_server_says_is_told_on_one_line_and_no_series_of_it_stays() {
+        let settings = "name = \"said\"\nkind = \"nats\"\nurl = \"nats://h\"\nsubject = \"a\"";
+        let settings = toml::from_str::<Settings>(settings).unwrap();
+        let board = Board::new(&settings.check(Path::new("/state")).unwrap());
+        board.connected("h:1 (nats-server 2.10\nfaults       none\x1b[2J), stream a");
+        board.failed(&Failure::new(Cause::Busy, "h:1: no\r\nfaults       none"));
+        let report = board.shared().look();
+        assert_eq!(report.worth, "h:1 (nats-server 2.10 faults       none [2J), stream a");
+        assert_eq!(report.problem.as_deref(), Some("h:1: no  faults       none"));
+        board.duplicate();
+        forget_metrics("said");
+        let shown = duet_telemetry::render();
+        assert!(!shown.contains("\"said\""), "a series of it stays: {shown}");
     }
 }

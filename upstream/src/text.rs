@@ -12,6 +12,11 @@ pub(crate) fn printable(said: &[u8]) -> String {
     said.trim().chars().map(shown).take(SHOWN_MAX).collect()
 }
 
+/// What others have said some of, as one line.
+pub(crate) fn on_one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
 /// Base64 with padding.
 pub(crate) fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)

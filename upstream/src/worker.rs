@@ -233,7 +233,7 @@ impl Worker {
             connected = timeout(CONNECT, link::connect(&self.upstream, self.spool)) => connected,
         };
         let mut link = connected.unwrap_or_else(|_| Err(unconnected()))?;
-        self.board.connected(link.worth());
+        self.board.connected(&link.worth());
         self.resume(progress, link.resume())?;
         let mut answers = Answers::new();
         let mut tick = tokio::time::interval(TICK);
