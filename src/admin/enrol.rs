@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use duet_core::source;
+use duet_core::site;
 use duet_protocol::identity::PublicKey;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -310,14 +310,14 @@ impl Desk {
         if now.saturating_duration_since(wrong.since) >= WINDOW {
             *wrong = Wrong { since: now, of: HashMap::new() };
         }
-        let own = from.and_then(|from| wrong.of.get(&source(from)));
+        let own = from.and_then(|from| wrong.of.get(&site(from)));
         own.is_some_and(|count| *count >= WRONG_MAX)
     }
 
     /// A wrong token came from there.
     pub(super) fn note_wrong(&self, from: Option<IpAddr>) {
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(from) = from.map(source)
+        if let Some(from) = from.map(site)
             && (wrong.of.len() < ADDRESSES_MAX || wrong.of.contains_key(&from))
         {
             *wrong.of.entry(from).or_default() += 1;
@@ -486,8 +486,8 @@ mod tests {
         assert!(desk.is_closed_to(address("::ffff:192.0.2.1"), now), "the same address");
         assert!(!desk.is_closed_to(one, now + WINDOW));
         (0..WRONG_MAX).for_each(|_| desk.note_wrong(address("2001:db8::1")));
-        assert!(desk.is_closed_to(address("2001:db8::2"), now), "the same network");
-        assert!(!desk.is_closed_to(address("2001:db8:0:1::2"), now));
+        assert!(desk.is_closed_to(address("2001:db8:0:1::2"), now), "the same site");
+        assert!(!desk.is_closed_to(address("2001:db8:1::2"), now));
         assert!(!desk.is_closed_to(other, now));
     }
 
