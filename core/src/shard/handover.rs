@@ -8,7 +8,6 @@
 //! their devices are met as after any other restart.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::sync::Arc;
 
 use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::{Offer, Transport};
@@ -174,7 +173,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             if shard_of(&[0, slot], shards) != Some(index) {
                 continue;
             }
-            let taken = self.take(now, handed, &mut via).is_some();
+            let room = self.sessions.len() < self.settings.sessions_max;
+            let taken = room && self.take(now, handed, &mut via).is_some();
             counts.taken += usize::from(taken);
             counts.left += usize::from(!taken);
         }
@@ -182,8 +182,6 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         counts
     }
 
-    /// One that is over is told of: its device was online until now. Of one that is not registered any more nobody here knows
-    /// the name.
     fn take(
         &mut self,
         now: Now,
@@ -193,7 +191,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let mut fields = Read(handed);
         let id = SessionId(u32::from_be_bytes(*fields.next()));
         let device = self.directory.look_up(&DeviceId(*fields.next()))?;
-        let fingerprint: &[u8; 32] = fields.next();
+        let now_s = i64::try_from(now.unix_ms / 1_000).unwrap_or(i64::MAX);
+        // Another credential under the same id is another device.
+        if device.credential.fingerprint.0 != *fields.next::<32>() || !device.may_connect(now_s) {
+            return None;
+        }
         let [offer] = *fields.next();
         let profile = Offer::decode(offer).ok()?.profile;
         let keys = SessionKeys::taken_over(fields.next());
@@ -223,11 +225,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             Path::Stream(NO_STREAM)
         };
         let silent_us = now.mono_us.checked_sub(last_record_us)?;
-        let age_us = now.mono_us.checked_sub(created_us)?;
+        now.mono_us.checked_sub(created_us)?;
         let lifetime_us = u64::from(self.settings.lifetime_s) * 1_000_000;
-        if self.sessions.live_of(&device.credential.id).is_some() {
-            return None;
-        }
         let session = Box::new(Session {
             device,
             profile: Session::place_of(profile),
@@ -246,24 +245,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             created_us,
             last_record_us,
         });
-        // Another credential under the same id is another device.
-        let owner = &session.device;
-        let over = if owner.credential.fingerprint.0 != *fingerprint || owner.is_revoked() {
-            Some(Gone::Revoked)
-        } else if session.is_over(now.mono_us, lifetime_us) {
-            Some(Gone::Lifetime)
-        } else if silent_us >= self.settings.idle_us {
-            Some(Gone::Silent)
-        } else if self.sessions.len() >= self.settings.sessions_max {
-            Some(Gone::Stopped)
-        } else {
-            None
-        };
-        if let Some(gone) = over {
-            let owner = Arc::clone(owner);
-            self.tell_offline(&owner, gone, age_us);
-            return None;
-        }
-        self.sessions.take_over(id, session).then_some(())
+        let over = silent_us >= self.settings.idle_us || session.is_over(now.mono_us, lifetime_us);
+        (!over && self.sessions.take_over(id, session)).then_some(())
     }
 }
