@@ -6,13 +6,17 @@
 //! not be written, then reports success and reads zeros afterwards. A new file holds what was read. So a copy is put in
 //! the file's place before it is opened again after a sync has failed. The same is done where it was not closed, for then
 //! nobody knows, but where there is no room for a copy.
+//!
+//! A file may have room kept back, for changes that must be possible on a full disk: blocks behind its end, which are its
+//! own already. A file beside it that is removed when room is needed would not do. Whatever fills the disk is quicker to take
+//! what becomes free, and nobody but root gets it where less is free than is kept for root.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::ops::Bound;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::backends::FileBackend;
@@ -36,9 +40,47 @@ pub(crate) struct Known {
     file: Mutex<Option<(u64, u64)>>,
     /// Whether the disk may lack something of it.
     in_doubt: AtomicBool,
+    /// How many bytes behind its end are kept back.
+    room: u64,
+    /// How many are at work for whom it may grow into them.
+    needs: AtomicU32,
 }
 
 impl Known {
+    /// Nothing yet of a file that is to have room kept back.
+    pub(crate) fn with_room(room: u64) -> Self {
+        Self { room, ..Self::default() }
+    }
+
+    /// Does something for which the file may grow into its room.
+    pub(crate) fn in_need<T>(&self, path: &Path, work: impl FnOnce() -> T) -> T {
+        self.needs.fetch_add(1, Ordering::Relaxed);
+        let done = work();
+        self.needs.fetch_sub(1, Ordering::Relaxed);
+        self.keep_room(path);
+        done
+    }
+
+    /// Keeps room, as far as there is any: where there is none, nothing is lost by it while the disk has room.
+    pub(crate) fn keep_room(&self, path: &Path) {
+        if let Ok(file) = OpenOptions::new().write(true).open(path)
+            && let Ok(found) = file.metadata()
+        {
+            let _ = self.allocate(&file, found.len());
+        }
+    }
+
+    /// Gets blocks for a file of `len` bytes and its room, and leaves its length as it is.
+    fn allocate(&self, file: &File, len: u64) -> io::Result<()> {
+        if self.room == 0 {
+            return Ok(());
+        }
+        match fallocate(file, FallocateFlags::KEEP_SIZE, 0, len + self.room) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
+            allocated => allocated.map_err(Into::into),
+        }
+    }
+
     /// Whether the file that was opened still has its name.
     ///
     /// # Errors
@@ -139,6 +181,7 @@ pub(crate) fn is_no_room(error: &io::Error) -> bool {
 #[derive(Debug)]
 struct Backend {
     inner: FileBackend,
+    file: File,
     known: Arc<Known>,
 }
 
@@ -150,7 +193,12 @@ impl Backend {
         if file.metadata()?.len() == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        Ok(Self { inner: FileBackend::new(file)?, known: Arc::clone(known) })
+        let _ = known.allocate(&file, file.metadata()?.len());
+        Ok(Self {
+            file: file.try_clone()?,
+            inner: FileBackend::new(file)?,
+            known: Arc::clone(known),
+        })
     }
 
     /// A write that finds no room has lost nothing: it did not take place. So much is not known of any other.
@@ -173,7 +221,16 @@ impl StorageBackend for Backend {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.noted(self.inner.set_len(len))
+        let grows = len > self.inner.len()?;
+        if grows && self.known.needs.load(Ordering::Relaxed) == 0 {
+            self.noted(self.known.allocate(&self.file, len))?;
+        }
+        self.noted(self.inner.set_len(len))?;
+        if !grows {
+            // With its end its room has gone.
+            let _ = self.known.allocate(&self.file, len);
+        }
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -236,6 +293,12 @@ fn renew(path: &Path, known: &Known) -> io::Result<()> {
     }
     let place = || -> io::Result<()> {
         copy(path, &draft)?;
+        let file = OpenOptions::new().write(true).open(&draft)?;
+        let room = known.allocate(&file, file.metadata()?.len());
+        // A file that the disk has whole, with its room, is better than a copy without.
+        if !known.in_doubt.load(Ordering::Relaxed) {
+            room?;
+        }
         let copied = identity::file_at(&draft)?;
         let mut file = known.file();
         std::fs::rename(&draft, path)?;

@@ -35,7 +35,6 @@ mod labels;
 mod marks;
 mod record;
 mod renew;
-mod reserve;
 mod snapshot;
 mod store;
 mod view;

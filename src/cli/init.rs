@@ -51,7 +51,7 @@ impl Init {
         let made = make(state, &created, &begun, &certificate, &others);
         if let Err(error) = made {
             // A second try then starts clean; what cannot be removed now, it removes.
-            let beside = [registry::KEYS_FILE, "registry.reserve", "registry.seen"].map(place);
+            let beside = [registry::KEYS_FILE, "registry.seen"].map(place);
             for path in others.iter().chain(&beside).chain([&certificate, &begun]) {
                 let _ = remove(path);
             }

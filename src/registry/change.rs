@@ -159,9 +159,9 @@ impl Registry {
     ) -> Result<Vec<DeviceId>, RegistryError> {
         let mut begun = None;
         let ended = match self.end_now(names, &mut end, &mut begun) {
-            Err(error) if error.is_no_room() && self.store.give_room() => {
+            Err(error) if error.is_no_room() => {
                 // The disk failed under the first attempt, so nobody knows what became of it.
-                let again = self.end_now(names, &mut end, &mut None);
+                let again = self.store.in_need(|| self.end_now(names, &mut end, &mut None));
                 unless_done(begun, again)
             }
             ended => ended,

@@ -23,7 +23,6 @@ use super::error::{Damage, RegistryError, opening};
 use super::keys::{KeyCell, KeyChanges, KeyFile};
 use super::record::{self, Record};
 use super::renew::Predecessor;
-use super::reserve::Reserve;
 use crate::database::{self, Known};
 use crate::identity::{self, Seen, State};
 
@@ -59,11 +58,14 @@ const MADE: u64 = 2;
 /// session's mark, and with eight times as much 100,000 devices are imported in 1.3 s instead of 1.8.
 const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
+/// Room for revocations where the disk has no other: enough to open a file that was not closed and for many of them, which
+/// use pages again.
+const ROOM: u64 = 256 << 10;
+
 /// The file, open or let go.
 pub(super) struct Store {
     path: PathBuf,
     known: Arc<Known>,
-    reserve: Reserve,
     seen: Seen,
     /// Whether nothing said how far the registry had come when it was opened.
     unseen: bool,
@@ -117,11 +119,10 @@ impl Store {
 
     /// Opens an existing file and verifies all of it.
     pub(super) fn open(path: &Path) -> Result<Self, RegistryError> {
-        let (reserve, known) = (Reserve::beside(path), Arc::default());
+        let known = Arc::new(Known::with_room(ROOM));
         // What is wrong with it is said below.
         let unclosed = database::is_unclosed(path).unwrap_or(false);
-        let database = open_with_room(path, &reserve, &known)?;
-        reserve.keep();
+        let database = open_with_room(path, &known)?;
         let (seen, found) = (Seen::beside(path), state(&database)?);
         let last = seen.read();
         let unseen = last.is_none() && found.change > MADE;
@@ -138,17 +139,7 @@ impl Store {
         let keys = Arc::new(KeyFile::open(path, found.id, &used, unclosed)?);
         let (path, id) = (path.to_owned(), found.id);
         let database = Mutex::new(Some(Arc::new(database)));
-        Ok(Self {
-            path,
-            known,
-            reserve,
-            seen,
-            unseen,
-            id,
-            database,
-            keys,
-            readers: RwLock::new(()),
-        })
+        Ok(Self { path, known, seen, unseen, id, database, keys, readers: RwLock::new(()) })
     }
 
     /// Looks whether the file could be opened, and changes nothing: how many keys it needs, or nothing where a start has to put
@@ -209,7 +200,7 @@ impl Store {
             return Ok((Arc::clone(database), false));
         }
         self.in_place()?;
-        let database = Arc::new(open_with_room(&self.path, &self.reserve, &self.known)?);
+        let database = Arc::new(open_with_room(&self.path, &self.known)?);
         let _nobody_reads = self.readers.write().unwrap_or_else(PoisonError::into_inner);
         self.keys.settle(&cells(&self.path, &*database)?)?;
         *slot = Some(Arc::clone(&database));
@@ -226,14 +217,14 @@ impl Store {
         }
     }
 
-    /// Gives up the room that was kept back for the change that found none; whether there was any.
-    pub(super) fn give_room(&self) -> bool {
-        self.reserve.give()
+    /// Does something for which the room is there that was kept back.
+    pub(super) fn in_need<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.known.in_need(&self.path, work)
     }
 
     /// Keeps room back again, as far as there is any.
     pub(super) fn keep_room(&self) {
-        self.reserve.keep();
+        self.known.keep_room(&self.path);
     }
 
     /// While this is held no key is overwritten.
@@ -443,13 +434,9 @@ fn is_single(database: &Database) -> Result<bool, RegistryError> {
 }
 
 /// On a disk without room the engine cannot even recover a file, so it gets the room that was kept back.
-fn open_with_room(
-    path: &Path,
-    reserve: &Reserve,
-    known: &Arc<Known>,
-) -> Result<Database, RegistryError> {
+fn open_with_room(path: &Path, known: &Arc<Known>) -> Result<Database, RegistryError> {
     match open(path, known) {
-        Err(error) if error.is_no_room() && reserve.give() => open(path, known),
+        Err(error) if error.is_no_room() => known.in_need(path, || open(path, known)),
         opened => opened,
     }
 }

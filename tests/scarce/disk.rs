@@ -45,6 +45,21 @@ pub(super) fn fill(disk: &Path) {
     assert_eq!(full.unwrap().kind(), std::io::ErrorKind::StorageFull);
 }
 
+/// Takes what room there is, and what becomes free, at once, as a log does that has filled a disk; until what it returns is
+/// dropped.
+pub(super) fn keep_full(disk: &Path) -> mpsc::Sender<()> {
+    fill(disk);
+    let mut filler = fs::OpenOptions::new().append(true).open(disk.join("filler")).unwrap();
+    let (end, ended) = mpsc::channel();
+    std::thread::spawn(move || {
+        while ended.recv_timeout(Duration::from_micros(20)) == Err(mpsc::RecvTimeoutError::Timeout)
+        {
+            while filler.write_all(&[1; 4096]).is_ok() {}
+        }
+    });
+    end
+}
+
 fn free(disk: &Path) {
     fs::remove_file(disk.join("filler")).unwrap();
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use loadgen::local::LocalGateway;
 
-use super::disk::{fill, on_a_disk_of};
+use super::disk::{fill, keep_full, on_a_disk_of};
 use super::world::{DUET, everyone, with_settings, work};
 
 fn duet(state: &Path, arguments: &[&str]) -> Output {
@@ -55,7 +55,7 @@ fn devices_are_revoked_on_a_full_disk_and_stay_so_after_a_kill() {
         good(&state, &["device", "import", list, "--out", out]);
 
         let gateway = run(&state);
-        fill(disk);
+        let _full = keep_full(disk);
         let revoke = |n: u32| good(&state, &["device", "revoke", &format!("n{n}")]);
         (0..40).map(revoke).for_each(drop);
         // Killed, so that the file has to be recovered, and started on a disk that is full of something else, too.
@@ -164,6 +164,31 @@ fn what_a_failed_sync_has_lost_is_written_again_before_anything_is_built_on_it()
         };
         assert!(named("after")["revoked_s"].is_null() && !named("before")["revoked_s"].is_null());
         kill(gateway);
+        unmount(&disk);
+    });
+}
+
+/// Where a directory takes a block, as it does on no tmpfs.
+#[test]
+fn a_gateway_that_was_killed_starts_on_an_ext4_without_a_free_block() {
+    on_a_disk_of(24 << 20, |below| {
+        let (image, disk) = (below.join("image"), below.join("disk"));
+        fs::create_dir(&disk).unwrap();
+        fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        if !mount_without_journal(&image, &disk) {
+            return;
+        }
+        let (state, out) = (disk.join("state"), below.join("a.json"));
+        good(&state, &["init"]);
+        fs::write(state.join("duet.toml"), "[spool]\nsegment_bytes = 1048576\n").unwrap();
+        let out = out.to_str().unwrap();
+        good(&state, &["device", "add", "a", "--registered-id", "--out", out]);
+        kill(run(&state));
+        let full = keep_full(&disk);
+        let gateway = run(&state);
+        good(&state, &["device", "revoke", "a"]);
+        kill(gateway);
+        drop(full);
         unmount(&disk);
     });
 }
