@@ -8,7 +8,8 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use std::time::Duration;
 
 use duet_protocol::identity::DeviceId;
 use duet_upstream::Taker;
+use rustix::fs::Mode;
+use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -210,6 +213,9 @@ impl Options {
     }
 }
 
+/// Connections over the control socket that wait to be accepted.
+const BACKLOG: i32 = 128;
+
 /// The running control plane.
 pub struct Admin {
     http: SocketAddr,
@@ -253,8 +259,8 @@ pub fn start(
         enrol: options.enrol,
     };
     let path = options.state.join(SOCKET);
-    let control = bind_private(&options.state, &path)
-        .map_err(|error| AdminError::Socket { path: path.clone(), error })?;
+    let control =
+        bind_private(&path).map_err(|error| AdminError::Socket { path: path.clone(), error })?;
 
     forget_copy(&registry);
     let (stop, stopping) = watch::channel(false);
@@ -317,30 +323,24 @@ impl Drop for Admin {
     }
 }
 
-/// Binds a socket that no other user could connect to at any moment: it gets its mode in a
-/// directory of its own and moves into place afterwards.
-fn bind_private(state: &Path, path: &Path) -> io::Result<UnixListener> {
+/// Binds a socket that no other user could connect to at any moment: Linux makes its name with the mode that it has itself.
+/// It takes the place of one that was left, and so no room on a full disk.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(io::Error::other("something that is no socket is in its place"));
         }
-        _ => {}
+        Ok(_) => fs::remove_file(path)?,
+        Err(_) => {}
     }
-    let nest = state.join(".sock");
-    // Left by a process that died just here.
-    let _ = fs::remove_dir_all(&nest);
-    fs::DirBuilder::new().mode(0o700).create(&nest)?;
-    let bind = || {
-        let inside = nest.join("s");
-        let listener = UnixListener::bind(&inside)?;
-        fs::set_permissions(&inside, fs::Permissions::from_mode(0o600))?;
-        listener.set_nonblocking(true)?;
-        fs::rename(&inside, path)?;
-        Ok(listener)
-    };
-    let bound = bind();
-    let _ = fs::remove_dir_all(&nest);
-    bound
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    // The process's mask may have taken more than it should.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(UnixListener::from(OwnedFd::from(socket)))
 }
 
 /// The thread's body.

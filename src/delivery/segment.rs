@@ -2,7 +2,7 @@
 //! writes, syncs and renames that makes a segment exist whole or not at all; knows no records.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -226,7 +226,7 @@ pub(super) struct Lock(File);
 impl Lock {
     pub(super) fn take(dir: &Path) -> Result<Self, SpoolError> {
         let path = dir.join(LOCK);
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -252,12 +252,12 @@ impl Lock {
                 return Err(SpoolError::io("locking", &path)(source));
             }
         }
-        let write = |file: &mut File| {
-            file.set_len(0)?;
-            file.rewind()?;
-            writeln!(file, "{}", std::process::id())
-        };
-        write(&mut file).map_err(SpoolError::io("writing", &path))?;
+        // In place: what is cut off a file has to be found again, and a disk may be full.
+        let pid = format!("{:<10}\n", std::process::id());
+        let written = file.write_all_at(pid.as_bytes(), 0);
+        written
+            .and_then(|()| file.set_len(pid.len() as u64))
+            .map_err(SpoolError::io("writing", &path))?;
         Ok(Self(file))
     }
 
