@@ -174,6 +174,9 @@ pub(super) async fn audit(
     let action = format!("{} {}", request.method(), request.uri().path());
     let response = next.run(request).await;
     let Some(Caller { who, from, .. }) = caller else { return response };
+    if response.extensions().get::<Tried>().is_some() {
+        return response;
+    }
     let (changed, outcome) = match response.status() {
         status if status.is_success() => (true, "done".to_owned()),
         StatusCode::FORBIDDEN => (false, "denied".to_owned()),
@@ -182,6 +185,10 @@ pub(super) async fn audit(
     note(&plane, Noted { who, from, action, outcome, changed }).await;
     response
 }
+
+/// Marks the answer to a request that looked like a change and was a question.
+#[derive(Clone, Copy)]
+pub(super) struct Tried;
 
 /// What is written into the audit log.
 pub(super) struct Noted {

@@ -361,6 +361,8 @@ fn the_audit_log_has_every_change_with_and_without_a_gateway() {
     let token = scratch.good(&["token", "add", "early", "--role", "viewer", "--expires", "1h"]);
     let gateway = scratch.run();
     scratch.good(&["device", "revoke", "a"]);
+    // Which asks first whether it would be taken.
+    scratch.good(&["device", "add", "b", "--registered-id", "--out", "b.json"]);
     let late = scratch.good(&["token", "add", "late", "--role", "admin"]);
     assert!(scratch.bad(&["token", "add", "late", "--role", "admin"]).contains("exists"));
     assert!(scratch.good(&["token", "list"]).contains("early"));
@@ -372,12 +374,13 @@ fn the_audit_log_has_every_change_with_and_without_a_gateway() {
         "(offline): POST /v1/devices: done",
         "(offline): POST /v1/tokens: done",
         "(socket): POST /v1/devices/a/revoke: done",
+        "(socket): POST /v1/devices: done",
         "(socket): POST /v1/tokens: refused (409)",
         "(offline): DELETE /v1/tokens/early: done",
     ] {
         assert!(shown.contains(words), "{words}: {shown}");
     }
-    assert!(verified.starts_with("5 entries, all whole"), "{verified}");
+    assert!(verified.starts_with("6 entries, all whole"), "{verified}");
     for secret in [token, late] {
         assert!(!shown.contains(secret.trim()));
     }

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::input::{Input, Lines, Names};
 use super::{Answer, Plane};
+use crate::admin::access::Tried;
 use crate::admin::devices::{self, End, Page};
 use crate::admin::wire::{DeviceChange, DeviceInfo, DeviceLine, Refused};
 use crate::admin::{DeviceQuery, Problem};
@@ -133,14 +134,18 @@ pub(super) async fn add(
     State(plane): State<Arc<Plane>>,
     Query(AddHow { dry_run }): Query<AddHow>,
     Lines(lines): Lines,
-) -> Answer<Added> {
+) -> Response {
     let added = plane.blocking(move |registry, _| {
         if dry_run {
             return Ok(Added { count: 0, refused: devices::check(registry, &lines)? });
         }
         Ok(Added { count: devices::add(registry, &lines)?, refused: Vec::new() })
     });
-    Ok(Json(added.await?))
+    let mut response = added.await.map(Json).into_response();
+    if dry_run {
+        response.extensions_mut().insert(Tried);
+    }
+    response
 }
 
 /// Revokes several devices, one name a line: all of them or none
