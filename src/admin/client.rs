@@ -25,7 +25,7 @@ use crate::log::Level;
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
 /// How long a change may take, or a page of a list: the disk may be busy.
 const CHANGE_LIMIT: Duration = Duration::from_secs(60);
-/// How long an import may take.
+/// How long an import may take, or a backup. Whether anybody listens is found out before.
 const IMPORT_LIMIT: Duration = Duration::from_secs(600);
 /// How long the gateway may take beyond a command's own limit.
 const COMMAND_SLACK: Duration = Duration::from_secs(10);
@@ -112,7 +112,8 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub fn backup<T>(self, take: impl FnOnce(&Path) -> T) -> Result<T, ClientError> {
+    pub fn backup<T>(mut self, take: impl FnOnce(&Path) -> T) -> Result<T, ClientError> {
+        self.status()?;
         let taken = self.0.hold(Method::POST, "/v1/backup", IMPORT_LIMIT, |line| {
             let copied = serde_json::from_slice::<Copied>(line);
             copied.map(|copied| take(Path::new(&copied.path)))
@@ -403,6 +404,9 @@ impl Client {
         body: Vec<u8>,
         limit: Duration,
     ) -> Result<T, ClientError> {
+        if limit > CHANGE_LIMIT {
+            self.status()?;
+        }
         let answer = self.0.call(method, target, body, limit)?;
         if !answer.status.is_success() {
             return Err(refusal(&answer));
