@@ -63,6 +63,10 @@ fn hear_limits() {
 /// The error and its causes, each once: some errors name their cause themselves.
 fn message(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
+    // Files are named with what is wrong with them.
+    if error.is::<io::Error>() && error.chain().count() == 1 {
+        text = format!("standard output: {text}");
+    }
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {
             text = format!("{text}: {cause}");
@@ -96,6 +100,13 @@ fn remedy(text: &str) -> Option<String> {
     if said(libc::EMFILE) {
         return Some("raise the limit of open files (`ulimit -n`, `LimitNOFILE=`)".into());
     }
+    if said(libc::EAGAIN) {
+        return Some(
+            "the system gives no thread or memory more: raise what limits them (`ulimit -u`, `ulimit -v`, `TasksMax=`, \
+             `MemoryMax=`)"
+                .into(),
+        );
+    }
     if said(libc::EFBIG) {
         return Some(
             "files may not grow so large: raise the limit (`ulimit -f`, `LimitFSIZE=`), or use another file system".into(),
@@ -124,6 +135,7 @@ mod tests {
         assert!(said(libc::EDQUOT).contains("quota"), "{}", said(libc::EDQUOT));
         assert!(said(libc::EMFILE).contains("ulimit -n"), "{}", said(libc::EMFILE));
         assert!(said(libc::EFBIG).contains("ulimit -f"), "{}", said(libc::EFBIG));
+        assert!(said(libc::EAGAIN).contains("ulimit -u"), "{}", said(libc::EAGAIN));
         assert!(!said(libc::ENOENT).contains(';'), "{}", said(libc::ENOENT));
         assert_eq!(message(&anyhow::anyhow!("os error 13 is a number")), "os error 13 is a number");
     }

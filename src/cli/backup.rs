@@ -16,9 +16,9 @@ use duet::config::{Config, Loaded, Overrides};
 use duet::identity::{self, now_s};
 use duet::registry::{self, Registry};
 
-use super::Place;
 use super::archive::Writer;
 use super::control::{Control, audited};
+use super::{Place, output};
 
 /// Flags of `duet backup`.
 #[derive(Args)]
@@ -42,8 +42,12 @@ impl Backup {
         let written = match Control::open(&config.state)? {
             Control::Gateway(client) => client.backup(|copy| {
                 let written = write(copy);
+                let is_gone = !copy.exists();
                 // The gateway does so when this has ended, which may take it a second.
                 copy.parent().map(fs::remove_dir_all);
+                if is_gone {
+                    bail!("the gateway has ended meanwhile, and took its copy of the registry along; run this again");
+                }
                 written
             })?,
             Control::Direct(registry, state) => {
@@ -52,7 +56,7 @@ impl Backup {
             }
         };
         let (files, devices) = written.with_context(|| format!("{shown}: no backup was made"))?;
-        writeln!(io::stdout(), "{shown}: {files} files, {devices} devices")?;
+        output::done(&format!("{shown}: {files} files, {devices} devices"))?;
         Ok(ExitCode::SUCCESS)
     }
 }

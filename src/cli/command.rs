@@ -119,7 +119,7 @@ impl Command {
         let how = How { ttl, key: self.key, collapse: self.collapse };
         let (command, known) = client.queue(&name, payload, how)?;
         let what = if known { "was queued before as" } else { "queued" };
-        writeln!(out, "{what} {} for {name}", command.id)?;
+        output::done(&format!("{what} {} for {name}", command.id))?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -154,7 +154,7 @@ impl Ask {
             }
             Self::Cancel { id } => {
                 let CommandInfo { device, .. } = gateway(state)?.cancel_command(id)?;
-                Ok(writeln!(out, "cancelled {id} for {device}")?)
+                output::done(&format!("cancelled {id} for {device}"))
             }
         }
     }

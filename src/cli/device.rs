@@ -7,7 +7,7 @@ use clap::Subcommand;
 use duet::admin::devices::End;
 
 use super::control::Control;
-use super::{Format, Place};
+use super::{Format, Place, output};
 
 mod add;
 mod attempt;
@@ -83,8 +83,8 @@ fn finish(which: which::Which, place: &Place, how: End) -> Result<()> {
     let mut control = Control::open(&place.state()?)?;
     let names = which.names(&mut control, done, Some(how))?;
     match names.as_slice() {
-        [name] => deliver::say(&format!("{done} {}", control.end(name, how)?)),
-        names => deliver::say(&format!("{done} {} devices", control.end_all(names, how)?)),
+        [name] => output::done(&format!("{done} {}", control.end(name, how)?)),
+        names => output::done(&format!("{done} {} devices", control.end_all(names, how)?)),
     }
 }
 

@@ -71,7 +71,7 @@ impl Enrol {
             }
             Self::Revoke { id } => {
                 Control::open(&place.state()?)?.revoke_enrol_token(&id)?;
-                writeln!(io::stdout(), "revoked {id}")?;
+                output::done(&format!("revoked {id}"))?;
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -1,6 +1,5 @@
 //! `duet log …`: what the running gateway writes to its log.
 
-use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -8,6 +7,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use duet::log::Level;
 
+use super::output;
 use super::talk::gateway;
 
 /// What the running gateway logs
@@ -26,7 +26,7 @@ impl Log {
     pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
         let Self::Level { level } = self;
         let level = gateway(state)?.log_level(level)?;
-        writeln!(io::stdout(), "{level}")?;
+        output::done(&level.to_string())?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,11 +1,11 @@
 //! Standard output, where it takes something that exists only once, or all that was asked for.
 
 use std::fs::{self, File};
-use std::io::{self, StdoutLock};
+use std::io::{self, StdoutLock, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use rustix::fs::{OFlags, fcntl_getfl};
 
 /// Standard output for what was asked. If there is none, nobody would see the answer, and success would be a lie.
@@ -14,6 +14,12 @@ pub(super) fn open() -> Result<StdoutLock<'static>> {
         bail!("standard output is closed, so nobody would have the answer");
     }
     Ok(io::stdout().lock())
+}
+
+/// Says what was done. Whoever sees only that nobody could be told would do it once more.
+pub(super) fn done(line: &str) -> Result<()> {
+    let told = writeln!(io::stdout(), "{line}");
+    told.with_context(|| format!("standard output: what was asked for was done ({line})"))
 }
 
 /// Whether the program was started without a standard output. Its runtime has put `/dev/null` in the place then, for

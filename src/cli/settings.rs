@@ -13,6 +13,8 @@ use duet::config::{Config, Overrides};
 use duet::identity::{Utc, now_s};
 use duet::registry::{self, Registry, RegistryError};
 use duet_upstream::Upstream;
+use rustix::fs::{Access, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::identities::Identities;
 use super::talk::gateway;
@@ -79,9 +81,7 @@ fn show(place: &Place, origin: bool, format: Format) -> Result<()> {
 
 fn reload(place: &Place) -> Result<()> {
     let done = gateway(&place.state()?)?.reload()?;
-    let mut out = io::stdout().lock();
-    done.lines().iter().try_for_each(|line| writeln!(out, "{line}"))?;
-    Ok(())
+    done.lines().iter().try_for_each(|line| output::done(line))
 }
 
 /// One thing that was looked at.
@@ -120,7 +120,8 @@ fn look(config: &Config) -> Vec<Finding> {
         findings.push(Finding { what: what.into(), ok, result });
     };
     note("settings", Ok("every setting is within its limits".into()));
-    let state = super::run::check_state(config);
+    let state = super::run::check_state(config)
+        .and_then(|()| may_write(&config.state).map_err(anyhow::Error::msg));
     let is_sound = state.is_ok();
     note("state", state.map(|()| config.state.display().to_string()).map_err(text));
     // Whoever opened a named pipe would wait for ever.
@@ -220,11 +221,7 @@ pub(super) fn room(dir: &std::path::Path, segment_bytes: u64) -> Result<String, 
     let found = rustix::fs::statvfs(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let free = found.f_bavail.saturating_mul(found.f_frsize);
     let (shown, mib) = (dir.display(), free >> 20);
-    if rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_err() {
-        return Err(format!(
-            "{shown}: this user may not write here; run as the gateway's user, or `chown` it"
-        ));
-    }
+    may_write(dir)?;
     if free < segment_bytes {
         return Err(format!(
             "{shown}: {mib} MiB free, and one segment takes {} MiB; make room",
@@ -232,6 +229,30 @@ pub(super) fn room(dir: &std::path::Path, segment_bytes: u64) -> Result<String, 
         ));
     }
     Ok(format!("{shown}, {mib} MiB free"))
+}
+
+/// Whether a file can be made in this directory; none is left. A file system that has failed can be one that only its
+/// writers are told of.
+fn may_write(dir: &std::path::Path) -> Result<(), String> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let made = match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
+        // Not on every file system.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => rustix::fs::access(dir, Access::WRITE_OK),
+        made => made.map(drop),
+    };
+    let shown = dir.display();
+    match made {
+        // How much room there is is another question.
+        Ok(()) | Err(Errno::NOSPC | Errno::DQUOT) => Ok(()),
+        Err(Errno::ROFS) => Err(format!(
+            "{shown}: its file system can only be read; mount it for writing (`mount -o remount,rw`), or see why it was \
+             mounted so (`dmesg`)"
+        )),
+        Err(Errno::ACCESS) => Err(format!(
+            "{shown}: this user may not write here; run as the gateway's user, or `chown` it"
+        )),
+        Err(error) => Err(format!("{shown}: {error}")),
+    }
 }
 
 fn text(error: anyhow::Error) -> String {

@@ -139,12 +139,11 @@ impl Spool {
                     false => delivery::trim(&dir, before, &expected)?,
                 };
                 let mib = bytes >> 20;
-                writeln!(
-                    out,
+                output::done(&format!(
                     "removed {segments} segments, {mib} MiB; the oldest reading is now {oldest}"
-                )?;
+                ))?;
             }
-            Self::Cursor(change) => change.run(&dir, &mut out)?,
+            Self::Cursor(change) => change.run(&dir)?,
         }
         out.flush()?;
         Ok(ExitCode::SUCCESS)
@@ -208,7 +207,7 @@ fn open(dir: &Path, name: &str, hold: Option<Hold>) -> Result<Cursor, SpoolError
 }
 
 impl Change {
-    fn run(self, dir: &Path, out: &mut impl Write) -> Result<()> {
+    fn run(self, dir: &Path) -> Result<()> {
         match self {
             Self::Set { name, index, required } => {
                 let Overview { first, durable, .. } = delivery::overview(dir)?;
@@ -223,11 +222,11 @@ impl Change {
                 let mut cursor = open(&dir, &name, Some(hold))?;
                 cursor.set(index)?;
                 cursor.sync()?;
-                writeln!(out, "{name} goes on with {index}")?;
+                output::done(&format!("{name} goes on with {index}"))?;
             }
             Self::Remove { name } => {
                 Cursor::find(dir, &name)?.remove()?;
-                writeln!(out, "{name} removed")?;
+                output::done(&format!("{name} removed"))?;
             }
         }
         Ok(())

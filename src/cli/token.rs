@@ -87,7 +87,7 @@ impl Token {
             }
             Self::Revoke { name } => {
                 let ended = revoke(state, &name)?;
-                writeln!(out, "revoked {}", ended.name)?;
+                output::done(&format!("revoked {}", ended.name))?;
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -196,7 +196,16 @@ fn what_nobody_would_see_is_no_success() {
         let lost = scratch.command(question).stdout(full).output().unwrap();
         let said = text(&lost.stderr);
         assert!(!lost.status.success() && said.contains("No space left"), "{question:?}: {said}");
+        assert!(said.contains("standard output") || question[0] == "spool", "{question:?}: {said}");
     }
+    // Whoever was not told of a change does not take it for one that the disk refused.
+    for change in [&["command", "x", "restart"][..], &["device", "revoke", "x"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let lost = scratch.command(change).stdout(full).output().unwrap();
+        let said = text(&lost.stderr);
+        assert!(!lost.status.success() && said.contains("was done"), "{change:?}: {said}");
+    }
+    assert!(scratch.good(&["device", "list", "--only", "revoked"]).contains("x "));
     gateway.stop("-TERM");
 }
 

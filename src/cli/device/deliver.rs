@@ -14,11 +14,6 @@ use zeroize::Zeroizing;
 
 use crate::cli::output;
 
-/// Writes one line to standard output.
-pub(super) fn say(line: &str) -> Result<()> {
-    Ok(writeln!(io::stdout(), "{line}")?)
-}
-
 /// Where credentials go.
 pub(super) enum To<'a> {
     /// A new file.

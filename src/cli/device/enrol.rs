@@ -27,7 +27,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::add::address;
-use super::deliver::say;
+use crate::cli::output;
 
 /// How long the gateway may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -138,7 +138,7 @@ impl Enrol {
         let failed = || format!("{}: run the same command again", out.display());
         identity::write_new(out, &text, 0o600).with_context(failed)?;
         identity::sync_dir_of(out).with_context(failed)?;
-        say(&told)
+        output::done(&told)
     }
 }
 

@@ -1,5 +1,6 @@
 //! `duet device import`: many devices from a file, all or none, with a result for each line.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,13 +8,15 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use duet::admin::{Credential, DeviceLine, MAX_IMPORT, MAX_LINE_LEN, Refused};
+use duet::printable::Printable;
 use zeroize::Zeroizing;
 
 use super::super::Place;
 use super::super::control::Control;
 use super::add::{address, complete};
-use super::deliver::{To, say, then_in_dir};
+use super::deliver::{To, then_in_dir};
 use super::open;
+use crate::cli::output;
 
 /// Refused lines that are told one by one.
 const TOLD: usize = 20;
@@ -86,8 +89,9 @@ impl Import {
             );
         }
         let mut control = Control::open(&place.state()?)?;
-        let refused = control.check(&lines)?;
+        let mut refused = control.check(&lines)?;
         let number = |index: usize| numbers.get(index).copied().unwrap_or_default();
+        blame_own(&mut refused, &lines, number);
         let results = |good: &str| tell(&lines, &refused, number, good);
         if !refused.is_empty() {
             if self.results || self.dry_run {
@@ -149,9 +153,24 @@ impl Import {
         if self.results {
             results("registered")?;
         } else {
-            say(&format!("registered {count} devices"))?;
+            output::done(&format!("registered {count} devices"))?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Says of lines whose names the file has before where that is: no such device is registered that could be removed.
+fn blame_own(refused: &mut [Refused], lines: &[DeviceLine], number: impl Fn(usize) -> usize) {
+    let mut first = HashMap::new();
+    for (index, line) in lines.iter().enumerate() {
+        first.entry(line.name.as_str()).or_insert(index);
+    }
+    for Refused { device, error } in refused {
+        let Some(line) = lines.get(*device) else { continue };
+        if let Some(before) = first.get(line.name.as_str()).filter(|first| *first < device) {
+            *error =
+                format!("{}: line {} has this name, too", Printable(&line.name), number(*before));
+        }
     }
 }
 
@@ -233,6 +252,9 @@ fn read_csv(input: impl BufRead, shown: &str) -> Result<(Vec<DeviceLine>, Vec<us
     let (mut lines, mut numbers) = (Vec::new(), Vec::new());
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
     let header = reader.headers().with_context(|| shown.to_owned())?.clone();
+    if !header.iter().any(|field| field == "name") {
+        bail!("{shown}: the first line must name the columns, for example: name,mode");
+    }
     let mut row = csv::StringRecord::new();
     loop {
         let at = reader.position().line();

@@ -7,8 +7,8 @@ use duet::admin::DeviceChange;
 use super::super::Place;
 use super::super::control::Control;
 use super::super::times;
-use super::deliver::say;
 use super::which::Which;
+use crate::cli::output;
 
 /// Flags of `duet device set`.
 #[derive(Args)]
@@ -61,8 +61,8 @@ impl Set {
             control.relabel(name, &change)?;
         }
         match names.as_slice() {
-            [name] => say(&format!("changed {name}")),
-            names => say(&format!("changed {} devices", names.len())),
+            [name] => output::done(&format!("changed {name}")),
+            names => output::done(&format!("changed {} devices", names.len())),
         }
     }
 }
