@@ -31,9 +31,9 @@ const CREATED_BITS: u32 = 40;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(Arc<str>);
 
-/// Not a device's name.
+/// Not a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("a device's name is 1 to 64 of the characters A-Z a-z 0-9 . _ -")]
+#[error("a name is 1 to 64 of the characters A-Z a-z 0-9 . _ -")]
 pub struct BadName;
 
 impl Name {

@@ -120,7 +120,7 @@ fn every_line_that_would_be_refused_is_told_and_none_is_taken() {
             for part in [
                 "line 2: a: a device of this name",
                 "line 5: d: key must be 64",
-                "line 6: b: a device",
+                "line 6: b: line 1 has this name, too",
                 "line 7: e: mode must be",
                 "5 of 6 devices",
             ] {
@@ -156,6 +156,8 @@ fn csv_is_read_as_spreadsheets_write_it_and_blamed_by_its_line() {
         ("name,modus\nx,y\n", "line 2 is not a device: unknown field"),
         ("name,mode\nx,registered-id\ny\n", "line 3 is not a device: it has 1 fields"),
         ("name\nx\n", "line 2 is not a device: missing field"),
+        ("x,registered-id\n", "the first line must name the columns"),
+        ("name;mode\nx;registered-id\n", "the first line must name the columns"),
     ] {
         fs::write(scratch.path("bad.csv"), rows).unwrap();
         let told = scratch.bad(&["device", "import", "bad.csv", "--out", "none.json"]);
