@@ -20,9 +20,8 @@ const HAS_RUN: &str = "spool.id";
 pub(super) fn check_state(state: &Path) -> Result<()> {
     let is_ours = |name: &str| {
         let names = [config::FILE, commands::FILE, tokens::FILE, NODE_KEY, HAS_RUN];
-        let registry = [registry::FILE, registry::KEYS_FILE, "registry.reserve"];
         names.contains(&name)
-            || registry.contains(&name)
+            || [registry::FILE, registry::KEYS_FILE].contains(&name)
             || name.ends_with(".seen")
             || audit::is_log(name)
     };
@@ -38,6 +37,7 @@ pub(super) fn check_state(state: &Path) -> Result<()> {
 
 /// Looks at the files of a spool.
 pub(super) fn check_spool(dir: &Path) -> Result<()> {
+    leads_somewhere(dir)?;
     check_those(dir, |name| name.starts_with("spool") || name.starts_with("cursor-"))
 }
 
@@ -103,22 +103,25 @@ fn check_those(dir: &Path, is_ours: impl Fn(&str) -> bool) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a symbolic link to nothing.
+fn leads_somewhere(path: &Path) -> Result<()> {
+    let found = fs::metadata(path);
+    match fs::read_link(path) {
+        Ok(target) if found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) => bail!(
+            "{}: a symbolic link to {}, and nothing is there: is its disk mounted?",
+            path.display(),
+            target.display()
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses what stands in the place of a file and is none. Nothing may be there.
 pub(super) fn look(path: &Path) -> Result<()> {
     let kind = match fs::metadata(path) {
         Ok(found) => found.file_type(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return match fs::read_link(path) {
-                Ok(target) => bail!(
-                    "{}: a symbolic link to {}, and nothing is there: is its disk mounted?",
-                    path.display(),
-                    target.display()
-                ),
-                Err(_) => Ok(()),
-            };
-        }
         // Whoever opens it says why it cannot be.
-        Err(_) => return Ok(()),
+        Err(_) => return leads_somewhere(path),
     };
     if kind.is_file() {
         return Ok(());

@@ -256,6 +256,16 @@ fn a_state_directory_that_cannot_be_written_to_is_told_with_its_remedy() {
         "set -e; mount --make-rprivate /; mount --bind state state; mount -o remount,bind,ro state";
     let said = refused(&scratch, read_only, &[]);
     assert!(said.contains("registry.redb") && said.contains("remount,rw"), "{said}");
+    // And before anybody tries it.
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c"])
+        .arg(format!("{read_only}\nexec \"$0\" --state state check"));
+    command.arg(env!("CARGO_BIN_EXE_duet")).current_dir(scratch.dir.path());
+    let output = command.output().unwrap();
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("FAIL state") && said.contains("remount,rw"), "{said}");
     // Of another user, as after a copy by root; the test's own directory is closed to others, too.
     fs::set_permissions(scratch.dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
     let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
@@ -264,8 +274,13 @@ fn a_state_directory_that_cannot_be_written_to_is_told_with_its_remedy() {
     fs::set_permissions(scratch.state(), fs::Permissions::from_mode(0o711)).unwrap();
     let said = refused(&scratch, "", &nobody);
     assert!(said.contains("gateway.key") && said.contains("chown -R 65534"), "{said}");
-    // Neither has harmed it.
     fs::set_permissions(scratch.state(), fs::Permissions::from_mode(0o700)).unwrap();
+    // A spool whose disk is not there.
+    std::os::unix::fs::symlink("nowhere", scratch.state().join("spool")).unwrap();
+    let said = refused(&scratch, "", &[]);
+    assert!(said.contains("spool: a symbolic link to nowhere"), "{said}");
+    fs::remove_file(scratch.state().join("spool")).unwrap();
+    // None of them has harmed it.
     scratch.run().stop("-TERM");
 }
 
@@ -297,6 +312,44 @@ fn checked(scratch: &Scratch) -> String {
 }
 
 #[test]
+fn whoever_asks_a_gateway_that_is_stopped_is_told_soon() {
+    let scratch = Scratch::initialised();
+    fs::write(scratch.path("fleet.csv"), "name,mode\na,registered-id\n").unwrap();
+    let gateway = scratch.run();
+    let signal = |name: &str| {
+        let pid = gateway.child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    };
+    signal("-STOP");
+    let asked = [
+        &["backup", "b.tar"][..],
+        &["device", "import", "fleet.csv", "--dry-run"],
+        &["device", "import", "fleet.csv", "--out", "made"],
+    ];
+    let waiting: Vec<_> = asked
+        .iter()
+        .map(|words| {
+            let mut command = Command::new("timeout");
+            command.args(["--signal=KILL", "60", env!("CARGO_BIN_EXE_duet"), "--state", "state"]);
+            command.args(*words).current_dir(scratch.dir.path()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        })
+        .collect();
+    for (words, one) in asked.iter().zip(waiting) {
+        let output = one.wait_with_output().unwrap();
+        let said = text(&output.stderr);
+        assert!(
+            output.status.code() == Some(1) && said.contains("did not answer"),
+            "{words:?}: {said}"
+        );
+    }
+    assert!(!scratch.path("b.tar").exists() && !scratch.path("made").exists());
+    signal("-CONT");
+    scratch.good(asked[2]);
+    gateway.stop("-TERM");
+}
+
+#[test]
 fn what_is_no_file_in_a_files_place_is_told_before_anything_waits_for_it() {
     let scratch = Scratch::initialised();
     scratch.good(&["ca", "init"]);
@@ -309,7 +362,6 @@ fn what_is_no_file_in_a_files_place_is_told_before_anything_waits_for_it() {
         "duet.toml",
         "registry.redb",
         "registry.keys",
-        "registry.reserve",
         "commands.redb",
         "tokens.json",
         "audit.ndjson",
