@@ -34,7 +34,7 @@ mod worker;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -371,12 +371,11 @@ impl Commands {
         request: impl FnOnce(oneshot::Sender<Result<T, QueueError>>) -> Request,
     ) -> oneshot::Receiver<Result<T, QueueError>> {
         let (answer, waiting) = oneshot::channel();
-        if let Err(refused) = self.inbox.try_send(Input::Request(request(answer))) {
-            let (std::sync::mpsc::TrySendError::Full(input)
-            | std::sync::mpsc::TrySendError::Disconnected(input)) = refused;
-            if let Input::Request(request) = input {
-                request.refuse(&QueueError::Busy);
-            }
+        // A queue that has ended gives no answer, which says so.
+        if let Err(TrySendError::Full(Input::Request(request))) =
+            self.inbox.try_send(Input::Request(request(answer)))
+        {
+            request.refuse(&QueueError::Busy);
         }
         waiting
     }
@@ -407,7 +406,7 @@ impl Commands {
         let mut input = Input::Revoked(device);
         for _ in 0..1_000 {
             match self.inbox.try_send(input) {
-                Err(std::sync::mpsc::TrySendError::Full(back)) => input = back,
+                Err(TrySendError::Full(back)) => input = back,
                 _ => return,
             }
             std::thread::sleep(Duration::from_millis(1));

@@ -872,3 +872,15 @@ fn a_file_that_is_none_is_refused_with_what_to_do_and_a_mode_that_lets_others_re
     assert!(text(&path).contains("move it away"), "{}", text(&path));
     assert!(looked(&path).contains("move it away"), "{}", looked(&path));
 }
+
+/// Whoever asks a gateway that is ending is not told to try again.
+#[test]
+fn a_queue_that_has_ended_gives_no_answer_and_a_full_one_says_so() {
+    let (inbox, waiting) = sync_channel(1);
+    let commands = Commands { inbox, failed: Arc::default(), thread: Mutex::new(None) };
+    let _first = commands.show(1);
+    let full = commands.show(2).blocking_recv();
+    assert!(matches!(full, Ok(Err(QueueError::Busy))), "{full:?}");
+    drop(waiting);
+    assert!(commands.show(3).blocking_recv().is_err());
+}

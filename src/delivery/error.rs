@@ -230,7 +230,7 @@ impl std::fmt::Display for Remedy<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match is_no_space(self.0) {
             true => {
-                f.write_str("; free space there, or remove stored readings (`duet spool trim`)")
+                f.write_str("; free space there (`df -h`, and `df -i` for files), or remove stored readings (`duet spool trim`)")
             }
             false => Ok(()),
         }

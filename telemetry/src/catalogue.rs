@@ -116,7 +116,7 @@ catalogue! {
         Gauge CERTIFICATE_END = "duet_certificate_end_timestamp_seconds" in "seconds" [KEY_ID];
     }
     "Readings and the spool" {
-        /// Readings taken.
+        /// Readings taken, before they are stored: one that found no room is counted once more when it comes again.
         Counter READINGS = "duet_readings_total" in "readings" [SHARD];
         /// Readings that came with a HELLO, before its answer.
         Counter READINGS_EARLY = "duet_readings_early_total" in "readings" [SHARD];
