@@ -14,9 +14,9 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::ops::Bound;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::backends::FileBackend;
@@ -183,6 +183,8 @@ struct Backend {
     inner: FileBackend,
     file: File,
     known: Arc<Known>,
+    /// How far it may be written by those that are not in need: all of it, unless the room behind its end could not be kept.
+    granted: AtomicU64,
 }
 
 impl Backend {
@@ -193,12 +195,22 @@ impl Backend {
         if file.metadata()?.len() == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        let _ = known.allocate(&file, file.metadata()?.len());
+        let found = file.metadata()?;
+        let granted = match known.allocate(&file, found.len()) {
+            Ok(()) => u64::MAX,
+            // A change that found no room may have made it longer than it has blocks.
+            Err(_) => found.len().min(found.blocks() * 512),
+        };
         Ok(Self {
             file: file.try_clone()?,
             inner: FileBackend::new(file)?,
             known: Arc::clone(known),
+            granted: granted.into(),
         })
+    }
+
+    fn is_in_need(&self) -> bool {
+        self.known.needs.load(Ordering::Relaxed) > 0
     }
 
     /// A write that finds no room has lost nothing: it did not take place. So much is not known of any other.
@@ -221,14 +233,12 @@ impl StorageBackend for Backend {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let grows = len > self.inner.len()?;
-        if grows && self.known.needs.load(Ordering::Relaxed) == 0 {
-            self.noted(self.known.allocate(&self.file, len))?;
-        }
+        let before = self.inner.len()?;
         self.noted(self.inner.set_len(len))?;
-        if !grows {
-            // With its end its room has gone.
-            let _ = self.known.allocate(&self.file, len);
+        // What is cut off takes the room with it.
+        let kept = self.known.allocate(&self.file, len);
+        if kept.is_err() && len > before {
+            self.granted.fetch_min(before, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -238,6 +248,11 @@ impl StorageBackend for Backend {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let end = offset.saturating_add(data.len() as u64);
+        if end > self.granted.load(Ordering::Relaxed) && !self.is_in_need() {
+            self.known.allocate(&self.file, self.inner.len()?)?;
+            self.granted.store(u64::MAX, Ordering::Relaxed);
+        }
         self.noted(self.inner.write(offset, data))
     }
 

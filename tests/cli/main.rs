@@ -260,7 +260,7 @@ fn what_is_wrong_with_an_import_is_told_with_its_line() {
     };
     let round = || {
         let taken = refused(&good("a"));
-        assert!(taken.contains("fleet.ndjson: line 5: a: a device of this name"), "{taken}");
+        assert!(taken.contains("fleet.ndjson: line 5: a: line 1 has this name, too"), "{taken}");
         let key = refused(r#"{"name":"c","mode":"registered-id","key":"12"}"#);
         assert!(key.contains("line 5: c: key must be 64 hexadecimal digits"), "{key}");
         let field = refused(r#"{"name":"c","modus":1}"#);
