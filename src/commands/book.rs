@@ -156,9 +156,9 @@ impl Book {
         if !(1..=MAX_TTL_MS).contains(&ttl_ms) {
             return Err(QueueError::BadTtl);
         }
-        let line = self.lines.entry(device).or_default();
+        let line = self.lines.get(&device);
         // What was said to an earlier registration says nothing to this one.
-        let keyed = key.as_deref().and_then(|key| self.all.get(line.keys.get(key)?));
+        let keyed = key.as_deref().and_then(|key| self.all.get(line?.keys.get(key)?));
         if let Some(entry) = keyed.filter(|entry| entry.registration == registration) {
             let same = entry.payload == payload;
             return if same { Ok((entry.id, true)) } else { Err(QueueError::KeyTaken) };
@@ -168,12 +168,16 @@ impl Book {
             collapse.is_some()
                 && entry.is_some_and(|entry| entry.collapse.as_deref() == collapse.as_deref())
         };
-        let superseded: Vec<u64> = line.open.iter().copied().filter(collapses).collect();
-        if line.open.len() - superseded.len() >= self.limits.per_device {
-            return Err(QueueError::DeviceFull(line.open.len()));
+        let open = line.map_or(0, |line| line.open.len());
+        let waiting = line.into_iter().flat_map(|line| line.open.iter().copied());
+        let superseded: Vec<u64> = waiting.filter(collapses).collect();
+        if open - superseded.len() >= self.limits.per_device {
+            return Err(QueueError::DeviceFull(open));
         }
+        let gone = superseded.iter().filter_map(|id| self.all.get(id));
+        let stay = self.open_bytes - gone.map(|entry| entry.payload.len()).sum::<usize>();
         if self.expiry.len() - superseded.len() >= self.limits.open
-            || self.open_bytes + payload.len() > self.limits.open_bytes
+            || stay + payload.len() > self.limits.open_bytes
         {
             return Err(QueueError::Full);
         }
@@ -466,6 +470,7 @@ impl Book {
         assert_eq!(self.all.len(), self.expiry.len() + self.over.len());
         let (mut listed, mut named) = (0, 0);
         for (device, line) in &self.lines {
+            assert!(!line.numbers.is_empty(), "a device without commands has no line");
             named += line.numbers.len();
             let mut before = 0;
             for id in &line.open {

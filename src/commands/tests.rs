@@ -419,6 +419,29 @@ fn keys_collapse_and_limits_mean_what_they_say() {
 }
 
 #[test]
+fn a_command_that_takes_anothers_place_takes_its_room_too() {
+    let shelf = Shelf::default();
+    let limits = Limits { open_bytes: 10, ..Limits::default() };
+    let mut worker = worker(&shelf, limits);
+    let mut queue = |order| {
+        let (reply, mut answer) = oneshot::channel();
+        worker.turn(
+            &mut Ears::default(),
+            vec![Input::Request(Request::Queue(order, reply))],
+            now_ms(),
+        );
+        worker.check();
+        answer.try_recv().unwrap().map(drop)
+    };
+    let collapsing = |payload: &[u8]| Order { collapse: Some("c".into()), ..order(1, payload) };
+    queue(collapsing(&[1; 8])).unwrap();
+    queue(collapsing(&[2; 9])).unwrap();
+    assert_eq!(queue(order(2, &[3; 2])), Err(QueueError::Full));
+    assert_eq!(queue(collapsing(&[4; 11])), Err(QueueError::Full));
+    queue(order(2, &[5; 1])).unwrap();
+}
+
+#[test]
 fn a_result_that_comes_late_is_recorded_and_acknowledged() {
     let mut world = World::new();
     world.devices.insert(device(1), Device::default());
@@ -524,6 +547,35 @@ fn what_is_said_once_is_not_lost_in_a_full_inbox() {
     let said = worker.take_said_once();
     worker.turn(&mut told, said, now + 9);
     assert_eq!(outcome.try_recv().unwrap(), Outcome::NotConnected);
+}
+
+/// The shard has done with a command whose result was lost, and the device need not have kept that either.
+#[test]
+fn a_command_whose_result_was_lost_is_sent_again() {
+    // In the turn whose write fails, and while the file is tried again.
+    for late in [false, true] {
+        let mut world = World::new();
+        world.devices.insert(device(1), Device::default());
+        let queued = queued(&mut world, order(1, b"ab")).unwrap().info;
+        world.read_mail(usize::MAX);
+        world.shelf.0.lock().unwrap().fails_after = Some(0);
+        if late {
+            drop(world.queue(order(2, b"c")));
+            world.turn();
+        }
+        world.wake(device(1), true);
+        world.turn();
+        world.devices.get_mut(&device(1)).unwrap().unanswered = None;
+        let began = std::time::Instant::now();
+        while !world.worker.is_well() {
+            assert!(began.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(20));
+            world.turn();
+        }
+        world.read_mail(usize::MAX);
+        let given = world.open.get(&device(1)).map(|(token, number, _)| (*token, *number));
+        assert_eq!(given, Some((queued.id, queued.number)));
+    }
 }
 
 /// R116: a device that has had a higher number would take none of ours.

@@ -141,7 +141,7 @@ impl<S: Store> Worker<S> {
     pub(super) fn begin(&mut self, ways: &mut dyn Ways) {
         self.posts = (0..ways.shards()).map(|_| VecDeque::new()).collect();
         COMMANDS_OPEN.one().set_count(self.book.open() as u64);
-        self.feed(self.clock.now_ms());
+        self.feed(self.clock.now_ms(), false);
         self.tell_all(false);
         self.post(ways);
         let untold = self.book.take_untold();
@@ -200,7 +200,7 @@ impl<S: Store> Worker<S> {
             }
         }
         // A device's next command goes before the acknowledgement of its result, and so along with it.
-        self.feed(now_ms);
+        self.feed(now_ms, false);
         for (shard, record) in recorded {
             if let Some(posts) = self.posts.get_mut(shard) {
                 posts.push_back(Mail::Durable(vec![record]));
@@ -311,13 +311,13 @@ impl<S: Store> Worker<S> {
 
     // ---- shards
 
-    /// Brings what shards have in step with the book.
-    fn feed(&mut self, now_ms: u64) {
+    /// Brings what shards have in step with the book; where they may have lost it, by giving it to them `anew`.
+    fn feed(&mut self, now_ms: u64, anew: bool) {
         for device in self.book.take_touched() {
             let head = self.book.head(&device);
             let next = head.map(|entry| (entry.id, entry.number));
             let fed = self.fed.get(&device).copied();
-            if next == fed {
+            if next == fed && !anew {
                 continue;
             }
             let over = fed.filter(|(id, _)| next.is_none_or(|(next, _)| next != *id));
@@ -450,10 +450,11 @@ impl<S: Store> Worker<S> {
                 None => drop(self.waiting.insert(id, waiting)),
             }
         }
-        // A shard may have commands that are over, and others have come to their heads.
+        // A shard may have commands that are over, and others have come to their heads. Or it has them no more: what it said
+        // of their ends is lost, and a device that has lost its answer, too, does not repeat it.
         let fed: Vec<_> = self.fed.keys().copied().collect();
         self.book.touch(fed);
-        self.feed(self.clock.now_ms());
+        self.feed(self.clock.now_ms(), true);
         self.tell_all(false);
     }
 
