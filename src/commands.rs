@@ -228,7 +228,8 @@ pub trait Ways: Send {
 }
 
 /// How shards, and others that must not wait, tell the queue something. What it has no room for is dropped: devices repeat
-/// their results, which their shards take again, and the queue asks again for the rest.
+/// their results, which their shards take again; fewer sendings are counted than there were; and ends of commands that are
+/// not known to be stored for the upstreams are handed on once more by the next start.
 #[derive(Clone)]
 pub struct Teller {
     inbox: SyncSender<Input>,

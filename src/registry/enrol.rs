@@ -185,8 +185,8 @@ impl Registry {
         })
     }
 
-    /// Whether there is such a token, spent or not: what a stranger is told before any work is done for him. It takes
-    /// the same time whether the id or the rest of it is wrong.
+    /// Whether there is such a token, spent or not: what a stranger is told before any work is done for him. He is
+    /// told the same whether the id, which is no secret, or the rest of it is wrong.
     ///
     /// # Errors
     /// [`Refusal::Unknown`].
