@@ -14,7 +14,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::ops::Bound;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +30,9 @@ use crate::identity;
 /// `docs/design.md`: "god byte", recovery required).
 const IS_OPEN: (u64, u8) = (9, 2);
 
+/// So much free space is there for whoever wants some again.
+const PLENTY: u64 = 16 << 20;
+
 /// What is copied at once.
 const BLOCK: usize = 1 << 20;
 
@@ -42,7 +45,7 @@ pub(crate) struct Known {
     in_doubt: AtomicBool,
     /// How many bytes behind its end are kept back.
     room: u64,
-    /// How many are at work for whom it may grow into them.
+    /// How many are at work who may use them.
     needs: AtomicU32,
 }
 
@@ -52,21 +55,29 @@ impl Known {
         Self { room, ..Self::default() }
     }
 
-    /// Does something for which the file may grow into its room.
-    pub(crate) fn in_need<T>(&self, path: &Path, work: impl FnOnce() -> T) -> T {
+    /// Does something for which the file may use its room.
+    pub(crate) fn in_need<T>(&self, work: impl FnOnce() -> T) -> T {
         self.needs.fetch_add(1, Ordering::Relaxed);
         let done = work();
         self.needs.fetch_sub(1, Ordering::Relaxed);
-        self.keep_room(path);
         done
     }
 
-    /// Keeps room, as far as there is any: where there is none, nothing is lost by it while the disk has room.
-    pub(crate) fn keep_room(&self, path: &Path) {
-        if let Ok(file) = OpenOptions::new().write(true).open(path)
-            && let Ok(found) = file.metadata()
-        {
-            let _ = self.allocate(&file, found.len());
+    /// Has the file keep its room. Without it nothing is to be begun but what is in need of it.
+    ///
+    /// # Errors
+    /// The disk has no room, and nobody is in need.
+    pub(crate) fn keep_room(&self, path: &Path) -> io::Result<()> {
+        let kept = OpenOptions::new()
+            .write(true)
+            .open(path)
+            .and_then(|file| self.allocate(&file, file.metadata()?.len()));
+        match kept {
+            Err(error) if is_no_room(&error) && self.needs.load(Ordering::Relaxed) == 0 => {
+                Err(error)
+            }
+            // What else is wrong is found by whoever writes.
+            _ => Ok(()),
         }
     }
 
@@ -79,6 +90,19 @@ impl Known {
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
             allocated => allocated.map_err(Into::into),
         }
+    }
+
+    /// Whether blocks that the file gives back would hardly be had again.
+    fn is_room_scarce(&self, file: &File) -> bool {
+        if self.room == 0 {
+            return false;
+        }
+        let free = rustix::fs::fstatvfs(file).map_or(0, |found| {
+            let blocks =
+                if rustix::process::geteuid().is_root() { found.f_bfree } else { found.f_bavail };
+            blocks.saturating_mul(found.f_frsize)
+        });
+        free < PLENTY
     }
 
     /// Whether the file that was opened still has its name.
@@ -183,8 +207,8 @@ struct Backend {
     inner: FileBackend,
     file: File,
     known: Arc<Known>,
-    /// How far it may be written by those that are not in need: all of it, unless the room behind its end could not be kept.
-    granted: AtomicU64,
+    /// How long the engine takes the file to be, where that is less than it is; or 0. Who opens it next takes all of it.
+    shorter: AtomicU64,
 }
 
 impl Backend {
@@ -195,22 +219,13 @@ impl Backend {
         if file.metadata()?.len() == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        let found = file.metadata()?;
-        let granted = match known.allocate(&file, found.len()) {
-            Ok(()) => u64::MAX,
-            // A change that found no room may have made it longer than it has blocks.
-            Err(_) => found.len().min(found.blocks() * 512),
-        };
+        let _ = known.allocate(&file, file.metadata()?.len());
         Ok(Self {
             file: file.try_clone()?,
             inner: FileBackend::new(file)?,
             known: Arc::clone(known),
-            granted: granted.into(),
+            shorter: AtomicU64::new(0),
         })
-    }
-
-    fn is_in_need(&self) -> bool {
-        self.known.needs.load(Ordering::Relaxed) > 0
     }
 
     /// A write that finds no room has lost nothing: it did not take place. So much is not known of any other.
@@ -225,7 +240,10 @@ impl Backend {
 
 impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        self.inner.len()
+        match self.shorter.load(Ordering::Relaxed) {
+            0 => self.inner.len(),
+            len => Ok(len),
+        }
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
@@ -233,13 +251,14 @@ impl StorageBackend for Backend {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let before = self.inner.len()?;
-        self.noted(self.inner.set_len(len))?;
-        // What is cut off takes the room with it.
-        let kept = self.known.allocate(&self.file, len);
-        if kept.is_err() && len > before {
-            self.granted.fetch_min(before, Ordering::Relaxed);
+        if len < self.inner.len()? && self.known.is_room_scarce(&self.file) {
+            self.shorter.store(len, Ordering::Relaxed);
+            return Ok(());
         }
+        self.noted(self.inner.set_len(len))?;
+        self.shorter.store(0, Ordering::Relaxed);
+        // With the end of a file its room has gone. Where there is none the engine finds that out when it writes.
+        let _ = self.known.allocate(&self.file, len);
         Ok(())
     }
 
@@ -248,11 +267,6 @@ impl StorageBackend for Backend {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let end = offset.saturating_add(data.len() as u64);
-        if end > self.granted.load(Ordering::Relaxed) && !self.is_in_need() {
-            self.known.allocate(&self.file, self.inner.len()?)?;
-            self.granted.store(u64::MAX, Ordering::Relaxed);
-        }
         self.noted(self.inner.write(offset, data))
     }
 

@@ -158,16 +158,14 @@ impl Registry {
         mut end: impl FnMut(&mut Tables<'_>, &Name) -> Result<Both, RegistryError>,
     ) -> Result<Vec<DeviceId>, RegistryError> {
         let mut begun = None;
-        let ended = match self.end_now(names, &mut end, &mut begun) {
+        match self.end_now(names, &mut end, &mut begun) {
             Err(error) if error.is_no_room() => {
                 // The disk failed under the first attempt, so nobody knows what became of it.
                 let again = self.store.in_need(|| self.end_now(names, &mut end, &mut None));
                 unless_done(begun, again)
             }
             ended => ended,
-        };
-        self.store.keep_room();
-        ended
+        }
     }
 
     fn end_now(

@@ -219,12 +219,14 @@ impl Store {
 
     /// Does something for which the room is there that was kept back.
     pub(super) fn in_need<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.known.in_need(&self.path, work)
+        self.known.in_need(work)
     }
 
-    /// Keeps room back again, as far as there is any.
-    pub(super) fn keep_room(&self) {
-        self.known.keep_room(&self.path);
+    /// What has to be so before a change: the file has its name and, but for those in need of it, its room.
+    fn may_change(&self) -> Result<(), RegistryError> {
+        self.in_place()?;
+        let kept = self.known.keep_room(&self.path);
+        kept.map_err(|error| RegistryError::Io { path: self.path.clone(), error })
     }
 
     /// While this is held no key is overwritten.
@@ -258,7 +260,7 @@ impl Store {
         database: &Database,
         run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
-        self.in_place()?;
+        self.may_change()?;
         let (changed, freed) = self.guarded(|| change(database, &self.keys, true, run))?;
         // The change is on disk, so it is no failure if this is not: the file is let go, and who opens it next
         // makes up for it.
@@ -280,7 +282,7 @@ impl Store {
         database: &Database,
         run: impl FnOnce(&mut Tables<'_>) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
-        self.in_place()?;
+        self.may_change()?;
         self.guarded(|| change(database, &self.keys, false, run)).map(|(changed, _)| changed)
     }
 
@@ -294,8 +296,11 @@ impl Store {
             let write = database.begin_write()?;
             let mut keys = KeyChanges::new(&self.keys);
             let value = Tables::open(&write, &mut keys).and_then(|mut tables| run(&mut tables));
-            write.abort()?;
-            value
+            let aborted = write.abort();
+            // What failed first says why.
+            let value = value?;
+            aborted?;
+            Ok(value)
         };
         self.guarded(attempted)
     }
@@ -436,7 +441,7 @@ fn is_single(database: &Database) -> Result<bool, RegistryError> {
 /// On a disk without room the engine cannot even recover a file, so it gets the room that was kept back.
 fn open_with_room(path: &Path, known: &Arc<Known>) -> Result<Database, RegistryError> {
     match open(path, known) {
-        Err(error) if error.is_no_room() => known.in_need(path, || open(path, known)),
+        Err(error) if error.is_no_room() => known.in_need(|| open(path, known)),
         opened => opened,
     }
 }
