@@ -120,7 +120,7 @@ pub enum QueueError {
     #[error("the payload is longer than a command can be ({PAYLOAD_MAX} bytes)")]
     TooLong,
     /// An idempotency or collapse key that is empty or too long.
-    #[error("a key must have 1 to {MAX_KEY} bytes")]
+    #[error("a key, and a collapse key, must have 1 to {MAX_KEY} bytes")]
     BadKey,
     /// No time, or too much.
     #[error("a command may wait from one millisecond to thirty days")]

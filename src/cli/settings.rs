@@ -223,10 +223,13 @@ pub(super) fn room(dir: &std::path::Path, segment_bytes: u64) -> Result<String, 
     let (shown, mib) = (dir.display(), free >> 20);
     may_write(dir)?;
     if free < segment_bytes {
-        return Err(format!(
-            "{shown}: {mib} MiB free, and one segment takes {} MiB; make room",
-            segment_bytes >> 20
-        ));
+        let lack =
+            format!("{shown}: {mib} MiB free, and one segment takes {} MiB", segment_bytes >> 20);
+        // The newest one may have room left: readings are stored until it has none.
+        return match duet::delivery::spool_id(dir) {
+            Ok(_) => Ok(format!("warning: {lack}; make room before the newest one is full")),
+            Err(_) => Err(format!("{lack}; make room")),
+        };
     }
     Ok(format!("{shown}, {mib} MiB free"))
 }

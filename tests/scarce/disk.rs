@@ -178,6 +178,7 @@ fn a_gateway_starts_on_a_full_disk_when_its_segment_has_room_and_else_says_what_
             assert!(said.contains(part), "{said}");
         }
         assert!(!state.join("spool/spool-spare.tmp").exists(), "the try leaves the disk no fuller");
+        assert_eq!(duet(&state, &["check"]).status.code(), Some(1));
 
         fs::write(state.join("duet.toml"), format!("[spool]\nsegment_bytes = {SEGMENT}")).unwrap();
         for _ in 0..2 {
@@ -195,6 +196,12 @@ fn a_gateway_starts_on_a_full_disk_when_its_segment_has_room_and_else_says_what_
             assert!(running);
             // The second time there is no room for anything.
             fill(disk);
+            let check = duet(&state, &["check"]);
+            let said = String::from_utf8(check.stdout).unwrap();
+            assert!(
+                check.status.success() && said.contains("warning: ") && said.contains("make room"),
+                "{said}"
+            );
         }
         let credential = disk.join("credential.json");
         let out = credential.to_str().unwrap();

@@ -213,7 +213,9 @@ impl Attempt {
             }
             let Some(len) = self.machine.poll_transmit(now, &mut out) else {
                 if let Some(failure) = self.machine.poll_failure() {
-                    bail!("{failure}: can the file of the counter be written?");
+                    bail!(
+                        "{failure}: the file of the counter, beside the credential, is in use by another program, or cannot be written"
+                    );
                 }
                 return Ok(());
             };
