@@ -18,10 +18,12 @@ pub(crate) mod webhook;
 
 use std::borrow::Cow;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::FutureExt;
 
 use crate::batch::BatchId;
 use crate::settings::{Target, Upstream};
@@ -166,6 +168,19 @@ impl Failure {
     }
 }
 
+/// Works with a connection. Where a library panics at what the other side says, that ends the connection, and not the
+/// upstream: the other side may say anything.
+pub(crate) async fn guarded<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
+        let text = format!("the connection ended by a fault of this program: {said}");
+        Err(Failure::new(Cause::Connection, text))
+    })
+}
+
 /// A connection.
 pub(crate) trait Link {
     /// Puts a message on its way. The outer future ends when it is (which takes as long as the
@@ -232,4 +247,21 @@ pub(crate) async fn connect(
 #[cfg(not(all(feature = "postgres", feature = "kafka")))]
 fn missing(feature: &str) -> Failure {
     Failure::new(Cause::Setting, format!("this program was built without {feature}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_a_connection_and_no_more() {
+        let length = std::hint::black_box(4);
+        let failed = guarded(async {
+            tokio::task::yield_now().await;
+            Ok(b"-ERR"[5..length].len())
+        });
+        let failure = failed.await.unwrap_err();
+        assert!(failure.text.contains("index 5 out of range"), "{}", failure.text);
+        assert_eq!(guarded(async { Ok(7) }).await.unwrap(), 7);
+    }
 }

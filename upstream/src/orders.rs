@@ -17,7 +17,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::link::Failure;
+use crate::link::{self, Failure};
 use crate::report::Ear;
 use crate::settings::{Target, Upstream};
 use crate::worker::{PAUSE_MAX, PAUSE_MIN, Tell, jitter};
@@ -99,7 +99,7 @@ impl Listener {
             let began = Instant::now();
             let failure = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
-                ended = self.session() => match ended {
+                ended = link::guarded(self.session()) => match ended {
                     Ok(never) => match never {},
                     Err(failure) => failure,
                 },

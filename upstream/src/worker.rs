@@ -105,7 +105,9 @@ impl Worker {
             pause = (pause * 2).min(PAUSE_MAX);
         };
         loop {
-            let ended = self.session(&mut progress).await;
+            let ended = link::guarded(self.session(&mut progress)).await;
+            // Whatever ended the session may have cut the making of a batch short.
+            progress.letters.clear();
             let place = progress.window.cursor();
             progress.window.go_back();
             let failure = match ended {
