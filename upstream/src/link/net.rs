@@ -3,12 +3,14 @@
 
 use std::io;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use rustls::ClientConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
@@ -18,6 +20,8 @@ use crate::settings::{Address, Tls};
 
 /// The most that a file with a secret holds.
 const SECRET_MAX: u64 = 64 * 1024;
+/// The most that is read of a connection in one turn.
+const TURN_MAX: usize = 64 * 1024;
 
 /// A stream of bytes, protected or not.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {}
@@ -41,15 +45,23 @@ pub(crate) fn private(path: &Path) -> Result<u64, Failure> {
     Ok(found.len())
 }
 
-/// A secret from its file, without the line's end.
-pub(crate) fn secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
+/// What a file with secrets holds.
+pub(crate) fn secret_text(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(Cause::Credentials, format!("{}: {error}", path.display()))
     };
     if private(path)? > SECRET_MAX {
         return Err(failed(&"longer than any secret"));
     }
-    let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| failed(&error))?;
+    std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| failed(&error))
+}
+
+/// A secret from its file, without the line's end.
+pub(crate) fn secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new(Cause::Credentials, format!("{}: {error}", path.display()))
+    };
+    let text = secret_text(path)?;
     let trimmed = Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned());
     if trimmed.is_empty() || trimmed.contains(['\r', '\n']) {
         return Err(failed(&"must hold one line"));
@@ -57,8 +69,67 @@ pub(crate) fn secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
     Ok(trimmed)
 }
 
+/// A connection whose other side may say as much as it likes: after so much of it other upstreams have their turns, which
+/// share this thread.
+pub(crate) struct Fair<S> {
+    stream: S,
+    /// What was read since they had.
+    read: usize,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Fair<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read >= TURN_MAX {
+            self.read = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let most = into.remaining().min(TURN_MAX - self.read);
+        let mut part = ReadBuf::new(into.initialize_unfilled_to(most));
+        let polled = Pin::new(&mut self.stream).poll_read(context, &mut part);
+        let came = part.filled().len();
+        into.advance(came);
+        self.read = if polled.is_ready() { self.read + came } else { 0 };
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Fair<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
 /// Opens the connection, without protection.
-pub(crate) async fn tcp(address: &Address) -> Result<TcpStream, Failure> {
+pub(crate) async fn tcp(address: &Address) -> Result<Fair<TcpStream>, Failure> {
     let at = address.authority();
     let stream = TcpStream::connect((address.host.as_str(), address.port))
         .await
@@ -66,15 +137,25 @@ pub(crate) async fn tcp(address: &Address) -> Result<TcpStream, Failure> {
     stream
         .set_nodelay(true)
         .map_err(|error| Failure::new(Cause::Connection, format!("{at}: {error}")))?;
-    Ok(stream)
+    Ok(Fair { stream, read: 0 })
 }
 
 /// Opens the connection, protected where the address says so.
 pub(crate) async fn connect(address: &Address, tls: &Tls) -> Result<Box<dyn Stream>, Failure> {
-    let (stream, at) = (tcp(address).await?, address.authority());
+    let stream = tcp(address).await?;
     if !address.secure {
         return Ok(Box::new(stream));
     }
+    protect(stream, address, tls).await
+}
+
+/// Protects a connection that is open.
+pub(crate) async fn protect<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    stream: S,
+    address: &Address,
+    tls: &Tls,
+) -> Result<Box<dyn Stream>, Failure> {
+    let at = address.authority();
     let config = client_config(tls)?;
     let name = ServerName::try_from(address.host.clone())
         .map_err(|_| Failure::new(Cause::Setting, format!("{at}: not a host's name")))?;
@@ -185,6 +266,37 @@ mod tests {
         let connected = runtime.block_on(connect(&address, &tls)).map(drop);
         server.join().unwrap();
         connected
+    }
+
+    /// A library may read on for as long as there is something, as hyper does in the length of a chunk.
+    #[tokio::test(flavor = "current_thread")]
+    async fn whoever_reads_without_end_leaves_others_their_turns() {
+        use tokio::io::AsyncReadExt as _;
+        const TURNS: u64 = 100;
+        let others = std::rc::Rc::new(std::cell::Cell::new(0));
+        let turns = std::rc::Rc::clone(&others);
+        let local = tokio::task::LocalSet::new();
+        local.spawn_local(async move {
+            loop {
+                turns.set(turns.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        });
+        let read = local.run_until(async {
+            let most = TURNS * u64::try_from(TURN_MAX).unwrap();
+            let mut stream = Fair { stream: tokio::io::repeat(b'0').take(most), read: 0 };
+            let (mut piece, mut whole) = (vec![0; 3 * TURN_MAX], 0);
+            loop {
+                let read = tokio::task::unconstrained(stream.read(&mut piece)).await.unwrap();
+                assert!(piece[..read].iter().all(|byte| *byte == b'0'));
+                whole += u64::try_from(read).unwrap();
+                if read == 0 {
+                    break whole;
+                }
+            }
+        });
+        assert_eq!(read.await, TURNS * u64::try_from(TURN_MAX).unwrap());
+        assert!(others.get() >= TURNS, "{} turns", others.get());
     }
 
     #[test]

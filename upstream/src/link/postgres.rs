@@ -137,7 +137,7 @@ async fn open(
     if address.secure {
         let tls = net::client_config(&upstream.tls)?;
         let mut tls = tokio_postgres_rustls::MakeRustlsConnect::new(tls);
-        let tls = tokio_postgres::tls::MakeTlsConnect::<TcpStream>::make_tls_connect(
+        let tls = tokio_postgres::tls::MakeTlsConnect::<net::Fair<TcpStream>>::make_tls_connect(
             &mut tls,
             &address.host,
         );
