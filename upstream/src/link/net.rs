@@ -45,23 +45,15 @@ pub(crate) fn private(path: &Path) -> Result<u64, Failure> {
     Ok(found.len())
 }
 
-/// What a file with secrets holds.
-pub(crate) fn secret_text(path: &Path) -> Result<Zeroizing<String>, Failure> {
+/// A secret from its file, without the line's end.
+pub(crate) fn secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(Cause::Credentials, format!("{}: {error}", path.display()))
     };
     if private(path)? > SECRET_MAX {
         return Err(failed(&"longer than any secret"));
     }
-    std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| failed(&error))
-}
-
-/// A secret from its file, without the line's end.
-pub(crate) fn secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Failure::new(Cause::Credentials, format!("{}: {error}", path.display()))
-    };
-    let text = secret_text(path)?;
+    let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| failed(&error))?;
     let trimmed = Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned());
     if trimmed.is_empty() || trimmed.contains(['\r', '\n']) {
         return Err(failed(&"must hold one line"));
@@ -142,20 +134,10 @@ pub(crate) async fn tcp(address: &Address) -> Result<Fair<TcpStream>, Failure> {
 
 /// Opens the connection, protected where the address says so.
 pub(crate) async fn connect(address: &Address, tls: &Tls) -> Result<Box<dyn Stream>, Failure> {
-    let stream = tcp(address).await?;
+    let (stream, at) = (tcp(address).await?, address.authority());
     if !address.secure {
         return Ok(Box::new(stream));
     }
-    protect(stream, address, tls).await
-}
-
-/// Protects a connection that is open.
-pub(crate) async fn protect<S: AsyncRead + AsyncWrite + Unpin + 'static>(
-    stream: S,
-    address: &Address,
-    tls: &Tls,
-) -> Result<Box<dyn Stream>, Failure> {
-    let at = address.authority();
     let config = client_config(tls)?;
     let name = ServerName::try_from(address.host.clone())
         .map_err(|_| Failure::new(Cause::Setting, format!("{at}: not a host's name")))?;
