@@ -83,6 +83,11 @@ fn a_device_shows_as_it_is_and_why_it_was_turned_away() {
     again.device.send_reading(0, 5, b"x", true).unwrap();
     again.device.open(0);
     assert!(again.drive(|client| !client.confirmed.is_empty()));
+    // A notice is stored some ten milliseconds after what it tells of: nobody waits for it.
+    let began = Instant::now();
+    while scratch.duet(&["spool", "cat"]).1.matches("\"type\":\"online\"").count() < 2 {
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
     // Killed, and killed again: the next start says it, and only that one.
     running.kill();
     scratch.run("127.0.0.1:0").kill();
