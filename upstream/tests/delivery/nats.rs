@@ -1,4 +1,6 @@
 use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{Config, PersistenceMode};
@@ -214,4 +216,40 @@ fn a_stream_that_is_deleted_is_told_and_one_that_is_made_again_gets_what_waits()
     let mut arrived = indices(&eye.lines("DUET"));
     arrived.sort_unstable();
     assert_eq!(arrived, (100..200).collect::<Vec<_>>());
+}
+
+/// A server that lies is tried again like one that is away: what it says ends a connection at most.
+#[test]
+fn whatever_a_server_says_the_upstream_tries_again() {
+    const INFO: &str = "INFO {\"version\":\"2.12.0\",\"headers\":true,\"max_payload\":1048576}\r\n";
+    let most = u64::MAX;
+    for (first, later) in [
+        ("-ERR\r\n".to_owned(), String::new()),
+        (format!("MSG x 1 {most}\r\n"), String::new()),
+        ("INFO {}\r\n".to_owned(), "-ERR\r\n".to_owned()),
+        (INFO.to_owned(), "INFO\r\n".to_owned()),
+        (INFO.to_owned(), format!("PONG\r\nHMSG x 1 {most} {most}\r\n")),
+        (INFO.to_owned(), format!("PONG\r\nMSG x 1 {most}\r\nx")),
+        (INFO.to_owned(), "PONG\r\n-ERR\r\n-ERR 'Gone'\r\n".to_owned()),
+        (INFO.to_owned(), format!("PONG\r\n{}", "x".repeat(100_000))),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let more = "subject = \"readings\"\nanswer_timeout_ms = 500";
+        let mut world = World::new(10, &settings(listener.local_addr().unwrap().port(), more));
+        world.start();
+        let mut streams = Vec::new();
+        for _ in 0..3 {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(first.as_bytes()).unwrap();
+            let mut hello = [0; 1_024];
+            if !later.is_empty() && stream.read(&mut hello).is_ok_and(|read| read > 0) {
+                // What was said already may have ended it.
+                let _ = stream.write_all(later.as_bytes());
+            }
+            let _ = stream.shutdown(Shutdown::Write);
+            streams.push(stream);
+        }
+        let report = world.until("the problem", |report| report.problem.is_some());
+        assert_eq!(report.backlog, 10, "{first} {later}");
+    }
 }
