@@ -63,10 +63,6 @@ fn hear_limits() {
 /// The error and its causes, each once: some errors name their cause themselves.
 fn message(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
-    // Files are named with what is wrong with them.
-    if error.is::<io::Error>() && error.chain().count() == 1 {
-        text = format!("standard output: {text}");
-    }
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {
             text = format!("{text}: {cause}");

@@ -92,8 +92,8 @@ impl Command {
     pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
         // What was queued is queued, whoever hears of it; a result that nobody sees is lost.
         let mut out = match &self.ask {
-            Some(Ask::Cancel { .. }) => io::stdout().lock(),
-            None if !self.wait && self.timeout.is_none() => io::stdout().lock(),
+            Some(Ask::Cancel { .. }) => output::stdout(),
+            None if !self.wait && self.timeout.is_none() => output::stdout(),
             Some(Ask::List { .. } | Ask::Show { .. }) | None => output::open()?,
         };
         if let Some(ask) = self.ask {

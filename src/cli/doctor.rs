@@ -5,7 +5,7 @@
 
 mod disk;
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::net::UdpSocket;
 use std::path::Path;
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use super::settings::room;
-use super::{Format, Place};
+use super::{Format, Place, output};
 
 /// Flags of `duet doctor`.
 #[derive(Args)]
@@ -71,7 +71,7 @@ impl Finding {
 impl Doctor {
     pub(super) fn run(self, place: &Place) -> Result<ExitCode> {
         let findings = examine(place)?;
-        let mut out = io::stdout().lock();
+        let mut out = output::stdout();
         for finding in &findings {
             match self.format {
                 Format::Json => writeln!(out, "{}", serde_json::to_string(finding)?)?,

@@ -96,7 +96,7 @@ impl Token {
         }
         let mut control = Control::open(&config.state)?;
         let made = control.add_enrol_token(&wanted)?;
-        let mut out = io::stdout().lock();
+        let mut out = output::stdout();
         let printed = match self.format {
             Format::Table => writeln!(out, "{}", made.token),
             Format::Json => writeln!(out, "{}", serde_json::to_string(&made)?),
@@ -104,7 +104,7 @@ impl Token {
         if let Err(error) = printed.and_then(|()| out.flush()) {
             // Nobody has it, so nobody is to be able to use it.
             control.revoke_enrol_token(&made.id)?;
-            bail!("standard output: {error}; no token was made");
+            bail!("{error}; no token was made");
         }
         if io::stdout().is_terminal() {
             eprintln!("this token is kept nowhere: copy it now");

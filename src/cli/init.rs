@@ -16,6 +16,8 @@ use duet::identity::{self, set_now_s};
 use duet::registry::Registry;
 use duet::{config, registry};
 
+use super::output;
+
 /// Stands in the state directory while the files are made. Beside a certificate it means nothing.
 const BEGUN: &str = ".init-not-finished";
 
@@ -59,7 +61,7 @@ impl Init {
         }
         let fingerprint =
             duet_protocol::identity::Fingerprint::of_certificate(&created.certificate_der);
-        let mut out = io::stdout().lock();
+        let mut out = output::stdout();
         writeln!(out, "state        {}", state.display())?;
         writeln!(out, "certificate  {}", certificate.display())?;
         writeln!(out, "fingerprint  {}", identity::fingerprint_text(&fingerprint))?;

@@ -18,10 +18,10 @@ use duet::admin::audit::{self, Audit, Event};
 use duet::identity::{self, Utc, now_s};
 use duet::registry::{self, Name, Registry, RegistryError};
 
-use super::Place;
 use super::archive::{self, Manifest};
 use super::device::import;
 use super::init::{make_private, remove};
+use super::{Place, output};
 
 /// Stands in the state directory until everything is in its place.
 const BEGUN: &str = ".restore-not-finished";
@@ -77,7 +77,7 @@ impl Restore {
         let Done { refused, unknown } = outcome.with_context(|| {
             format!("{}: not restored; mend this and run it again", state.display())
         })?;
-        let mut out = io::stdout().lock();
+        let mut out = output::stdout();
         writeln!(out, "state        {}, as of {made}", state.display())?;
         writeln!(out, "devices      {devices}, {refused} of them refused as you said")?;
         for name in unknown {

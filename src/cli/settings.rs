@@ -1,6 +1,6 @@
 //! `duet config …` and `duet check`: the settings, and whether a gateway would start with them.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::{TcpListener, UdpSocket};
 use std::process::ExitCode;
 
@@ -96,7 +96,7 @@ impl Check {
     pub(super) fn run(self, place: &Place) -> Result<ExitCode> {
         let config = place.load(&Overrides::default())?;
         let findings = look(&config);
-        let mut out = io::stdout().lock();
+        let mut out = output::stdout();
         for finding in &findings {
             match self.format {
                 Format::Json => writeln!(out, "{}", serde_json::to_string(finding)?)?,

@@ -1,7 +1,7 @@
 //! `duet spool`: looks at what is stored and makes room, also while the gateway runs.
 
 use std::fs::File;
-use std::io::{self, BufWriter, StdoutLock, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -106,7 +106,7 @@ impl Spool {
         super::files::check_spool(&dir)?;
         let out = match &self {
             Self::Cat(_) | Self::List { .. } => output::open()?,
-            _ => io::stdout().lock(),
+            _ => output::stdout(),
         };
         let mut out = BufWriter::with_capacity(64 * 1024, out);
         match self {
@@ -151,7 +151,7 @@ impl Spool {
 }
 
 impl Cat {
-    fn run(self, dir: &Path, out: &mut BufWriter<StdoutLock<'_>>) -> Result<()> {
+    fn run(self, dir: &Path, out: &mut BufWriter<output::Output>) -> Result<()> {
         let Self { format: Output::Ndjson, from, device, since, limit, follow, cursor, commit } =
             self;
         let mut cursor = cursor.map(|name| open(dir, &name, None)).transpose()?;

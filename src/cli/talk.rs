@@ -1,6 +1,6 @@
 //! `duet status`, and the way to a running gateway for all that only it can answer.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use duet::admin::{Client, Status, UpstreamStatus};
 use duet::printable::{self, Printable};
 use serde_json::Value;
 
-use super::Format;
+use super::{Format, output};
 
 /// Flags of `duet status`.
 #[derive(Args)]
@@ -23,7 +23,7 @@ pub(super) struct ShowStatus {
 impl ShowStatus {
     pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
         let status = gateway(state)?.status()?;
-        let mut out = io::stdout().lock();
+        let mut out = output::stdout();
         if self.format == Format::Json {
             writeln!(out, "{}", printable::json(&status)?)?;
         } else {

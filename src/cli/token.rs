@@ -59,7 +59,7 @@ pub(super) enum Audit {
 
 impl Token {
     pub(super) fn run(self, state: &Path) -> Result<ExitCode> {
-        let mut out = io::stdout().lock();
+        let mut out = output::stdout();
         match self {
             Self::Add { name, role, expires } => {
                 if output::is_closed()? {
@@ -69,7 +69,7 @@ impl Token {
                 if let Err(error) = writeln!(out, "{}", *token).and_then(|()| out.flush()) {
                     // A token that nobody has is of no use to anybody but a thief of this output.
                     revoke(state, &name)?;
-                    bail!("standard output: {error}; the token was ended again");
+                    bail!("{error}; the token was ended again");
                 }
                 if io::stdout().is_terminal() {
                     eprintln!("this token is kept nowhere: copy it now");

@@ -16,6 +16,7 @@ use clap::Args;
 use duet::admin::{Activity, Moment, UpstreamStatus};
 use duet::printable::Printable;
 
+use super::output;
 use super::talk::gateway;
 
 /// How many seconds are drawn.
@@ -47,8 +48,8 @@ impl Top {
             thread::sleep(Duration::from_secs(1));
             let now = client.moment()?;
             let picture = draw(&before, &now, &mut history, width());
-            let mut out = io::stdout().lock();
-            if !self.once && out.is_terminal() {
+            let mut out = output::stdout();
+            if !self.once && io::stdout().is_terminal() {
                 // To the upper left corner, and nothing of the picture before is left.
                 out.write_all(b"\x1b[H\x1b[2J")?;
             }

@@ -556,6 +556,9 @@ fn a_limit_of_a_files_size_is_an_error_with_its_remedy() {
     let scratch = Scratch::initialised();
     let said = not_started(&scratch, "ulimit -f 1024");
     assert!(said.contains("spool-") && said.contains("ulimit -f"), "{said}");
+    // What has no file's name is not standard output's fault.
+    let said = not_started(&scratch, "ulimit -n 5");
+    assert!(said.contains("ulimit -n") && !said.contains("standard output"), "{said}");
 }
 
 #[test]

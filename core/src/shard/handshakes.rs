@@ -288,12 +288,6 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         arrivals.iter().for_each(|arrival| self.discard(arrival.at_us, arrival.path, reason));
     }
 
-    /// Which of the gateway's keys this HELLO is sealed to.
-    fn key_index(&self, hello: &Hello) -> Option<KeyIndex> {
-        let id = hello.gateway_key_id();
-        self.settings.keys.iter().position(|key| key.gateway.key_id == id)
-    }
-
     /// Decapsulates and opens, and looks up who each one claims to be.
     fn open_hellos(
         &mut self,
@@ -305,7 +299,8 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         let mut by_key: Vec<Vec<(Origin, Hello)>> =
             self.settings.keys.iter().map(|_| Vec::new()).collect();
         for (origin, hello) in hellos {
-            match self.key_index(&hello) {
+            let id = hello.gateway_key_id();
+            match self.settings.keys.iter().position(|key| key.gateway.key_id == id) {
                 Some(key) => by_key[key].push((origin, hello)),
                 None => self.discard_hello(now, origin, DropReason::GatewayKey),
             }

@@ -181,7 +181,7 @@ fn tell(
     number: impl Fn(usize) -> usize,
     good: &str,
 ) -> Result<()> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut out = io::BufWriter::new(output::stdout());
     let mut refused = refused.iter().peekable();
     for (index, line) in lines.iter().enumerate() {
         let (name, number) = (&line.name, number(index));
