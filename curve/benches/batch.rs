@@ -10,7 +10,7 @@
 use aws_lc_rs::{agreement, digest, signature};
 use duet_curve::{
     Backend, EcdhItem, Engine, Key, PublicKey, SecretScalar, SignItem, TableArena, TableSlot,
-    TableWidth, VerifyItem,
+    TableWidth, Teeth, VerifyItem,
 };
 use p256::elliptic_curve::Group;
 use p256::elliptic_curve::ops::Reduce;
@@ -94,6 +94,14 @@ fn index(below: usize) -> usize {
     usize::from(u16::from_le_bytes([r[0], r[1]])) % below
 }
 
+/// What is known of a key beforehand: itself, its teeth, or a table, by its place among the widths.
+#[derive(Clone, Copy)]
+enum Known {
+    Key,
+    Teeth,
+    Table(usize),
+}
+
 #[derive(Default)]
 struct Bench {
     names: Vec<(String, String, Option<f64>)>,
@@ -157,6 +165,7 @@ const SIGN: &str = "aws-lc-rs sign";
 struct World {
     device_secrets: Vec<Scalar>,
     keys: Vec<PublicKey>,
+    teeth: Vec<Teeth>,
     /// Device, digest, signature.
     signed: Vec<(usize, [u8; 32], [u8; 64])>,
     secrets: Vec<SecretScalar>,
@@ -175,6 +184,7 @@ impl World {
         let secrets: Vec<_> = bytes.iter().map(secret).collect();
         let mut keys = vec![];
         engine.key_pairs(&secrets, &mut keys);
+        let teeth = Teeth::of(engine.backend(), &keys);
         let mut signed = vec![];
         let mut aws_digests = vec![];
         for _ in 0..DEVICES {
@@ -203,6 +213,7 @@ impl World {
             .map(|k| k.to_sec1_bytes()[1..].try_into().expect("64 bytes"))
             .collect();
         Self {
+            teeth,
             device_secrets: bytes.iter().map(reduced).collect(),
             xs: keys.iter().take(ITEMS).map(PublicKey::x).collect(),
             secrets: secrets.into_iter().take(ITEMS).collect(),
@@ -277,16 +288,17 @@ impl World {
             |of_ifma: f64, of_portable: Option<f64>| if ifma { Some(of_ifma) } else { of_portable };
         let mut verdicts = Vec::with_capacity(n);
         let mut turn = round * 9;
-        let mut go = |bench: &mut Bench, label: &str, goal, batch: usize, width: Option<usize>| {
+        let mut go = |bench: &mut Bench, label: &str, goal, batch: usize, known: Known| {
             // Other items each time, so that tables and signatures come from memory for all alike.
             let first = turn * n % (DEVICES - n);
             turn += 1;
             let items: Vec<_> = self.signed[first..first + n]
                 .iter()
                 .map(|(device, digest, signature)| {
-                    let key = match width {
-                        None => Key::Plain(&self.keys[*device]),
-                        Some(w) => {
+                    let key = match known {
+                        Known::Key => Key::Plain(&self.keys[*device]),
+                        Known::Teeth => Key::Teeth(&self.keys[*device], &self.teeth[*device]),
+                        Known::Table(w) => {
                             Key::Table(arenas[w].get(TableSlot(*device as u32)).expect("a table"))
                         }
                     };
@@ -301,15 +313,17 @@ impl World {
             });
             assert!(verdicts.iter().all(|v| v.is_valid()));
         };
-        go(bench, "4 KiB tables", goal(17.0, Some(2.4)), 64, Some(3));
-        go(bench, "4 KiB tables", goal(12.0, None), 8, Some(3));
-        go(bench, "4 KiB tables", goal(1.0, Some(1.0)), 1, Some(3));
-        go(bench, "2 KiB tables", None, 64, Some(2));
-        go(bench, "1 KiB tables", None, 64, Some(1));
-        go(bench, "0.5 KiB tables", None, 64, Some(0));
-        go(bench, "no tables", goal(5.0, None), 64, None);
-        go(bench, "no tables", None, 8, None);
-        go(bench, "no tables", goal(1.0, None), 1, None);
+        go(bench, "4 KiB tables", goal(17.0, Some(2.4)), 64, Known::Table(3));
+        go(bench, "4 KiB tables", goal(12.0, None), 8, Known::Table(3));
+        go(bench, "4 KiB tables", goal(1.0, Some(1.0)), 1, Known::Table(3));
+        go(bench, "2 KiB tables", None, 64, Known::Table(2));
+        go(bench, "1 KiB tables", None, 64, Known::Table(1));
+        go(bench, "0.5 KiB tables", None, 64, Known::Table(0));
+        for (label, known) in [("teeth", Known::Teeth), ("no tables", Known::Key)] {
+            go(bench, label, goal(5.0, None), 64, known);
+            go(bench, label, None, 8, known);
+            go(bench, label, goal(1.0, None), 1, known);
+        }
     }
 
     /// What someone who knows the engine's seed, and so its secret point S, can do: valid signatures

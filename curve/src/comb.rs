@@ -118,17 +118,26 @@ impl<L: Lanes> Digits<L> {
 /// The tables of `points`, one after the other, `shape.entries()` entries each. The points must be
 /// on the curve.
 pub(crate) fn tables<L: Lanes>(lanes: L, points: &[Affine<L>], shape: Shape) -> Vec<Entry<L>> {
-    let mut sums = Vec::with_capacity(points.len() * shape.entries());
-    for point in points {
-        push_sums(lanes, point, shape, &mut sums);
+    tables_of(lanes, points.iter().map(|point| teeth(lanes, point, shape)), shape)
+}
+
+/// [`tables`] of points whose teeth are there already.
+pub(crate) fn tables_of<L: Lanes>(
+    lanes: L,
+    combs: impl ExactSizeIterator<Item = Vec<Point<L>>>,
+    shape: Shape,
+) -> Vec<Entry<L>> {
+    let mut sums = Vec::with_capacity(combs.len() * shape.entries());
+    for teeth in combs {
+        push_sums(lanes, &teeth, shape, &mut sums);
     }
     let mut out = Vec::with_capacity(sums.len());
     normalise(lanes, &sums, 2, &mut out);
     out
 }
 
-/// The signed sums of one comb; sums 2i and 2i + 1 share Z.
-fn push_sums<L: Lanes>(lanes: L, point: &Affine<L>, shape: Shape, out: &mut Vec<Point<L>>) {
+/// The teeth of all blocks of a point's comb, lightest first.
+pub(crate) fn teeth<L: Lanes>(lanes: L, point: &Affine<L>, shape: Shape) -> Vec<Point<L>> {
     let mut tooth = point_of(lanes, point);
     let mut teeth = Vec::with_capacity(shape.w * shape.v);
     teeth.push(tooth);
@@ -136,6 +145,11 @@ fn push_sums<L: Lanes>(lanes: L, point: &Affine<L>, shape: Shape, out: &mut Vec<
         tooth = double_times(lanes, &tooth, shape.e);
         teeth.push(tooth);
     }
+    teeth
+}
+
+/// The signed sums of one comb; sums 2i and 2i + 1 share Z.
+fn push_sums<L: Lanes>(lanes: L, teeth: &[Point<L>], shape: Shape, out: &mut Vec<Point<L>>) {
     for s in 0..shape.v {
         let start = out.len();
         out.resize(start + shape.block(), teeth[(shape.w - 1) * shape.v + s]);

@@ -73,7 +73,7 @@ impl<L: Lanes> Context<L> {
         put: &mut dyn FnMut(usize, usize, &Row),
     ) {
         for (g, group) in keys.chunks(L::WIDTH).enumerate() {
-            let point = self.points(|lane| group[lane.min(group.len() - 1)].1);
+            let point = points(self.lanes, |lane| group[lane.min(group.len() - 1)].1);
             for (j, entry) in comb::tables(self.lanes, &[point], shape).iter().enumerate() {
                 let rows = fixed::rows(self.lanes, entry);
                 for (lane, row) in rows.iter().enumerate().take(group.len()) {
@@ -82,16 +82,16 @@ impl<L: Lanes> Context<L> {
             }
         }
     }
+}
 
-    /// One key a lane.
-    pub(crate) fn points(&self, key: impl Fn(usize) -> PublicKey) -> Affine<L> {
-        let x = load4(self.lanes, |lane| key(lane).x);
-        let y = load4(self.lanes, |lane| key(lane).y);
-        self.lanes.call(
-            #[inline(always)]
-            || Affine::from_words(&x, &y),
-        )
-    }
+/// One key a lane.
+pub(crate) fn points<L: Lanes>(lanes: L, key: impl Fn(usize) -> PublicKey) -> Affine<L> {
+    let x = load4(lanes, |lane| key(lane).x);
+    let y = load4(lanes, |lane| key(lane).y);
+    lanes.call(
+        #[inline(always)]
+        || Affine::from_words(&x, &y),
+    )
 }
 
 /// Four words a lane.

@@ -30,7 +30,8 @@
 //!
 //! - `engine`: the public face. It chooses the backend and hands a batch to `ops`.
 //! - `ops`: verification, agreement and signing, each for a whole batch.
-//! - `comb`, `fixed`, `table`: multiples of points by tables; for any point, for G, and for keys met before.
+//! - `comb`, `fixed`, `table`, `teeth`: multiples of points by tables; for any point, for G, for keys with a table, and for
+//!   keys of which only the comb's teeth are kept.
 //! - `point`, `invert`, `order`: formulas on points, inversion, numbers modulo the group's order.
 //! - `lanes`: what a backend must offer. `backend`: the backends. `one_lane`: what two of them share.
 //! - `MATHS.md`, beside the sources: the formulas and why no lane overflows.
@@ -48,6 +49,7 @@ mod ops;
 mod order;
 mod point;
 mod table;
+mod teeth;
 
 pub use backend::{BACKEND_VARIABLE, Backend, NoSuchBackend};
 pub use engine::Engine;
@@ -56,3 +58,4 @@ pub use ops::agree::{Agreed, Decapsulated, EcdhItem, Kept};
 pub use ops::sign::SignItem;
 pub use ops::verify::{Key, VerifyItem};
 pub use table::{PointTable, Table, TableArena, TableSlot, TableWidth};
+pub use teeth::Teeth;

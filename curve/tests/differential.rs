@@ -5,7 +5,8 @@
 mod support;
 
 use duet_curve::{
-    EcdhItem, Engine, Key, PublicKey, SecretScalar, SignItem, TableSlot, TableWidth, VerifyItem,
+    EcdhItem, Engine, Key, PublicKey, SecretScalar, SignItem, TableSlot, TableWidth, Teeth,
+    VerifyItem,
 };
 use p256::ecdsa::signature::hazmat::{PrehashSigner, PrehashVerifier};
 use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
@@ -307,7 +308,7 @@ fn signer(d: &Scalar) -> Signer {
     Signer { key, public }
 }
 
-/// Verifies with no table, each width of table, and all of them mixed.
+/// Verifies with the key alone, with its teeth, with each width of table, and with all of them mixed.
 fn check_verdicts(
     engine: &Engine,
     keys: &[PublicKey],
@@ -315,14 +316,16 @@ fn check_verdicts(
     expected: &[bool],
 ) {
     let arenas: Vec<_> = TableWidth::ALL.iter().map(|w| arena(engine, *w, keys)).collect();
-    for kind in 0..6 {
+    let teeth = Teeth::of(engine.backend(), keys);
+    for kind in 0..=6 {
         let items: Vec<_> = cases
             .iter()
             .enumerate()
             .map(|(i, (k, digest, signature))| {
-                let key = match if kind == 5 { i * 7 % 5 } else { kind } {
+                let key = match if kind == 6 { i * 7 % 6 } else { kind } {
                     0 => Key::Plain(&keys[*k]),
-                    j => Key::Table(arenas[j - 1].get(TableSlot(*k as u32)).expect("a table")),
+                    1 => Key::Teeth(&keys[*k], &teeth[*k]),
+                    j => Key::Table(arenas[j - 2].get(TableSlot(*k as u32)).expect("a table")),
                 };
                 VerifyItem { key, digest, signature }
             })
@@ -398,6 +401,7 @@ fn one_bad_lane_at_each_position() {
     out_of_range[31] += 1;
     for engine in engines() {
         let arena = arena(&engine, TableWidth::KiB4, &[signer.public]);
+        let teeth = Teeth::of(engine.backend(), &[signer.public]);
         for len in [1, 7, 8, 9, 65] {
             for bad in 0..len {
                 for damage in 0..5 {
@@ -410,7 +414,11 @@ fn one_bad_lane_at_each_position() {
                         _ => sigs[bad][40] ^= 4,
                     }
                     let table = arena.get(TableSlot(0)).expect("a table");
-                    for key in [Key::Plain(&signer.public), Key::Table(table)] {
+                    for key in [
+                        Key::Plain(&signer.public),
+                        Key::Teeth(&signer.public, &teeth[0]),
+                        Key::Table(table),
+                    ] {
                         let items: Vec<_> = digests
                             .iter()
                             .zip(&sigs)

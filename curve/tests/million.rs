@@ -10,7 +10,7 @@
 
 mod support;
 
-use duet_curve::{EcdhItem, Key, PublicKey, TableSlot, TableWidth, VerifyItem};
+use duet_curve::{EcdhItem, Key, PublicKey, TableSlot, TableWidth, Teeth, VerifyItem};
 use p256::elliptic_curve::ops::Reduce;
 use p256::elliptic_curve::sec1::ToSec1Point;
 use p256::elliptic_curve::{BatchNormalize, PrimeField};
@@ -166,6 +166,7 @@ fn verifications() {
     let engines = engines();
     let arenas: Vec<Vec<_>> =
         engines.iter().map(|e| TableWidth::ALL.map(|w| arena(e, w, &keys)).into()).collect();
+    let teeth: Vec<_> = engines.iter().map(|e| Teeth::of(e.backend(), &keys)).collect();
     let mut turn = 0;
     let mut done = 0;
     while done < cases() / 2 {
@@ -188,11 +189,12 @@ fn verifications() {
             }
             signed.push((digest, signature, i % 8 != 3 && i % 8 != 7));
         }
-        for (engine, arenas) in engines.iter().zip(&arenas) {
+        for ((engine, arenas), teeth) in engines.iter().zip(&arenas).zip(&teeth) {
             let items: Vec<_> = (signed.iter().enumerate())
                 .map(|(i, (digest, signature, _))| VerifyItem {
                     key: match (i + turn) % 16 {
                         0 => Key::Plain(&keys[k]),
+                        1..8 => Key::Teeth(&keys[k], &teeth[k]),
                         i => {
                             let slot = TableSlot(k as u32);
                             Key::Table(arenas[i % 4].get(slot).expect("a table"))

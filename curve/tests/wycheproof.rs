@@ -4,7 +4,7 @@
 
 mod support;
 
-use duet_curve::{EcdhItem, Engine, Key, PublicKey, SharedSecret, TableWidth, VerifyItem};
+use duet_curve::{EcdhItem, Engine, Key, PublicKey, SharedSecret, TableWidth, Teeth, VerifyItem};
 use p256::ecdsa::Signature;
 use sha2::{Digest, Sha256};
 use support::{arena, engines, secret};
@@ -43,24 +43,29 @@ fn load(name: ecdsa::TestName, parse: impl Fn(&[u8]) -> Option<[u8; 64]>) -> Vec
     v
 }
 
+/// What may be known of a key: nothing, its teeth, or a table of some width.
+const KINDS: usize = 2 + TableWidth::ALL.len();
+
 fn check(engine: &Engine, v: &Vectors) {
     let arenas: Vec<_> = TableWidth::ALL.iter().map(|w| arena(engine, *w, &v.keys)).collect();
+    let teeth = Teeth::of(engine.backend(), &v.keys);
     let key = |case: usize, kind: usize| {
         let k = v.cases[case].0;
         match kind {
             0 => Key::Plain(&v.keys[k]),
-            i => Key::Table(arenas[i - 1].get(duet_curve::TableSlot(k as u32)).expect("a table")),
+            1 => Key::Teeth(&v.keys[k], &teeth[k]),
+            i => Key::Table(arenas[i - 2].get(duet_curve::TableSlot(k as u32)).expect("a table")),
         }
     };
-    // Kinds 0 to 4 alone, then mixed in one batch.
-    for kind in 0..6 {
+    // Each kind alone, then mixed in one batch.
+    for kind in 0..=KINDS {
         for shift in 0..8 {
             let order: Vec<usize> =
                 (0..v.cases.len()).map(|i| (i + shift) % v.cases.len()).collect();
             let items: Vec<_> = order
                 .iter()
                 .map(|&i| VerifyItem {
-                    key: key(i, if kind == 5 { (i + shift) % 5 } else { kind }),
+                    key: key(i, if kind == KINDS { (i + shift) % KINDS } else { kind }),
                     digest: &v.cases[i].1,
                     signature: &v.cases[i].2,
                 })
@@ -80,7 +85,7 @@ fn check(engine: &Engine, v: &Vectors) {
         }
     }
     // Each alone, which may take another way.
-    for kind in 0..5 {
+    for kind in 0..KINDS {
         for (i, (_, digest, signature, expected, id)) in v.cases.iter().enumerate() {
             let mut verdicts = vec![];
             engine.verify(&[VerifyItem { key: key(i, kind), digest, signature }], &mut verdicts);

@@ -389,6 +389,7 @@ mod tests {
         double, negate,
     };
     use crate::table::{Table, TableWidth};
+    use crate::teeth;
     use std::panic::catch_unwind;
 
     /// The invariant: X < 2.1, Y < 3.3, Z < 3.5.
@@ -480,6 +481,7 @@ mod tests {
             context.verify(&[item], &mut vec![]);
         };
         verify(Key::Plain(&key));
+        verify(Key::Teeth(&key, &teeth::make(Bounds, &[key])[0]));
         for width in TableWidth::ALL {
             let rows = vec![Row([0; 8]); width.shape().entries()];
             let table = Table { backend: Bounds::BACKEND, width, rows: &rows, key: &key };

@@ -1,8 +1,8 @@
 //! Batched ECDSA verification.
 //!
 //! For each item: w = s⁻¹, R = (z·w)·G + (r·w)·Q, and the test x(R) ≡ r (mod n), made without leaving
-//! Jacobian coordinates as X = r·Z². The inversions of a chunk are one; items are grouped by the kind
-//! of their key's table, eight to a group where there are eight lanes, and padded with copies.
+//! Jacobian coordinates as X = r·Z². The inversions of a chunk are one; items are grouped by what is
+//! known of their keys, eight to a group where there are eight lanes, and padded with copies.
 //!
 //! Everything here is public, so rows are fetched by address, one group ahead of their use.
 //!
@@ -14,7 +14,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 use crate::comb::{self, Digits, MAX_STEPS, Shape, TRANSIENT, TRANSIENT_ENTRIES};
-use crate::context::{CHUNK, Context, G_WIDTH, G_WINDOWS, load4};
+use crate::context::{CHUNK, Context, G_WIDTH, G_WINDOWS, load4, points};
 use crate::fixed;
 use crate::invert::{Secrecy, scalar_batch};
 use crate::keys::{PublicKey, Verdict};
@@ -22,15 +22,27 @@ use crate::lanes::{Lanes, MAX_WIDTH, Words};
 use crate::order;
 use crate::point::{Affine, Point, add_mixed, add_mixed_public, double};
 use crate::table::{Row, Table, TableWidth};
+use crate::teeth::{self, Teeth};
 use std::sync::atomic::Ordering;
 
 /// Whose signature it should be.
 #[derive(Clone, Copy, Debug)]
 pub enum Key<'a> {
-    /// A key without a table: the generic path.
+    /// A key of which nothing more is known: the generic path.
     Plain(&'a PublicKey),
+    /// A key with its teeth, and no other's: with those the verdict says nothing.
+    Teeth(&'a PublicKey, &'a Teeth),
     /// A key with a table.
     Table(Table<'a>),
+}
+
+impl<'a> Key<'a> {
+    fn point(&self) -> &'a PublicKey {
+        match self {
+            Key::Plain(key) | Key::Teeth(key, _) => key,
+            Key::Table(table) => table.key,
+        }
+    }
 }
 
 /// One signature to verify.
@@ -44,16 +56,60 @@ pub struct VerifyItem<'a> {
     pub signature: &'a [u8; 64],
 }
 
+/// What is known of a key.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Plain,
+    Teeth,
+    Table(TableWidth),
+}
+
+impl Kind {
+    const COUNT: usize = 2 + TableWidth::ALL.len();
+
+    fn of(key: &Key<'_>) -> Self {
+        match key {
+            Key::Plain(_) => Self::Plain,
+            Key::Teeth(..) => Self::Teeth,
+            Key::Table(table) => Self::Table(table.width),
+        }
+    }
+
+    /// The width of the tables. Those that are made here have the shape of the narrowest.
+    fn width(self) -> TableWidth {
+        match self {
+            Self::Plain | Self::Teeth => TableWidth::Bytes512,
+            Self::Table(width) => width,
+        }
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Self::Plain => 0,
+            Self::Teeth => 1,
+            Self::Table(width) => 2 + width as usize,
+        }
+    }
+}
+
 /// Items of one kind of key, a lane each.
 struct Group {
-    /// The width of the keys' tables; `None` for keys without.
-    width: Option<TableWidth>,
+    kind: Kind,
     /// The item of each lane; lanes from `len` on repeat the first.
     items: [usize; MAX_WIDTH],
     len: usize,
 }
 
 impl Group {
+    fn shape(&self) -> Shape {
+        self.kind.width().shape()
+    }
+
+    /// Whether its keys have no tables, so that they are made for this once.
+    fn is_transient(&self) -> bool {
+        !matches!(self.kind, Kind::Table(_))
+    }
+
     /// The lanes that have an item of their own.
     fn lanes(&self) -> u8 {
         u8::MAX >> (MAX_WIDTH - self.len)
@@ -99,33 +155,32 @@ impl<L: Lanes> Context<L> {
         let prepared = self.prepare(items, &groups);
         let transient = self.transient_tables(items, &groups);
 
-        let mut plain = transient.chunks_exact(MAX_WIDTH);
+        let mut made = transient.chunks_exact(MAX_WIDTH);
         let tables: Vec<Tables<'_>> = groups
             .iter()
-            .map(|group| match group.width {
-                Some(_) => core::array::from_fn(|lane| match items[group.items[lane]].key {
-                    Key::Table(t) => t.rows,
-                    Key::Plain(_) => &[],
-                }),
-                None => {
-                    let rows = plain.next().unwrap_or_default();
-                    core::array::from_fn(|lane| &rows[lane][..])
+            .map(|group| {
+                if group.is_transient() {
+                    let rows = made.next().unwrap_or_default();
+                    return core::array::from_fn(|lane| &rows[lane][..]);
                 }
+                core::array::from_fn(|lane| match items[group.items[lane]].key {
+                    Key::Table(t) => t.rows,
+                    Key::Plain(_) | Key::Teeth(..) => &[],
+                })
             })
             .collect();
 
         let base = verdicts.len();
         verdicts.resize(base + items.len(), Verdict::Invalid);
         let (mut plan, mut next) = (Plan::new(), Plan::new());
-        let shape = |g: usize| groups[g].width.map_or(TRANSIENT, TableWidth::shape);
         if let Some(first) = prepared.first() {
-            self.plan(first, &tables[0], shape(0), &mut plan);
+            self.plan(first, &tables[0], groups[0].shape(), &mut plan);
         }
         for (g, group) in groups.iter().enumerate() {
             if let Some(p) = prepared.get(g + 1) {
-                self.plan(p, &tables[g + 1], shape(g + 1), &mut next);
+                self.plan(p, &tables[g + 1], groups[g + 1].shape(), &mut next);
             }
-            let valid = self.run(group, &prepared[g], &tables[g], shape(g), &plan);
+            let valid = self.run(group, &prepared[g], &tables[g], &plan);
             for lane in 0..group.len {
                 if valid >> lane & 1 == 1 {
                     verdicts[base + group.items[lane]] = Verdict::Valid;
@@ -166,7 +221,7 @@ impl<L: Lanes> Context<L> {
         }
         scalar_batch(self.lanes, &mut inverses, Secrecy::Public);
         for (i, p) in out.iter_mut().enumerate() {
-            let shape = groups[i].width.map_or(TRANSIENT, TableWidth::shape);
+            let shape = groups[i].shape();
             self.lanes.call(
                 #[inline(always)]
                 || {
@@ -186,18 +241,10 @@ impl<L: Lanes> Context<L> {
         items: &[VerifyItem<'_>],
         groups: &[Group],
     ) -> Vec<[Row; TRANSIENT_ENTRIES]> {
-        let points: Vec<Affine<L>> = groups
-            .iter()
-            .filter(|group| group.width.is_none())
-            .map(|group| {
-                self.points(|lane| match items[group.items[lane]].key {
-                    Key::Plain(key) => *key,
-                    Key::Table(t) => *t.key,
-                })
-            })
-            .collect();
-        let mut out = vec![[Row([0; 8]); TRANSIENT_ENTRIES]; points.len() * MAX_WIDTH];
-        let entries = comb::tables(self.lanes, &points, TRANSIENT);
+        let groups: Vec<_> = groups.iter().filter(|group| group.is_transient()).collect();
+        let combs = groups.iter().map(|group| self.teeth(items, group));
+        let mut out = vec![[Row([0; 8]); TRANSIENT_ENTRIES]; groups.len() * MAX_WIDTH];
+        let entries = comb::tables_of(self.lanes, combs, TRANSIENT);
         for (i, entry) in entries.iter().enumerate() {
             let rows = fixed::rows(self.lanes, entry);
             for (lane, row) in rows.iter().enumerate() {
@@ -205,6 +252,21 @@ impl<L: Lanes> Context<L> {
             }
         }
         out
+    }
+
+    /// The teeth of a transient group's combs: known, or made here.
+    fn teeth(&self, items: &[VerifyItem<'_>], group: &Group) -> Vec<Point<L>> {
+        let key = |lane: usize| &items[group.items[lane]].key;
+        match key(0) {
+            Key::Teeth(_, first) => teeth::load(self.lanes, |lane| match key(lane) {
+                Key::Teeth(key, teeth) => (*key, *teeth),
+                other => (other.point(), *first),
+            }),
+            _ => {
+                let point = points(self.lanes, |lane| *key(lane).point());
+                comb::teeth(self.lanes, &point, TRANSIENT)
+            }
+        }
     }
 
     /// Works out the rows of a group and asks the cache for them.
@@ -239,16 +301,9 @@ impl<L: Lanes> Context<L> {
     }
 
     /// Lanes whose signature is valid.
-    fn run(
-        &self,
-        group: &Group,
-        p: &Prepared<L>,
-        tables: &Tables<'_>,
-        shape: Shape,
-        plan: &Plan,
-    ) -> u8 {
-        // A transient comb has the shape of the narrowest table.
-        let correction = self.correction(group.width.unwrap_or(TableWidth::Bytes512));
+    fn run(&self, group: &Group, p: &Prepared<L>, tables: &Tables<'_>, plan: &Plan) -> u8 {
+        let shape = group.shape();
+        let correction = self.correction(group.kind.width());
         let (valid, exceptional) = self.lanes.call(
             #[inline(always)]
             || {
@@ -380,16 +435,12 @@ fn shared_rows<L: Lanes>(table: &[Row], at: &[u64; MAX_WIDTH]) -> Affine<L> {
 
 /// Items in groups of one kind of key each.
 fn group<L: Lanes>(items: &[VerifyItem<'_>]) -> Vec<Group> {
-    let kind = |item: &VerifyItem<'_>| match item.key {
-        Key::Plain(_) => None,
-        Key::Table(t) => Some(t.width),
-    };
     let mut groups: Vec<Group> = Vec::with_capacity(items.len() / L::WIDTH + 5);
     // The last group of each kind, if it has lanes free.
-    let mut open: [Option<usize>; TableWidth::ALL.len() + 1] = [None; 5];
+    let mut open: [Option<usize>; Kind::COUNT] = [None; Kind::COUNT];
     for (i, item) in items.iter().enumerate() {
-        let width = kind(item);
-        let slot = &mut open[width.map_or(0, |w| w as usize + 1)];
+        let kind = Kind::of(&item.key);
+        let slot = &mut open[kind.index()];
         match *slot {
             Some(g) if groups[g].len < L::WIDTH => {
                 let group = &mut groups[g];
@@ -398,7 +449,7 @@ fn group<L: Lanes>(items: &[VerifyItem<'_>]) -> Vec<Group> {
             }
             _ => {
                 *slot = Some(groups.len());
-                groups.push(Group { width, items: [i; MAX_WIDTH], len: 1 });
+                groups.push(Group { kind, items: [i; MAX_WIDTH], len: 1 });
             }
         }
     }

@@ -117,9 +117,9 @@ fn check(backend: Backend) {
         (0..8).filter_map(|i| craft(TRANSIENT, &other, i, true, i % 3 != 0, &mut numbers)).collect()
     };
     assert_eq!(ordinary.len(), 8);
-    let widths = [None].into_iter().chain(TableWidth::ALL.map(Some));
-    for width in widths {
-        let shape = width.map_or(TRANSIENT, TableWidth::shape);
+    let kinds = [Kind::Plain, Kind::Teeth].into_iter().chain(TableWidth::ALL.map(Kind::Table));
+    for kind in kinds {
+        let shape = kind.width().shape();
         let count = shape.steps() + G_WINDOWS + 1;
         let (mut forced, mut accepted) = (0, 0);
         for at in 0..count {
@@ -133,17 +133,18 @@ fn check(backend: Backend) {
                 let mut batch = ordinary.clone();
                 batch.insert(position.min(8), crafted);
                 let keys: Vec<_> = (0..).zip(&batch).map(|(i, c)| (TableSlot(i), c.0)).collect();
-                let mut arena =
-                    TableArena::new(&engine, width.unwrap_or(TableWidth::KiB4), batch.len());
-                if width.is_some() {
-                    arena.insert(&engine, &keys);
-                }
+                let mut arena = TableArena::new(&engine, kind.width(), batch.len());
+                arena.insert(&engine, &keys);
+                let all: Vec<_> = keys.iter().map(|(_, key)| *key).collect();
+                let teeth = Teeth::of(backend, &all);
                 let items: Vec<_> = (0..)
                     .zip(&batch)
-                    .map(|(i, (key, digest, signature, _))| VerifyItem {
-                        key: match width {
-                            None => Key::Plain(key),
-                            Some(_) => Key::Table(arena.get(TableSlot(i)).expect("a table")),
+                    .zip(&teeth)
+                    .map(|((i, (key, digest, signature, _)), teeth)| VerifyItem {
+                        key: match kind {
+                            Kind::Plain => Key::Plain(key),
+                            Kind::Teeth => Key::Teeth(key, teeth),
+                            Kind::Table(_) => Key::Table(arena.get(TableSlot(i)).expect("a table")),
                         },
                         digest,
                         signature,
@@ -153,20 +154,20 @@ fn check(backend: Backend) {
                 let mut verdicts = vec![];
                 engine.verify(&items, &mut verdicts);
                 for (i, (verdict, (.., valid))) in verdicts.iter().zip(&batch).enumerate() {
-                    assert_eq!(verdict.is_valid(), *valid, "item {i}, {width:?}, step {at}");
+                    assert_eq!(verdict.is_valid(), *valid, "item {i}, {kind:?}, step {at}");
                 }
                 let slow = engine.slow_verifications() - before;
-                assert_eq!(slow, 1, "{width:?}, step {at}, equal {equal}");
+                assert_eq!(slow, 1, "{kind:?}, step {at}, equal {equal}");
                 // The same signature alone, which may take another way.
                 let mut verdicts = vec![];
                 engine.verify(&items[position.min(8)..][..1], &mut verdicts);
-                assert_eq!(verdicts[0].is_valid(), valid, "alone, {width:?}, step {at}");
-                assert_eq!(engine.slow_verifications() - before, 2, "alone, {width:?}, step {at}");
+                assert_eq!(verdicts[0].is_valid(), valid, "alone, {kind:?}, step {at}");
+                assert_eq!(engine.slow_verifications() - before, 2, "alone, {kind:?}, step {at}");
                 forced += 1;
                 accepted += usize::from(valid);
             }
         }
-        eprintln!("{backend:?}, {width:?}: {forced} through the slow path, {accepted} valid");
+        eprintln!("{backend:?}, {kind:?}: {forced} through the slow path, {accepted} valid");
     }
 }
 
