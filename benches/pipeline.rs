@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use duet_core::engine::{Batched, Engine, OneByOne};
 use duet_core::testing::{self, Devices, Forget};
 use duet_core::{Handler as _, Mail, Now, Random, Settings, Shard, Wiped};
-use duet_curve::Backend;
+use duet_curve::{Backend, Teeth};
 use duet_device::{Config, Device, Software};
 use duet_protocol::ec::{
     Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask,
@@ -59,7 +59,7 @@ impl<E: Engine> Engine for Timed<E> {
         self.during(|engine| engine.decapsulate(secret, xs))
     }
 
-    fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool> {
+    fn verify(&mut self, tasks: &[(&VerifyTask, Option<&Teeth>)]) -> Vec<bool> {
         self.during(|engine| engine.verify(tasks))
     }
 

@@ -14,6 +14,7 @@ mod publish;
 mod quota;
 mod refusals;
 mod sink;
+mod teeth;
 mod upstreams;
 
 use std::collections::HashSet;
@@ -53,6 +54,7 @@ use self::notices::Notices;
 pub use self::probe::{Probe, probe};
 use self::quota::{Allowance, Quotas};
 use self::refusals::Telling;
+use self::teeth::Making;
 use self::upstreams::Forwarding;
 pub use self::upstreams::{UpstreamError, expected_cursors, forget};
 use crate::admin::{Activity, Dropped, Fault, Gateway, Phase, Status};
@@ -159,6 +161,7 @@ pub struct Server {
     spool: Spool,
     /// The thread that copies marks from the spool, and what stops it.
     marks: (mpsc::Sender<()>, JoinHandle<()>),
+    teeth: Making,
     refusals: Telling,
     control: Arc<Control>,
 }
@@ -243,6 +246,8 @@ impl Server {
             ..Limits::default()
         };
         let view = &registry.view()?;
+        let teeth =
+            Making::begin(Arc::clone(view), curve).map_err(|_| ServerError::System("a thread"))?;
         let known = Arc::clone(view);
         let registrations =
             move |device: &DeviceId| known.lookup(device).map(|device| device.registration());
@@ -401,6 +406,7 @@ impl Server {
             ended,
             spool,
             marks,
+            teeth,
             refusals,
             control,
         })
@@ -464,6 +470,7 @@ impl Server {
         }
         // What devices said last is recorded before the spool, to which it goes on, ends.
         self.control.commands.shutdown();
+        drop(self.teeth);
         self.refusals.end();
         let (stop, marks) = self.marks;
         // Dropped, it tells the thread to copy once more and end.

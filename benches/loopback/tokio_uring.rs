@@ -31,7 +31,7 @@ pub(crate) fn serve(state: &Path) {
     let gateway = Gateway { key_id: 0, fingerprint: certificate.fingerprint, key: certificate.key };
     let secret = SecretScalar::from_bytes(secret.expose()).unwrap();
     let settings = Settings {
-        keys: vec![GatewayKey { gateway, secret }],
+        keys: vec![GatewayKey::new(gateway, secret)],
         idle_us: 3_600_000_000,
         pending_us: 5_000_000,
         sessions_max: 1 << 20,

@@ -6,9 +6,10 @@
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use duet_protocol::identity::{Credential, DeviceId};
+use duet_curve::{Backend, Teeth};
+use duet_protocol::identity::{Credential, DeviceId, Proof};
 use duet_protocol::mark::Mark;
 use duet_protocol::reading::ReadingId;
 
@@ -21,6 +22,10 @@ pub trait Directory: Send + Sync {
 
     /// A device's mark moved: see to it that it is saved before long.
     fn save_later(&self, device: &Arc<Device>);
+
+    /// Whether every device has the teeth of its key ([`Device::make_teeth`]). Proofs are verified with teeth when all have
+    /// them and without before, so that the time tells of no single one (R38).
+    fn all_have_teeth(&self) -> bool;
 }
 
 /// A device that may connect. It holds its credential, so it has no `Debug`. What each of its records needs comes first, in
@@ -42,6 +47,15 @@ pub struct Device {
     expires_s: AtomicI64,
     last: Mutex<Option<ReadingId>>,
     registration: u64,
+    teeth: OnceLock<Box<Teeth>>,
+}
+
+/// The key that signs its proofs, if that is how it proves itself.
+fn signer(proof: &Proof) -> Option<duet_curve::PublicKey> {
+    match proof {
+        Proof::Signature(key) => duet_curve::PublicKey::from_sec1_bytes(&key.0).ok(),
+        Proof::Binder(_) => None,
+    }
 }
 
 impl Device {
@@ -67,7 +81,27 @@ impl Device {
             listed,
             revoked,
             registration: 0,
+            teeth: OnceLock::new(),
         }
+    }
+
+    /// Makes the teeth of the devices that have a key and no teeth yet: what its signatures are verified with in half the
+    /// time. Sixty-four devices at once cost the least, 4 to 70 µs each.
+    pub fn make_teeth(backend: Backend, devices: &[Arc<Self>]) {
+        let lack_them = devices.iter().filter(|device| device.teeth().is_none());
+        let with_keys: Vec<_> = lack_them
+            .filter_map(|device| Some((device, signer(&device.credential.proof)?)))
+            .collect();
+        let keys: Vec<_> = with_keys.iter().map(|(_, key)| *key).collect();
+        for ((device, _), teeth) in with_keys.iter().zip(Teeth::of(backend, &keys)) {
+            device.teeth.get_or_init(|| Box::new(teeth));
+        }
+    }
+
+    /// The teeth of its key, where they have been made.
+    #[must_use]
+    pub fn teeth(&self) -> Option<&Teeth> {
+        self.teeth.get().map(|teeth| &**teeth)
     }
 
     /// The same device with its mark from before.

@@ -5,6 +5,7 @@ mod batched;
 mod one_by_one;
 
 pub use batched::Batched;
+use duet_curve::Teeth;
 use duet_protocol::ec::{
     Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask,
 };
@@ -24,9 +25,9 @@ pub trait Engine {
         xs: &[[u8; 32]],
     ) -> Wiped<Option<(Agreed, Self::PointTable)>>;
 
-    /// Whether each signature is its key's. The work must be the same for every key: what an engine knows of a key from
-    /// before would tell a stranger who was here (R38).
-    fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool>;
+    /// Whether each signature is its key's, of which some come with their teeth. Nothing else that an engine knows of a key
+    /// from before may change the work: it would tell a stranger who was here (R38).
+    fn verify(&mut self, tasks: &[(&VerifyTask, Option<&Teeth>)]) -> Vec<bool>;
 
     /// A fresh scalar's public point and its product with the peer's point, which is the one kept
     /// where there is one.
@@ -89,10 +90,15 @@ mod tests {
                 .collect();
             tasks[3].signature[40] ^= 1;
             tasks[11].digest[0] ^= 1;
-            for _ in 0..2 {
-                let verdicts = engine.verify(&tasks.iter().collect::<Vec<_>>());
-                let expected: Vec<_> = tasks.iter().map(ec::verify).collect();
-                assert_eq!(verdicts, expected);
+            let point = |key: &PublicKey| duet_curve::PublicKey::from_sec1_bytes(&key.0).unwrap();
+            let points: Vec<_> = keys.iter().map(point).collect();
+            let teeth = Teeth::of(duet_curve::Backend::detect(), &points);
+            let expected: Vec<_> = tasks.iter().map(ec::verify).collect();
+            for with_teeth in [|_| false, |_| true, |i| i % 3 == 0] {
+                let tasks: Vec<_> = (tasks.iter().zip(&teeth).enumerate())
+                    .map(|(i, (task, teeth))| (task, Some(teeth).filter(|_| with_teeth(i))))
+                    .collect();
+                assert_eq!(engine.verify(&tasks), expected);
             }
 
             let tasks: Vec<_> = (0..20)

@@ -3,7 +3,7 @@
 //! Here is no clock, no file and no real randomness: what happens depends on the seeds and inputs alone.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use duet_device::{DeviceKey, Identity};
@@ -47,7 +47,7 @@ pub fn scalar(name: &[u8]) -> SecretScalar {
 pub fn gateway_key() -> GatewayKey {
     let secret = scalar(b"gateway");
     let fingerprint = Fingerprint::of_certificate(b"gateway");
-    GatewayKey { gateway: Gateway { key_id: 1, fingerprint, key: secret.public_key() }, secret }
+    GatewayKey::new(Gateway { key_id: 1, fingerprint, key: secret.public_key() }, secret)
 }
 
 /// Settings of a small shard that is alone; change what a test is about.
@@ -121,6 +121,7 @@ pub struct Devices {
     devices: Mutex<HashMap<DeviceId, Arc<Device>>>,
     /// How many shards were made that look devices up here.
     shards: AtomicU64,
+    lacks_teeth: AtomicBool,
 }
 
 impl Devices {
@@ -132,9 +133,17 @@ impl Devices {
     pub fn enrol(&self, name: &str, id: DeviceId, profile: Profile) -> Identity {
         let (identity, credential) = identity(id, profile.mode);
         let sources = SourceSet::of([profile.source]);
-        let device = Device::new(name.into(), credential, sources, None);
-        self.lock().insert(identity.id, Arc::new(device));
+        let device = Arc::new(Device::new(name.into(), credential, sources, None));
+        if self.all_have_teeth() {
+            Device::make_teeth(duet_curve::Backend::detect(), std::slice::from_ref(&device));
+        }
+        self.lock().insert(identity.id, device);
         identity
+    }
+
+    /// Whether it is as right after a start: not all have their teeth, and who is enrolled gets none.
+    pub fn lack_teeth(&self, lack: bool) {
+        self.lacks_teeth.store(lack, Ordering::Relaxed);
     }
 
     /// The device with this name.
@@ -157,6 +166,10 @@ impl Directory for Devices {
     }
 
     fn save_later(&self, _: &Arc<Device>) {}
+
+    fn all_have_teeth(&self) -> bool {
+        !self.lacks_teeth.load(Ordering::Relaxed)
+    }
 }
 
 /// Takes readings and forgets them.

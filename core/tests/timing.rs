@@ -69,8 +69,9 @@ fn apart(one: [u64; 3], other: [u64; 3]) -> u64 {
 }
 
 /// Whether the times for a device that was here are those of the others; if not, what was measured instead.
-fn measure(profile: Profile) -> Result<(), String> {
+fn measure(profile: Profile, lack_teeth: bool) -> Result<(), String> {
     let devices = Arc::<Devices>::default();
+    devices.lack_teeth(lack_teeth);
     let settings = Settings { sessions_max: 10_000, pending_max: 10_000, ..testing::settings() };
     let shard = testing::shard(settings, &devices, Forget);
     let mut world = World { shard, now: Now { mono_us: 1_000_000, unix_ms: 1_800_000_000_000 } };
@@ -128,14 +129,15 @@ fn measure(profile: Profile) -> Result<(), String> {
 
 #[test]
 fn the_time_for_a_worthless_hello_does_not_tell_whether_its_device_was_here() {
-    for profile in [
-        Profile { mode: Mode::Certificate, source: KeySource::Ephemeral },
-        Profile { mode: Mode::Certificate, source: KeySource::Xor(Transfer::Key) },
-        Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral },
+    for (profile, lack_teeth) in [
+        (Profile { mode: Mode::Certificate, source: KeySource::Ephemeral }, false),
+        (Profile { mode: Mode::Certificate, source: KeySource::Ephemeral }, true),
+        (Profile { mode: Mode::Certificate, source: KeySource::Xor(Transfer::Key) }, false),
+        (Profile { mode: Mode::RegisteredId, source: KeySource::Ephemeral }, false),
     ] {
         // A disturbed measurement is repeated; a difference that is really there stays.
         let mut unlike = Vec::new();
-        while let Err(why) = measure(profile) {
+        while let Err(why) = measure(profile, lack_teeth) {
             unlike.push(why);
             assert!(unlike.len() < TRIES, "{}: {unlike:?}", profile.name());
         }

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use duet_curve::{Backend, Engine, Key, PublicKey, VerifyItem};
+use duet_curve::{Backend, Engine, Key, PublicKey, Teeth, VerifyItem};
 use libfuzzer_sys::fuzz_target;
 use p256::ecdsa::signature::hazmat::PrehashVerifier as _;
 use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
@@ -35,10 +35,12 @@ fuzz_target!(|bytes: &[u8]| {
         })
         .collect();
     let keys: Vec<_> = items.iter().map(|(key, ..)| PublicKey::from(key)).collect();
-    let batch: Vec<_> = items
-        .iter()
-        .zip(&keys)
-        .map(|((_, digest, signature), key)| VerifyItem { key: Key::Plain(key), digest, signature })
+    let teeth = Teeth::of(Backend::detect(), &keys);
+    let batch: Vec<_> = (items.iter().zip(&keys).zip(&teeth))
+        .map(|(((_, digest, signature), key), teeth)| {
+            let key = if digest[0] & 1 == 0 { Key::Plain(key) } else { Key::Teeth(key, teeth) };
+            VerifyItem { key, digest, signature }
+        })
         .collect();
     for engine in ENGINES.iter() {
         let mut verdicts = Vec::new();

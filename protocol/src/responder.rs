@@ -216,6 +216,12 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// Whether what it is checked against is the device's own, and no stand-in.
+    #[must_use]
+    pub const fn is_known(&self) -> bool {
+        self.known
+    }
+
     /// The signature to verify; `None` when the proof is a MAC, which is already checked.
     #[must_use]
     pub const fn verify_task(&self) -> Option<&VerifyTask> {

@@ -107,7 +107,7 @@ pub(super) fn gateway_keys(identities: &Identities) -> Result<Vec<GatewayKey>> {
         let Some(secret) = SecretScalar::from_bytes(secret.expose()) else {
             bail!("key {key_id}: the private key is out of range");
         };
-        Ok(GatewayKey { gateway, secret })
+        Ok(GatewayKey::new(gateway, secret))
     };
     identities.all.iter().map(key).collect()
 }

@@ -5,11 +5,13 @@
 //! doing so. At most one entry a device is queued, so the queue is bounded by the registry.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crossbeam_queue::SegQueue;
 use dashmap::DashMap;
 use duet_core::{Device, Directory};
+use duet_curve::Backend;
 use duet_protocol::identity::{Credential, DeviceId, Fingerprint};
 
 use super::renew::Renewing;
@@ -32,9 +34,34 @@ pub struct View {
     moved: SegQueue<Arc<Device>>,
     /// Devices with a new credential, by its id, while the old one is good.
     renewing: DashMap<DeviceId, Renewing>,
+    /// What makes the teeth of devices that come from now on.
+    maker: OnceLock<Backend>,
+    all_have_teeth: AtomicBool,
 }
 
 impl View {
+    /// Makes the teeth of all devices, which takes 4 to 70 µs each, and says so when they have them; ends early where
+    /// `goes_on` says no. Those that are registered meanwhile or later get theirs at once.
+    pub fn make_teeth(&self, backend: Backend, mut goes_on: impl FnMut() -> bool) {
+        self.maker.get_or_init(|| backend);
+        // Only their ids are taken, so that no lock is held meanwhile and nobody who leaves is kept.
+        let ids: Vec<_> = self.devices.iter().map(|device| *device.key()).collect();
+        for ids in ids.chunks(64) {
+            if !goes_on() {
+                return;
+            }
+            let devices: Vec<_> = ids.iter().filter_map(|id| self.lookup(id)).collect();
+            Device::make_teeth(backend, &devices);
+        }
+        self.all_have_teeth.store(true, Ordering::Release);
+    }
+
+    fn make_teeth_of(&self, device: &Arc<Device>) {
+        if let Some(backend) = self.maker.get() {
+            Device::make_teeth(*backend, std::slice::from_ref(device));
+        }
+    }
+
     /// The device with this id, if it may connect.
     #[must_use]
     pub fn lookup(&self, id: &DeviceId) -> Option<Arc<Device>> {
@@ -75,7 +102,10 @@ impl View {
     }
 
     pub(super) fn insert(&self, device: Arc<Device>) {
-        self.devices.insert(device.credential.id, device);
+        self.make_teeth_of(&device);
+        self.devices.insert(device.credential.id, Arc::clone(&device));
+        // Whoever began to make them in between may not have seen it.
+        self.make_teeth_of(&device);
     }
 
     pub(super) fn note_renewing(&self, new: DeviceId, renewing: Renewing) {
@@ -142,6 +172,10 @@ impl Directory for View {
     fn save_later(&self, device: &Arc<Device>) {
         self.enlist(Arc::clone(device));
     }
+
+    fn all_have_teeth(&self) -> bool {
+        self.all_have_teeth.load(Ordering::Acquire)
+    }
 }
 
 impl From<&Device> for Mark {
@@ -154,6 +188,7 @@ impl From<&Device> for Mark {
 #[cfg(test)]
 mod tests {
     use duet_protocol::identity::RegistrationKey;
+    use duet_protocol::profile::Mode;
 
     use super::*;
 
@@ -177,5 +212,37 @@ mod tests {
         assert!(view.take_moved().is_empty());
         view.remove(&id);
         assert!(device.is_revoked() && view.is_empty());
+    }
+
+    /// Those that came before, meanwhile and afterwards.
+    #[test]
+    fn all_devices_with_a_certificate_get_teeth() {
+        let view = View::default();
+        let insert = |number: u8, mode| {
+            let (_, credential) = duet_core::testing::identity(DeviceId([number; 8]), mode);
+            let id = credential.id;
+            let sources = duet_core::SourceSet::default();
+            view.insert(Arc::new(Device::new("d".into(), credential, sources, None)));
+            id
+        };
+        let have = |id| view.lookup(&id).unwrap().teeth().is_some();
+        let with_key = Mode::RegisteredCertificate;
+        let before: Vec<_> = (1..=70).map(|number| insert(number, with_key)).collect();
+        let keyless = insert(71, Mode::RegisteredId);
+        assert!(!before.iter().any(|id| have(*id)) && !view.all_have_teeth());
+
+        view.make_teeth(Backend::detect(), || false);
+        assert!(!view.all_have_teeth(), "it was stopped");
+        let meanwhile = insert(72, with_key);
+        assert!(have(meanwhile) && !have(before[0]));
+
+        let mut late = None;
+        view.make_teeth(Backend::detect(), || {
+            late.get_or_insert_with(|| insert(73, with_key));
+            true
+        });
+        assert!(view.all_have_teeth() && before.iter().all(|id| have(*id)));
+        assert!(have(late.unwrap()) && have(insert(74, with_key)));
+        assert!(!have(keyless));
     }
 }

@@ -136,7 +136,7 @@ mod tests {
         let secret = SecretScalar::from_bytes(&[1; 32]).unwrap();
         let gateway =
             Gateway { key_id, fingerprint: Fingerprint([0; 32]), key: secret.public_key() };
-        GatewayKey { gateway, secret }
+        GatewayKey::new(gateway, secret)
     }
 
     fn accepts(key_id: u8) -> Option<String> {

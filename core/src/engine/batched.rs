@@ -4,7 +4,7 @@
 use std::hash::{BuildHasher as _, RandomState};
 
 use duet_curve::{
-    Backend, Key, PointTable, SignItem, Table, TableArena, TableSlot, TableWidth, VerifyItem,
+    Backend, Key, PointTable, SignItem, Table, TableArena, TableSlot, TableWidth, Teeth, VerifyItem,
 };
 use duet_protocol::ec::{
     Agreed, EncapsulateTask, Encapsulated, SecretScalar, SharedX, Signature, VerifyTask,
@@ -175,20 +175,20 @@ impl Engine for Batched {
             .collect()
     }
 
-    fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool> {
+    fn verify(&mut self, tasks: &[(&VerifyTask, Option<&Teeth>)]) -> Vec<bool> {
         let keys: Vec<_> = tasks
             .iter()
-            .map(|task| match duet_curve::PublicKey::from_sec1_bytes(&task.key.0) {
+            .map(|(task, _)| match duet_curve::PublicKey::from_sec1_bytes(&task.key.0) {
                 Ok(key) => key,
                 Err(_) => unreachable!("public keys are on the curve by construction"),
             })
             .collect();
-        // A key's table would make this faster, and tell who has one.
+        // A key's table would tell who has one.
         let items: Vec<_> = tasks
             .iter()
             .zip(&keys)
-            .map(|(task, key)| VerifyItem {
-                key: Key::Plain(key),
+            .map(|((task, teeth), key)| VerifyItem {
+                key: teeth.map_or(Key::Plain(key), |teeth| Key::Teeth(key, teeth)),
                 digest: &task.digest,
                 signature: &task.signature,
             })

@@ -1,6 +1,7 @@
 //! The `p256` crate, one task after the other: the reference, and what batches are measured
 //! against.
 
+use duet_curve::Teeth;
 use duet_protocol::ec::{
     self, Agreed, EncapsulateTask, Encapsulated, SecretScalar, Signature, VerifyTask,
 };
@@ -23,8 +24,8 @@ impl Engine for OneByOne {
         xs.iter().map(|x| ec::agree(secret, x).map(|agreed| (agreed, ()))).collect()
     }
 
-    fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool> {
-        tasks.iter().map(|task| ec::verify(task)).collect()
+    fn verify(&mut self, tasks: &[(&VerifyTask, Option<&Teeth>)]) -> Vec<bool> {
+        tasks.iter().map(|(task, _)| ec::verify(task)).collect()
     }
 
     fn encapsulate(

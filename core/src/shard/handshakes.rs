@@ -18,6 +18,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use duet_curve::Teeth;
 use duet_protocol::ec::{SecretScalar, Signature};
 use duet_protocol::identity::DeviceId;
 use duet_protocol::profile::{Profile, Transport};
@@ -68,6 +69,16 @@ struct Claimed {
     device: Option<Arc<Device>>,
     key: KeyIndex,
     table: TableIndex,
+}
+
+impl Claimed {
+    /// The teeth of the key that its proof is verified with.
+    fn teeth<'a>(&'a self, keys: &'a [GatewayKey]) -> Option<&'a Teeth> {
+        match &self.device {
+            Some(device) if self.claim.is_known() => device.teeth(),
+            _ => Some(&keys[self.key].teeth),
+        }
+    }
 }
 
 /// A HELLO that a device made, which may have a session. Made by `verify_proofs` or, where ACCEPT waited for a reading to
@@ -307,7 +318,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         }
         for (key, hellos) in by_key.into_iter().enumerate().filter(|(_, hellos)| !hellos.is_empty())
         {
-            let GatewayKey { gateway, secret } = &self.settings.keys[key];
+            let GatewayKey { gateway, secret, .. } = &self.settings.keys[key];
             let gateway = *gateway;
             let xs: Vec<_> = hellos.iter().map(|(_, hello)| *hello.ephemeral_x()).collect();
             let answers = self.engine.decapsulate(secret, &xs);
@@ -341,7 +352,14 @@ impl<E: Engine, S: Sink> Shard<E, S> {
         authorised: &mut Wiped<Authorised<E::PointTable>>,
     ) {
         let mut tables: Vec<_> = tables.into_iter().map(Some).collect();
-        let tasks: Vec<_> = claims.iter().filter_map(|one| one.claim.verify_task()).collect();
+        let with_teeth = self.directory.all_have_teeth();
+        let tasks: Vec<_> = claims
+            .iter()
+            .filter_map(|one| {
+                let teeth = one.teeth(&self.settings.keys).filter(|_| with_teeth);
+                Some((one.claim.verify_task()?, teeth))
+            })
+            .collect();
         let mut verdicts = self.engine.verify(&tasks).into_iter();
         let mut batch = Batch::of(authorised);
         for Claimed { origin, claim, device, key, table } in claims {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use duet_aead::Gcm;
+use duet_curve::{Backend, Teeth};
 use duet_protocol::ec::SecretScalar;
 use duet_protocol::identity::{DeviceId, Gateway};
 use duet_protocol::profile::{Profile, Transport};
@@ -27,6 +28,20 @@ pub struct GatewayKey {
     pub gateway: Gateway,
     /// Its private key.
     pub secret: SecretScalar,
+    /// The teeth of its public key, which stands in for those of unknown devices (R38).
+    pub(crate) teeth: Teeth,
+}
+
+impl GatewayKey {
+    /// A certificate and its private key.
+    #[must_use]
+    pub fn new(gateway: Gateway, secret: SecretScalar) -> Self {
+        let Ok(key) = duet_curve::PublicKey::from_sec1_bytes(&gateway.key.0) else {
+            unreachable!("public keys are on the curve by construction")
+        };
+        let teeth = Teeth::of(Backend::portable(), &[key])[0];
+        Self { gateway, secret, teeth }
+    }
 }
 
 /// What a shard is built from.

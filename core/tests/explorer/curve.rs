@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use duet_core::engine::Engine;
 use duet_core::{Random, Wiped};
+use duet_curve::Teeth;
 use duet_device::crypto::{Crypto, CryptoError, PrivateKey};
 use duet_device::software::Software;
 use duet_protocol::ec::{
@@ -50,8 +51,8 @@ impl Engine for Remembered {
         xs.iter().map(|x| agreed(x).map(|agreed| (agreed, ()))).collect()
     }
 
-    fn verify(&mut self, tasks: &[&VerifyTask]) -> Vec<bool> {
-        tasks.iter().map(|task| ec::verify(task)).collect()
+    fn verify(&mut self, tasks: &[(&VerifyTask, Option<&Teeth>)]) -> Vec<bool> {
+        tasks.iter().map(|(task, _)| ec::verify(task)).collect()
     }
 
     fn encapsulate(

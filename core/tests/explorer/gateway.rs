@@ -52,6 +52,10 @@ impl Directory for One {
     }
 
     fn save_later(&self, _: &Arc<Device>) {}
+
+    fn all_have_teeth(&self) -> bool {
+        false
+    }
 }
 
 /// What a registry keeps of a device.

@@ -40,6 +40,23 @@ fn every_profile_opens_with_two_messages_and_every_reading_is_stored_once() {
     assert_eq!(world.shard.sessions(), 15);
 }
 
+/// Before the registry has made the teeth of all keys, and where it has missed one.
+#[test]
+fn a_device_opens_whether_its_keys_teeth_are_there_or_not() {
+    let mut world = World::new();
+    for (seed, lacks_its_own, all_have_them) in
+        [(1, false, true), (2, true, false), (3, false, false), (4, true, true)]
+    {
+        for profile in Profile::ALL.into_iter().filter(|one| one.mode.has_certificate()) {
+            world.devices.lack_teeth(lacks_its_own);
+            let mut device = world.device(seed, profile, Transport::Datagram);
+            world.devices.lack_teeth(!all_have_them);
+            device.open(world.now.mono_us);
+            assert_eq!(world.settle(&mut device), ["Opened"], "{seed}, {}", profile.name());
+        }
+    }
+}
+
 #[test]
 fn a_lost_session_is_back_with_one_reset_and_one_handshake() {
     let mut world = World::new();

@@ -504,7 +504,7 @@ fn a_handshake_that_waits_for_the_disk_goes_on_with_the_key_that_it_began_with()
         let secret = testing::scalar(b"another key");
         let fingerprint = Fingerprint::of_certificate(b"another certificate");
         let gateway = Gateway { key_id: 2, fingerprint, key: secret.public_key() };
-        let mut keys = vec![GatewayKey { gateway, secret }];
+        let mut keys = vec![GatewayKey::new(gateway, secret)];
         keys.extend(stays.then(testing::gateway_key));
         let settings = testing::settings();
         let renewal = Renewal {
