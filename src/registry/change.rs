@@ -49,7 +49,7 @@ impl Registry {
         let added = added.map_err(|error| NotAdded { index: at_fault, error })?;
         let count = added.len();
         if let Some(view) = &*slot {
-            added.into_iter().for_each(|device| view.insert(device));
+            view.insert_all(&added);
         }
         Ok(count)
     }

@@ -56,9 +56,9 @@ impl View {
         self.all_have_teeth.store(true, Ordering::Release);
     }
 
-    fn make_teeth_of(&self, device: &Arc<Device>) {
+    fn make_teeth_of(&self, devices: &[Arc<Device>]) {
         if let Some(backend) = self.maker.get() {
-            Device::make_teeth(*backend, std::slice::from_ref(device));
+            Device::make_teeth(*backend, devices);
         }
     }
 
@@ -102,10 +102,16 @@ impl View {
     }
 
     pub(super) fn insert(&self, device: Arc<Device>) {
-        self.make_teeth_of(&device);
-        self.devices.insert(device.credential.id, Arc::clone(&device));
-        // Whoever began to make them in between may not have seen it.
-        self.make_teeth_of(&device);
+        self.insert_all(&[device]);
+    }
+
+    pub(super) fn insert_all(&self, devices: &[Arc<Device>]) {
+        self.make_teeth_of(devices);
+        for device in devices {
+            self.devices.insert(device.credential.id, Arc::clone(device));
+        }
+        // Whoever began to make them in between may not have seen these.
+        self.make_teeth_of(devices);
     }
 
     pub(super) fn note_renewing(&self, new: DeviceId, renewing: Renewing) {
