@@ -191,6 +191,13 @@ fn a_datagram_that_finds_no_room_leaves_when_there_is_some() {
         let rest = meanwhile(read, || world.wait(COUNT - sent));
         let result = i32::try_from(LEN).unwrap();
         assert!(rest.iter().all(|completion| completion.result == result), "{rest:#?}");
+        // From then on that there is room ends no wait.
+        let (start, mut waits) = (Instant::now(), 0);
+        while start.elapsed() < A_MOMENT {
+            world.driver.enter(1, Some(A_MOMENT), 0).unwrap();
+            waits += 1;
+        }
+        assert!(waits < 10, "{waits} waits in a moment in which nothing happened");
     }
 }
 

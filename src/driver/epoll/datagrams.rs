@@ -46,6 +46,8 @@ pub(super) struct Datagrams {
     queue: VecDeque<Outgoing>,
     /// Whether the socket had no room for the front of the queue.
     blocked: bool,
+    /// Whether the poller tells when there is room.
+    asked: bool,
     /// Whether nothing more is received.
     stopped: bool,
 }
@@ -99,6 +101,7 @@ impl Datagrams {
             slots: SendSlots::new(sizes.send_slots)?,
             queue: VecDeque::with_capacity(sizes.send_slots as usize),
             blocked: false,
+            asked: false,
             stopped: false,
         })
     }
@@ -150,13 +153,12 @@ impl Datagrams {
         self.sources.each_ref().map(|source| &source.socket)
     }
 
-    /// Sends what is queued, as far as the socket has room. Where it has none the poller is asked to tell of it.
+    /// Sends what is queued, as far as the socket has room. Where it has none the poller is asked to tell of it, until it has.
     pub(super) fn send(
         &mut self,
         poller: &OwnedFd,
         done: &mut Vec<Completion>,
     ) -> Result<(), DriverError> {
-        let was_blocked = self.blocked;
         while !self.queue.is_empty() && !self.blocked {
             match self.send_batch() {
                 Ok(count) => {
@@ -170,8 +172,9 @@ impl Datagrams {
                 Err(errno) => self.complete_front(negated(errno), done),
             }
         }
-        if self.blocked != was_blocked {
+        if self.blocked != self.asked {
             self.watch(poller).map_err(failed("watch a socket for room"))?;
+            self.asked = self.blocked;
         }
         Ok(())
     }
