@@ -133,18 +133,20 @@ impl Session {
     }
 
     /// A record newer than all before came over this path: answers go there from now on, but no
-    /// more bytes than came from there, until it has shown that it receives them (R71). Whether it is another path than
-    /// that of the record before.
+    /// more bytes than came from there, until it has shown that it receives them (R71); a stream has by being one. Whether it
+    /// is another path than that of the record before.
     #[inline]
     pub(crate) fn arrive(&mut self, path: &Path, bytes: usize) -> bool {
         let moved = self.path != *path;
         if moved {
             if !self.path.reaches_the_same(*path) && in_force(Rule::MoveEndsProof) {
-                self.credit = matches!(path, Path::Datagram(_)).then_some(0);
+                self.credit = Some(0);
             }
             self.path = *path;
         }
-        if let Some(credit) = &mut self.credit {
+        if matches!(path, Path::Stream(_)) {
+            self.credit = None;
+        } else if let Some(credit) = &mut self.credit {
             *credit = credit.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         }
         moved

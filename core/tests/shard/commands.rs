@@ -108,6 +108,27 @@ fn a_result_that_was_not_recorded_is_taken_when_it_comes_again() {
     assert!(world.shard.is_finished());
 }
 
+/// R71: a stream needs no proof, whoever plays its HELLO back over another one.
+#[test]
+fn a_command_goes_out_on_a_stream_whose_hello_came_over_another_one_too() {
+    let mut world = World::new();
+    let mut device = world.device(1, PROFILE, Transport::Stream);
+    device.open(world.now.mono_us);
+    let hello = next(&world, &mut device);
+    world.stream_message(StreamId(1), &hello);
+    let mut accept = sent(&mut world);
+    world.stream_message(StreamId(2), &hello);
+    assert_eq!(sent(&mut world).remove(0), (Path::Stream(StreamId(2)), accept[0].1.clone()));
+    device.handle_message(world.now.mono_us, &mut accept[0].1).unwrap();
+    let record = next(&world, &mut device);
+    world.stream_message(StreamId(1), &record);
+    sent(&mut world);
+    let long = Command { payload: vec![7; 1_024], ..command(1) };
+    world.shard.handle_mail(world.now, Mail::Command(long));
+    let gone: Vec<_> = sent(&mut world).into_iter().map(|(to, _)| to).collect();
+    assert_eq!(gone, [Path::Stream(StreamId(1))]);
+}
+
 /// A session outlives its stream, and its device is met again over the next one.
 #[test]
 fn nothing_is_sent_on_a_stream_that_has_ended() {
