@@ -178,8 +178,8 @@ impl Reader {
             };
             // One that was trimmed since it was listed: look again.
             let Some(following) = following else { continue };
-            let meets = following.next_index == next && step == Step::End;
-            if !meets && !gone && !following.header.gap {
+            let meets = following.next_index == next || following.header.gap;
+            if !(gone || meets && step == Step::End) {
                 return Err(error);
             }
             self.scan = Some(following);
