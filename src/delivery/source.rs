@@ -27,7 +27,7 @@ pub trait Source {
     fn durable(&self) -> u64;
 
     /// Visits readings from `index` on, in order, until `visit` breaks or the durable end is reached; returns the
-    /// index to go on with, which is past the reading at which it broke. Never shows what is not durable. Indexes
+    /// index to go on with, which is past the reading at which it broke, or past what is missing at the end. Never shows what is not durable. Indexes
     /// rise, and jump where readings are missing: they were removed, or are damaged, which does not keep back what comes
     /// after them.
     ///
@@ -118,14 +118,13 @@ impl Source for SpoolSource {
             Some(reader) => reader,
             None => self.begin(index)?,
         };
-        let mut next = index;
         // A reader that met an error is not used again.
         while let Some(record) = read_on(&mut reader)? {
-            next = record.index + 1;
             if visit(record.index, &record.reading).is_break() {
                 break;
             }
         }
+        let next = reader.next_index();
         self.reader = Some(reader);
         Ok(next)
     }

@@ -7,7 +7,7 @@ use duet::delivery::{
     End, Event, Filter, Reader, ReadingRef, Source as _, Spool, SpoolError, cat, trim, verify,
 };
 
-use crate::world::{all, config, grow, log_files, marker, of_another_boot, store};
+use crate::world::{all, config, first_segment, grow, log_files, marker, of_another_boot, store};
 
 #[test]
 fn readings_print_as_json_lines() {
@@ -219,5 +219,43 @@ fn a_damaged_reading_or_segment_keeps_nothing_back_that_comes_after_it() {
     fs::write(first, &damaged).unwrap();
     assert_eq!(read(), without(0..4_000), "the first");
     assert!(verify(&path).is_err(), "and it is told");
+    spool.shutdown().unwrap();
+}
+
+/// What a start has cut off is told and over; what is damaged before it since then is neither.
+#[test]
+fn damage_in_a_segment_whose_end_was_cut_off_takes_no_other_reading_and_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = config(dir.path()).dir;
+    let spool = Spool::start(config(dir.path())).unwrap();
+    store(&spool, 1, 3);
+    store(&spool, 2, 1);
+    spool.shutdown().unwrap();
+    let (file, record) = (first_segment(dir.path()), 48 + 7 + 4);
+    let flip = |at: usize| {
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[at] ^= 1;
+        fs::write(&file, &bytes).unwrap();
+    };
+    flip(4096 + 3 * record + 50);
+    let spool = Spool::start(config(dir.path())).unwrap();
+    assert!(spool.recovery.kept_aside.is_some());
+    let mut source = spool.source();
+    let end = source.read(0, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    assert!(
+        end > 3 && end == source.durable(),
+        "nothing is missing any more behind what was cut off: {end}"
+    );
+    store(&spool, 3, 1);
+    let [0, 1, 2, newest] = all(&path)[..] else { panic!("{:?}", all(&path)) };
+    flip(4096 + record + 50);
+    let mut found = Vec::new();
+    let mut keep = |index, _: &ReadingRef<'_>| {
+        found.push(index);
+        ControlFlow::Continue(())
+    };
+    assert_eq!(spool.source().read(0, &mut keep).unwrap(), end + 1);
+    assert_eq!(found, [0, 2, newest]);
+    assert!(verify(&path).is_err());
     spool.shutdown().unwrap();
 }

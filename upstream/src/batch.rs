@@ -67,16 +67,16 @@ pub(crate) fn boundary(first: u64) -> u64 {
     (first / READINGS_MAX + 1) * READINGS_MAX
 }
 
-/// Cuts the batch that begins at `next` and shows its readings to `take`. `None`: nothing is there.
-/// The range begins later than `next` where the spool no longer keeps that.
+/// Cuts the batch that begins at `next` and shows its readings to `take`. `None`: nothing is there, up to the index that is
+/// returned with it. The range begins later than `next` where the spool no longer keeps that.
 pub(crate) fn cut(
     source: &mut dyn Source,
     next: u64,
     take: &mut dyn FnMut(u64, &Reading<'_>),
-) -> Result<Option<Range>, SourceError> {
+) -> Result<(Option<Range>, u64), SourceError> {
     let mut range: Option<Range> = None;
     let mut bytes = 0;
-    source.read(next, &mut |index, reading| {
+    let end = source.read(next, &mut |index, reading| {
         if let Some(range) = &range
             && (index != range.last + 1
                 || index >= boundary(range.first)
@@ -94,7 +94,7 @@ pub(crate) fn cut(
             ControlFlow::Continue(())
         }
     })?;
-    Ok(range)
+    Ok((range, end))
 }
 
 /// Shows exactly the readings of a range again to `take`. False when the spool no longer keeps all of them.
@@ -131,7 +131,7 @@ mod tests {
         loop {
             let mut contents = Vec::new();
             let cut = cut(source, next, &mut |_, reading| contents.push(reading.payload.to_vec()));
-            let Some(range) = cut.unwrap() else { return ranges };
+            let (Some(range), _) = cut.unwrap() else { return ranges };
             assert_eq!(range.count(), contents.len() as u64);
             let id = BatchId { spool: source.spool_id(), range }.to_string();
             let before = seen.entry(id.clone()).or_insert_with(|| contents.clone());
@@ -194,7 +194,8 @@ mod tests {
         let mut source = Memory::new();
         (0..600_u32).for_each(|n| source.push("pump-7", 0, &n.to_be_bytes()));
         source.trim(300);
-        let range = cut(&mut source, 0, &mut |_, _| {}).unwrap().unwrap();
+        let (range, _) = cut(&mut source, 0, &mut |_, _| {}).unwrap();
+        let range = range.unwrap();
         assert_eq!(range, Range { first: 300, last: 511 });
         assert!(!again(&mut source, Range { first: 256, last: 400 }, &mut |_, _| {}).unwrap());
         assert!(!again(&mut source, Range { first: 590, last: 600 }, &mut |_, _| {}).unwrap());

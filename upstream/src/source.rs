@@ -84,8 +84,8 @@ pub trait Source: Send {
     fn durable(&self) -> u64;
 
     /// Visits readings from `index` on, in order, until `visit` says stop or the durable end, and
-    /// returns the index after the last one visited. Where `index` is no longer kept it begins at
-    /// the oldest that is.
+    /// returns the index to go on with: after the last one visited, and after what is missing there.
+    /// Where `index` is no longer kept it begins at the oldest that is.
     ///
     /// # Errors
     /// [`SourceError`] when a file cannot be read or is damaged.

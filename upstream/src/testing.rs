@@ -117,7 +117,7 @@ impl Memory {
         self.shelf().first = first;
     }
 
-    /// Pretends that only what lies below is durable yet.
+    /// Pretends that what lies below is durable, and nothing else; where that is more than was stored, the rest is missing.
     pub fn show_until(&self, end: u64) {
         self.shelf().durable = Some(end);
     }
@@ -161,10 +161,10 @@ impl Source for Memory {
             };
             next += 1;
             if visit(next - 1, &reading).is_break() {
-                break;
+                return Ok(next);
             }
         }
-        Ok(next)
+        Ok(next.max(end))
     }
 
     fn released(&self) -> u64 {

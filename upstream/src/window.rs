@@ -91,6 +91,14 @@ impl Window {
         lost
     }
 
+    /// Nothing lies between the head and this index: those are lost. How many indices that are.
+    pub(crate) fn pass(&mut self, index: u64) -> u64 {
+        let lost = index.saturating_sub(self.head);
+        self.head += lost;
+        self.settle();
+        lost
+    }
+
     /// The first unsent batch, with the last index before it that the upstream has or will have.
     pub(crate) fn unsent(&self) -> Option<(Range, Option<u64>)> {
         let mut previous = self.cursor.previous_last;

@@ -357,17 +357,21 @@ impl Worker {
             received_ms.get_or_insert(reading.received_ms);
             letters.push(index, reading);
         });
-        let Some(range) = cut.map_err(failed)? else { return Ok(None) };
-        progress.filling = None;
-        progress.received.insert(range.first, received_ms.unwrap_or_default());
-        let lost = progress.window.push(range);
+        let (range, end) = cut.map_err(failed)?;
+        let (lost, first) = match range {
+            Some(range) => (progress.window.push(range), range.first),
+            None => (progress.window.pass(end), end),
+        };
         if lost > 0 {
             self.board.lost(lost);
             (self.tell)(&format!(
-                "upstream {}: {lost} readings before {} left the spool before this upstream had them",
-                self.upstream.name, range.first,
+                "upstream {}: {lost} readings before {first} left the spool before this upstream had them",
+                self.upstream.name,
             ));
         }
+        let Some(range) = range else { return Ok(None) };
+        progress.filling = None;
+        progress.received.insert(range.first, received_ms.unwrap_or_default());
         Ok(Some((range, progress.letters.finish(range, previous))))
     }
 

@@ -32,6 +32,21 @@ fn files_are_ended_by_size_and_hold_everything_once() {
     assert!(ended.iter().all(|path| fs::metadata(path).unwrap().len() >= 65_536));
 }
 
+/// As behind a tail that a start has cut off: the indexes that were there are given to nobody else.
+#[test]
+fn what_is_missing_at_the_end_of_the_spool_is_not_waited_for() {
+    let mut world = World::new(3, SETTINGS);
+    world.memory.show_until(13);
+    world.start();
+    let report = world.until_empty();
+    assert_eq!((report.next, report.lost, report.late), (13, 10, false));
+    world.push(3..14);
+    world.memory.show_until(14);
+    world.until("the next one", |report| report.next == 14);
+    world.stop();
+    assert_eq!(indices(&lines(&world)), [0, 1, 2, 13]);
+}
+
 #[test]
 fn a_file_is_ended_by_age_also_when_nothing_comes() {
     let mut world = World::new(10, &format!("{SETTINGS}file_age_s = 1\n"));
