@@ -86,17 +86,16 @@ impl Letters {
         let mut messages = Vec::with_capacity(self.encoders.len());
         for (address, encoder, count) in &mut self.encoders {
             let body = encoder.finish(range, previous_last);
-            let body = match &mut self.compressor {
-                Some(compressor) => compressor.compress(&body).unwrap_or(body),
-                None => body,
-            };
+            let compressed = self.compressor.as_mut().and_then(|one| one.compress(&body).ok());
+            let zstd = compressed.is_some();
             messages.push(Message {
                 id,
                 count: std::mem::take(count),
                 previous_last,
                 address: address.clone(),
                 part,
-                body: Bytes::from(body),
+                zstd,
+                body: Bytes::from(compressed.unwrap_or(body)),
             });
         }
         if varies {
@@ -121,5 +120,41 @@ impl Letters {
     fn forget(&mut self) {
         self.encoders.clear();
         self.places.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::settings::Settings;
+
+    /// Where memory is short a batch goes as it is, and must not say otherwise.
+    #[test]
+    fn a_batch_says_that_it_is_compressed_only_where_it_is() {
+        let settings =
+            "name = \"a\"\nkind = \"webhook\"\nurl = \"http://h/\"\ncompression = \"zstd\"";
+        let settings = toml::from_str::<Settings>(settings).unwrap();
+        let upstream = settings.check(Path::new("/state")).unwrap();
+        let mut letters = Letters::new(&upstream, SpoolId([1; 16]));
+        let reading = Reading {
+            device: "pump-7",
+            id: [7; 16],
+            again: false,
+            notice: None,
+            channel: 1,
+            received_ms: 5,
+            measured_ms: 5,
+            payload: b"21.5",
+        };
+        for is_compressed in [true, false] {
+            letters.push(3, &reading);
+            let message = letters.finish(Range { first: 3, last: 3 }, None).remove(0);
+            let said = message.headers().any(|(name, _)| name == "Content-Encoding");
+            let is_text = message.body.starts_with(b"{");
+            assert_eq!((said, is_text), (is_compressed, !is_compressed));
+            letters.compressor = None;
+        }
     }
 }

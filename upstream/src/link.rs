@@ -45,6 +45,8 @@ pub(crate) struct Message {
     pub(crate) address: String,
     /// Whether other messages of this batch go elsewhere.
     pub(crate) part: bool,
+    /// Whether the body is compressed.
+    pub(crate) zstd: bool,
     pub(crate) body: Bytes,
 }
 
@@ -63,6 +65,7 @@ impl Message {
             ("Duet-Last", Some(range.last.to_string())),
             ("Duet-Count", Some(self.count.to_string())),
             ("Duet-Previous-Last", self.previous_last.map(|last| last.to_string())),
+            ("Content-Encoding", self.zstd.then(|| "zstd".to_owned())),
         ]
         .into_iter()
         .filter_map(|(name, value)| value.map(|value| (name, value)))

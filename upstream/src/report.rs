@@ -169,7 +169,6 @@ pub fn forget_metrics(name: &str) {
     for counter in [
         &catalogue::UPSTREAM_DELIVERED,
         &catalogue::UPSTREAM_DUPLICATES,
-        &catalogue::UPSTREAM_DUPLICATES,
         &catalogue::UPSTREAM_PARKED,
         &catalogue::UPSTREAM_LOST,
     ] {

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use self::packet::{Connack, INCOMING_MAX, Incoming, PINGREQ, reason};
 use super::{Answer, Cause, Failure, Link, Local, Message, net};
 use crate::encode::Format;
-use crate::settings::{Address, Compression, Upstream};
+use crate::settings::{Address, Upstream};
 
 /// How long a connection may rest before we show that we live.
 const KEEP_ALIVE_S: u16 = 20;
@@ -50,7 +50,6 @@ pub(crate) struct Mqtt {
     next: u16,
     packet_max: usize,
     format: Format,
-    compression: Compression,
     varies: bool,
     accept_no_subscriber: bool,
 }
@@ -97,7 +96,6 @@ impl Mqtt {
             next: 0,
             packet_max: usize::try_from(connack.packet_max).unwrap_or(usize::MAX),
             format: upstream.format,
-            compression: upstream.compression,
             varies: upstream.template().is_some_and(crate::template::Template::varies),
             accept_no_subscriber,
         })
@@ -247,9 +245,6 @@ impl Link for Mqtt {
             let number = self.number();
             let mut headers: Vec<_> = message.headers().collect();
             headers.push(("Duet-Batch", message.name()));
-            if self.compression == Compression::Zstd {
-                headers.push(("Content-Encoding", "zstd".to_owned()));
-            }
             let media_type = self.format.media_type();
             let bytes =
                 packet::publish(number, &message.address, media_type, &headers, &message.body);

@@ -20,7 +20,7 @@ use async_nats::{
 
 use super::{Answer, Cause, Failure, Link, Local, Message, net};
 use crate::encode::Format;
-use crate::settings::{Address, Compression, Upstream};
+use crate::settings::{Address, Upstream};
 use crate::template::Template;
 use crate::text;
 
@@ -34,7 +34,6 @@ pub(crate) struct Nats {
     context: Context,
     at: String,
     format: Format,
-    compression: Compression,
     worth: String,
 }
 
@@ -54,7 +53,7 @@ impl Nats {
             .max_ack_inflight(4_096)
             .build(client);
         let worth = worth(&context, &at, &version, subject).await?;
-        Ok(Self { context, at, format: upstream.format, compression: upstream.compression, worth })
+        Ok(Self { context, at, format: upstream.format, worth })
     }
 }
 
@@ -226,9 +225,6 @@ impl Link for Nats {
                 headers.insert(name, value);
             }
             headers.insert("Content-Type", self.format.media_type());
-            if self.compression == Compression::Zstd {
-                headers.insert("Content-Encoding", "zstd");
-            }
             let publish = PublishMessage::build()
                 .headers(headers)
                 .message_id(message.name())

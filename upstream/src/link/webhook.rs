@@ -11,15 +11,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER,
-};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
 use super::{Answer, Cause, Failure, Link, Local, Message, net};
 use crate::encode::Format;
-use crate::settings::{Address, Compression, Tls, Upstream};
+use crate::settings::{Address, Tls, Upstream};
 use crate::text;
 
 /// The most of an answer that is read.
@@ -34,7 +32,6 @@ pub(crate) struct Webhook {
     address: Address,
     tls: Tls,
     format: Format,
-    compression: Compression,
     authorization: Option<HeaderValue>,
     idle: Rc<RefCell<Vec<Sender>>>,
 }
@@ -68,7 +65,6 @@ impl Webhook {
             address,
             tls: upstream.tls.clone(),
             format: upstream.format,
-            compression: upstream.compression,
             authorization,
             idle: Rc::default(),
         };
@@ -98,9 +94,6 @@ impl Webhook {
             .header("User-Agent", concat!("duet/", env!("CARGO_PKG_VERSION")));
         for (name, value) in message.headers() {
             request = request.header(name, value);
-        }
-        if self.compression == Compression::Zstd {
-            request = request.header(CONTENT_ENCODING, "zstd");
         }
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
