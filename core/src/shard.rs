@@ -3,15 +3,16 @@
 //! * *In* go datagrams, messages of streams, what happens to streams, mail from other threads, the time, and random bytes.
 //! * *Out* come messages and the streams to close, readings to the [`Sink`], [events](Event), and [counts](Counts).
 //! * *Never* does it wait, read a clock, touch a socket or a file, or hold a lock over work: its sessions are its own, and
-//!   with other threads it shares its directory of devices alone. Before its proof a HELLO makes, ends and moves nothing
-//!   (R40); of one that comes again it is noted where its ACCEPT goes, too, and nothing else. A reading is acknowledged only
-//!   once the sink has said that it is durable (R74).
+//!   with other threads it shares its directory of devices alone. A HELLO that is not proven makes, ends and moves nothing
+//!   (R40); where it comes again, the shard notes that its ACCEPT goes there, too, and nothing else. A reading is acknowledged
+//!   only once the sink has said that it is durable (R74).
 //!
 //! Hellos and records are queued. Mail acts at once. Three messages are answered at once: a HELLO that has its ACCEPT already,
 //! one that is sent away, and a record of no session. A *turn* ([`handle_turn`](Handler::handle_turn)) works on all of it: it opens the records as one
 //! batch and acts on each, answers the oldest hellos as another, and hands the readings of both to the sink; then it
 //! acknowledges what has become durable, adds commands, and seals all that as a third. Once a second it ends the pending
-//! sessions whose time is over; the confirmed ones it looks through every sixtieth of the idle time, at least once a minute.
+//! sessions whose time is over; the confirmed ones it looks through every sixtieth of the idle time, but not more often than
+//! once a second and at least once a minute.
 //!
 //! In its folder lie the way of a HELLO (`handshakes`), of a record (`traffic`) and of a command (`commands`), who is there
 //! (`presence`), how sessions go on in another process (`handover`), and the types that go in and out (`interface`).

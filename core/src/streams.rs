@@ -14,10 +14,10 @@
 //!           failed or ended ─▶ flushing ─▶ closed     deadline over: to flushing; of first, to closed
 //! ```
 //!
-//! *Failed* is a stream one of whose messages was discarded (a record that came again is no fault), or that is to be closed;
-//! *ended* one whose peer says no more, and may still be owed answers. Each state but *proven* and *closed* has one deadline, and
-//! a stream has no other. When it is over, the stream is flushed and then closed; one in *first* or *flushing* is closed at
-//! once.
+//! A stream has *failed* when one of its messages was discarded (a record that came again is no fault), or when whoever
+//! drives the shard wants it closed. It has *ended* when its peer has said that nothing more comes; answers may still be owed
+//! to him. Each state but *proven* and *closed* has one deadline, and a stream has no other. When that is over, the stream is
+//! flushed and then closed; one in *first* or *flushing* is closed at once.
 //!
 //! Addresses, IPv4 ones and /64 networks of IPv6, have shares here. When half of the places are taken, no address gets more
 //! than a quarter of all. When all but a sixteenth are, a newcomer from an address that has fewer takes the place of a stream

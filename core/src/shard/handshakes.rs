@@ -11,8 +11,8 @@
 //!   back; RETRY, to whoever is to come back ([`HelloQueue`](crate::hello_queue)); or nothing but a count under a reason. The
 //!   oldest comes first, but one with a reading inside waits in [`Early`](crate::early) until the sink has stored that, or for
 //!   half a second. The same bytes again get the same ACCEPT, as long as its session is pending.
-//! * *Never* is a sender answered otherwise, or later, before his proof because of what the registry says (R36): that a known
-//!   device was refused is left as an event, and another thread tells it. And never is a session granted but in `accept`.
+//! * *Never* does the registry decide what somebody is answered who has not proven himself, or when (R36): that a known device
+//!   was refused is left as an event, and another thread tells it. And never is a session granted but in `accept`.
 //!   No step does arithmetic on the curve: each is one batch of the [`Engine`].
 
 use std::collections::{HashMap, HashSet};
