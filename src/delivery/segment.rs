@@ -210,13 +210,15 @@ pub(super) fn create_dir(dir: &Path) -> Result<(), SpoolError> {
     if dir.is_dir() {
         return Ok(());
     }
+    let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.is_dir();
+    let missing: Vec<_> = dir.ancestors().take_while(missing).collect();
     let mut builder = fs::DirBuilder::new();
     let made = builder.recursive(true).mode(0o700).create(dir);
     made.map_err(SpoolError::io("creating directory", dir))?;
-    match dir.parent() {
+    missing.into_iter().try_for_each(|dir| match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
         _ => sync_dir(Path::new(".")),
-    }
+    })
 }
 
 /// The right to write to a directory, for as long as it lives.

@@ -12,7 +12,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -323,12 +323,13 @@ fn ended(all: &Path) -> io::Result<Vec<Ended>> {
 /// Removes a run's folder once nobody holds this any more, if all that its devices are owed was stored.
 struct Owed {
     dir: PathBuf,
-    failed: AtomicBool,
+    /// Batches that are not known to be stored, also where the spool ends without a word.
+    unstored: AtomicUsize,
 }
 
 impl Drop for Owed {
     fn drop(&mut self) {
-        if !self.failed.load(Ordering::Relaxed) {
+        if self.unstored.load(Ordering::Relaxed) == 0 {
             // What stays is said again.
             let _ = fs::remove_dir_all(&self.dir);
         }
@@ -337,18 +338,18 @@ impl Drop for Owed {
 
 /// Stores that these devices left when the gateway did.
 fn announce(Ended { dir, at_ms, online, .. }: Ended, reason: Reason, spool: &Submitter) {
-    let owed = Arc::new(Owed { dir, failed: AtomicBool::new(false) });
+    let owed = Arc::new(Owed { dir, unstored: AtomicUsize::new(0) });
     let mut batch = Batch::new();
     let submit = |batch: &mut Batch| {
         let own = Arc::clone(&owed);
+        own.unstored.fetch_add(1, Ordering::Relaxed);
         let done = move |_, durability| {
-            if durability == Durability::Failed {
-                own.failed.store(true, Ordering::Relaxed);
+            if durability == Durability::Durable {
+                own.unstored.fetch_sub(1, Ordering::Relaxed);
             }
         };
-        if spool.submit(std::mem::take(batch), Urgency::Quiet, Box::new(done)).is_err() {
-            owed.failed.store(true, Ordering::Relaxed);
-        }
+        // What is refused is not called.
+        let _ = spool.submit(std::mem::take(batch), Urgency::Quiet, Box::new(done));
     };
     for (device, since_ms) in here(&online) {
         let notice = Notice::Offline { reason, since_ms };
@@ -554,6 +555,18 @@ mod tests {
         let runs = ended(&state.join(DIR)).unwrap();
         assert_eq!(runs.len(), 1, "the one before is done with");
         assert_eq!(here(&runs[0].online).collect::<Vec<_>>(), [("meter", 5)]);
+    }
+
+    /// A spool whose thread has ended calls nobody.
+    #[test]
+    fn what_is_not_known_to_be_stored_is_said_again() {
+        for (unstored, stays) in [(0, false), (1, true)] {
+            let run = tempfile::tempdir().unwrap();
+            let dir = run.path().join("1");
+            fs::create_dir(&dir).unwrap();
+            drop(Owed { dir: dir.clone(), unstored: AtomicUsize::new(unstored) });
+            assert_eq!(dir.exists(), stays);
+        }
     }
 
     #[test]
