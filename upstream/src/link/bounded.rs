@@ -1,5 +1,7 @@
 //! A connection to a PostgreSQL server that may say no more than it is asked for. The client makes room for as much as a
-//! message says that it has, up to two gigabytes, and keeps whatever comes until somebody looks.
+//! message says that it has, up to two gigabytes, and keeps whatever comes until somebody looks. Of a type that it does not
+//! know it asks what it is made of, and so on, each time a little deeper in its stack: a server whose types never
+//! end would overflow that, and with it end the gateway.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -13,21 +15,32 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 /// The most bytes that a server may answer to one question, and the most that one of its messages may have.
 const ANSWER_MAX: usize = 1 << 20;
+/// How often it may be done with one of the client's questions meanwhile: several times as often as a sound one is.
+const ROUNDS_MAX: usize = 128;
+/// By this message it says so.
+const READY: u8 = b'Z';
 /// A message's kind and length.
 const HEAD: usize = 5;
 
 /// How much the server may still say.
 #[derive(Clone)]
-pub(crate) struct Allowance(Rc<Cell<usize>>);
+pub(crate) struct Allowance(Rc<Left>);
+
+struct Left {
+    bytes: Cell<usize>,
+    rounds: Cell<usize>,
+}
 
 impl Allowance {
     pub(crate) fn new() -> Self {
-        Self(Rc::new(Cell::new(ANSWER_MAX)))
+        let left = Left { bytes: Cell::new(ANSWER_MAX), rounds: Cell::new(ROUNDS_MAX) };
+        Self(Rc::new(left))
     }
 
     /// It is asked something.
     pub(crate) fn renew(&self) {
-        self.0.set(ANSWER_MAX);
+        self.0.bytes.set(ANSWER_MAX);
+        self.0.rounds.set(ROUNDS_MAX);
     }
 
     pub(crate) fn bind<S>(&self, stream: S) -> Bounded<S> {
@@ -58,13 +71,21 @@ impl<S> Bounded<S> {
             self.have += taken;
             came = &came[taken..];
             if self.have == HEAD {
-                let [_, a, b, c, d] = self.head;
+                let [kind, a, b, c, d] = self.head;
                 // The length counts itself.
                 let length = u32::from_be_bytes([a, b, c, d]).saturating_sub(4);
                 self.body = usize::try_from(length).unwrap_or(usize::MAX);
                 self.have = 0;
                 if self.body > ANSWER_MAX {
                     return Err(too_much("announces a message of"));
+                }
+                if kind == READY {
+                    let rounds = &self.allowance.0.rounds;
+                    rounds.set(rounds.get().checked_sub(1).ok_or_else(|| {
+                        io::Error::other(
+                            "the server leads on from one type to the next without end",
+                        )
+                    })?);
                 }
             }
         }
@@ -82,7 +103,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let left = self.allowance.0.get();
+        let left = self.allowance.0.bytes.get();
         if left == 0 {
             return Poll::Ready(Err(too_much("answers with")));
         }
@@ -92,7 +113,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
         let came = part.filled().len();
         let checked = self.follow(part.filled());
         into.advance(came);
-        self.allowance.0.set(left - came);
+        self.allowance.0.bytes.set(left - came);
         Poll::Ready(checked)
     }
 }

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use duet_upstream::Report;
@@ -212,6 +214,102 @@ fn where_no_transaction_begins_nothing_is_carried_out() {
     Eye::new(server.port).exactly("duet_readings", 700);
     let said = world.said.lock().unwrap().join("\n");
     assert!(said.contains("syntax error"), "{said}");
+}
+
+/// A server, or whoever stands in its place, that says of each type that it is an array of another one, which nobody knows;
+/// and how many it has told of.
+fn endless_types() -> (u16, Arc<AtomicU32>) {
+    fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+        [&[kind], &length[..], body].concat()
+    }
+    fn columns(types: &[u32]) -> Vec<u8> {
+        let column = |of: &u32| {
+            [&b"c\0"[..], &[0; 6], &of.to_be_bytes(), &(-1_i16).to_be_bytes(), &[255; 4], &[0, 1]]
+                .concat()
+        };
+        let count = u16::try_from(types.len()).unwrap().to_be_bytes();
+        message(b'T', &[&count[..], &types.iter().flat_map(column).collect::<Vec<_>>()].concat())
+    }
+    fn answer(client: &mut TcpStream, told: &AtomicU32) -> std::io::Result<()> {
+        let ready = message(b'Z', b"I");
+        let mut kind = [0; 1];
+        let read = |client: &mut TcpStream, kind: &mut [u8]| {
+            client.read_exact(kind)?;
+            let mut length = [0; 4];
+            client.read_exact(&mut length)?;
+            let mut body = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap() - 4];
+            client.read_exact(&mut body)?;
+            Ok::<_, std::io::Error>(body)
+        };
+        read(client, &mut [])?;
+        client.write_all(&[message(b'R', &[0; 4]), ready.clone()].concat())?;
+        let (mut known, mut newest, mut out) = (Vec::new(), 100_000_u32, Vec::new());
+        loop {
+            let body = read(client, &mut kind)?;
+            match kind[0] {
+                b'Q' => client.write_all(&[message(b'C', b"SET\0"), ready.clone()].concat())?,
+                b'P' => {
+                    known = body;
+                    out.extend(message(b'1', &[]));
+                }
+                b'D' if known.windows(7).any(|word| word == b"typname") => {
+                    out.extend(message(b't', &[0, 1, 0, 0, 0, 26]));
+                    out.extend(columns(&[19, 18, 26, 26, 26, 19, 26]));
+                }
+                b'D' => {
+                    out.extend(message(b't', &[0, 0]));
+                    out.extend(columns(&[newest, 25, 25, 16]));
+                }
+                b'B' => out.extend(message(b'2', &[])),
+                b'E' => {
+                    newest += 1;
+                    told.fetch_add(1, Ordering::Relaxed);
+                    let number = |number: u32| [&[0, 0, 0, 4], &number.to_be_bytes()[..]].concat();
+                    let text = vec![0, 0, 0, 1, b'b'];
+                    let row = [
+                        vec![0, 7],
+                        text.clone(),
+                        text.clone(),
+                        number(newest),
+                        vec![255; 4],
+                        number(0),
+                        text,
+                        number(0),
+                    ];
+                    out.extend(
+                        [message(b'D', &row.concat()), message(b'C', b"SELECT 1\0")].concat(),
+                    );
+                }
+                _ => {
+                    out.extend_from_slice(&ready);
+                    client.write_all(&std::mem::take(&mut out))?;
+                }
+            }
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let told = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&told);
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let count = Arc::clone(&count);
+            std::thread::spawn(move || answer(&mut client.unwrap(), &count));
+        }
+    });
+    (port, told)
+}
+
+/// The client asks for each type within the one before, in the stack of the thread that serves all upstreams.
+#[test]
+fn a_server_whose_types_never_end_ends_its_connection_and_not_the_process() {
+    let (port, told) = endless_types();
+    let mut world = world(10, &settings(port, ""));
+    world.start();
+    let problem = world.until("the problem", |report| report.problem.is_some()).problem.unwrap();
+    assert!(problem.contains("connection closed"), "{problem}");
+    assert!(told.load(Ordering::Relaxed) > 50, "it was asked for one type after the other");
 }
 
 /// Not a test by itself: the process that the next one kills.
