@@ -5,6 +5,9 @@
 //! with all that it still had, and the window says what is sent by the next one. Its own repetitions within that time are
 //! idempotent, so they neither double a record nor change the order.
 
+mod reports;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +15,8 @@ use futures_util::future::join_all;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use tokio::sync::oneshot;
 
 use super::{Answer, Cause, Failure, Link, Local, Message, net};
 use crate::settings::Upstream;
@@ -76,8 +80,9 @@ impl Why {
 
 /// A producer for as long as nothing fails.
 pub(crate) struct Kafka {
-    /// Nothing once it is being dropped.
-    producer: Option<FutureProducer<Ears>>,
+    producer: Arc<BaseProducer<Ears>>,
+    /// Ends the thread that takes the client's reports.
+    stop: Arc<AtomicBool>,
     why: Why,
     topic: String,
     worth: String,
@@ -93,12 +98,16 @@ impl Kafka {
         let why = Why { ears: Ears::default(), at: brokers.to_owned() };
         let wait = upstream.answer_timeout;
         let failed = |text: String| Failure::new(Cause::Setting, text);
-        let producer: FutureProducer<Ears> = config(upstream, brokers)?
+        let producer: BaseProducer<Ears> = config(upstream, brokers)?
             .create_with_context(why.ears.clone())
+            .map_err(|error| failed(format!("{brokers}: {error}")))?;
+        let (producer, stop) = (Arc::new(producer), Arc::<AtomicBool>::default());
+        reports::take_all(Arc::clone(&producer), Arc::clone(&stop))
             .map_err(|error| failed(format!("{brokers}: {error}")))?;
         // Made here, so that whatever goes wrong ends the producer as it should.
         let mut link = Self {
-            producer: Some(producer.clone()),
+            producer: Arc::clone(&producer),
+            stop,
             why,
             topic: topic.to_owned(),
             worth: String::new(),
@@ -130,9 +139,9 @@ impl Kafka {
 
 impl Drop for Kafka {
     fn drop(&mut self) {
-        // Throwing away what it still has takes the client a moment, which the other upstreams must not wait for.
-        let producer = self.producer.take();
-        drop(tokio::task::spawn_blocking(move || drop(producer)));
+        // Throwing away what it still has takes the client a moment, which the other upstreams must not wait for: that thread
+        // holds the producer last.
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
@@ -229,14 +238,14 @@ fn field<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 impl Link for Kafka {
     fn submit(&mut self, message: Message) -> Local<'_, Result<Local<'static, Answer>, Failure>> {
         Box::pin(async move {
-            let producer = self.producer.as_ref().ok_or_else(|| self.why.ended())?;
-            let mut waiting: Vec<DeliveryFuture> = Vec::with_capacity(message.count);
+            let mut waiting = Vec::with_capacity(message.count);
             for (key, value) in records(&message.body) {
                 loop {
-                    let record = FutureRecord::to(&self.topic).key(key).payload(value);
-                    let error = match producer.send_result(record) {
-                        Ok(delivery) => {
-                            waiting.push(delivery);
+                    let (told, delivered) = oneshot::channel();
+                    let record = BaseRecord::with_opaque_to(&self.topic, Box::new(told));
+                    let error = match self.producer.send(record.key(key).payload(value)) {
+                        Ok(()) => {
+                            waiting.push(delivered);
                             break;
                         }
                         Err((error, _)) => error,
@@ -257,14 +266,15 @@ impl Link for Kafka {
             let answer: Local<'static, Answer> = Box::pin(async move {
                 let mut whole = Answer::Delivered;
                 for delivered in join_all(waiting).await {
-                    match delivered {
-                        Ok(Ok(_)) => {}
-                        Ok(Err((error, _))) if is_refusal(&error) => {
-                            whole = Answer::Refused(format!("{}: {error}", why.at));
-                        }
-                        Ok(Err((error, _))) => return Answer::Failed(why.failure(&error)),
+                    let error = match delivered {
+                        Ok(Ok(())) => continue,
+                        Ok(Err(code)) => KafkaError::MessageProduction(code),
                         Err(_) => return Answer::Failed(why.ended()),
+                    };
+                    if !is_refusal(&error) {
+                        return Answer::Failed(why.failure(&error));
                     }
+                    whole = Answer::Refused(format!("{}: {error}", why.at));
                 }
                 whole
             });

@@ -155,8 +155,8 @@ fn each_setting_that_is_wrong_gives_a_clear_message_and_the_backlog_waits() {
     }
 }
 
-/// A broker that says of itself that it is one of so many; its address.
-fn one_of(count: i32) -> String {
+/// A broker that says of itself that it is one of so many, and answers records with this number as the error; its address.
+fn one_of(count: i32, error: i16) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let serve = move |mut stream: std::net::TcpStream| -> std::io::Result<()> {
@@ -180,15 +180,29 @@ fn one_of(count: i32) -> String {
                     }
                     put(if flexible { &[0; 5] } else { &[] });
                 }
-                // Who there is: nobody listens at any of them.
+                // Who there is, but nobody listens at any of the others; and the topic, with one partition at the first.
                 [0, 3, ..] => {
                     put(&[0; 4]);
                     put(&count.to_be_bytes());
                     for id in 0..count {
                         put(&id.to_be_bytes());
-                        put(b"\x00\x09127.0.0.1\0\0\0\x01\xff\xff");
+                        let port = if id == 0 { address.port() } else { 1 };
+                        put(b"\x00\x09127.0.0.1");
+                        put(&i32::from(port).to_be_bytes());
+                        put(b"\xff\xff");
                     }
-                    put(b"\xff\xff\0\0\0\0\0\0\0\0");
+                    put(b"\xff\xff\0\0\0\0\0\0\0\x01\0\0\0\x08readings\0\0\0\0\x01");
+                    // Its one replica, which is in sync.
+                    put(&[0; 10]);
+                    put(b"\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0");
+                }
+                // A producer's number.
+                [0, 22, ..] => put(&[0; 16]),
+                [0, 0, ..] => {
+                    put(b"\0\0\0\x01\0\x08readings\0\0\0\x01\0\0\0\0");
+                    put(&error.to_be_bytes());
+                    put(&[0xff; 24]);
+                    put(&[0; 4]);
                 }
                 _ => return Ok(()),
             }
@@ -207,7 +221,7 @@ fn one_of(count: i32) -> String {
 /// The client has a thread and two files for each.
 #[test]
 fn a_broker_that_names_thousands_of_others_takes_neither_threads_nor_files() {
-    let brokers = one_of(9_000);
+    let brokers = one_of(9_000, 0);
     let mut world = World::new(10, &settings(&brokers, "answer_timeout_ms = 2000"));
     world.start();
     let report = world.until("a problem", |report| report.problem.is_some());
@@ -232,4 +246,15 @@ fn a_broker_of_another_make_takes_them_too() {
     world.start();
     world.until_empty();
     compare(&records(&brokers, 2_000), 2_000);
+}
+
+/// The library takes such a number for an error that it knows, and reads behind its tables.
+#[test]
+fn an_error_that_nobody_knows_is_no_end_of_the_process() {
+    for error in [5_000, 32_767, -1_000, i16::MIN] {
+        let mut world = World::new(10, &settings(&one_of(1, error), "answer_timeout_ms = 2000"));
+        world.start();
+        let problem = world.until("the problem", |report| report.problem.is_some()).problem;
+        assert!(problem.as_ref().is_some_and(|problem| problem.contains("Unknown")), "{problem:?}");
+    }
 }
