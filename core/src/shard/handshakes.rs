@@ -612,8 +612,10 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             until_us: now.mono_us + CHALLENGE_US,
         });
         let message = proven.challenge_message(&challenge.value, mark, &self.random.bytes());
-        self.counts.challenges += 1;
-        paths.for_each(|path| self.out.push(path, &message));
+        paths.for_each(|path| {
+            self.counts.challenges += 1;
+            self.out.push(path, &message);
+        });
     }
 
     /// Draws the secrets of an ACCEPT that opens this session.

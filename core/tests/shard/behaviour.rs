@@ -95,7 +95,7 @@ fn a_challenge_goes_wherever_its_hello_came_from_while_it_waited() {
         [before, after].map(|from: SocketAddr| (Path::Datagram(from.into()), Kind::Challenge));
     assert_eq!(to, challenged);
     assert!(sent.iter().all(|(_, challenge)| challenge.len() <= hello.len()));
-    assert_eq!(world.shard.counts.challenges, 1);
+    assert_eq!(world.shard.counts.challenges, 2);
     assert_eq!(world.shard.counts.drops[DropReason::Repeated as usize], 0);
 }
 
