@@ -23,7 +23,9 @@
 //! than a quarter of all. When all but a sixteenth are, a newcomer from an address that has fewer takes the place of a stream
 //! of the address that has most: of one over which no session speaks. Where no address has more than the newcomer's, sites of
 //! IPv6 (/48) are compared in the same way, since a site has 65,536 networks. Where nobody makes room, the last sixteenth is
-//! for newcomers of other sites than the one that has most.
+//! for newcomers of other sites than the one that has most, and each of them takes the place of the stream over which no
+//! session has spoken for longest: whoever comes from more addresses than there are places must come anew within the
+//! time of a handshake, and not within the seconds that a stream may say nothing.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -91,6 +93,8 @@ struct Stream {
     owed: u32,
     /// When the state is over, µs.
     due_us: Option<u64>,
+    /// Since when no session speaks over it, µs, if none does.
+    idle_since_us: u64,
 }
 
 /// All streams of a shard.
@@ -104,6 +108,8 @@ pub struct Streams {
     sites: Shares,
     /// Every stream's deadline, the earliest first.
     due: BTreeSet<(u64, StreamId)>,
+    /// Streams over which no session speaks and that are not about to go, by since when.
+    idle: BTreeSet<(u64, StreamId)>,
 }
 
 /// What counts as one sender: an IPv4 address, also behind a translator, or a network of IPv6, of which a host has all addresses that it likes.
@@ -196,18 +202,25 @@ impl Streams {
         if scarce && share >= (most / 4).max(1) {
             return false;
         }
-        if self.all.len() + (most / 16).max(1) >= most
-            && !self.make_room(source)
-            && self.sites.is_greediest(site(source))
-        {
-            return false;
+        if self.all.len() + (most / 16).max(1) >= most && !self.make_room(source) {
+            if self.sites.is_greediest(site(source)) {
+                return false;
+            }
+            self.let_oldest_go();
         }
         if self.all.len() >= most {
             return false;
         }
         self.count(source, share + 1, self.sites.of(site(source)) + 1);
-        let fresh =
-            Stream { source, peer, state: State::First, sessions: 0, owed: 0, due_us: None };
+        let fresh = Stream {
+            source,
+            peer,
+            state: State::First,
+            sessions: 0,
+            owed: 0,
+            due_us: None,
+            idle_since_us: since_us,
+        };
         self.all.insert(stream, fresh);
         self.enter(stream, State::First, Some(since_us + self.limits.first_message_us));
         true
@@ -259,7 +272,9 @@ impl Streams {
             self.due.remove(&(due_us, stream));
         });
         let idle = found.due_us.filter(|_| found.state.is_idle());
-        idle.into_iter().for_each(|due_us| self.remove_idle(found.source, due_us, stream));
+        idle.into_iter().for_each(|due_us| {
+            self.remove_idle((found.source, found.idle_since_us), due_us, stream)
+        });
         let [address, site] = [self.addresses.of(found.source), self.sites.of(site(found.source))];
         self.count(found.source, address.saturating_sub(1), site.saturating_sub(1));
     }
@@ -270,14 +285,17 @@ impl Streams {
         self.sites.set(site(source), by_site);
     }
 
-    fn add_idle(&mut self, source: IpAddr, due_us: u64, stream: StreamId) {
+    fn add_idle(&mut self, (source, since_us): (IpAddr, u64), due_us: u64, stream: StreamId) {
         self.addresses.idle.insert((source, due_us, stream));
         self.sites.idle.insert((site(source), due_us, stream));
+        // Those whose time is over already are about to go.
+        (due_us > 0).then(|| self.idle.insert((since_us, stream)));
     }
 
-    fn remove_idle(&mut self, source: IpAddr, due_us: u64, stream: StreamId) {
+    fn remove_idle(&mut self, (source, since_us): (IpAddr, u64), due_us: u64, stream: StreamId) {
         self.addresses.idle.remove(&(source, due_us, stream));
         self.sites.idle.remove(&(site(source), due_us, stream));
+        self.idle.remove(&(since_us, stream));
     }
 
     /// Lets the deadline of a stream of the greediest be over, for one of this address, if there is one. One that waits for an
@@ -286,13 +304,19 @@ impl Streams {
         let can_go = |stream| self.all.get(&stream).is_some_and(|found| found.owed == 0);
         let found = self.addresses.greediest(self.addresses.of(source), can_go);
         let found = found.or_else(|| self.sites.greediest(self.sites.of(site(source)), can_go));
-        let Some((stream, state)) =
-            found.and_then(|stream| Some((stream, self.all.get(&stream)?.state)))
-        else {
-            return false;
-        };
-        self.enter(stream, state, Some(0));
-        true
+        found.is_some_and(|stream| self.let_go(stream))
+    }
+
+    /// The same for the stream over which no session has spoken for longest.
+    fn let_oldest_go(&mut self) {
+        let mut oldest = self.idle.iter().take(GREEDY_MAX).map(|(_, stream)| *stream);
+        let can_go = |stream: &StreamId| self.all.get(stream).is_some_and(|found| found.owed == 0);
+        oldest.find(can_go).map(|stream| self.let_go(stream));
+    }
+
+    fn let_go(&mut self, stream: StreamId) -> bool {
+        let state = self.all.get(&stream).map(|found| found.state);
+        state.map(|state| self.enter(stream, state, Some(0))).is_some()
     }
 
     /// The next stream to close, and how.
@@ -359,6 +383,7 @@ impl Streams {
         let Some(found) = self.all.get_mut(&stream) else { return };
         found.sessions = found.sessions.saturating_sub(1);
         if found.sessions == 0 && found.state == State::Proven {
+            found.idle_since_us = now_us;
             self.enter(stream, State::Left, Some(now_us + 2 * PROOF_WITHIN_US));
         }
     }
@@ -394,17 +419,17 @@ impl Streams {
         if let Some(before_us) = found.due_us {
             self.due.remove(&(before_us, stream));
             if found.state.is_idle() {
-                let source = found.source;
-                self.remove_idle(source, before_us, stream);
+                let whose = (found.source, found.idle_since_us);
+                self.remove_idle(whose, before_us, stream);
             }
         }
         let Some(found) = self.all.get_mut(&stream) else { return };
         (found.state, found.due_us) = (state, due_us);
         if let Some(due_us) = due_us {
-            let source = found.source;
+            let whose = (found.source, found.idle_since_us);
             self.due.insert((due_us, stream));
             if state.is_idle() {
-                self.add_idle(source, due_us, stream);
+                self.add_idle(whose, due_us, stream);
             }
         }
     }
@@ -440,6 +465,10 @@ impl Streams {
                 .collect();
             assert_eq!(idle, shares.idle, "each idle stream is its owner's");
         }
+        let idle = self.all.iter().filter(|(_, found)| found.state.is_idle());
+        let idle = idle.filter(|(_, found)| found.due_us.is_some_and(|due_us| due_us > 0));
+        let idle: BTreeSet<_> = idle.map(|(id, found)| (found.idle_since_us, *id)).collect();
+        assert_eq!(idle, self.idle, "each idle stream stands in its place");
         for found in self.all.values() {
             let timeless = matches!(found.state, State::Proven | State::Closed);
             assert_eq!(found.due_us.is_none(), timeless, "{:?} has its deadline", found.state);
@@ -605,6 +634,47 @@ mod tests {
                 streams.check();
             }
             assert_eq!(in_time, 100, "all that are honest");
+        }
+    }
+
+    /// Nobody of them has more streams than anybody else.
+    #[test]
+    fn more_addresses_than_places_keep_nobody_out() {
+        const MS: u64 = 1_000;
+        // What those say who are no devices: nothing, something wrong, or a HELLO that was overheard.
+        for says in 0..3 {
+            let most = 160;
+            let mut streams = Streams::new(StreamLimits { most, ..StreamLimits::default() });
+            let (mut honest, mut open) = (Vec::new(), 0);
+            for number in 0..2_000_u64 {
+                let now_us = number * MS;
+                let host = u16::try_from(number).unwrap().to_be_bytes();
+                let stream = StreamId(number);
+                let peer = SocketAddr::from(([10, 0, host[0], host[1]], 4_000));
+                let is_in = streams.opened(stream, peer, now_us);
+                if number % 40 == 0 && number < 1_900 {
+                    assert!(is_in, "an honest one, at {number} ms");
+                    honest.push(stream);
+                } else if is_in && says > 0 {
+                    assert!(streams.arrived(now_us, stream));
+                    (says == 1).then(|| streams.fail(now_us, stream));
+                }
+                // A handshake takes a tenth of a second.
+                if let Some(stream) = number.checked_sub(100).map(StreamId)
+                    && honest.contains(&stream)
+                {
+                    assert!(streams.arrived(now_us, stream), "{stream:?} is there");
+                    streams.join(stream);
+                }
+                while let Some((stream, _)) = streams.poll(now_us) {
+                    streams.closed(stream);
+                }
+                streams.check();
+                open = open.max(streams.len());
+            }
+            assert!(open <= most);
+            let proven = honest.iter().filter(|stream| streams.may_answer(Path::Stream(**stream)));
+            assert_eq!(proven.count(), honest.len(), "whoever is in stays");
         }
     }
 
