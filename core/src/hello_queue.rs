@@ -313,14 +313,16 @@ impl HelloQueue {
         let Path::Datagram(from) = path else { return reason.into() };
         let cost_us = self.cost_us(policy);
         let waiting_us = self.hellos.len() as u64 * cost_us;
-        let ahead_us = if reason == DropReason::Unvalidated && self.is_flooded(now, sender) {
+        let is_unproven = matches!(reason, DropReason::Unvalidated | DropReason::Cookie);
+        let ahead_us = if is_unproven && self.is_flooded(now, sender) {
             // Most of them never come back: they take no slot from those that do.
             waiting_us
         } else {
             let ahead_us = waiting_us.max(self.next_slot_us.saturating_sub(now.mono_us));
             let apart_us = if ahead_us < CLOSE_US { cost_us * 15 / 16 } else { cost_us };
-            self.next_slot_us = now.mono_us + ahead_us + apart_us;
-            (ahead_us + apart_us) % HORIZON_US
+            let ahead_us = (ahead_us + apart_us) % HORIZON_US;
+            self.next_slot_us = now.mono_us + ahead_us;
+            ahead_us
         };
         let mut echo = [0; 8];
         echo.copy_from_slice(&hello.digest[..8]);
@@ -507,6 +509,11 @@ mod tests {
         }
         let refusal = enqueue(&mut waiting, now(0), from(1, 1), hello(1));
         let retry = refused(refusal).1.unwrap();
+        for number in 2..5_000 {
+            let stolen = with_cookie(number, &retry);
+            let (reason, told) = refused(enqueue(&mut waiting, now(0), from(2, number), stolen));
+            assert_eq!((reason, told.unwrap().wait_10ms), (DropReason::Cookie, 0));
+        }
         assert!(enqueue(&mut waiting, now(0), from(1, 1), with_cookie(1, &retry)).is_ok());
         // Half a second later fifty are forgiven.
         assert!(enqueue(&mut waiting, now(500_000), from(1, 2), hello(2)).is_ok());
@@ -654,6 +661,23 @@ mod tests {
             }
         }
         assert_eq!(waiting.cost_us(POLICY), POLICY.hello_us);
+    }
+
+    /// Those who were given slots may be nobody who comes.
+    #[test]
+    fn whoever_comes_after_a_storm_does_not_wait_for_its_slots() {
+        let mut waiting = HelloQueue::default();
+        for number in 0..60_000 {
+            let refusal = enqueue(&mut waiting, now(0), from(2, number), hello(number));
+            assert_eq!(refusal.is_err(), number >= 4);
+        }
+        assert_eq!(waiting.take(now(30_000_000), 4, POLICY).batch.len(), 4);
+        for number in 0..4 {
+            let queued = enqueue(&mut waiting, now(30_000_000), from(1, number), hello(number));
+            assert!(queued.is_ok());
+        }
+        let refusal = enqueue(&mut waiting, now(30_000_000), from(1, 9), hello(9));
+        assert_eq!(refused(refusal).1.unwrap().wait_10ms, 0);
     }
 
     #[test]
