@@ -310,7 +310,9 @@ impl Server {
             let notes = notes.clone();
             let watch = Arc::clone(&presence);
             let journal = journals.as_ref().and_then(|all| all.shard(io.index()).ok());
-            let notices = config.notices.presence.then(|| Notices::new(spool.submitter(), journal));
+            let notices = config.notices.presence.then(|| {
+                Notices::new(spool.submitter(), Quotas::new(Arc::clone(&allowed)), journal)
+            });
             let directory: Arc<dyn Directory> = Arc::<View>::clone(view);
             let ending = Ending(Arc::clone(&ended));
             let handed = handed.clone().map(|handed| {

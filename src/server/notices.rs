@@ -1,25 +1,30 @@
 //! Presence on its way to the spool, from which upstreams get it: a shard's notices of a turn are one batch.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use duet_core::Gone;
 use duet_protocol::profile::{Profile, Transport};
 use duet_telemetry::catalogue::NOTICES_DROPPED;
 
 use super::journal::Journal;
+use super::quota::Quotas;
 use crate::delivery::{Batch, Notice, Reason, Submitter, Urgency};
 
 /// A shard's notices.
 pub(super) struct Notices {
     spool: Submitter,
     batch: Batch,
+    /// A device may come and go as often as it likes, and must not fill the spool with that.
+    quotas: Quotas,
+    began: Instant,
     /// For a gateway that is killed.
     journal: Option<Journal>,
 }
 
 impl Notices {
-    pub(super) fn new(spool: Submitter, journal: Option<Journal>) -> Self {
-        Self { spool, batch: Batch::new(), journal }
+    pub(super) fn new(spool: Submitter, quotas: Quotas, journal: Option<Journal>) -> Self {
+        Self { spool, batch: Batch::new(), quotas, began: Instant::now(), journal }
     }
 
     /// A second has passed.
@@ -54,6 +59,11 @@ impl Notices {
 
     fn push(&mut self, device: &str, at_ms: u64, notice: Notice, payload: &[u8]) {
         let record = notice.record(device, at_ms, payload);
+        let now_us = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if self.quotas.take(device, Batch::stored_bytes(&record), now_us).is_err() {
+            NOTICES_DROPPED.one().add(1);
+            return;
+        }
         if !self.batch.push(&record) {
             self.flush();
             let fits = self.batch.push(&record);
@@ -77,5 +87,52 @@ impl Notices {
         if self.spool.submit(batch, Urgency::Quiet, Box::new(done)).is_err() {
             NOTICES_DROPPED.one().add(count);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use super::super::quota::Allowance;
+    use super::*;
+    use crate::config::Quota;
+    use crate::delivery::{Retention, Source as _, Spool, SpoolConfig};
+
+    /// As with readings: what is left of a spool that is nearly full is shared.
+    #[test]
+    fn a_device_that_comes_and_goes_all_the_time_does_not_fill_the_spool() {
+        let dir = tempfile::tempdir().unwrap();
+        let max_bytes = 4 << 20;
+        let spool = Spool::start(SpoolConfig {
+            dir: dir.path().join("spool"),
+            segment_bytes: 1 << 20,
+            max_bytes,
+            known: None,
+            retention: Retention::default(),
+        })
+        .unwrap();
+        let quota = Quota { readings_per_s: 0, bytes_per_s: 0, share_percent: 1 };
+        let scarce = Arc::new(AtomicBool::new(true));
+        let allowance = Arc::new(Allowance::new(&quota, max_bytes, scarce));
+        let mut notices = Notices::new(spool.submitter(), Quotas::new(allowance), None);
+        for round in 0..10_000 {
+            notices.offline("restless", round, Gone::Left, 0);
+        }
+        notices.offline("calm", 0, Gone::Left, 0);
+        notices.flush();
+        drop(notices);
+        let mut source = spool.source();
+        spool.shutdown().unwrap();
+        let (mut restless, mut calm) = (0, 0);
+        source
+            .read(0, &mut |_, reading| {
+                let bytes = Batch::stored_bytes(reading) as u64;
+                *if reading.device == "calm" { &mut calm } else { &mut restless } += bytes;
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert!(calm > 0 && restless > 0 && restless <= max_bytes / 100, "{restless}");
     }
 }

@@ -134,7 +134,7 @@ catalogue! {
         Counter SPOOL_DROPPED = "duet_spool_dropped_total" in "readings" [DROPPED];
         /// Stored readings that upstreams passed over since they are damaged; each upstream counts for itself.
         Counter SPOOL_UNREADABLE = "duet_spool_unreadable_total" in "readings" [];
-        /// Notices of devices' coming and going that the spool had no room for.
+        /// Notices of devices' coming and going that the spool had no room for, or that were beyond their device's quota.
         Counter NOTICES_DROPPED = "duet_notices_dropped_total" in "notices" [];
         /// How long a group took from its write until it was durable.
         Histogram SPOOL_COMMIT = "duet_spool_commit_seconds" in "seconds" [] by TIME;
