@@ -37,6 +37,10 @@ pub(super) type Report = Result<(), RDKafkaErrorCode>;
 /// Whom it is told.
 type Told = oneshot::Sender<Report>;
 
+/// The function that tells an event's error, and the same telling it as a number.
+type Typed = unsafe extern "C" fn(*mut rd_kafka_event_t) -> rd_kafka_resp_err_t;
+type Number = unsafe extern "C" fn(*mut rd_kafka_event_t) -> i32;
+
 impl ProducerContext for Ears {
     type DeliveryOpaque = Box<Told>;
 
@@ -91,8 +95,6 @@ fn take(producer: &BaseProducer<Ears>, wait_ms: i32) {
             }
         }
         if kind == RD_KAFKA_EVENT_ERROR {
-            type Typed = unsafe extern "C" fn(*mut rd_kafka_event_t) -> rd_kafka_resp_err_t;
-            type Number = unsafe extern "C" fn(*mut rd_kafka_event_t) -> i32;
             let number = std::mem::transmute::<Typed, Number>(rd_kafka_event_error);
             if let Err(code) = meaning(number(event)) {
                 let reason = CStr::from_ptr(rd_kafka_event_error_string(event)).to_string_lossy();
