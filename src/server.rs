@@ -163,6 +163,7 @@ pub struct Server {
     marks: (mpsc::Sender<()>, JoinHandle<()>),
     teeth: Making,
     refusals: Telling,
+    journals: Option<Journals>,
     control: Arc<Control>,
 }
 
@@ -410,6 +411,7 @@ impl Server {
             marks,
             teeth,
             refusals,
+            journals,
             control,
         })
     }
@@ -469,6 +471,12 @@ impl Server {
         }
         if hand_over && result.is_ok() {
             keep_sessions(left, &self.node_key);
+            if let Some(Err(error)) = self.journals.map(|all| all.stopped()) {
+                tracing::warn!(
+                    "the folder presence of the state directory: {error}; upstreams will hear that devices left because this gateway \
+                     was killed, unless the next one takes their sessions over"
+                );
+            }
         }
         // What devices said last is recorded before the spool, to which it goes on, ends.
         self.control.commands.shutdown();

@@ -27,6 +27,8 @@ use crate::registry::Name;
 const DIR: &str = "presence";
 /// A file that has grown by so much is written anew.
 const LONG: u64 = 16 << 20;
+/// The file that says of a run that it was stopped, and has left its sessions to the next one.
+const STOPPED: &str = "stopped";
 /// A line is never longer: a device's name has at most 64 bytes.
 const LINE_MAX: u64 = 128;
 
@@ -67,6 +69,8 @@ struct Ended {
     /// Its last sign of life, milliseconds since 1970.
     at_ms: u64,
     online: Last,
+    /// Why those left that do not go on.
+    reason: Reason,
 }
 
 fn unix_ms(time: SystemTime) -> u64 {
@@ -86,7 +90,7 @@ impl Journals {
         let mut before = ended(&all)?;
         let mut number = next(&before, now_ms());
         let last = if handed_over { before.pop() } else { None };
-        before.into_iter().for_each(|ended| announce(ended, Reason::Killed, spool));
+        before.into_iter().for_each(|ended| announce(ended, spool));
         let dir = loop {
             let dir = all.join(number.to_string());
             match DirBuilder::new().mode(0o700).create(&dir) {
@@ -107,14 +111,23 @@ impl Journals {
         devices: &HashSet<Arc<str>>,
         spool: &Submitter,
     ) -> io::Result<()> {
-        let Some(Ended { dir, number, at_ms, online }) = self.before.take() else { return Ok(()) };
-        let (here, left): (Last, Last) = online
+        let Some(ended) = self.before.take() else { return Ok(()) };
+        let (here, left): (Last, Last) = ended
+            .online
             .into_iter()
             .partition(|(device, since_ms)| since_ms.is_none() || devices.contains(&**device));
         // Read before what any shard writes.
         write(&self.dir.join("0.base"), &here)?;
-        announce(Ended { dir, number, at_ms, online: left }, Reason::Stopped, spool);
+        announce(Ended { online: left, reason: Reason::Stopped, ..ended }, spool);
         Ok(())
+    }
+
+    /// This run ends, and leaves its sessions to the next one, which may come too late for them.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn stopped(&self) -> io::Result<()> {
+        create(&self.dir.join(STOPPED)).map(drop)
     }
 
     /// Forgets what earlier runs left: nobody is to be told.
@@ -294,12 +307,16 @@ fn ended(all: &Path) -> io::Result<Vec<Ended>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(all)? {
         let dir = entry?.path();
-        let (mut shards, mut at_ms) = (Vec::new(), 0);
+        let (mut shards, mut at_ms, mut reason) = (Vec::new(), 0, Reason::Killed);
         let Ok(files) = fs::read_dir(&dir) else { continue };
         for file in files {
             let path = file?.path();
             let modified = fs::metadata(&path).and_then(|found| found.modified());
             at_ms = at_ms.max(modified.map_or(0, unix_ms));
+            if path.ends_with(STOPPED) {
+                reason = Reason::Stopped;
+                continue;
+            }
             shards.push(path.with_extension(""));
         }
         shards.sort();
@@ -314,7 +331,7 @@ fn ended(all: &Path) -> io::Result<Vec<Ended>> {
         let at_ms = here(&online).map(|(_, since_ms)| since_ms).max().unwrap_or(0).max(at_ms);
         let name = dir.file_name().and_then(|name| name.to_str());
         let number = name.and_then(|name| name.parse().ok()).unwrap_or(0);
-        found.push(Ended { dir, number, at_ms, online });
+        found.push(Ended { dir, number, at_ms, online, reason });
     }
     found.sort_by_key(|ended| ended.number);
     Ok(found)
@@ -337,7 +354,7 @@ impl Drop for Owed {
 }
 
 /// Stores that these devices left when the gateway did.
-fn announce(Ended { dir, at_ms, online, .. }: Ended, reason: Reason, spool: &Submitter) {
+fn announce(Ended { dir, at_ms, online, reason, .. }: Ended, spool: &Submitter) {
     let owed = Arc::new(Owed { dir, unstored: AtomicUsize::new(0) });
     let mut batch = Batch::new();
     let submit = |batch: &mut Batch| {

@@ -236,3 +236,27 @@ fn what_does_not_fit_any_more_is_given_up_and_devices_come_back() {
     assert!(client.crossed.iter().skip(2).any(|(_, kind, _)| *kind == Kind::Accept));
     gateway.terminate();
 }
+
+/// systemd throws away what it keeps at the end of `systemctl stop`, and so does a machine that starts anew.
+#[test]
+fn devices_that_were_handed_over_to_nobody_left_since_the_gateway_was_stopped() {
+    let scratch = Scratch::new();
+    let settings = scratch.state().join("duet.toml");
+    let text = std::fs::read_to_string(&settings).unwrap();
+    std::fs::write(&settings, text.replace("#presence = false", "presence = true")).unwrap();
+    let device = scratch.device(1, PROFILE, Transport::Datagram);
+    let manager = Manager::new(&scratch, Vec::new());
+    let gateway = run(&scratch, "127.0.0.1:0", "2", &manager);
+    let address = gateway.address;
+    let mut client = Client::new(device, address, Transport::Datagram);
+    client.device.open(0);
+    assert!(say(&mut client, b"before"));
+    gateway.terminate();
+    drop(manager.store());
+    let manager = Manager::new(&scratch, Vec::new());
+    let gateway = run(&scratch, &address.to_string(), "2", &manager);
+    gateway.terminate();
+    let (_, stored) = scratch.duet(&["spool", "cat", "--device", "device-1"]);
+    let left: Vec<_> = stored.lines().filter(|line| line.contains("\"offline\"")).collect();
+    assert!(left.len() == 1 && left[0].contains("\"stopped\""), "{stored}");
+}
