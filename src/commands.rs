@@ -48,7 +48,7 @@ use tokio::sync::oneshot;
 pub use self::info::{CommandInfo, CommandState, LateResult};
 pub use self::store::StoreError;
 
-use self::inbox::{Input, Request};
+use self::inbox::{Input, Question, Request};
 use self::store::Disk;
 use self::worker::Worker;
 
@@ -393,12 +393,12 @@ impl Commands {
 
     /// One command.
     pub fn show(&self, id: u64) -> oneshot::Receiver<Result<CommandInfo, QueueError>> {
-        self.ask(|answer| Request::Show(id, answer))
+        self.ask(|answer| Request::Ask(Question::Show(id, answer)))
     }
 
     /// Some commands in the order in which they were queued.
     pub fn list(&self, wanted: Wanted) -> oneshot::Receiver<Result<Vec<CommandInfo>, QueueError>> {
-        self.ask(|answer| Request::List(wanted, answer))
+        self.ask(|answer| Request::Ask(Question::List(wanted, answer)))
     }
 
     /// A device may not connect any more: its commands are cancelled.

@@ -44,6 +44,8 @@ pub(super) struct Book {
     rows: BTreeSet<u64>,
     /// Rows that may be written later.
     lazy: BTreeSet<u64>,
+    /// How commands were, if they were, that have changed since the file was written.
+    before: FxHashMap<u64, Option<Entry>>,
     changed_numbers: HashSet<DeviceId>,
     touched: HashSet<DeviceId>,
     ended: Vec<u64>,
@@ -66,6 +68,7 @@ impl Book {
             open_bytes: 0,
             rows: BTreeSet::new(),
             lazy: BTreeSet::new(),
+            before: FxHashMap::default(),
             changed_numbers: HashSet::new(),
             touched: HashSet::new(),
             ended: Vec::new(),
@@ -100,6 +103,33 @@ impl Book {
             }
         }
         self.all.insert(entry.id, entry);
+    }
+
+    /// A command is about to change.
+    fn keep(&mut self, id: u64) {
+        self.before.entry(id).or_insert_with(|| self.all.get(&id).cloned());
+    }
+
+    /// All that has changed is written.
+    pub(super) fn written(&mut self) {
+        self.before.clear();
+    }
+
+    /// It could not be written: makes this the book as it was then, as far as it is asked.
+    pub(super) fn undo(&mut self) {
+        let mut all = std::mem::take(&mut self.all);
+        for (id, before) in self.before.drain() {
+            match before {
+                Some(entry) => drop(all.insert(id, entry)),
+                None => drop(all.remove(&id)),
+            }
+        }
+        let mut entries: Vec<_> = all.into_values().collect();
+        entries.sort_unstable_by_key(|entry| entry.id);
+        let numbers = self.numbers.drain().collect();
+        let (next_id, floor) = (self.next_id, self.floor);
+        let loaded = Loaded { entries, numbers, next_id, floor, behind_since_ms: None };
+        *self = Self::new(loaded, self.limits);
     }
 
     // ---- what is asked
@@ -185,6 +215,7 @@ impl Book {
         superseded.into_iter().for_each(|id| self.end(id, How::Superseded, now_ms));
         let id = self.next_id;
         self.next_id += 1;
+        self.keep(id);
         self.rows.insert(id);
         self.place(Entry {
             id,
@@ -217,6 +248,7 @@ impl Book {
 
     /// A command comes to its end.
     pub(super) fn end(&mut self, id: u64, how: How, now_ms: u64) {
+        self.keep(id);
         let Some(entry) = self.all.get_mut(&id).filter(|entry| entry.end.is_none()) else { return };
         entry.end = Some((now_ms, how));
         entry.untold.end = true;
@@ -259,6 +291,7 @@ impl Book {
 
     /// A command was sent once more.
     pub(super) fn sent(&mut self, id: u64) {
+        self.keep(id);
         if let Some(entry) = self.all.get_mut(&id).filter(|entry| entry.end.is_none()) {
             entry.sent = entry.sent.saturating_add(1);
             self.lazy.insert(id);
@@ -267,6 +300,7 @@ impl Book {
 
     /// A device has answered this command.
     pub(super) fn answered(&mut self, id: u64, answer: CommandAnswer, now_ms: u64) {
+        self.keep(id);
         let Some(entry) = self.all.get_mut(&id) else { return };
         match &entry.end {
             None => self.end(id, How::Done(answer), now_ms),
@@ -310,6 +344,7 @@ impl Book {
         for id in open {
             // Where no number is left, none of them can ever be carried out: their time ends.
             let Some(number) = self.next_number(device) else { return };
+            self.keep(id);
             let (Some(entry), Some(line)) = (self.all.get_mut(&id), self.lines.get_mut(device))
             else {
                 return;
@@ -324,6 +359,7 @@ impl Book {
 
     /// Upstreams have been told of a command's end, or of its late result.
     pub(super) fn told(&mut self, id: u64, late: bool) {
+        self.keep(id);
         let Some(entry) = self.all.get_mut(&id) else { return };
         let untold = if late { &mut entry.untold.late } else { &mut entry.untold.end };
         *untold = false;
@@ -349,6 +385,7 @@ impl Book {
     }
 
     fn forget(&mut self, at_ms: u64, id: u64) {
+        self.keep(id);
         self.over.remove(&(at_ms, id));
         let Some(entry) = self.all.remove(&id) else { return };
         self.lazy.insert(id);
@@ -389,7 +426,7 @@ impl Book {
     /// The clock has gone on by so much at once, and those times from `since_ms` on were taken by it before.
     pub(super) fn shift(&mut self, since_ms: u64, by_ms: u64) {
         for (id, entry) in &mut self.all {
-            let mut moved = false;
+            let (was, mut moved) = (entry.clone(), false);
             let mut shift = |at_ms: &mut u64| {
                 if *at_ms >= since_ms {
                     *at_ms = at_ms.saturating_add(by_ms);
@@ -404,6 +441,7 @@ impl Book {
             if !moved {
                 continue;
             }
+            self.before.entry(*id).or_insert(Some(was));
             entry.expires_ms = expires_ms.saturating_add(entry.queued_ms - before_ms);
             match (ended_ms, &entry.end) {
                 (Some(ended_ms), Some((at_ms, _))) => {

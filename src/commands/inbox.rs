@@ -10,10 +10,15 @@ use super::{CommandInfo, Order, QueueError, Queued, Wanted};
 /// Where an answer goes.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, QueueError>>;
 
-/// A question, or something to do for somebody who waits.
+/// Something to do for somebody who waits, or a question.
 pub(super) enum Request {
     Queue(Order, Reply<Queued>),
     Cancel(u64, Reply<CommandInfo>),
+    Ask(Question),
+}
+
+/// What is answered whether or not the file can be written.
+pub(super) enum Question {
     Show(u64, Reply<CommandInfo>),
     List(Wanted, Reply<Vec<CommandInfo>>),
 }
@@ -23,8 +28,10 @@ impl Request {
     pub(super) fn refuse(self, error: &QueueError) {
         match self {
             Self::Queue(_, reply) => drop(reply.send(Err(error.clone()))),
-            Self::Cancel(_, reply) | Self::Show(_, reply) => drop(reply.send(Err(error.clone()))),
-            Self::List(_, reply) => drop(reply.send(Err(error.clone()))),
+            Self::Cancel(_, reply) | Self::Ask(Question::Show(_, reply)) => {
+                drop(reply.send(Err(error.clone())));
+            }
+            Self::Ask(Question::List(_, reply)) => drop(reply.send(Err(error.clone()))),
         }
     }
 }

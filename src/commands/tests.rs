@@ -288,7 +288,7 @@ impl World {
     fn all(&mut self) -> Vec<CommandInfo> {
         let (reply, mut answer) = oneshot::channel();
         let wanted = Wanted { limit: usize::MAX, ..Wanted::default() };
-        self.inputs.push(Input::Request(Request::List(wanted, reply)));
+        self.inputs.push(Input::Request(Request::Ask(Question::List(wanted, reply))));
         self.turn();
         answer.try_recv().unwrap().unwrap()
     }
@@ -507,6 +507,33 @@ fn a_result_that_is_not_recorded_is_given_back_to_its_shard() {
     assert!(teller.ended(0, 1, Ok(answer()), Some(record)));
     assert!(!teller.ended(0, 1, Ok(answer()), Some(record)));
     assert!(!teller.unexpected(0, device(1), 1, answer(), record));
+}
+
+/// Whoever looks while the file cannot be written sees what is in it, and not what was refused.
+#[test]
+fn what_is_asked_is_answered_while_the_file_cannot_be_written() {
+    let mut world = World::new();
+    world.devices.insert(device(1), Device::default());
+    let kept = queued(&mut world, order(1, b"ab")).unwrap().info.id;
+    let other = queued(&mut world, order(2, b"c")).unwrap().info.id;
+    world.read_mail(usize::MAX);
+    let expected = [(kept, CommandState::Queued), (other, CommandState::Queued)];
+    world.shelf.0.lock().unwrap().fails_after = Some(0);
+    // A new one, an end and a result, all lost with the write that fails; and once more while the file is tried again.
+    for well in [true, false] {
+        assert_eq!(world.worker.is_well(), well);
+        let mut new = world.queue(order(2, b"d"));
+        let (reply, mut cancelled) = oneshot::channel();
+        world.inputs.push(Input::Request(Request::Cancel(other, reply)));
+        world.wake(device(1), well);
+        let (reply, mut one) = oneshot::channel();
+        world.inputs.push(Input::Request(Request::Ask(Question::Show(kept, reply))));
+        let all: Vec<_> = world.all().iter().map(|info| (info.id, info.state)).collect();
+        assert_eq!(all, expected);
+        assert_eq!(one.try_recv().unwrap().unwrap().state, CommandState::Queued);
+        assert!(matches!(new.try_recv().unwrap(), Err(QueueError::Unwritten)));
+        assert!(matches!(cancelled.try_recv().unwrap(), Err(QueueError::Unwritten)));
+    }
 }
 
 /// That an end could not be stored for upstreams, and that a device is not connected, is said once.
@@ -824,7 +851,11 @@ fn what_is_over_is_forgotten_in_time_and_number() {
     let all = |worker: &mut Worker<Shelf>, at| {
         let (reply, mut answer) = oneshot::channel();
         let wanted = Wanted { limit: 100, ..Wanted::default() };
-        worker.turn(&mut Ears::default(), vec![Input::Request(Request::List(wanted, reply))], at);
+        worker.turn(
+            &mut Ears::default(),
+            vec![Input::Request(Request::Ask(Question::List(wanted, reply)))],
+            at,
+        );
         answer.try_recv().unwrap().unwrap().len()
     };
     assert_eq!(all(&mut worker, now + 7), 3);

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::book::Book;
 use super::clock::Clock;
 use super::entry::{Entry, How};
-use super::inbox::{Input, Reply, Request};
+use super::inbox::{Input, Question, Reply, Request};
 use super::store::{Store, StoreError};
 use super::{
     CommandInfo, Limits, Order, Outcome, QueueError, Queued, Registrations, SaidOnce, Told, Ways,
@@ -158,6 +158,19 @@ impl<S: Store> Worker<S> {
 
     /// Takes inputs; returns when what follows from them is on its way, as far as there is room.
     pub(super) fn turn(&mut self, ways: &mut dyn Ways, inputs: Vec<Input>, now_ms: u64) {
+        let (mut questions, mut rest) = (Vec::new(), Vec::new());
+        for input in inputs {
+            match input {
+                Input::Request(Request::Ask(question)) => questions.push(question),
+                input => rest.push(input),
+            }
+        }
+        self.take(ways, rest, now_ms);
+        // By then the book says what the file does.
+        questions.into_iter().for_each(|question| self.say(question));
+    }
+
+    fn take(&mut self, ways: &mut dyn Ways, inputs: Vec<Input>, now_ms: u64) {
         if let Some(at) = self.reload_at {
             self.refuse(inputs);
             if Instant::now() >= at {
@@ -184,6 +197,7 @@ impl<S: Store> Worker<S> {
                 self.fail(&error);
                 return self.post(ways);
             }
+            self.book.written();
         } else if self.book.is_dirty() && self.lazy_since.is_none() {
             self.lazy_since = Some(Instant::now());
         }
@@ -268,8 +282,15 @@ impl<S: Store> Worker<S> {
                 let info = cancelled.and_then(|()| self.info(id));
                 after.push(told(reply, info));
             }
-            Request::Show(id, reply) => after.push(told(reply, self.info(id))),
-            Request::List(wanted, reply) => after.push(told(reply, Ok(self.book.list(&wanted)))),
+            Request::Ask(question) => self.say(question),
+        }
+    }
+
+    /// Answers a question; whoever asked may be gone.
+    fn say(&self, question: Question) {
+        match question {
+            Question::Show(id, reply) => drop(reply.send(self.info(id))),
+            Question::List(wanted, reply) => drop(reply.send(Ok(self.book.list(&wanted)))),
         }
     }
 
@@ -390,6 +411,7 @@ impl<S: Store> Worker<S> {
             tracing::error!("{error}; {text}");
         }
         self.reload_at = Some(Instant::now() + AGAIN);
+        self.book.undo();
         // What is queued is not known until it is read again.
         self.tell_all(true);
     }
@@ -430,7 +452,10 @@ impl<S: Store> Worker<S> {
             for device in &self.revoked {
                 book.cancel_unless(device, (self.registrations)(device), self.clock.now_ms());
             }
-            self.store.save(&book.take_change(self.clock.behind_since_ms())).map(|()| book)
+            self.store.save(&book.take_change(self.clock.behind_since_ms())).map(|()| {
+                book.written();
+                book
+            })
         });
         let Ok(book) = book else {
             self.reload_at = Some(Instant::now() + AGAIN);
