@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. Only here and in `main` are
 //! errors made into sentences for people.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -202,7 +203,15 @@ impl Place {
 
 /// Does what the command line asks.
 pub(crate) fn run() -> Result<ExitCode> {
-    let Cli { place, command } = Cli::parse();
+    let Cli { place, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and the version are results like any other.
+        Err(asked) if !asked.use_stderr() => {
+            asked.print().and_then(|()| output::stdout().flush()).map_err(output::named)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(wrong) => wrong.exit(),
+    };
     let owner = owner::Owner::look(&place);
     let done = carry_out(command, place);
     owner.into_iter().for_each(owner::Owner::give);

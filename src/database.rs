@@ -14,12 +14,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::ops::Bound;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use redb::backends::FileBackend;
+use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{BackendError, Database, DatabaseError, RepairSession, StorageBackend, StorageError};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -43,7 +43,7 @@ pub(crate) struct Known {
     file: Mutex<Option<(u64, u64)>>,
     /// Whether the disk may lack something of it.
     in_doubt: AtomicBool,
-    /// How many bytes behind its end are kept back.
+    /// How many bytes behind its end are kept back at least, if any are.
     room: u64,
     /// How many are at work who may use them.
     needs: AtomicU32,
@@ -68,10 +68,12 @@ impl Known {
     /// # Errors
     /// The disk has no room, and nobody is in need.
     pub(crate) fn keep_room(&self, path: &Path) -> io::Result<()> {
-        let kept = OpenOptions::new()
-            .write(true)
-            .open(path)
-            .and_then(|file| self.allocate(&file, file.metadata()?.len()));
+        let kept = OpenOptions::new().write(true).open(path).and_then(|file| {
+            let found = file.metadata()?;
+            // Where it has its blocks already, some file systems without a free one refuse them all the same.
+            let has_room = found.blocks() * 512 >= self.with_its_room(&file, found.len());
+            if has_room { Ok(()) } else { self.allocate(&file, found.len()) }
+        });
         match kept {
             Err(error) if is_no_room(&error) && self.needs.load(Ordering::Relaxed) == 0 => {
                 Err(error)
@@ -86,23 +88,24 @@ impl Known {
         if self.room == 0 {
             return Ok(());
         }
-        match fallocate(file, FallocateFlags::KEEP_SIZE, 0, len + self.room) {
+        match fallocate(file, FallocateFlags::KEEP_SIZE, 0, self.with_its_room(file, len)) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
             allocated => allocated.map_err(Into::into),
         }
     }
 
+    /// What a file of `len` bytes takes with its room: as much again, for a change of all of it, while that is there to be had.
+    fn with_its_room(&self, file: &File, len: u64) -> u64 {
+        match self.room {
+            0 => len,
+            room if len > room && free(file) >= len + PLENTY => 2 * len,
+            room => len + room,
+        }
+    }
+
     /// Whether blocks that the file gives back would hardly be had again.
     fn is_room_scarce(&self, file: &File) -> bool {
-        if self.room == 0 {
-            return false;
-        }
-        let free = rustix::fs::fstatvfs(file).map_or(0, |found| {
-            let blocks =
-                if rustix::process::geteuid().is_root() { found.f_bfree } else { found.f_bavail };
-            blocks.saturating_mul(found.f_frsize)
-        });
-        free < PLENTY
+        self.room > 0 && free(file) < PLENTY
     }
 
     /// Whether the file that was opened still has its name.
@@ -118,6 +121,15 @@ impl Known {
     fn file(&self) -> MutexGuard<'_, Option<(u64, u64)>> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How much room there is for others on the file's disk.
+fn free(file: &File) -> u64 {
+    rustix::fs::fstatvfs(file).map_or(0, |found| {
+        let blocks =
+            if rustix::process::geteuid().is_root() { found.f_bfree } else { found.f_bavail };
+        blocks.saturating_mul(found.f_frsize)
+    })
 }
 
 /// Opens a file and verifies all of it.
@@ -180,6 +192,22 @@ fn open_or_renew(
         Some(Ok(())) => Ok(None),
         Some(Err(error)) => Err(StorageError::Io(error).into()),
     }
+}
+
+/// What a file says that cannot be written at the moment: a copy in memory, whose changes go nowhere.
+///
+/// # Errors
+/// As [`open`]; it may panic, too.
+pub(crate) fn open_copy(path: &Path, cache_bytes: usize) -> Result<Database, DatabaseError> {
+    let bytes = std::fs::read(path)?;
+    let copy = InMemoryBackend::new();
+    copy.set_len(bytes.len() as u64)?;
+    copy.write(0, &bytes)?;
+    drop(bytes);
+    Database::builder()
+        .set_cache_size(cache_bytes)
+        .set_check_integrity_on_open(true)
+        .create_with_backend(copy)
 }
 
 /// Renews the file if it was not closed; `None` if there is nothing to do. Where there is no room for a copy, it stays as

@@ -78,6 +78,9 @@ pub enum Reason {
     /// Text in UTF-16, as some editors save it.
     #[error("is text in UTF-16; save it as UTF-8 or plain ASCII")]
     Utf16,
+    /// A credential, or another file of that form.
+    #[error("is JSON, as a credential is, and no certificate")]
+    Json,
     /// Another thing that PEM can hold.
     #[error("holds {0}, not a certificate")]
     OtherPem(&'static str),
@@ -306,6 +309,21 @@ pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.write_all(bytes).and_then(|()| file.sync_all()).inspect_err(|_| {
         let _ = std::fs::remove_file(path);
     })
+}
+
+/// Has files that are made in this directory from now on be overwritten in place, where the file system would write each change
+/// to another one (btrfs): on a full disk there is none, whatever room was kept, and what was overwritten would stay.
+pub fn overwrite_in_place(dir: &Path) {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    // A file system that writes in place anyway has no such flag.
+    let _ = std::fs::File::open(dir).map(|dir| {
+        let flags = ioctl_getflags(&dir)?;
+        if flags.contains(IFlags::NOCOW) {
+            Ok(())
+        } else {
+            ioctl_setflags(&dir, flags | IFlags::NOCOW)
+        }
+    });
 }
 
 /// Puts a file in the place of another name that is free. Where the file system cannot tell whether it is free,

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     keep_memory_private();
     keep_owners_mode();
     hear_limits();
-    match cli::run() {
+    match have_descriptors().and_then(|()| cli::run()) {
         Ok(code) => code,
         // `duet device list | head` is no failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -58,6 +58,19 @@ fn hear_limits() {
     if let Err(error) = signal_hook::flag::register(libc::SIGXFSZ, heard) {
         eprintln!("duet: a file's limit of size would end this process: SIGXFSZ: {error}");
     }
+}
+
+/// Refuses to begin with fewer descriptors than any command may want at once: some libraries end the process where they get
+/// none.
+fn have_descriptors() -> anyhow::Result<()> {
+    const WANTED: u64 = 32;
+    let allowed = rlimit::increase_nofile_limit(WANTED).unwrap_or(WANTED);
+    if allowed < WANTED {
+        anyhow::bail!(
+            "only {allowed} files may be open at once, and this may need {WANTED}: raise the limit (`ulimit -n`, `LimitNOFILE=`)"
+        );
+    }
+    Ok(())
 }
 
 /// The error and its causes, each once: some errors name their cause themselves.
@@ -133,6 +146,9 @@ mod tests {
         assert!(said(libc::EFBIG).contains("ulimit -f"), "{}", said(libc::EFBIG));
         assert!(said(libc::EAGAIN).contains("ulimit -u"), "{}", said(libc::EAGAIN));
         assert!(!said(libc::ENOENT).contains(';'), "{}", said(libc::ENOENT));
+        let none = io::Error::from_raw_os_error(libc::EAGAIN);
+        let said = message(&duet::server::ServerError::Thread(none).into());
+        assert!(said.contains("a thread") && said.contains("ulimit -u"), "{said}");
         assert_eq!(message(&anyhow::anyhow!("os error 13 is a number")), "os error 13 is a number");
     }
 }

@@ -306,7 +306,10 @@ impl Registry {
         &self,
         read: impl FnOnce(&Database) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
-        let database = self.ready()?;
+        let database = match self.ready() {
+            Err(error) if error.is_unwritable() => self.store.copy_to_read()?,
+            ready => ready?,
+        };
         self.store.guarded(|| {
             let _keys_stay = self.store.reading();
             read(&database)

@@ -141,7 +141,23 @@ pub enum ServerError {
     /// The curve's backend that the environment asks for.
     #[error(transparent)]
     Curve(#[from] duet_curve::NoSuchBackend),
-    /// The kernel has no randomness or no thread to give.
+    /// The system lets too few files be open.
+    #[error(
+        "only {found} files may be open at once, and a gateway of {shards} shards needs {needed} at least: raise the limit \
+         (`ulimit -n`, `LimitNOFILE=`), or use fewer shards"
+    )]
+    Descriptors {
+        /// How many may be.
+        found: u64,
+        /// How many shards it is to have.
+        shards: usize,
+        /// What those need.
+        needed: usize,
+    },
+    /// The system has no thread to give.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+    /// The kernel has no randomness, or a thread has ended.
     #[error("the system refused {0}")]
     System(&'static str),
 }
@@ -196,12 +212,18 @@ pub const OTHER_FILES: u32 = 512;
 
 /// Raises the soft limit of open files to what connections may need, as far as the hard limit lets it. The table
 /// of descriptors gets that size at once: the kernel doubles it when it is full, and all threads wait meanwhile.
-fn allow_descriptors(streams: u32) {
-    let wanted = u64::from(streams + OTHER_FILES);
-    // Too few are no reason not to start: accepting waits then, and the failures are counted.
-    let allowed = rlimit::increase_nofile_limit(wanted).unwrap_or(0).min(wanted);
+fn allow_descriptors(config: &Config) -> Result<(), ServerError> {
+    let wanted = u64::from(config.limits.max_streams + OTHER_FILES);
+    let found = rlimit::increase_nofile_limit(wanted).unwrap_or(wanted);
+    let needed = 33 + 5 * config.shards + 2 * config.upstreams.len();
+    if found < needed as u64 {
+        return Err(ServerError::Descriptors { found, shards: config.shards, needed });
+    }
+    // Too few for connections are no reason not to start: accepting waits then, and the failures are counted.
+    let allowed = found.min(wanted);
     let last = i32::try_from(allowed).unwrap_or(i32::MAX) - 1;
     drop(rustix::io::fcntl_dupfd_cloexec(io::stderr(), last));
+    Ok(())
 }
 
 /// Where it is written down who is online. Without it a gateway serves all the same, and says nothing once it was killed.
@@ -231,7 +253,7 @@ impl Server {
         inherited: &mut Inherited,
     ) -> Result<Self, ServerError> {
         let (gcm, curve) = (Gcm::select()?, Backend::select()?);
-        allow_descriptors(config.limits.max_streams);
+        allow_descriptors(config)?;
         let settings = transport_settings(config);
         let streams_max = settings.streams_max;
         // Refusals come first: they leave no file behind.
@@ -247,8 +269,7 @@ impl Server {
             ..Limits::default()
         };
         let view = &registry.view()?;
-        let teeth =
-            Making::begin(Arc::clone(view), curve).map_err(|_| ServerError::System("a thread"))?;
+        let teeth = Making::begin(Arc::clone(view), curve).map_err(ServerError::Thread)?;
         let known = Arc::clone(view);
         let registrations =
             move |device: &DeviceId| known.lookup(device).map(|device| device.registration());
@@ -281,7 +302,7 @@ impl Server {
         let gauges: Vec<_> = shards.iter().map(|_| Arc::new(Gauges::default())).collect();
         let presence = Arc::new(Watch::new(config.shards));
         let (notes, refusals) =
-            Telling::begin(Arc::clone(&presence)).map_err(|_| ServerError::System("a thread"))?;
+            Telling::begin(Arc::clone(&presence)).map_err(ServerError::Thread)?;
         let most = config.limits.max_sessions as usize;
         let handed = handed_over(inherited, &node_key, keys, most).map(Arc::new);
         let (tell_taken, taken) = mpsc::channel::<(TakenOver, Vec<Arc<str>>)>();
@@ -344,7 +365,7 @@ impl Server {
                     let (host, local) = finished.handler_and_locals();
                     Ok(host.leave(|via| Some(local(via)?.parts())))
                 })
-                .map_err(|_| ServerError::System("a thread"))?;
+                .map_err(ServerError::Thread)?;
             threads.push(thread);
         }
         drop(tell_taken);
@@ -366,7 +387,7 @@ impl Server {
         let teller = commands.teller();
         let commands = commands
             .run(Box::new(ShardWays { mail: mail.clone(), spool: spool.submitter(), teller }))
-            .map_err(|_| ServerError::System("a thread"))?;
+            .map_err(ServerError::Thread)?;
         let control = Arc::new(Control {
             commands,
             desk,
@@ -396,7 +417,7 @@ impl Server {
         let marks = std::thread::Builder::new()
             .name("marks".into())
             .spawn(move || marks.keep(&stopped))
-            .map_err(|_| ServerError::System("a thread"))?;
+            .map_err(ServerError::Thread)?;
         let marks = (stop_marks, marks);
         let node_key = Zeroizing::new(*node_key);
         Ok(Self {

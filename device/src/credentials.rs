@@ -4,6 +4,7 @@
 use std::{
     borrow::ToOwned as _,
     fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     string::{String, ToString as _},
     vec::Vec,
@@ -23,6 +24,9 @@ use crate::{
     identity::{DeviceKey, Identity},
     machine::Config,
 };
+
+/// The longest file.
+const MAX_LEN: u64 = 1 << 20;
 
 /// Why a credential file makes no device.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +122,22 @@ fn der(text: &str) -> Option<Vec<u8>> {
     BASE64_STANDARD.decode(body).ok()
 }
 
+/// Reads a text of bounded length, without the byte order mark that some editors put in front.
+fn read_text(path: &Path) -> io::Result<Zeroizing<String>> {
+    let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    let file = fs::File::open(path)?;
+    // Reserved up front: a growing vector would leave unwiped copies behind.
+    let room = file.metadata()?.len().min(MAX_LEN) + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(room).unwrap_or(0)));
+    file.take(MAX_LEN + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_LEN {
+        return Err(invalid("is larger than 1 MiB, so it is no credential"));
+    }
+    let text =
+        core::str::from_utf8(&bytes).map_err(|_| invalid("is not UTF-8 text; save it so"))?;
+    Ok(Zeroizing::new(text.strip_prefix('\u{feff}').unwrap_or(text).to_owned()))
+}
+
 impl Credentials {
     /// Reads a credential file, and the private key that it names, if it names one.
     ///
@@ -126,7 +146,7 @@ impl Credentials {
     pub fn read(path: impl AsRef<Path>) -> Result<Self, CredentialError> {
         let path = path.as_ref();
         let read = |path: &Path| {
-            fs::read_to_string(path).map(Zeroizing::new).map_err(|source| {
+            read_text(path).map_err(|source| {
                 let path = path.to_owned();
                 CredentialError::Read { path, source }
             })

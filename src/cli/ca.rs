@@ -51,7 +51,7 @@ impl Ca {
                 } else {
                     made?;
                 }
-                show(&config.enrol, Format::Table)?;
+                output::done(table(&config.enrol)?.trim_end())?;
             }
             Self::Show { format } => show(&config.enrol, format)?,
         }
@@ -94,29 +94,34 @@ fn make(enrol: &Enrol, name: &str, days: u32) -> Result<()> {
     identity::sync_dir_of(certificate).with_context(|| shown(certificate))
 }
 
+/// What there is to say of it, for people.
+fn table(enrol: &Enrol) -> Result<String> {
+    let authority = Authority::load(&enrol.certificate, &enrol.key, now_s())?;
+    let certificate = authority.certificate();
+    Ok(format!(
+        "certificate  {}\nsubject      {}\nfingerprint  {}\nvalid until  {}\n",
+        enrol.certificate.display(),
+        certificate.subject.escape_debug(),
+        fingerprint_text(&certificate.fingerprint),
+        Utc(certificate.validity.not_after_s)
+    ))
+}
+
 fn show(enrol: &Enrol, format: Format) -> Result<()> {
+    let mut out = output::open()?;
+    if format == Format::Table {
+        return Ok(write!(out, "{}", table(enrol)?)?);
+    }
     let authority = Authority::load(&enrol.certificate, &enrol.key, now_s())?;
     let certificate = authority.certificate();
     let path = enrol.certificate.display().to_string();
     let fingerprint = fingerprint_text(&certificate.fingerprint);
     let end = certificate.validity.not_after_s;
-    let mut out = output::open()?;
-    match format {
-        Format::Json => {
-            let shown = serde_json::json!({
-                "certificate": path,
-                "subject": certificate.subject,
-                "fingerprint": fingerprint,
-                "not_after_s": end,
-            });
-            writeln!(out, "{shown}")?;
-        }
-        Format::Table => {
-            writeln!(out, "certificate  {path}")?;
-            writeln!(out, "subject      {}", certificate.subject.escape_debug())?;
-            writeln!(out, "fingerprint  {fingerprint}")?;
-            writeln!(out, "valid until  {}", Utc(end))?;
-        }
-    }
-    Ok(())
+    let shown = serde_json::json!({
+        "certificate": path,
+        "subject": certificate.subject,
+        "fingerprint": fingerprint,
+        "not_after_s": end,
+    });
+    Ok(writeln!(out, "{shown}")?)
 }

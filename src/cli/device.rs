@@ -90,9 +90,20 @@ fn finish(which: which::Which, place: &Place, how: End) -> Result<()> {
 
 /// Opens a file, or standard input for `-`.
 fn open(path: &std::path::Path) -> Result<Box<dyn std::io::BufRead>> {
-    if path == std::path::Path::new("-") {
-        return Ok(Box::new(std::io::stdin().lock()));
-    }
-    let file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
-    Ok(Box::new(std::io::BufReader::new(file)))
+    let shown = || import::shown(path);
+    let mut input: Box<dyn std::io::BufRead> = if path == std::path::Path::new("-") {
+        Box::new(std::io::stdin().lock())
+    } else {
+        Box::new(std::io::BufReader::new(std::fs::File::open(path).with_context(shown)?))
+    };
+    let mark = match input.fill_buf().with_context(shown)? {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            return Err(duet::identity::Reason::Utf16).with_context(shown);
+        }
+        // Editors on Windows put a byte order mark in front.
+        [0xef, 0xbb, 0xbf, ..] => 3,
+        _ => 0,
+    };
+    input.consume(mark);
+    Ok(input)
 }

@@ -5,7 +5,7 @@
 //! begins again.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -61,10 +61,12 @@ impl Init {
         }
         let fingerprint =
             duet_protocol::identity::Fingerprint::of_certificate(&created.certificate_der);
-        let mut out = output::stdout();
-        writeln!(out, "state        {}", state.display())?;
-        writeln!(out, "certificate  {}", certificate.display())?;
-        writeln!(out, "fingerprint  {}", identity::fingerprint_text(&fingerprint))?;
+        output::done(&format!(
+            "state        {}\ncertificate  {}\nfingerprint  {}",
+            state.display(),
+            certificate.display(),
+            identity::fingerprint_text(&fingerprint)
+        ))?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -142,7 +144,9 @@ pub(super) fn make_private(state: &Path) -> Result<()> {
     if let Some(parent) = state.parent() {
         fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
     }
-    match fs::DirBuilder::new().mode(0o700).create(state) {
+    let made = fs::DirBuilder::new().mode(0o700).create(state);
+    identity::overwrite_in_place(state);
+    match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let found = fs::metadata(state).with_context(|| state.display().to_string())?;
             if !found.is_dir() {

@@ -21,7 +21,8 @@ impl Write for Output {
     }
 }
 
-fn named(error: io::Error) -> io::Error {
+/// An error of standard output.
+pub(super) fn named(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("standard output: {error}"))
 }
 

@@ -7,7 +7,7 @@
 //! run again, and nothing starts in between.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -62,7 +62,7 @@ impl Restore {
         let Manifest { program, made_s, devices, .. } = archive::verify(&self.file)?;
         let made = Utc(made_s);
         let names = match &self.revoked {
-            Some(file) => revoked(file)?,
+            Some(file) => import::read_names(file)?,
             None if self.none_revoked => Vec::new(),
             None => bail!(
                 "{}: a backup of {made} by {program}, with {devices} devices. A device that was revoked or removed \
@@ -77,17 +77,20 @@ impl Restore {
         let Done { refused, unknown } = outcome.with_context(|| {
             format!("{}: not restored; mend this and run it again", state.display())
         })?;
-        let mut out = output::stdout();
-        writeln!(out, "state        {}, as of {made}", state.display())?;
-        writeln!(out, "devices      {devices}, {refused} of them refused as you said")?;
+        let mut said = format!(
+            "state        {}, as of {made}\ndevices      {devices}, {refused} of them refused as you said\n",
+            state.display()
+        );
         for name in unknown {
-            writeln!(out, "             {name} is not in the backup, and so refused anyway")?;
+            said.push_str(&format!(
+                "             {name} is not in the backup, and so refused anyway\n"
+            ));
         }
-        writeln!(
-            out,
+        said.push_str(
             "renewed      a device that was renewed since then is let in with its old credential alone, unless you \
-             named it; register it with its new one (`duet device renew`, or `add` where you named it)"
-        )?;
+             named it; register it with its new one (`duet device renew`, or `add` where you named it)",
+        );
+        output::done(&said)?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -169,20 +172,6 @@ fn look(file: &Path, state: &Path) -> Result<()> {
         }
         Ok(())
     })
-}
-
-fn revoked(file: &Path) -> Result<Vec<Name>> {
-    let shown = import::shown(file);
-    let text = import::read_text(file)?;
-    let mut names = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
-        let line = line.trim();
-        if !line.is_empty() {
-            let name = line.parse();
-            names.push(name.with_context(|| format!("{shown}: line {number}"))?);
-        }
-    }
-    Ok(names)
 }
 
 /// Writes one file, durably, for its owner alone.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use duet::admin::audit::Audit;
 use duet::admin::{self, GatewayFacts, Options};
 use duet::config::{Config, Overrides};
 use duet::delivery::{Care, Health};
@@ -84,6 +85,7 @@ pub(super) fn check_state(config: &Config) -> Result<()> {
 
 fn prepare(config: &Config, stop: &mut Stop) -> Result<Prepared> {
     check_state(config)?;
+    duet::identity::overwrite_in_place(&config.state);
     let warn = |text: &str| {
         tracing::warn!("{text}");
         life::status(text);
@@ -144,6 +146,8 @@ fn serve(prepared: Prepared, stop: Stop, start: Start, mut inherited: Inherited)
         }
         checked => drop(checked?),
     }
+    // It comes first of all that a start makes: where the rest is and the log is not, somebody has taken it.
+    drop(Audit::open(&config.state, Some(config.audit_max_bytes))?);
     let server = Server::start(config, &gateway_keys(&identities)?, &registry, &mut inherited)?;
     identities.remember(&config.state);
     for (name, _) in inherited.named(|_| true) {

@@ -120,12 +120,11 @@ impl Spool {
             }
             Self::AckCut => {
                 let seen = delivery::acknowledge_cuts(&dir)?;
-                for path in &seen {
-                    writeln!(out, "{}", path.display())?;
-                }
-                if seen.is_empty() {
-                    writeln!(out, "nothing was cut off that nobody has looked at")?;
-                }
+                let shown: Vec<_> = seen.iter().map(|path| path.display().to_string()).collect();
+                output::done(&match seen.is_empty() {
+                    true => "nothing was cut off that nobody has looked at".to_owned(),
+                    false => shown.join("\n"),
+                })?;
             }
             Self::Trim { before, undelivered } => {
                 // A gateway that runs here knows of upstreams that the settings may no longer have.

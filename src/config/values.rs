@@ -110,6 +110,11 @@ pub struct Values {
 impl Values {
     /// Reads the file's text. A text that is no TOML is an error of its own.
     pub(super) fn read(text: &str) -> Result<Self, Problem> {
+        // A credential, whose lines are not to be shown.
+        if text.trim_start().starts_with('{') {
+            let text = "JSON, and settings are TOML: is this the settings file?".to_owned();
+            return Err(Problem { place: None, text });
+        }
         let table = DeTable::parse(text).map_err(|error| Problem {
             place: error.span().map(|span| place(text, span.start)),
             text: format!("not TOML: {}", error.message()),

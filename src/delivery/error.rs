@@ -77,8 +77,8 @@ pub enum SpoolError {
     Unmarked(PathBuf),
     /// The segment that takes the appends is no longer where it was.
     #[error(
-        "{} was removed or replaced while the gateway was writing to it: readings that were confirmed may be gone; as \
-         long as this gateway runs, its file descriptor still has them", .0.display()
+        "{} was removed, replaced or cut while the gateway was writing to it: readings that were confirmed may be gone; as \
+         long as this gateway runs, the descriptor of a file that was removed still has them", .0.display()
     )]
     Replaced(PathBuf),
     /// A reading that is asked for is no longer kept.
@@ -223,16 +223,20 @@ pub(super) fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// What a ring says of a write for which the system gave it no thread.
+const CANCELED: i32 = rustix::io::Errno::CANCELED.raw_os_error();
+
 /// What to do about it.
 struct Remedy<'a>(&'a io::Error);
 
 impl std::fmt::Display for Remedy<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match is_no_space(self.0) {
-            true => {
-                f.write_str("; free space there (`df -h`, and `df -i` for files), or remove stored readings (`duet spool trim`)")
-            }
-            false => Ok(()),
+        if is_no_space(self.0) {
+            f.write_str("; free space there (`df -h`, and `df -i` for files), or remove stored readings (`duet spool trim`)")
+        } else if self.0.raw_os_error() == Some(CANCELED) {
+            f.write_str("; the kernel got no thread to write with: raise what limits them (`ulimit -u`, `TasksMax=`)")
+        } else {
+            Ok(())
         }
     }
 }

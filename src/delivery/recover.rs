@@ -322,7 +322,8 @@ impl<'a> Known<'a> {
             file.sync_all()?;
             fs::rename(&draft, path)
         };
-        write().map_err(SpoolError::io("writing", path))?;
+        let written = write().inspect_err(|_| drop(fs::remove_file(&draft)));
+        written.map_err(SpoolError::io("writing", path))?;
         path.parent().map_or(Ok(()), segment::sync_dir)
     }
 }

@@ -12,7 +12,7 @@ use duet_telemetry::catalogue::FILES_RENEWED;
 
 use super::error::{Damage, SpoolError, is_no_space};
 use super::format::{HEADER_LEN, Header};
-use crate::identity::is_named;
+use crate::identity::{self, is_named};
 
 const SPARE: &str = "spool-spare.tmp";
 const LOCK: &str = "spool.lock";
@@ -65,9 +65,10 @@ pub(super) fn is_gone(entry: &Entry) -> bool {
     found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Which file stands behind a name: its device and its number there. A link to a file is as good as the file.
-pub(super) fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::metadata(path).map(|found| (found.dev(), found.ino()))
+/// Which file stands behind a name, its device and its number there, and how long it is. A link to a file is as good as the
+/// file.
+pub(super) fn identity(path: &Path) -> io::Result<(u64, u64, u64)> {
+    fs::metadata(path).map(|found| (found.dev(), found.ino(), found.len()))
 }
 
 /// What all segments take on disk, bytes.
@@ -208,6 +209,7 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), SpoolError> {
 /// Creates the directory where it is missing, durably, for its owner alone.
 pub(super) fn create_dir(dir: &Path) -> Result<(), SpoolError> {
     if dir.is_dir() {
+        identity::overwrite_in_place(dir);
         return Ok(());
     }
     let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.is_dir();
@@ -215,6 +217,7 @@ pub(super) fn create_dir(dir: &Path) -> Result<(), SpoolError> {
     let mut builder = fs::DirBuilder::new();
     let made = builder.recursive(true).mode(0o700).create(dir);
     made.map_err(SpoolError::io("creating directory", dir))?;
+    identity::overwrite_in_place(dir);
     missing.into_iter().try_for_each(|dir| match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
         _ => sync_dir(Path::new(".")),

@@ -53,8 +53,8 @@ async fn gather(hurry: &Notify, urgency: Urgency, began: Instant) {
 /// The segment that takes the appends, open.
 struct Open {
     file: File,
-    /// Which file it was when it was opened.
-    identity: (u64, u64),
+    /// Which file it was when it was opened, and how long.
+    identity: (u64, u64, u64),
 }
 
 /// What others in this process see of the writer's progress.

@@ -64,6 +64,9 @@ impl Certificate {
             [0xef, 0xbb, 0xbf, rest @ ..] => rest,
             _ => bytes,
         };
+        if bytes.trim_ascii_start().starts_with(b"{") {
+            return Err(Reason::Json);
+        }
         let mut certificates = Vec::new();
         let mut other = None;
         for block in Pem::iter_from_buffer(bytes) {

@@ -196,16 +196,25 @@ impl RegistryError {
     }
 
     /// Whether the disk has no room.
-    pub(super) fn is_no_room(&self) -> bool {
-        let error = match self {
-            Self::Io { error, .. } => error,
+    pub(crate) fn is_no_room(&self) -> bool {
+        self.of_system().is_some_and(database::is_no_room)
+    }
+
+    /// Whether the file cannot be written, and may be read all the same.
+    pub(super) fn is_unwritable(&self) -> bool {
+        let read_only = |error: &io::Error| error.kind() == io::ErrorKind::ReadOnlyFilesystem;
+        self.is_no_room() || self.of_system().is_some_and(read_only)
+    }
+
+    fn of_system(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io { error, .. } => Some(error),
             Self::Storage(error) => match &**error {
-                redb::Error::Io(error) => error,
-                _ => return false,
+                redb::Error::Io(error) => Some(error),
+                _ => None,
             },
-            _ => return false,
-        };
-        database::is_no_room(error)
+            _ => None,
+        }
     }
 
     /// Whether the engine has given the file up: it does nothing more until the file is opened anew.

@@ -58,8 +58,8 @@ const MADE: u64 = 2;
 /// session's mark, and with eight times as much 100,000 devices are imported in 1.3 s instead of 1.8.
 const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
-/// Room for revocations where the disk has no other: enough to open a file that was not closed and for many of them, which
-/// use pages again.
+/// Room for revocations where the disk has no other, at least: enough to open a file that was not closed and for many of them,
+/// which use pages again.
 const ROOM: u64 = 256 << 10;
 
 /// The file, open or let go.
@@ -71,6 +71,8 @@ pub(super) struct Store {
     unseen: bool,
     id: [u8; 16],
     database: Mutex<Option<Arc<Database>>>,
+    /// What the file says while it is let go and cannot be written.
+    shown: Mutex<Option<Arc<Database>>>,
     pub(super) keys: Arc<KeyFile>,
     /// Held for reading by whoever reads the tables: a key that is to be overwritten may be of a row that such a one
     /// still sees.
@@ -139,7 +141,8 @@ impl Store {
         let keys = Arc::new(KeyFile::open(path, found.id, &used, unclosed)?);
         let (path, id) = (path.to_owned(), found.id);
         let database = Mutex::new(Some(Arc::new(database)));
-        Ok(Self { path, known, seen, unseen, id, database, keys, readers: RwLock::new(()) })
+        let (shown, readers) = (Mutex::new(None), RwLock::new(()));
+        Ok(Self { path, known, seen, unseen, id, database, shown, keys, readers })
     }
 
     /// Looks whether the file could be opened, and changes nothing: how many keys it needs, or nothing where a start has to put
@@ -204,7 +207,20 @@ impl Store {
         let _nobody_reads = self.readers.write().unwrap_or_else(PoisonError::into_inner);
         self.keys.settle(&cells(&self.path, &*database)?)?;
         *slot = Some(Arc::clone(&database));
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok((database, true))
+    }
+
+    /// A copy of the file, for who only reads: opened anew the file would be written.
+    pub(super) fn copy_to_read(&self) -> Result<Arc<Database>, RegistryError> {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(copy) = &*shown {
+            return Ok(Arc::clone(copy));
+        }
+        let copy = self.guarded(|| {
+            database::open_copy(&self.path, CACHE_BYTES).map_err(|error| opening(&self.path, error))
+        })?;
+        Ok(Arc::clone(shown.insert(Arc::new(copy))))
     }
 
     /// Whether the file still has its name: a change to one without is lost, and another one in its place knows

@@ -71,11 +71,17 @@ impl Marks {
             registry.merge_marks(SpoolCursor { spool: spool.0, index: from }, Vec::new())?;
         }
         let mut marks = Self { registry, source, cursor, saved: from, told };
-        let mut at = from;
+        let (mut at, mut has_room) = (from, true);
         while at < end {
             let (next, found) = marks.read(at)?;
             marks.registry.restore_marks(found.iter().copied())?;
-            marks.save(next, found)?;
+            if has_room {
+                match marks.save(next, found) {
+                    // It is saved once there is room: until then the spool keeps what says it.
+                    Err(MarksError::Registry(error)) if error.is_no_room() => has_room = false,
+                    saved => saved?,
+                }
+            }
             if next == at {
                 break;
             }

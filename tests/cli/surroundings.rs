@@ -557,8 +557,43 @@ fn a_limit_of_a_files_size_is_an_error_with_its_remedy() {
     let said = not_started(&scratch, "ulimit -f 1024");
     assert!(said.contains("spool-") && said.contains("ulimit -f"), "{said}");
     // What has no file's name is not standard output's fault.
-    let said = not_started(&scratch, "ulimit -n 5");
-    assert!(said.contains("ulimit -n") && !said.contains("standard output"), "{said}");
+    for files in [4, 6, 7, 9, 31, 33, 37] {
+        let said = not_started(&scratch, &format!("ulimit -n {files}"));
+        assert!(
+            said.contains(&format!("only {files} files")) && said.contains("ulimit -n"),
+            "{said}"
+        );
+        assert!(!said.contains("standard output") && !said.contains("panicked"), "{said}");
+    }
+}
+
+#[test]
+fn a_cursor_that_could_not_be_made_leaves_nothing() {
+    let scratch = Scratch::initialised();
+    scratch.run().stop("-TERM");
+    let mut set = Command::new("sh");
+    set.args(["-c", "ulimit -f 0; exec \"$0\" \"$@\""]).arg(env!("CARGO_BIN_EXE_duet"));
+    set.args(["--state", "state", "spool", "cursor", "set", "x", "0"]);
+    let output = set.current_dir(scratch.dir.path()).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("ulimit -f"), "{said}");
+    let left: Vec<_> = fs::read_dir(scratch.state().join("spool")).unwrap().flatten().collect();
+    assert!(
+        left.iter().all(|file| !text(file.file_name().as_encoded_bytes()).contains("cursor-x"))
+    );
+}
+
+/// A start that was refused has made some files and not others.
+#[test]
+fn what_a_refused_start_has_not_made_is_not_told_as_gone() {
+    let scratch = Scratch::initialised();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let start = ["run", "--listen", "127.0.0.1:0", "--metrics", &address];
+    for _ in 0..2 {
+        let said = scratch.bad(&start);
+        assert!(said.contains(&address) && !said.contains("gone"), "{said}");
+    }
 }
 
 #[test]

@@ -24,6 +24,11 @@ fn good(state: &Path, arguments: &[&str]) -> String {
 }
 
 fn run(state: &Path) -> Child {
+    run_at(state).0
+}
+
+/// A gateway, and where it listens.
+fn run_at(state: &Path) -> (Child, String) {
     let mut gateway = Command::new(DUET)
         .arg("--state")
         .arg(state)
@@ -32,8 +37,18 @@ fn run(state: &Path) -> Child {
         .spawn()
         .unwrap();
     let lines = BufReader::new(gateway.stdout.take().unwrap()).lines();
-    assert!(lines.map_while(Result::ok).any(|line| line == "running"));
-    gateway
+    let (mut address, mut runs) = (String::new(), false);
+    for line in lines.map_while(Result::ok) {
+        if let Some(rest) = line.strip_prefix("listening") {
+            address = rest.trim().split(' ').next().unwrap().to_owned();
+        }
+        runs = line == "running";
+        if runs {
+            break;
+        }
+    }
+    assert!(runs);
+    (gateway, address)
 }
 
 fn kill(mut gateway: Child) {
@@ -189,6 +204,84 @@ fn a_gateway_that_was_killed_starts_on_an_ext4_without_a_free_block() {
         good(&state, &["device", "revoke", "a"]);
         kill(gateway);
         drop(full);
+        unmount(&disk);
+    });
+}
+
+/// As when its file was brought back from a copy: then nothing is kept back behind its end.
+#[test]
+fn what_stored_readings_say_is_no_reason_not_to_start_where_it_cannot_be_saved() {
+    on_a_disk_of(12 << 20, |disk| {
+        let state = disk.join("state");
+        good(&state, &["init"]);
+        fs::write(state.join("duet.toml"), "[spool]\nsegment_bytes = 1048576\n").unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let credential = elsewhere.path().join("a.json");
+        let credential = credential.to_str().unwrap();
+        let (gateway, address) = run_at(&state);
+        good(&state, &["device", "add", "a", "--registered-id", "--out", credential]);
+        let send = ["device", "try", credential, "--address", &address, "--send", "21.5"];
+        good(&state, &send);
+        kill(gateway);
+        // Puts the file in order, and knows nothing of the spool.
+        good(&state, &["device", "list"]);
+        let registry = state.join("registry.redb");
+        fs::copy(&registry, disk.join("copy")).unwrap();
+        fs::rename(disk.join("copy"), &registry).unwrap();
+        fill(disk);
+        let (gateway, address) = run_at(&state);
+        good(&state, &["device", "try", credential, "--address", &address, "--send", "22"]);
+        kill(gateway);
+    });
+}
+
+/// An ext4 that has met an error of its disk lets nobody write any more, and what is on it can be read.
+#[test]
+fn what_can_be_read_is_told_while_nothing_can_be_written() {
+    on_a_disk_of(48 << 20, |below| {
+        let (image, disk) = (below.join("image"), below.join("disk"));
+        fs::create_dir(&disk).unwrap();
+        fs::File::create(&image).unwrap().set_len(32 << 20).unwrap();
+        if !mount_without_journal(&image, &disk) {
+            return;
+        }
+        let mut again = Command::new("mount");
+        again.args(["-o", "remount,errors=remount-ro"]).arg(&disk);
+        assert!(again.status().unwrap().success());
+        let (state, out) = (disk.join("state"), below.join("a.json"));
+        good(&state, &["init"]);
+        fs::write(state.join("duet.toml"), "[spool]\nsegment_bytes = 1048576\n").unwrap();
+        let out = out.to_str().unwrap();
+        good(&state, &["device", "add", "a", "--registered-id", "--out", out]);
+        let gateway = run(&state);
+        good(&state, &["command", "a", "x"]);
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let at = format!(" {} ", disk.display());
+        let device = mounts.lines().rev().find(|line| line.contains(&at)).unwrap();
+        let device = device.split(' ').next().unwrap().trim_start_matches("/dev/").to_owned();
+        let trigger = format!("/sys/fs/ext4/{device}/trigger_fs_error");
+        if let Err(error) = fs::write(&trigger, "1") {
+            eprintln!("SKIPPED: no disk that can only be read: {trigger}: {error}");
+        } else {
+            let refused = |arguments: &[&str]| {
+                let output = duet(&state, arguments);
+                let said = String::from_utf8(output.stderr).unwrap();
+                assert!(!output.status.success(), "{arguments:?}");
+                said
+            };
+            for _ in 0..2 {
+                assert!(refused(&["device", "revoke", "a"]).contains("Read-only"));
+                assert!(refused(&["command", "cancel", "1"]).contains("cannot be written"));
+                assert!(good(&state, &["device", "list", "--only", "registered"]).contains("a "));
+                assert!(good(&state, &["device", "show", "a"]).contains("registered-id"));
+                assert!(good(&state, &["device", "export"]).contains("\"a\""));
+                assert!(good(&state, &["command", "list"]).contains("queued"));
+                for other in ["enrol", "token"] {
+                    good(&state, &[other, "list"]);
+                }
+            }
+        }
+        kill(gateway);
         unmount(&disk);
     });
 }

@@ -109,8 +109,8 @@ fn readings_are_their_owners_alone() {
 }
 
 #[test]
-fn nothing_is_confirmed_into_a_segment_that_was_removed_or_replaced() {
-    for how in ["removed", "replaced", "moved with its directory"] {
+fn nothing_is_confirmed_into_a_segment_that_was_removed_replaced_or_cut() {
+    for how in ["removed", "replaced", "cut", "emptied", "moved with its directory"] {
         let dir = tempfile::tempdir().unwrap();
         let path = config(dir.path()).dir;
         let spool = Spool::start(config(dir.path())).unwrap();
@@ -122,11 +122,16 @@ fn nothing_is_confirmed_into_a_segment_that_was_removed_or_replaced() {
                 fs::copy(&file, path.join("copy")).unwrap();
                 fs::rename(path.join("copy"), &file).unwrap();
             }
+            "cut" | "emptied" => {
+                let whole = fs::OpenOptions::new().write(true).open(&file).unwrap();
+                let len = if how == "cut" { whole.metadata().unwrap().len() / 2 } else { 0 };
+                whole.set_len(len).unwrap();
+            }
             _ => fs::rename(&path, dir.path().join("elsewhere")).unwrap(),
         }
         assert_eq!(store(&spool, 2, 1), Durability::Failed, "{how}");
         let Health::Failed(cause) = spool.health().borrow().clone() else { panic!("{how}") };
-        assert!(cause.contains("was removed or replaced while"), "{cause}");
+        assert!(cause.contains("was removed, replaced or cut while"), "{cause}");
         assert_eq!(store(&spool, 3, 1), Durability::Failed);
         let _ = spool.shutdown();
     }

@@ -25,7 +25,7 @@ use duet_protocol::reason::DropReason;
 use duet_protocol::wire::{Kind, MESSAGE_MAX};
 
 use self::line::{Heard, Line};
-use super::super::Place;
+use super::super::{Place, output};
 
 /// The longest payload.
 const PAYLOAD: usize = 1_024;
@@ -78,7 +78,7 @@ enum End {
 }
 
 /// The device, its line, and what was said so far.
-struct Attempt {
+struct Attempt<'a> {
     machine: Machine,
     line: Line,
     began: Instant,
@@ -87,6 +87,7 @@ struct Attempt {
     owed: bool,
     /// A channel stood, or a reading was stored without one.
     answered: bool,
+    told: &'a mut Told,
 }
 
 impl Try {
@@ -107,8 +108,9 @@ impl Try {
         };
         let carrier = if self.tcp { "TCP" } else { "UDP" };
         let gateway = Hex(&credentials.gateway.fingerprint.0).to_string();
-        say(&format!("device   {}, {profile}, counter {}", credentials.name, machine.fresh()));
-        say(&format!("gateway  {address} over {carrier}, certificate {}…", &gateway[..16]));
+        let mut told = Told::default();
+        told.say(&format!("device   {}, {profile}, counter {}", credentials.name, machine.fresh()));
+        told.say(&format!("gateway  {address} over {carrier}, certificate {}…", &gateway[..16]));
 
         if let Some(text) = &self.send {
             machine.set_early(Early::Stay);
@@ -123,11 +125,15 @@ impl Try {
             Ok(line) => {
                 let until = began + Duration::from_secs(self.timeout);
                 let (owed, answered) = (self.send.is_some(), false);
-                Attempt { machine, line, began, until, owed, answered }.run()?
+                let told = &mut told;
+                Attempt { machine, line, began, until, owed, answered, told }.run()?
             }
         };
         let (code, why) = match end {
-            End::Done => return Ok(ExitCode::SUCCESS),
+            End::Done => {
+                told.0.context("what was asked for was done")?;
+                return Ok(ExitCode::SUCCESS);
+            }
             End::Unreachable(error) => {
                 let why = format!(
                     "cannot reach {address} over {carrier}: {error}. Is the gateway running, and is that its \
@@ -153,21 +159,35 @@ impl Try {
     }
 }
 
-/// Says a line, at once. Whoever does not listen any more misses it.
-fn say(line: &str) {
-    let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{}", Printable(line)).and_then(|()| out.flush());
+/// Whether all lines were heard. One that was not is no reason to stop: the gateway may have stored the reading already.
+struct Told(io::Result<()>);
+
+impl Default for Told {
+    fn default() -> Self {
+        Self(Ok(()))
+    }
 }
 
-impl Attempt {
+impl Told {
+    /// Says a line, at once.
+    fn say(&mut self, line: &str) {
+        let mut out = output::stdout();
+        let said = writeln!(out, "{}", Printable(line)).and_then(|()| out.flush());
+        if self.0.is_ok() {
+            self.0 = said;
+        }
+    }
+}
+
+impl Attempt<'_> {
     fn now_us(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     /// Says what happens now.
-    fn step(&self, what: &str) {
+    fn step(&mut self, what: &str) {
         let now = self.now_us();
-        say(&format!("{:5}.{:03} ms  {what}", now / 1_000, now % 1_000));
+        self.told.say(&format!("{:5}.{:03} ms  {what}", now / 1_000, now % 1_000));
     }
 
     fn run(mut self) -> Result<End> {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use duet::admin::{Credential, DeviceLine, MAX_IMPORT, MAX_LINE_LEN, Refused};
 use duet::printable::Printable;
+use duet::registry::Name;
 use zeroize::Zeroizing;
 
 use super::super::Place;
@@ -201,16 +202,20 @@ pub(in super::super) fn shown(file: &Path) -> String {
     if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() }
 }
 
-/// Reads a whole text of bounded length.
-pub(in super::super) fn read_text(file: &Path) -> Result<String> {
+/// Reads names of devices, one a line; empty lines are skipped.
+pub(in super::super) fn read_names(file: &Path) -> Result<Vec<Name>> {
     let shown = shown(file);
     let mut text = String::new();
     let most = MAX_IMPORT as u64 * 66;
     open(file)?.take(most).read_to_string(&mut text).with_context(|| shown.clone())?;
     if text.len() as u64 == most {
-        bail!("{shown}: more than {MAX_IMPORT} names; split the file");
+        bail!("{shown}: longer than a file of {MAX_IMPORT} names; split it");
     }
-    Ok(text)
+    let lines = (1..).zip(text.lines()).map(|(number, line)| (number, line.trim()));
+    lines
+        .filter(|(_, line)| !line.is_empty())
+        .map(|(number, line)| line.parse().with_context(|| format!("{shown}: line {number}")))
+        .collect()
 }
 
 /// Reads devices, one a line, with the numbers of the lines; empty ones are skipped.
@@ -231,10 +236,16 @@ fn read_lines(mut input: impl BufRead, shown: &str) -> Result<(Vec<DeviceLine>, 
         if lines.len() == MAX_IMPORT {
             bail!("{shown}: more than {MAX_IMPORT} devices; split the file");
         }
-        // Editors on Windows put a byte order mark in front.
-        let json = text.strip_prefix(b"\xef\xbb\xbf").filter(|_| number == 1).unwrap_or(&text);
-        match serde_json::from_slice(json) {
+        if text.trim_ascii_start().starts_with(b"[") {
+            bail!("{shown}: line {number} begins a list; write one JSON object a line");
+        }
+        match serde_json::from_slice(&text) {
             Ok(line) => lines.push(line),
+            Err(error) if error.is_eof() => {
+                bail!(
+                    "{shown}: line {number} ends before its JSON object does; write one JSON object a line"
+                );
+            }
             Err(error) => {
                 // It counts lines within the text it was given.
                 let (column, error) = (error.column(), error.to_string());

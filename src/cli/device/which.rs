@@ -136,9 +136,8 @@ impl Which {
         }
         if let Some(file) = &self.file {
             let shown = import::shown(file);
-            let text = import::read_text(file)?;
-            let names = text.lines().map(str::trim).filter(|line| !line.is_empty());
-            let names: Vec<_> = names.map(str::to_owned).collect();
+            let names = import::read_names(file)?;
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
             if names.is_empty() {
                 bail!("{shown}: no names in it");
             }
