@@ -66,7 +66,7 @@ pub enum StoreError {
         seen: PathBuf,
     },
     /// It is no queue, or not whole.
-    #[error("{}: the queue of commands is damaged and was left as it is; restore it from a backup, or move it away and queue the commands anew ({detail})", path.display())]
+    #[error("{}: the queue of commands is damaged and was left as it is; move it away and queue the commands anew ({detail})", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

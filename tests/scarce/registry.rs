@@ -255,7 +255,7 @@ fn what_can_be_read_is_told_while_nothing_can_be_written() {
         good(&state, &["device", "add", "a", "--registered-id", "--out", out]);
         let gateway = run(&state);
         good(&state, &["command", "a", "x"]);
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
         let at = format!(" {} ", disk.display());
         let device = mounts.lines().rev().find(|line| line.contains(&at)).unwrap();
         let device = device.split(' ').next().unwrap().trim_start_matches("/dev/").to_owned();
