@@ -14,7 +14,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use duet_protocol::identity::DeviceId;
 use duet_upstream::Taker;
@@ -215,8 +215,6 @@ impl Options {
 
 /// Connections over the control socket that wait to be accepted.
 const BACKLOG: i32 = 128;
-/// How soon the place of a name that was removed is free again.
-const NAME_FREED: Duration = Duration::from_secs(2);
 
 /// The running control plane.
 pub struct Admin {
@@ -337,15 +335,7 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     }
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    let (address, until) = (SockAddr::unix(path)?, Instant::now() + NAME_FREED);
-    // Some file systems have the place of the one that was removed for others only a moment later.
-    while let Err(error) = socket.bind(&address) {
-        let is_no_room = error.kind() == io::ErrorKind::StorageFull;
-        if !is_no_room || Instant::now() > until {
-            return Err(error);
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
+    socket.bind(&SockAddr::unix(path)?)?;
     // The process's mask may have taken more than it should.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     socket.listen(BACKLOG)?;
