@@ -91,7 +91,7 @@ enum Commit {
     Durable,
     /// The spool has reached its size limit: refused, and everything else still works.
     Full,
-    /// The disk has no room for the next segment: the same.
+    /// The disk has no room for the next segment, or for what is written to this one: the same.
     DiskFull(SpoolError),
     /// It had none a moment ago.
     Waiting,
@@ -283,7 +283,11 @@ impl Writer {
         let buffer = std::mem::take(&mut group.bytes);
         let (written, buffer) = open.file.write_all_at(buffer, self.at).await;
         group.bytes = buffer;
-        written.map_err(SpoolError::io("writing to", &self.path))?;
+        match written.map_err(SpoolError::io("writing to", &self.path)) {
+            // Some file systems want room for what is there already. What comes next is written over what this has left.
+            Err(error) if error.is_no_space() => return Ok(Commit::DiskFull(error)),
+            written => written?,
+        }
         open.file.sync_data().await.map_err(SpoolError::io("syncing", &self.path))?;
         // What was synced is durable for the next start only where that finds it.
         if !segment::identity(&self.path).is_ok_and(|found| found == open.identity) {

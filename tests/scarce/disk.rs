@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use duet::delivery::{
-    Batch, Durability, ReadingRef, Retention, Spool, SpoolConfig, Urgency, verify,
+    Batch, Durability, Health, ReadingRef, Retention, Spool, SpoolConfig, Urgency, verify,
 };
 use duet_protocol::reading::ReadingId;
 use loadgen::local::LocalGateway;
@@ -58,6 +58,38 @@ pub(super) fn keep_full(disk: &Path) -> mpsc::Sender<()> {
         }
     });
     end
+}
+
+/// As on a file system that writes each change to a free place: there the room that a segment has is not enough.
+#[test]
+fn a_segment_that_turns_out_to_have_no_room_takes_readings_once_there_is_some() {
+    use rustix::fs::{FallocateFlags, fallocate};
+    on_a_disk_of(8 * SEGMENT, |disk| {
+        let config = SpoolConfig {
+            dir: disk.join("spool"),
+            segment_bytes: SEGMENT,
+            max_bytes: 4 * SEGMENT,
+            known: None,
+            retention: Retention::default(),
+        };
+        let spool = Spool::start(config).unwrap();
+        assert!(store(&spool, 3));
+        let segment = disk.join("spool/spool-0000000000000000.log");
+        let file = fs::OpenOptions::new().write(true).open(segment).unwrap();
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&file, hole, SEGMENT / 4, SEGMENT / 2).unwrap();
+        fill(disk);
+        let stored = (0..20).filter(|_| store(&spool, 500)).count() as u64;
+        assert!((1..20).contains(&stored), "{stored}");
+        let health = spool.health();
+        assert!(matches!(*health.borrow(), Health::DiskFull(_)), "{:?}", *health.borrow());
+        free(disk);
+        assert!(store(&spool, 5));
+        assert!(matches!(*health.borrow(), Health::Working));
+        let dir = disk.join("spool");
+        spool.shutdown().unwrap();
+        assert_eq!(verify(&dir).unwrap().records, 3 + stored * 500 + 5);
+    });
 }
 
 fn free(disk: &Path) {
