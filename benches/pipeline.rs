@@ -59,13 +59,13 @@ impl<E: Engine> Engine for Timed<E> {
         self.during(|engine| engine.decapsulate(secret, xs))
     }
 
-    fn verify(&mut self, tasks: &[(&VerifyTask, Option<&Teeth>)]) -> Vec<bool> {
+    fn verify(&mut self, tasks: &[(&VerifyTask, Option<&Teeth>)]) -> Vec<Option<E::PointTable>> {
         self.during(|engine| engine.verify(tasks))
     }
 
     fn encapsulate(
         &mut self,
-        tasks: &[(&EncapsulateTask, Option<&E::PointTable>)],
+        tasks: &[(&EncapsulateTask, &E::PointTable)],
     ) -> Wiped<Option<Encapsulated>> {
         self.during(|engine| engine.encapsulate(tasks))
     }
@@ -294,11 +294,11 @@ fn main() {
     let pinned = support::pin(0);
     let backend = Backend::detect();
     let ephemeral = KeySource::Ephemeral;
-    let mut batched = Duet::new(Batched::new(backend, DEVICES, &[3; 32]), ephemeral, DEVICES);
+    let mut batched = Duet::new(Batched::new(backend, &[3; 32]), ephemeral, DEVICES);
     let xor = KeySource::Xor(Transfer::Key);
-    let mut xor = Duet::new(Batched::new(backend, DEVICES, &[3; 32]), xor, DEVICES);
+    let mut xor = Duet::new(Batched::new(backend, &[3; 32]), xor, DEVICES);
     let mut portable =
-        Duet::new(Batched::new(Backend::portable(), DEVICES, &[3; 32]), ephemeral, DEVICES / 4);
+        Duet::new(Batched::new(Backend::portable(), &[3; 32]), ephemeral, DEVICES / 4);
     let mut single = Duet::new(OneByOne, ephemeral, DEVICES / 16);
     let tls = Tls::new();
     let mut anchor = support::anchor();

@@ -215,8 +215,6 @@ pub struct Limits {
     pub max_pending: u32,
     /// TCP connections on all shards together.
     pub max_streams: u32,
-    /// Devices' keys with a precomputed table, on all shards together; 4 KiB each.
-    pub max_tables: u32,
 }
 
 /// Flags that stand above the file.
@@ -485,7 +483,6 @@ fn config(values: &Values, state: &Path) -> Config {
             max_sessions: values.number_as("limits.max_sessions"),
             max_pending: values.number_as("limits.max_pending"),
             max_streams: values.number_as("limits.max_streams"),
-            max_tables: values.number_as("limits.max_tables"),
         },
         commands: Commands {
             ttl_s: values.number_as("commands.ttl_s"),

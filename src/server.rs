@@ -295,7 +295,6 @@ impl Server {
         LIMITS.with(["streams"]).set_count(u64::from(config.limits.max_streams));
         // Measured by the pipeline bench, in batches.
         let hello_us = if curve.lanes() == 1 { 150 } else { 35 };
-        let tables = config.limits.max_tables as usize / config.shards;
         let allowed = Allowance::new(&config.quota, config.spool.max_bytes, spool.scarce());
         let allowed = Arc::new(allowed);
         let (mut threads, ended) = (Vec::new(), Arc::new(Notify::new()));
@@ -348,7 +347,7 @@ impl Server {
                 .spawn(move || {
                     let _ending = ending;
                     wipe::nothing_on_this_thread();
-                    let engine = Batched::new(curve, tables, &random.bytes());
+                    let engine = Batched::new(curve, &random.bytes());
                     let mut shard = Shard::new(settings, directory, engine, sink, random);
                     // R113: what is queued comes by mail.
                     shard.handle_mail(transport::now(), Mail::CommandsBehind(true));

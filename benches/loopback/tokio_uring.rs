@@ -40,7 +40,7 @@ pub(crate) fn serve(state: &Path) {
         burst_us: 0,
         ..testing::settings()
     };
-    let engine = Batched::new(duet_curve::Backend::detect(), 1 << 16, &[3; 32]);
+    let engine = Batched::new(duet_curve::Backend::detect(), &[3; 32]);
     let mut shard =
         Shard::new(settings, registry.view().unwrap(), engine, Forget, testing::random(7));
     tokio_uring::start(async {

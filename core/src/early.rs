@@ -45,7 +45,7 @@ pub(crate) struct InFlight {
     pub(crate) mark: u64,
 }
 
-/// A handshake whose ACCEPT waits for storage. `T` is the engine's table of its point.
+/// A handshake whose ACCEPT waits for storage. `T` is what the engine keeps of the point that it agrees with.
 pub(crate) struct Waiting<T> {
     pub(crate) arrivals: Arrivals,
     /// The state of the handshake, one. It holds secrets.

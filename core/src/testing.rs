@@ -75,7 +75,7 @@ pub fn settings() -> Settings {
 /// does after a restart.
 #[must_use]
 pub fn shard<S: Sink>(settings: Settings, devices: &Arc<Devices>, sink: S) -> Shard<Batched, S> {
-    let engine = Batched::new(duet_curve::Backend::detect(), 64, &[3; 32]);
+    let engine = Batched::new(duet_curve::Backend::detect(), &[3; 32]);
     shard_with(settings, devices, engine, sink)
 }
 

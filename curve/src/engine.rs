@@ -125,6 +125,21 @@ impl Engine {
         dispatch!(self, items.len() == 1, context => context.verify(items, verdicts));
     }
 
+    /// As [`Engine::verify`], and keeps each key's comb for [`Engine::agree`]: one table an item.
+    ///
+    /// # Panics
+    /// If a key comes with a table, which has no other.
+    pub fn verify_keep(
+        &self,
+        items: &[VerifyItem<'_>],
+        verdicts: &mut Vec<Verdict>,
+        tables: &mut Vec<PointTable>,
+    ) {
+        let has_table = |item: &VerifyItem<'_>| matches!(item.key, Key::Table(_));
+        assert!(!items.iter().any(has_table), "a key with a table has no comb to keep");
+        dispatch!(self, items.len() == 1, context => context.verify_keep(items, verdicts, tables));
+    }
+
     /// How many signatures this engine has verified by the slow path, which takes about twice the time.
     /// Chance does not lead there, nor can a signer who does not know the engine's seed: anything but 0
     /// means that the seed is known.

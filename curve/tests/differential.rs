@@ -140,6 +140,52 @@ fn agreement_at_edges_and_random() {
     }
 }
 
+/// What verification keeps of a key serves an agreement with it, whether its signature was valid or not.
+#[test]
+fn verification_then_agreement() {
+    let mut rng = Rng(12);
+    let scalars: Vec<_> = (0..70).map(|_| scalar(&rng.scalar())).collect();
+    let signers: Vec<_> = scalars.iter().map(signer).collect();
+    let keys: Vec<_> = signers.iter().map(|signer| signer.public).collect();
+    let digest = rng.bytes();
+    let mut signatures: Vec<[u8; 64]> = (signers.iter())
+        .map(|signer| {
+            let signature: Signature = signer.key.sign_prehash(&digest).expect("signs");
+            signature.to_bytes().into()
+        })
+        .collect();
+    signatures.iter_mut().step_by(7).for_each(|signature| signature[40] ^= 1);
+    let fresh: Vec<_> = (0..70).map(|_| rng.scalar()).collect();
+    let secrets: Vec<_> = fresh.iter().map(secret).collect();
+    for engine in engines() {
+        let teeth = Teeth::of(engine.backend(), &keys);
+        for count in [1, 2, 9, 70] {
+            let items: Vec<_> = (0..count)
+                .map(|i| VerifyItem {
+                    key: if i % 3 == 0 {
+                        Key::Plain(&keys[i])
+                    } else {
+                        Key::Teeth(&keys[i], &teeth[i])
+                    },
+                    digest: &digest,
+                    signature: &signatures[i],
+                })
+                .collect();
+            let (mut verdicts, mut tables) = (vec![], vec![]);
+            engine.verify_keep(&items, &mut verdicts, &mut tables);
+            let items: Vec<_> = tables.iter().zip(&secrets).collect();
+            let mut agreed = vec![];
+            engine.agree(&items, &mut agreed);
+            assert_eq!((verdicts.len(), agreed.len()), (count, count));
+            for (i, (verdict, agreed)) in verdicts.iter().zip(&agreed).enumerate() {
+                assert_eq!(verdict.is_valid(), i % 7 != 0);
+                let shared = ProjectivePoint::mul_by_generator(&(scalars[i] * scalar(&fresh[i])));
+                assert_eq!(*agreed.shared.as_bytes(), x(&shared), "{:?}, {i}", engine.backend());
+            }
+        }
+    }
+}
+
 #[test]
 fn decapsulation_then_agreement() {
     let mut rng = Rng(3);

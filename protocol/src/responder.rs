@@ -257,6 +257,13 @@ pub struct Proven {
 }
 
 impl Proven {
+    /// Whether the Diffie-Hellman of the answer is with the HELLO's own point E (key source `ephemeral`), and not with the
+    /// device's key.
+    #[must_use]
+    pub const fn peer_is_hello(&self) -> bool {
+        matches!(self.opened.hello.offer.profile.source, KeySource::Ephemeral)
+    }
+
     /// The device.
     #[must_use]
     pub const fn id(&self) -> DeviceId {
@@ -362,13 +369,6 @@ impl Responding {
     #[must_use]
     pub const fn task(&self) -> Option<&EncapsulateTask> {
         self.task.as_ref()
-    }
-
-    /// Whether the peer of [`task`](Self::task) is the HELLO's own point E (key source
-    /// `ephemeral`), for which an engine may have kept a table.
-    #[must_use]
-    pub const fn peer_is_hello(&self) -> bool {
-        matches!(self.proven.opened.hello.offer.profile.source, KeySource::Ephemeral)
     }
 
     /// Goes on with the answer (ignored when there was no task).

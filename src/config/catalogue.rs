@@ -291,16 +291,6 @@ pub const SETTINGS: &[Setting] = &[
         AtStart,
     ),
     setting(
-        "limits.max_tables",
-        number(1, 1 << 24, ""),
-        "65536",
-        &[
-            "Devices' keys with a precomputed table, 4 KiB each, made at the first ACCEPT: agreeing with a certificate's key",
-            "takes half as long with it. Key source `ephemeral` needs none.",
-        ],
-        AtStart,
-    ),
-    setting(
         "commands.ttl_s",
         number(1, 30 * 86_400, "30 days"),
         "86400",

@@ -83,7 +83,7 @@ fn every_value_out_of_range_is_named_at_once() {
          [metrics]\nlisten = \"192.0.2.1:9\"\n\
          [quota]\nreadings_per_s = 1000001\nbytes_per_s = 1073741825\nshare_percent = 26\n\
          [session]\nidle_timeout_s = 1\npending_timeout_ms = 1\nlifetime_s = 1\n\
-         [limits]\nmax_sessions = 0\nmax_pending = 0\nmax_streams = 0\nmax_tables = 0\n\
+         [limits]\nmax_sessions = 0\nmax_pending = 0\nmax_streams = 0\n\
          [queues]\nsubmissions = 0\ncompletions = 65537\ndatagram_buffers = 3\nstream_buffers = 0\n\
          send_slots = 0\n",
     );
@@ -103,7 +103,6 @@ fn every_value_out_of_range_is_named_at_once() {
         "limits.max_sessions must",
         "limits.max_pending must",
         "limits.max_streams must",
-        "limits.max_tables must",
         "queues.submissions must",
         "queues.completions must",
         "queues.datagram_buffers must",

@@ -93,7 +93,7 @@ fn devices_are_revoked_on_a_full_disk_and_stay_so_after_a_kill() {
 #[test]
 fn a_limit_below_the_number_of_shards_still_lets_a_device_in() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = "[limits]\nmax_sessions = 1\nmax_pending = 1\nmax_streams = 1\nmax_tables = 1\n";
+    let settings = "[limits]\nmax_sessions = 1\nmax_pending = 1\nmax_streams = 1\n";
     let program = with_settings(dir.path(), "", settings);
     for wanted in &everyone()[..2] {
         let state = tempfile::tempdir().unwrap();

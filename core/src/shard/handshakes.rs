@@ -49,7 +49,7 @@ type KeyIndex = usize;
 /// Where hellos of a batch came again while they waited, with their digests.
 type CameAgain = Vec<([u8; 32], Origin)>;
 
-/// Where in a batch the engine's table of a HELLO's point lies.
+/// Where in a batch lies what the engine keeps of a HELLO's point.
 type TableIndex = usize;
 
 /// What of a granted HELLO its session keeps.
@@ -360,11 +360,11 @@ impl<E: Engine, S: Sink> Shard<E, S> {
                 Some((one.claim.verify_task()?, teeth))
             })
             .collect();
-        let mut verdicts = self.engine.verify(&tasks).into_iter();
+        let mut of_keys = self.engine.verify(&tasks).into_iter();
         let mut batch = Batch::of(authorised);
         for Claimed { origin, claim, device, key, table } in claims {
-            let verdict = claim.verify_task().is_none() || verdicts.next().unwrap_or(false);
-            let proven = match claim.verified(verdict) {
+            let of_key = claim.verify_task().and_then(|_| of_keys.next().flatten());
+            let proven = match claim.verified(of_key.is_some()) {
                 Ok(proven) => proven,
                 Err(reason) => {
                     self.refused(device.as_ref(), false, reason, origin);
@@ -403,7 +403,7 @@ impl<E: Engine, S: Sink> Shard<E, S> {
             };
             let first = Arrival { path: origin.path, at_us: origin.arrived_us };
             let arrivals = Arrivals::from_iter([first]);
-            let table = tables[table].take();
+            let table = if proven.peer_is_hello() { tables[table].take() } else { of_key };
             let stored = match self.early_verdict(&proven, &device) {
                 EarlyVerdict::Store => {
                     self.store_early(now, &proven, &device, session);
@@ -473,16 +473,13 @@ impl<E: Engine, S: Sink> Shard<E, S> {
     fn agree(&mut self, authorised: Wiped<Authorised<E::PointTable>>) -> Wiped<Answered> {
         let tasks: Vec<_> = authorised
             .iter()
-            .filter_map(|one| {
-                let table = one.table.as_ref().filter(|_| one.responding.peer_is_hello());
-                Some((one.responding.task()?, table))
-            })
+            .filter_map(|one| one.responding.task().zip(one.table.as_ref()))
             .collect();
         let mut answers = self.engine.encapsulate(&tasks).into_iter();
         let mut answered = Wiped::with_capacity(authorised.len());
         for one in authorised {
-            let Authorised { arrivals, responding, granted, device, key, .. } = one;
-            let answer = responding.task().and_then(|_| answers.next().flatten());
+            let Authorised { arrivals, responding, granted, device, key, table } = one;
+            let answer = responding.task().zip(table).and_then(|_| answers.next().flatten());
             if responding.task().is_some() && answer.is_none() {
                 self.discard_all(&arrivals, DropReason::Point);
                 continue;

@@ -51,14 +51,11 @@ impl Engine for Remembered {
         xs.iter().map(|x| agreed(x).map(|agreed| (agreed, ()))).collect()
     }
 
-    fn verify(&mut self, tasks: &[(&VerifyTask, Option<&Teeth>)]) -> Vec<bool> {
-        tasks.iter().map(|(task, _)| ec::verify(task)).collect()
+    fn verify(&mut self, tasks: &[(&VerifyTask, Option<&Teeth>)]) -> Vec<Option<()>> {
+        tasks.iter().map(|(task, _)| ec::verify(task).then_some(())).collect()
     }
 
-    fn encapsulate(
-        &mut self,
-        tasks: &[(&EncapsulateTask, Option<&()>)],
-    ) -> Wiped<Option<Encapsulated>> {
+    fn encapsulate(&mut self, tasks: &[(&EncapsulateTask, &())]) -> Wiped<Option<Encapsulated>> {
         tasks.iter().map(|(task, _)| encapsulate(task)).collect()
     }
 

@@ -456,7 +456,7 @@ fn a_session_id_is_given_once_also_where_a_handshake_waits_for_the_disk() {
         .find(|(one, other)| slot(*one) == slot(*other))
         .unwrap();
     let mut world = World::new();
-    let engine = Batched::new(duet_curve::Backend::detect(), 64, &[3; 32]);
+    let engine = Batched::new(duet_curve::Backend::detect(), &[3; 32]);
     // Each draw gives the same id.
     let random = Random::new(|out| out.fill(7));
     let devices = std::sync::Arc::clone(&world.devices);

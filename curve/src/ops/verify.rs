@@ -21,7 +21,7 @@ use crate::keys::{PublicKey, Verdict};
 use crate::lanes::{Lanes, MAX_WIDTH, Words};
 use crate::order;
 use crate::point::{Affine, Point, add_mixed, add_mixed_public, double};
-use crate::table::{Row, Table, TableWidth};
+use crate::table::{PointTable, Row, Table, TableWidth};
 use crate::teeth::{self, Teeth};
 use std::sync::atomic::Ordering;
 
@@ -146,15 +146,42 @@ impl<L: Lanes> Context<L> {
     /// One verdict an item, appended to `verdicts`.
     pub(crate) fn verify(&self, items: &[VerifyItem<'_>], verdicts: &mut Vec<Verdict>) {
         for chunk in items.chunks(CHUNK) {
-            self.verify_chunk(chunk, verdicts);
+            let groups = group::<L>(chunk);
+            let transient = self.transient_tables(chunk, &groups);
+            self.verify_chunk(chunk, &groups, &transient, verdicts);
         }
     }
 
-    fn verify_chunk(&self, items: &[VerifyItem<'_>], verdicts: &mut Vec<Verdict>) {
-        let groups = group::<L>(items);
-        let prepared = self.prepare(items, &groups);
-        let transient = self.transient_tables(items, &groups);
+    /// The same for keys without tables, with the tables that were made for it: one an item, appended to `tables`.
+    pub(crate) fn verify_keep(
+        &self,
+        items: &[VerifyItem<'_>],
+        verdicts: &mut Vec<Verdict>,
+        tables: &mut Vec<PointTable>,
+    ) {
+        for chunk in items.chunks(CHUNK) {
+            let groups = group::<L>(chunk);
+            let transient = self.transient_tables(chunk, &groups);
+            self.verify_chunk(chunk, &groups, &transient, verdicts);
+            let start = tables.len();
+            let unset = PointTable { rows: [Row([0; 8]); TRANSIENT_ENTRIES], backend: L::BACKEND };
+            tables.resize(start + chunk.len(), unset);
+            for (group, lanes) in groups.iter().zip(transient.chunks_exact(MAX_WIDTH)) {
+                for (lane, item) in group.items[..group.len].iter().enumerate() {
+                    tables[start + item].rows = lanes[lane];
+                }
+            }
+        }
+    }
 
+    fn verify_chunk(
+        &self,
+        items: &[VerifyItem<'_>],
+        groups: &[Group],
+        transient: &[[Row; TRANSIENT_ENTRIES]],
+        verdicts: &mut Vec<Verdict>,
+    ) {
+        let prepared = self.prepare(items, groups);
         let mut made = transient.chunks_exact(MAX_WIDTH);
         let tables: Vec<Tables<'_>> = groups
             .iter()
