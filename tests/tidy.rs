@@ -20,7 +20,6 @@ const CORE_DEPENDENCIES: &[&str] = &[
     "duet-aead",
     "duet-curve",
     "duet-protocol",
-    "hashbrown",
     "rustc-hash",
     "sha2",
     "subtle",
