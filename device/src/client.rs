@@ -304,15 +304,20 @@ impl Client {
         }
     }
 
+    /// When there is something to do, µs; at no time where nothing is under way. A stream that has ended while the device
+    /// waits is connected anew as soon as it may be (R118).
+    fn due(&self) -> Option<u64> {
+        let (due, ready_at) = (self.device.poll_timeout()?, self.link.ready_at());
+        let ended = self.link.has_ended() && self.device.is_waiting();
+        Some(if ended { ready_at } else { due.max(ready_at) })
+    }
+
     /// Sends what is due.
     fn transmit(&mut self) -> Result<(), ClientError> {
         let mut out = [0; MESSAGE_MAX];
         loop {
             let now = self.now();
-            if self.device.poll_timeout().is_none_or(|due| due > now) {
-                return Ok(());
-            }
-            if !self.link.is_ready(now) {
+            if self.due().is_none_or(|due| due > now) || !self.link.is_ready(now) {
                 return Ok(());
             }
             if self.link.was_renewed() {
@@ -355,8 +360,8 @@ impl Client {
                 return Ok(None);
             }
             let now = self.now();
-            let due = self.device.poll_timeout().map(|due| due.max(self.link.ready_at()));
-            let wait = due.map_or(left, |due| Duration::from_micros(due.saturating_sub(now)));
+            let wait =
+                self.due().map_or(left, |due| Duration::from_micros(due.saturating_sub(now)));
             match self.link.hear(left.min(wait), &mut bytes) {
                 Heard::Nothing => {}
                 Heard::Ended => {
@@ -440,5 +445,33 @@ mod tests {
         assert!(error.contains("boiler-1.counter") && error.contains("may be removed"), "{error}");
         std::fs::remove_file(&counter).unwrap();
         assert!(make(Duration::from_secs(1)).is_ok());
+    }
+
+    /// R118. The HELLO would be sent again after eight seconds.
+    #[test]
+    fn a_stream_that_ends_while_the_device_waits_is_connected_anew() {
+        use std::{io::Read as _, net::TcpListener, thread};
+
+        let dir = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let heard = thread::spawn(move || {
+            core::array::from_fn(|_| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut message = [0; 2 + 76];
+                stream.read_exact(&mut message).unwrap();
+                message
+            })
+        });
+        let (transport, address) = (Transport::Stream, Some(address));
+        let (early, timeout) = (Early::Never, Duration::from_secs(4));
+        let options = Options { transport, address, early, timeout };
+        let mut client = Client::new(&credentials(), dir.path().join("counter"), options)
+            .unwrap_or_else(|error| panic!("{error}"));
+        // Nobody answers there.
+        client.connect().unwrap_err();
+        assert!(heard.is_finished(), "it came once");
+        let [first, second] = heard.join().unwrap();
+        assert!(first == second);
     }
 }

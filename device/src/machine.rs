@@ -403,11 +403,13 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         answer.output[..len].copy_from_slice(&output[..len]);
         answer.sequence = None;
         answer.resend = Some(Retransmit { due: 0, attempts: 0 });
-        self.busy = false;
         self.resting = None;
-        if command == self.memory.kept().command
-            && let Err(error) = self.memory.end_command(status)
-        {
+        if command != self.memory.kept().command {
+            // The time of this one was over, and a newer one is in hand.
+            return;
+        }
+        self.busy = false;
+        if let Err(error) = self.memory.end_command(status) {
             // The result is told all the same; after a power cut the device would say `INTERRUPTED`.
             self.failure = Some(error.into());
         }

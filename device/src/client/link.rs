@@ -79,6 +79,11 @@ impl Link {
         self.ready_at
     }
 
+    /// Whether there was a stream, and is none.
+    pub(super) const fn has_ended(&self) -> bool {
+        matches!(self.socket, Socket::Stream { stream: None, connected_once: true, .. })
+    }
+
     /// Whether a message can be sent now; connects where that is needed.
     pub(super) fn is_ready(&mut self, now_us: u64) -> bool {
         let Socket::Stream { stream, kept, connected_once } = &mut self.socket else { return true };
@@ -199,8 +204,12 @@ impl Link {
                         self.pause_us = PAUSE_US;
                         take(kept, out).unwrap_or(Heard::Nothing)
                     }
+                    // A signal that the program catches ends no stream.
                     Err(error)
-                        if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+                        if matches!(
+                            error.kind(),
+                            ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                        ) =>
                     {
                         Heard::Nothing
                     }

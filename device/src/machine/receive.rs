@@ -142,6 +142,8 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
         }
         let renew = now_us.saturating_add(u64::from(*lifetime_s) * 900_000);
         let mut session = Session::new(*id, hello, *reset_token, keys, renew, now_us);
+        // Before there was a session nobody was asked whether anything waits.
+        self.resting = self.resting.map(|_| now_us);
         if leaves {
             // Something may wait for the device: it asks.
             session.ping = Some(Ping::due(now_us, false));

@@ -67,6 +67,26 @@ fn a_result_is_repeated_as_the_same_record_until_it_is_recorded() {
     assert!(!later.iter().any(|(_, said)| matches!(said, Said::Result { .. })), "{later:?}");
 }
 
+/// The time of the first one was over at the gateway before its result was there.
+#[test]
+fn whoever_answers_an_earlier_command_has_the_newest_still_in_hand() {
+    let (_, mut device, mut held) = opened();
+    device.handle_message(0, &mut held.seal(&Down::Pong { nothing_waits: None })).unwrap();
+    for number in [1, 2] {
+        device.handle_message(0, &mut held.command(number)).unwrap();
+    }
+    device.send_result(1, 0, b"late");
+    let said = held.said(&mut device, 0);
+    assert_eq!((said.len(), &said[0].1), (1, &result(1, 0, b"late")));
+    device.handle_message(0, &mut held.ack(said[0].0, false)).unwrap();
+    assert_eq!(device.handle_message(0, &mut held.command(2)), Ok(Event::Nothing));
+    assert_eq!(held.said(&mut device, 0), [], "the second has no result yet");
+    device.rest(0);
+    assert!(!device.may_sleep(60_000_000));
+    device.send_result(2, 0, b"done");
+    assert!(held.said(&mut device, 0).iter().any(|(_, said)| *said == result(2, 0, b"done")));
+}
+
 #[test]
 fn what_the_gateway_says_is_over_is_over() {
     let (_, mut device, held) = opened();

@@ -5,7 +5,7 @@ use duet_device::{
     protocol::{message::Down, profile::Mode},
 };
 
-use crate::gateway::{Held, Peer, Said, profile};
+use crate::gateway::{Held, Peer, Said, Says, hello, profile};
 
 fn confirmed() -> (Device<Software>, Held, u32) {
     let mut peer = Peer::new(Mode::RegisteredId);
@@ -74,4 +74,22 @@ fn without_word_it_sleeps_after_two_seconds_or_twice_the_longest_answer() {
     let result = said.iter().find(|(_, said)| matches!(said, Said::Result { .. })).unwrap().0;
     device.handle_message(2_100_000, &mut held.ack(result, true)).unwrap();
     assert!(device.may_sleep(2_100_000), "done, and nothing more waits, in one record");
+}
+
+/// It asked on waking, and its HELLO went astray: what it was told since then is too little to go by.
+#[test]
+fn the_time_of_a_handshake_is_not_the_time_of_an_answer() {
+    let mut peer = Peer::new(Mode::RegisteredId);
+    let mut device = peer.device(profile("registered-id/ephemeral"));
+    device.send_reading(0, 1, b"x", true).unwrap();
+    device.open(0);
+    device.rest(0);
+    let hello = hello(&mut device, 0);
+    let (mut accept, mut held) = peer.accept(&hello, Says::default());
+    device.handle_message(3_000_000, &mut accept).unwrap();
+    let sequence = held.said(&mut device, 3_000_000)[0].0;
+    // A command follows this acknowledgement.
+    device.handle_message(3_100_000, &mut held.ack(sequence, false)).unwrap();
+    device.poll_confirmed().unwrap();
+    assert!(!device.may_sleep(4_999_999) && device.may_sleep(5_000_000));
 }
