@@ -200,11 +200,15 @@ impl<C: Crypto, S: Store, const WINDOW: usize, const PAYLOAD: usize> Device<C, S
                     // R117: it is recorded.
                     self.answer.resend = None;
                 }
+                // R114: of the newest record that waits, and newer than all before.
+                let last = newest && session.wanted.is_some_and(|wanted| acked(&wanted));
                 if nothing_waits {
-                    // R114: of the newest record that waits, and newer than all before.
                     session.void = session.void.max(header.sequence);
-                    session.nothing_waits |=
-                        newest && session.wanted.is_some_and(|wanted| acked(&wanted));
+                    session.nothing_waits |= last;
+                } else if last && (self.resting.is_some() || self.early == Early::Leave) {
+                    // Whoever would sleep has not been told that he may: he asks.
+                    self.resting.get_or_insert(now_us);
+                    session.ping.get_or_insert(Ping::due(now_us, false));
                 }
                 if told {
                     self.end_doubt();

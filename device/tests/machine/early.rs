@@ -68,6 +68,24 @@ fn not_stored_is_not_lost() {
 }
 
 #[test]
+fn not_stored_and_without_word_it_asks_before_it_sleeps() {
+    let (mut peer, mut device) = sensor(Early::Leave);
+    device.send_reading(0, 1, b"21.5", true).unwrap();
+    device.open(0);
+    let hello = hello(&mut device, 0);
+    let (mut accept, mut held) = peer.accept(&hello, Says::default());
+    device.handle_message(0, &mut accept).unwrap();
+    assert_eq!(held.said(&mut device, 0).len(), 1);
+    device.handle_message(0, &mut held.ack(0, false)).unwrap();
+    device.poll_confirmed().unwrap();
+    assert_eq!(held.said(&mut device, 0), [(1, Said::Ping)]);
+    assert!(!device.may_sleep(1_999_999) && device.may_sleep(2_000_000));
+    let pong = held.seal(&Down::Pong { nothing_waits: Some(1) });
+    device.handle_message(0, &mut pong.clone()).unwrap();
+    assert!(device.may_sleep(0));
+}
+
+#[test]
 fn stored_while_something_waits_keeps_the_session_and_asks() {
     let (mut peer, mut device) = sensor(Early::Leave);
     device.send_reading(0, 1, b"21.5", true).unwrap();
