@@ -188,6 +188,15 @@ fn the_ports_work_on_stubs_of_their_systems() {
     page.run("cargo build -q --manifest-path $DUET/Cargo.toml -p duet-device-c");
     let register = &blocks("sh c")[0];
     let register = register.lines().next().unwrap();
+    if std::net::UdpSocket::bind("[::1]:0").is_ok() {
+        page.run(
+            "P=$DUET/device/c/ports
+            echo '#include \"duet_udp.h\"
+            int main(void) { return duet_udp_connect(\"[::1]:9\") < 0 || duet_udp_connect(\"127.0.0.1:9\") < 0; }' >six.c
+            cc -std=gnu11 -I$P -I$DUET/device/c/include six.c $P/duet_udp.c $DUET/target/debug/libduet_device_c.a \
+                -lpthread -ldl -lm -lgcc_s -o six && ./six",
+        );
+    }
     let zephyr = "-D__ZEPHYR__ -I$P/stubs/zephyr -I$P/zephyr $P/zephyr/duet_zephyr.c $P/zephyr/sample/src/main.c";
     let esp = "-I$P/stubs/esp -I$P/esp-idf/duet $P/esp-idf/duet/duet_esp.c $P/esp-idf/sample/main/main.c \
         $P/stubs/esp/start.c";

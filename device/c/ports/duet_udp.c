@@ -23,6 +23,8 @@ int duet_udp_connect(const char *address) {
     size_t len = colon ? (size_t)(colon - address) : sizeof host;
     int udp = -1;
     if (len >= sizeof host) return -1;
+    /* An address of IPv6 stands in brackets. */
+    if (len > 2 && address[0] == '[' && address[len - 1] == ']') address++, len -= 2;
     memcpy(host, address, len);
     host[len] = 0;
     hints.ai_socktype = SOCK_DGRAM;
