@@ -124,6 +124,15 @@ fn the_shipped_profile_lets_the_gateway_do_its_work_and_little_else() {
     {
         assert!(!names.iter().any(|name| name == refused), "{refused}");
     }
+    // The gateway works without them, and worse: on the wrong cores, and with a thread that takes turns from shards.
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/duet.service");
+    let unit = std::fs::read_to_string(unit).unwrap();
+    let mut filters = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter="));
+    let last: Vec<_> = filters.next_back().unwrap().split(' ').collect();
+    for wanted in ["sched_setaffinity", "setpriority"] {
+        assert!(last.contains(&wanted), "{wanted} is refused under systemd");
+        assert!(names.iter().any(|name| name == wanted), "{wanted}");
+    }
     if std::env::consts::ARCH != "x86_64" {
         eprintln!("SKIPPED: the profile's names are tried on x86_64, where all of them exist");
         return;
