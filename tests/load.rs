@@ -114,8 +114,17 @@ fn storms_bring_every_device_back() {
 
 #[test]
 fn a_storm_of_hellos_with_a_reading_each_stores_every_one_before_it_is_answered() {
+    all_readings_come_in_hellos(Scenario::HandshakeStorm, 300);
+}
+
+#[test]
+fn whoever_comes_back_in_a_storm_has_a_reading_in_his_hello_again() {
+    all_readings_come_in_hellos(Scenario::ReconnectStorm, 600);
+}
+
+/// All `readings` of the storm's 300 devices.
+fn all_readings_come_in_hellos(scenario: Scenario, readings: usize) {
     let dir = tempfile::tempdir().unwrap();
-    let scenario = Scenario::HandshakeStorm;
     let mut bench = bench(dir.path(), Plan { scenario, early: true, devices: 300, ..plan() });
     let report = bench.run().unwrap().report;
     bench.stop().unwrap();
@@ -125,7 +134,7 @@ fn a_storm_of_hellos_with_a_reading_each_stores_every_one_before_it_is_answered(
     cat.arg("--state").arg(state).args(["spool", "cat"]);
     let stored = String::from_utf8(cat.output().unwrap().stdout).unwrap();
     let early = stored.lines().filter(|line| line.contains("\"sequence\":4294967295")).count();
-    assert_eq!((stored.lines().count(), early), (300, 300), "{stored}");
+    assert_eq!((stored.lines().count(), early), (readings, readings), "{stored}");
 }
 
 #[test]

@@ -47,8 +47,13 @@ struct One {
 }
 
 impl One {
-    /// Opens a channel, with this reading in its HELLO.
+    /// Opens a channel, with this reading in its HELLO. Whoever connects anew has lost the session that he had, and could not
+    /// say so: in one that stands the reading would be a record.
     fn open(&mut self, now: u64, reading: Option<&[u8]>) {
+        if self.device.is_open() {
+            self.device.close();
+            let _never_sent = self.device.poll_transmit(now, &mut [0; MESSAGE_MAX]);
+        }
         self.first =
             reading.and_then(|reading| self.device.send_reading(now, 1, reading, true).ok());
         self.device.open(now);
