@@ -26,7 +26,8 @@ pub struct Settings {
     /// First byte of the datagrams that anybody can make. Each shard has a second UDP socket for them, so that a flood of
     /// them cannot push what belongs to somebody out of the kernel's buffer.
     pub hello: u8,
-    /// `SO_RCVBUF` of each UDP socket, bytes. The kernel caps it at `net.core.rmem_max`.
+    /// `SO_RCVBUF` of each UDP socket, bytes. The kernel caps it at `net.core.rmem_max`. A storm's hellos wait there until
+    /// the shard takes them, each as some 400 of these bytes: what finds no room comes again a second later.
     pub receive_buffer: usize,
     /// Submission queue entries.
     pub submissions: u32,
@@ -60,7 +61,7 @@ impl Default for Settings {
             io: Choice::Auto,
             cores: Vec::new(),
             hello: u8::MAX,
-            receive_buffer: 4 << 20,
+            receive_buffer: 16 << 20,
             submissions: 1_024,
             completions: 8_192,
             datagram_buffers: 1_024,
