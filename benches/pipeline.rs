@@ -302,7 +302,7 @@ fn main() {
     let mut single = Duet::new(OneByOne, ephemeral, DEVICES / 16);
     let tls = Tls::new();
     let mut anchor = support::anchor();
-    // The first round makes the tables of the devices' keys.
+    // The first round finds nothing in the caches.
     batched.handshakes(64);
     xor.handshakes(64);
     portable.handshakes(64);

@@ -31,7 +31,7 @@ impl Storm {
         self.gateway.stop().unwrap();
     }
 
-    /// The first time the gateway makes the tables of their keys; what counts is how they return.
+    /// The first time the gateway has met none of them; what counts is how they return.
     pub(crate) fn first_time(&mut self) -> Crowd {
         let count = self.devices.len();
         self.knock(count, Begin::Window(WINDOW)).0

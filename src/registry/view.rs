@@ -40,7 +40,7 @@ pub struct View {
 }
 
 impl View {
-    /// Makes the teeth of all devices, which takes 4 to 70 µs each, and says so when they have them; ends early where
+    /// Makes the teeth of all devices, and says so when they have them; ends early where
     /// `goes_on` says no. Those that are registered meanwhile or later get theirs at once.
     pub fn make_teeth(&self, backend: Backend, mut goes_on: impl FnMut() -> bool) {
         self.maker.get_or_init(|| backend);

@@ -1,6 +1,5 @@
 //! The thread that makes the teeth of the registered devices' keys after a start. Proofs are verified without them until all
-//! are there: some milliseconds for thousands of devices, and for millions some seconds, or a minute where the processor lacks
-//! AVX-512.
+//! are there, which takes the longer the more devices there are, and longest where the processor lacks AVX-512.
 
 use std::io;
 use std::sync::Arc;

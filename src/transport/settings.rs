@@ -27,7 +27,7 @@ pub struct Settings {
     /// them cannot push what belongs to somebody out of the kernel's buffer.
     pub hello: u8,
     /// `SO_RCVBUF` of each UDP socket, bytes. The kernel caps it at `net.core.rmem_max`. A storm's hellos wait there until
-    /// the shard takes them, each as some 400 of these bytes: what finds no room comes again a second later.
+    /// the shard takes them: what finds no room comes again a second later.
     pub receive_buffer: usize,
     /// Submission queue entries.
     pub submissions: u32,
